@@ -1,0 +1,91 @@
+# make EXP=hippocampus PRESET=cpu ARGS="key=value ..." train: the stages of medaug, in an environment of their own.
+
+EXP =
+PRESET =
+DATA =
+ARGS =
+PYTHON = python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+experiment = $(if $(EXP),experiment=$(EXP))
+preset = $(if $(PRESET),preset=$(PRESET))
+data = $(if $(DATA),data=$(DATA))
+
+.DEFAULT_GOAL := help
+.PHONY: setup demo ingest train generate export audit benchmark test test-fast lint format notebooks clean help
+
+setup: $(STAMP) ## make the environment in .venv (again when its requirements change)
+
+# The first of the usual names that is Python 3.11 or newer and can make environments.
+$(STAMP): pyproject.toml constraints.txt
+	@set -e; found=; \
+	for python in $(PYTHON) python3.13 python3.12 python3.11; do \
+	  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found="$$python"; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "setup: needs Python 3.11 or newer with its venv module; install it, or name one: make setup PYTHON=/path/to/python3" >&2; exit 2; \
+	fi; \
+	if ! $(BIN)/python -c '' 2>/dev/null; then \
+	  echo "setup: making $(VENV) with $$("$$found" --version)"; "$$found" -m venv --clear $(VENV); \
+	fi; \
+	echo "setup: installing the packages of constraints.txt (some minutes the first time)"; \
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"; \
+	touch $@; \
+	echo "setup: ready"
+
+demo: $(STAMP) ## the whole loop on phantoms: train, generate, audit, benchmark
+	@$(BIN)/python -m medaug.train experiment=demo $(preset) $(ARGS)
+	@$(BIN)/python -m medaug.generate experiment=demo $(preset)
+	@$(BIN)/python -m medaug.audit experiment=demo $(preset)
+	@$(BIN)/python -m medaug.benchmark experiment=demo $(preset)
+
+ingest: $(STAMP) ## files to a checked manifest: ARGS="root=DIR out=FILE.json"
+	@$(BIN)/python -m medaug.ingest $(ARGS)
+
+train: $(STAMP) ## learn p(image | mask): EXP=name [PRESET=cpu] [DATA=phantom] [ARGS="key=value"]
+	@$(BIN)/python -m medaug.train $(experiment) $(preset) $(data) $(ARGS)
+
+generate: $(STAMP) ## write synthetic image-mask pairs: EXP=name [ARGS="num=200"]
+	@$(BIN)/python -m medaug.generate $(experiment) $(preset) $(ARGS)
+
+export: $(STAMP) ## the pairs in another tool's layout: EXP=name ARGS="format=msd out=DIR"
+	@$(BIN)/python -m medaug.export $(experiment) $(preset) $(ARGS)
+
+audit: $(STAMP) ## do the images obey their masks: EXP=name
+	@$(BIN)/python -m medaug.audit $(experiment) $(preset) $(ARGS)
+
+benchmark: $(STAMP) ## do the pairs help on untouched subjects: EXP=name
+	@$(BIN)/python -m medaug.benchmark $(experiment) $(preset) $(ARGS)
+
+test: $(STAMP) ## all tests: [ARGS="-k name"]
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(STAMP) ## the tests that take seconds
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+lint: $(STAMP) ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(STAMP) ## rewrite the code in the house's format
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+notebooks: $(STAMP) ## run the notebooks and keep their output in them
+	@set -e; books=$$(find notebooks -maxdepth 1 -name '*.ipynb' 2>/dev/null | sort); \
+	if [ -z "$$books" ]; then echo "notebooks: none yet"; exit 0; fi; \
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[notebooks]"; \
+	$(BIN)/python -m nbconvert --to notebook --execute --inplace $$books
+
+clean: ## remove caches and builds; never runs, data or .venv
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find medaug tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+help: ## this list
+	@echo 'make TARGET [EXP=name] [PRESET=name] [DATA=name] [ARGS="key=value ..."]'; echo
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)$$/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'\t' '{ printf "  %-10s %s\n", $$1, $$2 }'
+	@echo; echo 'medaug STAGE --help (in .venv/bin) lists the keys that ARGS may hold.'

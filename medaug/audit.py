@@ -1,0 +1,160 @@
+"""Stage: measure whether the images obey their masks.
+
+python -m medaug.audit experiment=hippocampus [guidance_scales=[0,1,3]]
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from medaug.config import launch, part
+from medaug.options import Options
+from medaug.runs import claim, finish, stage_folder, trained_checkpoint
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+PICTURED = 3
+
+
+def main(options: Options) -> None:
+    """Train the judge, apply it to synthetic and real images, and write faithfulness.json with its pictures."""
+    from medaug.errors import UserError
+    from medaug.synthesis.generation import finished_pairs
+    from medaug.training.checkpoint import file_sha256
+
+    folder = stage_folder(options, "audit")
+    checkpoint = trained_checkpoint(options)
+    digest = file_sha256(checkpoint)
+    pairs = finished_pairs(stage_folder(options, "generate"))
+    if any(record["checkpoint"] != digest for record in pairs.records):
+        raise UserError(f"{checkpoint}: trained again since the pairs were made; generate them again (overwrite=true)")
+    if len(pairs.records) < 2:
+        raise UserError(f"{pairs.manifest.root}: the audit needs at least two pairs; generate more (num=2)")
+    identity = part(options, "audit", "segmenter") | {"checkpoint": digest, "pairs": pairs.digest}
+    if not claim(folder, identity, options.overwrite):
+        return
+
+    import numpy as np
+    import torch
+
+    from medaug.cohort.manifest import Manifest
+    from medaug.cohort.provenance import Recipe
+    from medaug.comparison.jobs import write_csv
+    from medaug.data.cases import load_cases
+    from medaug.evaluation.faithfulness import agreement, derangement
+    from medaug.evaluation.statistics import Interval, bootstrap_mean
+    from medaug.evaluation.texture import mean_absolute_gradient
+    from medaug.files import atomic_write
+    from medaug.reporting.figures import guidance_picture
+    from medaug.segmentation.segmenter import Diet, load_segmenter, save_segmenter, segment, train_segmenter
+    from medaug.synthesis.generation import sample_images
+    from medaug.training.checkpoint import load_model
+
+    settings = options.audit
+    card, model = load_model(checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    cohort = Manifest.load(stage_folder(options, "train") / "manifest.json")
+    num_classes = cohort.schema.num_classes
+    cache = folder.parent / "cache"
+    real = {
+        split: load_cases(cohort, [c for c in cohort.split(split) if c.label is not None], card.preprocessing, cache)
+        for split in ("train", "val")
+    }
+    if not real["val"]:
+        raise UserError(
+            f"{cohort.root}: no labelled validation scan to hold the judge against; raise data.val_fraction"
+        )
+    synthetic = load_cases(pairs.manifest, pairs.manifest.cases, card.preprocessing, cache)
+
+    weights = folder / "judge.pt"
+    if not weights.exists():
+        steps, seed = settings.judge_steps, settings.seed
+        save_segmenter(
+            train_segmenter(Diet(real["train"]), num_classes, options.segmenter, steps, seed, "judge"),
+            weights,
+        )
+    judge = load_segmenter(weights, len(cohort.modalities), num_classes, options.segmenter.channels)
+
+    rows: list[tuple[str, str, str, float]] = []
+
+    def measured(
+        name: str, judged: Sequence[NDArray[Any]], masks: Sequence[NDArray[Any]], cases: Sequence[Any]
+    ) -> dict[str, Any]:
+        values = agreement(judged, masks, num_classes)
+        rows.extend((name, c.case.name, c.case.subject, v) for c, v in zip(cases, values, strict=True))
+        return as_plain(bootstrap_mean(values, [c.case.subject for c in cases], settings.seed))
+
+    def as_plain(interval: Interval) -> dict[str, Any]:
+        return {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
+
+    judged = [segment(judge, np.array(case.image)) for case in synthetic]
+    masks = [np.array(case.label) for case in synthetic]
+    judged_val = [segment(judge, np.array(case.image)) for case in real["val"]]
+    on_real = measured("real_validation", judged_val, [np.array(c.label) for c in real["val"]], real["val"])
+    on_synthetic = measured("synthetic", judged, masks, synthetic)
+    strangers = derangement([case.case.subject for case in synthetic], settings.seed)
+    on_shuffled = measured("shuffled", judged, [masks[i] for i in strangers], synthetic)
+
+    recipes = {record["name"]: Recipe.from_mapping(record) for record in pairs.records}
+    swept = synthetic[: settings.guidance_num]
+    batch = options.generate.batch_size
+    guidance, shown = [], []
+    for scale in settings.guidance_scales:
+        log.info("guidance scale %g, %d pairs", scale, len(swept))
+        images = np.concatenate(
+            [
+                sample_images(model, [recipes[c.case.name] for c in some], [np.array(c.label) for c in some], scale)
+                for some in (swept[i : i + batch] for i in range(0, len(swept), batch))
+            ]
+        )
+        name = f"guidance_{scale:g}"
+        result = measured(name, [segment(judge, image) for image in images], masks[: len(swept)], swept)
+        guidance.append({"guidance_scale": scale, **result})
+        shown.append(images[:PICTURED, 0])
+
+    captions = [f"pair {recipes[case.case.name].index}, {cohort.modalities[0]}" for case in swept[:PICTURED]]
+    picture_rows = [(caption, masks[i], [images[i] for images in shown]) for i, caption in enumerate(captions)]
+    title = "Same seed and mask, growing guidance" + (" (phantoms, not patients)" if cohort.phantom else "")
+    classes = cohort.schema.foreground
+    path = folder / "guidance.png"
+    guidance_picture(picture_rows, settings.guidance_scales, path, title, classes, window=(-1.0, 1.0))
+
+    def sharpness(cases: Sequence[Any]) -> float:
+        return float(np.mean([mean_absolute_gradient(volume) for case in cases for volume in case.image]))
+
+    summary = {
+        "real_validation": on_real,
+        "synthetic": on_synthetic,
+        "shuffled": on_shuffled,
+        "ratio": on_synthetic["mean"] / on_real["mean"] if on_real["mean"] else None,
+        "ratio_low": on_synthetic["low"] / on_real["mean"] if on_real["mean"] else None,
+        "guidance": guidance,
+        "judge": {
+            "steps": settings.judge_steps,
+            "seed": settings.seed,
+            "num_training_cases": len(real["train"]),
+        },
+        "sharpness": {"real": sharpness(real["val"]), "synthetic": sharpness(synthetic)},
+    }
+    write_csv(folder / "faithfulness.csv", ("images", "case", "subject", "dice"), rows)
+    with atomic_write(folder / "faithfulness.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    finish(folder, {"pairs": len(synthetic)})
+    log.info(
+        "the judge's mean foreground Dice: %.3f [%.3f, %.3f] on %d synthetic images, %.3f on %d real validation "
+        "images, %.3f with the masks shuffled; %s",
+        *(on_synthetic[key] for key in ("mean", "low", "high", "n")),
+        on_real["mean"],
+        on_real["n"],
+        on_shuffled["mean"],
+        folder / "faithfulness.json",
+    )
+
+
+if __name__ == "__main__":
+    launch("audit", main)

@@ -1,0 +1,92 @@
+"""Stage: measure on untouched subjects whether the synthetic pairs help.
+
+python -m medaug.benchmark experiment=hippocampus [seeds=[0,1,2]] [segmenter.steps=600]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+
+from medaug.config import launch, part
+from medaug.options import Options
+from medaug.runs import claim, finish, stage_folder, trained_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def main(options: Options) -> None:
+    """Train every arm's segmenters, score them on the test split, compare, and write the report."""
+    from rich.console import Console
+
+    from medaug.comparison.arms import check_arms, pairs_to_compare
+    from medaug.comparison.guard import refuse_leaks
+    from medaug.comparison.jobs import Job, compare, gather, run_job
+    from medaug.errors import UserError
+    from medaug.files import atomic_write
+    from medaug.reporting.report import arm_table, print_table, write_report
+    from medaug.synthesis.generation import finished_pairs
+    from medaug.training.checkpoint import file_sha256, read_checkpoint
+
+    check_arms(options.arms)
+    folder = stage_folder(options, "benchmark")
+    checkpoint = trained_checkpoint(options)
+    digest = file_sha256(checkpoint)
+    pairs = finished_pairs(stage_folder(options, "generate"))
+    identity = part(options, "benchmark", "arms", "segmenter") | {"checkpoint": digest, "pairs": pairs.digest}
+    report = folder / "report.html"
+    work = claim(folder, identity, options.overwrite)
+    if work:
+        from medaug.cohort.manifest import Manifest
+        from medaug.data.cases import load_cases
+
+        card, _ = read_checkpoint(checkpoint)
+        cohort = Manifest.load(stage_folder(options, "train") / "manifest.json")
+        refuse_leaks(cohort, pairs.manifest, pairs.records, card.subjects, digest)
+        cache = folder.parent / "cache"
+        labelled = [case for case in cohort.split("train") if case.label is not None]
+        if not cohort.split("test"):
+            raise UserError(f"{cohort.root}: no test subjects; raise data.test_fraction and train again")
+        real = load_cases(cohort, labelled, card.preprocessing, cache)
+        test = load_cases(cohort, cohort.split("test"), card.preprocessing, cache)
+        synthetic = load_cases(pairs.manifest, pairs.manifest.cases, card.preprocessing, cache)
+        jobs = [Job(arm, seed) for seed in options.benchmark.seeds for arm in options.arms.names]
+        for job in jobs:
+            share = options.arms.synthetic_share
+            run_job(job, folder, cohort, card.preprocessing, real, synthetic, test, share, options.segmenter)
+
+        subjects = {case.case.name: case.case.subject for case in test}
+        seeds, classes = list(options.benchmark.seeds), list(cohort.schema.foreground)
+        rows = gather(jobs, folder)
+        compared = pairs_to_compare(options.arms.names)
+        seed = options.benchmark.bootstrap_seed
+        compare(rows, compared, seeds, subjects, classes, seed, folder / "comparison.csv")
+        summary = {
+            "experiment": options.experiment,
+            "phantom": cohort.phantom,
+            "arms": list(options.arms.names),
+            "baseline": options.arms.names[0],
+            "seeds": seeds,
+            "steps": options.segmenter.steps,
+            "num_training_cases": len(real),
+            "num_test_subjects": len(set(subjects.values())),
+            "num_test_cases": len(test),
+            "subjects": subjects,
+            "classes": classes,
+            "num_synthetic": len(synthetic),
+            "config": {name: dataclasses.asdict(getattr(options, name)) for name in ("benchmark", "arms", "segmenter")}
+            | {"training": card.options},
+        }
+        with atomic_write(folder / "summary.json") as temporary:
+            temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    # Always: the audit may have been run, or run again, since.
+    write_report(folder, report)
+    if work:
+        finish(folder, {"report": report.name})
+    print_table(arm_table(folder), Console())
+    log.info("the report is %s", report.resolve())
+
+
+if __name__ == "__main__":
+    launch("benchmark", main)

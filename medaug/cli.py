@@ -1,0 +1,54 @@
+"""The console script `medaug`: the stages, and `medaug STAGE ...` for `python -m medaug.STAGE ...`."""
+
+from __future__ import annotations
+
+import difflib
+import runpy
+import sys
+
+from medaug.options import STAGES
+
+_EXAMPLES = {
+    "ingest": "medaug ingest root=scans out=cohort.json",
+    "train": "medaug train experiment=demo",
+    "generate": "medaug generate experiment=demo num=16",
+    "export": "medaug export experiment=demo out=pairs",
+    "audit": "medaug audit experiment=demo",
+    "benchmark": "medaug benchmark experiment=demo",
+}
+
+
+def overview() -> str:
+    """What each stage is for, what it needs, where its result goes, and a command that runs it."""
+    lines = ["medaug: synthetic image-mask pairs for segmentation, and whether they help", ""]
+    for stage in STAGES.values():
+        lines += [
+            f"{stage.name:<11}{stage.purpose}",
+            f"{'':<11}needs {stage.needs}; writes {stage.result}",
+            f"{'':<11}$ {_EXAMPLES[stage.name]}",
+            "",
+        ]
+    lines += ["EXP is the experiment's name. `medaug STAGE --help` lists the keys of a stage.", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the stage that the first word names; without words, list the stages.
+
+    The stage runs as if by `python -m`, so that a launcher that starts it again on further devices finds it.
+    """
+    words = sys.argv[1:]
+    if not words or words[0] in {"--help", "-h", "help"}:
+        sys.stdout.write(overview())
+    elif words[0] == "--version":
+        from importlib.metadata import version
+
+        sys.stdout.write(f"medaug {version('medaug')}\n")
+    elif words[0] in STAGES:
+        sys.argv = sys.argv[1:]
+        runpy.run_module(f"medaug.{words[0]}", run_name="__main__", alter_sys=True)
+    else:
+        close = difflib.get_close_matches(words[0], STAGES, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"the stages are {', '.join(STAGES)}"
+        sys.stderr.write(f"medaug: error: {words[0]}: no such stage; {hint}\n")
+        sys.exit(2)

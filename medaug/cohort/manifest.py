@@ -1,0 +1,236 @@
+"""The Manifest: which files make a cohort, in the terms of an MSD dataset.json plus `subject` and `split`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from medaug.cohort.schema import LabelSchema
+from medaug.errors import UserError
+from medaug.files import atomic_write
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan: file paths relative to the manifest's root, `label` None where unlabelled.
+
+    `images` has one file per modality, or a single 4-D file that holds them all.
+    """
+
+    name: str
+    images: tuple[str, ...]
+    label: str | None
+    subject: str
+    split: str = "train"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A cohort, real or synthetic. `root` is the folder that the paths in `cases` start from."""
+
+    name: str
+    description: str
+    modalities: tuple[str, ...]
+    schema: LabelSchema
+    cases: tuple[Case, ...]
+    root: str
+    phantom: bool = False
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Manifest:
+        """Read and validate a manifest (or a plain MSD dataset.json) without looking at its data files.
+
+        Args:
+            path: JSON file.
+            root: folder of the data; by default the file's own "root", relative to the folder of the file.
+
+        Raises:
+            UserError: one line that names the file, the reason and the way out.
+        """
+        path = Path(path)
+        data = read_json(path)
+        if root is None:
+            stored = data.get("root", ".")
+            if not isinstance(stored, str):
+                raise UserError(f'{path}: root is not a string; write "root": "."')
+            root = path.parent / stored
+        return cls.from_mapping(data, root, str(path))
+
+    @classmethod
+    def from_mapping(cls, data: Mapping[str, Any], root: str | os.PathLike[str], source: str) -> Manifest:
+        """Build and validate a manifest from the content of its JSON; `source` is named in errors.
+
+        As in an MSD dataset.json, a case without "name" is named after its first image, one without "subject"
+        is its own subject, and one without "split" is for training.
+        """
+        entries = data.get("training")
+        if not isinstance(entries, list) or not entries:
+            raise UserError(f'{source}: the manifest is empty; list cases under "training"')
+        manifest = cls(
+            name=str(data.get("name", "")) or Path(source).stem,
+            description=str(data.get("description", "")),
+            modalities=_modalities(data.get("modality"), source),
+            schema=LabelSchema.from_mapping(data.get("labels", {}), source),
+            cases=tuple(_case(entry, source) for entry in entries),
+            root=os.path.abspath(os.path.expanduser(root)),
+            phantom=data.get("phantom") is True,
+        )
+        manifest.validate(source)
+        return manifest
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the JSON content without "root", which depends on where the file goes."""
+        return {
+            "name": self.name,
+            "description": self.description,
+            **({"phantom": True} if self.phantom else {}),
+            "modality": {str(index): name for index, name in enumerate(self.modalities)},
+            "labels": self.schema.to_mapping(),
+            "numTraining": len(self.cases),
+            "training": [
+                {
+                    "name": case.name,
+                    "image": case.images[0] if len(case.images) == 1 else list(case.images),
+                    **({} if case.label is None else {"label": case.label}),
+                    "subject": case.subject,
+                    "split": case.split,
+                }
+                for case in self.cases
+            ],
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Validate and write the manifest, whole or not at all.
+
+        A root inside the folder of `path` is stored relative to it, so that the two can be moved together;
+        any other root is stored as an absolute path.
+
+        Raises:
+            UserError: an invalid manifest, a full disk, or a folder that cannot be written.
+        """
+        path = Path(path)
+        self.validate(str(path))
+        folder, root = Path(os.path.abspath(path.parent)), Path(os.path.abspath(self.root))
+        stored = root.relative_to(folder).as_posix() if root.is_relative_to(folder) else str(root)
+        content = self.to_mapping()
+        content |= {"root": stored, "training": content.pop("training")}  # the short keys first
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def split(self, name: str) -> tuple[Case, ...]:
+        """Return the cases of one split ("train", "val" or "test")."""
+        return tuple(case for case in self.cases if case.split == name)
+
+    def subjects(self, split: str) -> set[str]:
+        """Return the subjects of one split."""
+        return {case.subject for case in self.split(split)}
+
+    def image_paths(self, case: Case) -> list[Path]:
+        """Return the image files of a case: one per modality, or a single 4-D file."""
+        return [Path(self.root, image) for image in case.images]
+
+    def label_path(self, case: Case) -> Path | None:
+        """Return the label file of a case, None where it is unlabelled."""
+        return None if case.label is None else Path(self.root, case.label)
+
+    def validate(self, source: str) -> None:
+        """Raise UserError with the first of `problems`, naming `source`."""
+        for problem in self.problems():
+            raise UserError(f"{source}: {problem}")
+
+    def problems(self) -> Iterator[str]:
+        """Yield everything that is inconsistent without looking at a data file, each as "what; way out"."""
+        if not self.cases:
+            yield 'the manifest is empty; list cases under "training"'
+        for name, count in Counter(case.name for case in self.cases).items():
+            if count > 1:
+                yield f"case {name} occurs {count} times; give every case its own name"
+        splits: dict[str, set[str]] = {}
+        for case in self.cases:
+            splits.setdefault(case.subject, set()).add(case.split)
+            if case.split not in SPLITS:
+                yield f'case {case.name} has split "{case.split}"; use train, val or test'
+            if len(case.images) not in {1, len(self.modalities)}:
+                yield (
+                    f"case {case.name} has {len(case.images)} images for {len(self.modalities)} modalities;"
+                    " list one file per modality, or one 4-D file"
+                )
+            for file in (*case.images, *([] if case.label is None else [case.label])):
+                if _leaves_root(file):
+                    yield f"case {case.name}: {file} is not a path below root; write it relative to root"
+        for subject, names in splits.items():
+            if len(names) > 1:
+                found = ", ".join(sorted(names))
+                yield f"subject {subject} is in the splits {found}; keep all its cases in one split"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: the file is missing, unreadable, not JSON, not an object, or has a key twice.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # json keeps the last of two equal keys: a label value given twice would vanish without a word.
+        for key, count in Counter(key for key, _ in pairs).items():
+            if count > 1:
+                raise UserError(f'{path}: key "{key}" occurs twice; remove one')
+        return dict(pairs)
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; check the path") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    except (ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a JSON file ({reason}); mend or restore it") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: not a JSON object; see the manifest format in the documentation")
+    return data
+
+
+def case_name(image: str) -> str:
+    """Return the file name of an image without folder and NIfTI suffix."""
+    return PurePosixPath(image).name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _modalities(value: Any, source: str) -> tuple[str, ...]:
+    if not isinstance(value, dict) or set(value) != {str(index) for index in range(len(value))} or not value:
+        raise UserError(f'{source}: modality must number the modalities from 0; write {{"0": "T1", "1": "T2"}}')
+    return tuple(str(value[str(index)]) for index in range(len(value)))
+
+
+def _case(entry: Any, source: str) -> Case:
+    if not isinstance(entry, dict):
+        raise UserError(f'{source}: "training" holds {entry!r:.60}; each case is an object with "image" and "label"')
+    images = entry.get("image")
+    images = [images] if isinstance(images, str) else images
+    if not isinstance(images, list) or not images or not all(isinstance(i, str) and i for i in images):
+        raise UserError(f'{source}: case {entry.get("name", "without name")} has no image; add "image": "file.nii.gz"')
+    texts = {key: entry[key] for key in ("name", "label", "subject", "split") if entry.get(key) is not None}
+    for key, text in texts.items():
+        if not isinstance(text, str) or not text:
+            raise UserError(f"{source}: {key} {text!r:.60} of {images[0]} is not a text; mend or remove it")
+    name = texts.get("name", case_name(images[0]))
+    label = texts.get("label")
+    return Case(
+        name=name,
+        images=tuple(PurePosixPath(image).as_posix() for image in images),  # "./a" becomes "a"
+        label=None if label is None else PurePosixPath(label).as_posix(),
+        subject=texts.get("subject", name),
+        split=texts.get("split", "train"),
+    )
+
+
+def _leaves_root(file: str) -> bool:
+    return PurePosixPath(file).is_absolute() or bool(PureWindowsPath(file).drive) or ".." in PurePosixPath(file).parts

@@ -1,0 +1,142 @@
+"""Where a synthetic pair came from: its Recipe, and the append-only record of every attempt."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from medaug.errors import UserError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that makes one synthetic pair; the same recipe and checkpoint give the same pair.
+
+    Attributes:
+        index: number of the pair.
+        attempt: 0 for the first try; a rejected pair is tried again under the next number.
+        host: name of the real training case whose grid (and, before deformation, mask) is used.
+        host_subject: the person behind it.
+        mask_source: name of the mask source ("real", "deformed", ...).
+        mask_parameters: what the mask source needs beside the host, JSON values only.
+        guidance_scale: classifier-free guidance; 1 is none, 0 ignores the mask.
+        sampler: name of the sampler.
+        num_inference_steps: network evaluations at most per solver stage.
+        eta: share of noise added per step (DDIM): 0 deterministic, 1 ancestral.
+        seed: of the noise of this pair.
+        checkpoint: SHA-256 of the checkpoint file, hexadecimal.
+    """
+
+    index: int
+    attempt: int
+    host: str
+    host_subject: str
+    mask_source: str
+    mask_parameters: dict[str, Any]
+    guidance_scale: float
+    sampler: str
+    num_inference_steps: int
+    eta: float
+    seed: int
+    checkpoint: str
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the fields as a dictionary of JSON values."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """Return the recipe as one line of JSON, without a newline."""
+        return _line(self.to_mapping())
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> Recipe:
+        """Take the recipe out of a mapping that may hold more (a provenance record).
+
+        Raises:
+            UserError: a field is missing.
+        """
+        missing = [field.name for field in fields(cls) if field.name not in mapping]
+        if missing:
+            raise UserError(f"recipe: {', '.join(missing)} missing; it was written by another version, generate again")
+        return cls(**{field.name: mapping[field.name] for field in fields(cls)})
+
+    @classmethod
+    def from_json(cls, line: str) -> Recipe:
+        """Return the inverse of `to_json`."""
+        try:
+            mapping = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"recipe: not JSON ({error}); generate again") from error
+        return cls.from_mapping(mapping)
+
+
+def append(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
+    """Add one record (a line of JSON) to a provenance.jsonl and wait until it is on the disk.
+
+    A record holds "index", "attempt" and "subjects" (everyone whose data went into the pair), usually the
+    fields of a Recipe, and whatever the screening found. A line that a killed process left unfinished is cut
+    off first. One process at a time may write to a file; parallel ranks each take a file of their own.
+
+    Raises:
+        UserError: the disk is full.
+        ValueError: the record lacks its key or subjects, or is not JSON (NaN included).
+    """
+    missing = [key for key in ("index", "attempt", "subjects") if key not in record]
+    if missing:
+        raise ValueError(f"provenance record without {', '.join(missing)}")
+    line = (_line(record) + "\n").encode()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+", buffering=0) as file:
+        _cut_unfinished_line(file)
+        try:
+            written = file.write(line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise UserError(f"{path}: the disk is full; free some space and run the same command again") from error
+            raise
+
+
+def read(path: str | os.PathLike[str]) -> dict[tuple[int, int], dict[str, Any]]:
+    """Read a provenance.jsonl as {(index, attempt): record}, in the order written; {} when there is no file.
+
+    A last line without newline was cut short by a killed process and does not count. Where a key occurs twice
+    the later record holds.
+
+    Raises:
+        UserError: names the line that is not a record.
+    """
+    path = Path(path)
+    if not path.exists():
+        return {}
+    records = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            record = json.loads(line)
+            records[int(record["index"]), int(record["attempt"])] = record
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: line {number} is not a provenance record; restore the file or remove it"
+            ) from error
+    return records
+
+
+def _line(mapping: Mapping[str, Any]) -> str:
+    return json.dumps(dict(mapping), ensure_ascii=False, allow_nan=False)
+
+
+def _cut_unfinished_line(file: BinaryIO) -> None:
+    if file.seek(0, os.SEEK_END) == 0:
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)

@@ -1,0 +1,1 @@
+"""The benchmark's arms, its jobs, and the guard against leaks."""

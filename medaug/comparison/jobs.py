@@ -1,0 +1,163 @@
+"""One job is one segmenter: an arm and a seed, in a folder of its own, done once."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medaug.cohort.manifest import Manifest
+from medaug.comparison.arms import diet
+from medaug.data.cases import ModelCase, read_case
+from medaug.data.preprocessing import Preprocessing
+from medaug.errors import UserError
+from medaug.evaluation.scores import MEAN_FOREGROUND, segmentation_scores
+from medaug.evaluation.statistics import paired_comparison, verdict
+from medaug.files import atomic_write
+from medaug.options import SegmenterOptions
+from medaug.segmentation.segmenter import segment, train_segmenter
+
+log = logging.getLogger(__name__)
+
+SCORE_COLUMNS = ("arm", "seed", "case", "class", "metric", "value")
+COMPARISON_COLUMNS = (
+    "arm",
+    "baseline",
+    "class",
+    "metric",
+    "mean_difference",
+    "low",
+    "high",
+    "num_subjects",
+    "num_seeds",
+    "verdict",
+)
+HIGHER_IS_BETTER = {"dice": True, "hd95": False}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A segmenter to be trained and scored."""
+
+    arm: str
+    seed: int
+
+    def scores(self, folder: Path) -> Path:
+        """Where its scores go; the file exists once the job is done."""
+        return folder / "jobs" / self.arm.replace("+", "_") / f"seed_{self.seed}" / "scores.csv"
+
+
+def run_job(
+    job: Job,
+    folder: Path,
+    manifest: Manifest,
+    preprocessing: Preprocessing,
+    real: Sequence[ModelCase],
+    synthetic: Sequence[ModelCase],
+    test: Sequence[ModelCase],
+    synthetic_share: float,
+    options: SegmenterOptions,
+) -> None:
+    """Train the job's segmenter and score it on the test cases' own grids, unless that is done already."""
+    path = job.scores(folder)
+    if path.exists():
+        log.info("%s, seed %d: done already", job.arm, job.seed)
+        return
+    net = train_segmenter(
+        diet(job.arm, real, synthetic, synthetic_share),
+        manifest.schema.num_classes,
+        options,
+        options.steps,
+        job.seed,
+        f"{job.arm}, seed {job.seed}",
+    )
+    rows = []
+    for case in test:
+        _, truth = read_case(manifest, case.case)
+        if truth is None:
+            raise UserError(
+                f"{case.case.name}: a test case without a label cannot be scored; remove it from the manifest"
+            )
+        prediction = preprocessing.invert_label(segment(net, np.array(case.image)), case.placement)
+        spacing = np.linalg.norm(case.affine[:3, :3], axis=0)
+        for name, metric, value in segmentation_scores(prediction, truth, spacing, manifest.schema.foreground):
+            rows.append((job.arm, job.seed, case.case.name, name, metric, value))
+    write_csv(path, SCORE_COLUMNS, rows)
+    dice = np.mean([row[5] for row in rows if row[4] == "dice"])
+    log.info("%s, seed %d: mean Dice %.3f on %d test scans", job.arm, job.seed, dice, len(test))
+
+
+def gather(jobs: Iterable[Job], folder: Path) -> list[dict[str, str]]:
+    """All jobs' rows, which are also written to `scores.csv`."""
+    rows: list[dict[str, str]] = []
+    for job in jobs:
+        with job.scores(folder).open(newline="") as file:
+            rows += csv.DictReader(file)
+    write_csv(folder / "scores.csv", SCORE_COLUMNS, [tuple(row.values()) for row in rows])
+    return rows
+
+
+def compare(
+    rows: Sequence[dict[str, str]],
+    pairs: Iterable[tuple[str, str]],
+    seeds: Sequence[int],
+    subjects: dict[str, str],
+    classes: Sequence[str],
+    bootstrap_seed: int,
+    path: Path,
+) -> None:
+    """Paired differences between arms on the same test cases and seeds, to `comparison.csv`.
+
+    Args:
+        rows: of `scores.csv`.
+        pairs: (arm, baseline).
+        seeds: training seeds.
+        subjects: the subject of each test case.
+        classes: foreground names; their mean comes first.
+        bootstrap_seed: of the intervals.
+        path: CSV to write.
+    """
+    values = {(r["arm"], r["class"], r["metric"], int(r["seed"]), r["case"]): float(r["value"]) for r in rows}
+
+    def table(arm: str, name: str, metric: str) -> np.ndarray:
+        if name == MEAN_FOREGROUND:
+            return np.mean([table(arm, one, metric) for one in classes], axis=0)
+        return np.array([[values[arm, name, metric, seed, case] for case in subjects] for seed in seeds])
+
+    lines = []
+    for arm, baseline in pairs:
+        for metric, higher in HIGHER_IS_BETTER.items():
+            for name in (MEAN_FOREGROUND, *classes):
+                interval = paired_comparison(
+                    table(arm, name, metric),
+                    table(baseline, name, metric),
+                    list(subjects.values()),
+                    bootstrap_seed,
+                )
+                lines.append(
+                    (
+                        arm,
+                        baseline,
+                        name,
+                        metric,
+                        interval.mean,
+                        interval.low,
+                        interval.high,
+                        interval.clusters,
+                        len(seeds),
+                        verdict(interval, higher),
+                    )
+                )
+    write_csv(path, COMPARISON_COLUMNS, lines)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A CSV file, whole or not at all."""
+    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)

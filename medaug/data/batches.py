@@ -1,0 +1,113 @@
+"""Training batches as a pure function of the step: what is resumed equals what was never interrupted.
+
+Sample p of the run (p = step * global batch + place in it) takes the case that a seeded permutation of its epoch
+names, and its augmentation, time and noise from generators seeded by p. Nothing depends on the number of workers, on
+the ranks, or on the step at which a run was continued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from medaug.data.cases import ModelCase
+from medaug.diffusion.noise import named_seed
+
+Augment = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+
+
+def shuffled_index(position: int, length: int, seed: int) -> int:
+    """Which of `length` items sample `position` takes: every epoch is a permutation of its own."""
+    epoch, place = divmod(position, length)
+    return int(np.random.default_rng([seed, epoch]).permutation(length)[place])
+
+
+class TrainingBatches(Dataset[dict[str, Tensor]]):
+    """Item `step` is this rank's batch of that step.
+
+    image (B, M, X, Y, Z) float32 in [-1, 1]; label (B, X, Y, Z) int64; labelled (B,) bool; seed (B,) int64, from which
+    the sample's time, noise and condition dropout are drawn.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[ModelCase],
+        batch_size: int,
+        seed: int,
+        augment: Augment | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.cases = cases
+        self.batch_size = batch_size
+        self.seed = seed
+        self.augment = augment
+        self.rank = rank
+        self.world_size = world_size
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        first = (step * self.world_size + self.rank) * self.batch_size
+        return collate([self._sample(first + i) for i in range(self.batch_size)])
+
+    def _sample(self, position: int) -> dict[str, Tensor]:
+        case = self.cases[shuffled_index(position, len(self.cases), named_seed(self.seed, "order"))]
+        sample = as_tensors(case)
+        seed = named_seed(self.seed, "sample", position)
+        if self.augment is not None:
+            sample["image"], sample["label"] = self.augment(sample["image"], sample["label"], seed)
+        return sample | {"seed": torch.tensor(seed)}
+
+
+class FixedBatches(Dataset[dict[str, Tensor]]):
+    """Every case once, in order, each with a seed of its own: validation that means the same at every step."""
+
+    def __init__(self, cases: Sequence[ModelCase], batch_size: int, seed: int) -> None:
+        self.cases = cases
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return -(-len(self.cases) // self.batch_size)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        chosen = range(index * self.batch_size, min((index + 1) * self.batch_size, len(self.cases)))
+        return collate(
+            [as_tensors(self.cases[i]) | {"seed": torch.tensor(named_seed(self.seed, "validation", i))} for i in chosen]
+        )
+
+
+class StepsFrom(Sampler[int]):
+    """Steps `start`..`stop`-1. Its length counts from 0, as the training loop does, also when a run goes on."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start = start
+        self.stop = stop
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.stop))
+
+    def __len__(self) -> int:
+        return self.stop
+
+
+def as_tensors(case: ModelCase) -> dict[str, Tensor]:
+    """Image (M, X, Y, Z), label (X, Y, Z) int64 (zeros where there is none) and whether it is labelled."""
+    image = torch.from_numpy(np.array(case.image))
+    label = np.zeros(image.shape[1:], np.uint8) if case.label is None else np.array(case.label)
+    return {
+        "image": image,
+        "label": torch.from_numpy(label).long(),
+        "labelled": torch.tensor(case.label is not None),
+    }
+
+
+def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """Stack each entry along a new first axis."""
+    return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}

@@ -1,0 +1,87 @@
+"""Random changes of image and label together, each a function of its seed."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from monai.transforms import (
+    Compose,
+    RandAdjustContrastd,
+    RandBiasFieldd,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandScaleIntensityd,
+    ScaleIntensityRanged,
+)
+from numpy.typing import NDArray
+from scipy.ndimage import affine_transform
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+
+def light_affine(image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Half of the samples slightly rotated, scaled and shifted; the other half untouched.
+
+    Cubic splines, because a diffusion model learns the blur of linear interpolation along with the anatomy.
+
+    Args:
+        image: (M, X, Y, Z) in [-1, 1].
+        label: (X, Y, Z) class indices.
+        seed: names the draw.
+    """
+    rng = np.random.default_rng(seed)
+    if rng.random() < 0.5:
+        return image, label
+    matrix = random_affine(rng, rotation=4.0, scaling=0.05)
+    return _warp(image, label, matrix, rng.normal(0, 1.0, 3), order=3)
+
+
+def classical(image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """The usual augmentation of segmentation: affine, bias field, noise, blur, brightness and contrast.
+
+    Args and value ranges as in `light_affine`.
+    """
+    rng = np.random.default_rng(seed)
+    if rng.random() < 0.8:
+        matrix = random_affine(rng, rotation=8.0, scaling=0.08)
+        image, label = _warp(image, label, matrix, rng.normal(0, 2.0, 3), order=1)
+    intensity = _intensity()
+    intensity.set_random_state(seed=seed % 2**32)
+    out = intensity({"image": image})["image"]
+    return torch.as_tensor(getattr(out, "as_tensor", lambda: out)()).float().clamp(-1, 1), label
+
+
+def random_affine(rng: np.random.Generator, rotation: float, scaling: float) -> NDArray[np.float64]:
+    """A rotation (angle about each axis normal, standard deviation in degrees) times log-normal scaling per axis."""
+    angles = rng.normal(0, rotation, 3)
+    scales = np.exp(rng.normal(0, scaling, 3))
+    return np.asarray(Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(scales))
+
+
+@functools.cache
+def _intensity() -> Compose:
+    return Compose(
+        [
+            RandBiasFieldd("image", prob=0.2, coeff_range=(0.0, 0.1)),
+            RandGaussianNoised("image", prob=0.2, std=0.1),
+            RandGaussianSmoothd("image", prob=0.2, sigma_x=(0.4, 0.8), sigma_y=(0.4, 0.8), sigma_z=(0.4, 0.8)),
+            # Brightness and contrast act on [0, 1], where zero is the background.
+            ScaleIntensityRanged("image", -1, 1, 0, 1),
+            RandScaleIntensityd("image", prob=0.3, factors=0.2),
+            RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5)),
+            ScaleIntensityRanged("image", 0, 1, -1, 1),
+        ]
+    )
+
+
+def _warp(
+    image: Tensor, label: Tensor, matrix: NDArray[np.float64], shift: NDArray[np.float64], order: int
+) -> tuple[Tensor, Tensor]:
+    """Resample about the centre: output voxel x takes matrix @ (x - centre) + centre + shift."""
+    centre = (np.array(label.shape) - 1) / 2
+    offset = centre + shift - matrix @ centre
+    volumes = [affine_transform(v, matrix, offset, order=order, mode="nearest") for v in image.numpy()]
+    warped = affine_transform(label.numpy(), matrix, offset, order=0, mode="nearest")
+    return torch.from_numpy(np.stack(volumes)).clamp(-1, 1), torch.from_numpy(warped)

@@ -1,0 +1,1 @@
+"""Numbers that judge: segmentation scores, intervals and verdicts, texture."""

@@ -1,0 +1,69 @@
+"""Stage: write synthetic image-mask pairs.
+
+python -m medaug.generate experiment=hippocampus num=200 [guidance_scale=1.5] [sampler=dpmpp_2m] [masks=deformed]
+"""
+
+from __future__ import annotations
+
+import logging
+
+from medaug.config import launch, part
+from medaug.options import Options
+from medaug.runs import claim, finish, stage_folder, trained_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def main(options: Options) -> None:
+    """Write pairs, their provenance, their manifest and a contact sheet."""
+    from medaug.training.checkpoint import file_sha256
+
+    train, folder = stage_folder(options, "train"), stage_folder(options, "generate")
+    checkpoint = trained_checkpoint(options)
+    digest = file_sha256(checkpoint)
+    identity = part(options, "generate", "masks", "sampler") | {"checkpoint": digest}
+    if not claim(folder, identity, options.overwrite, growable=("generate.num",)):
+        return
+
+    import numpy as np
+    import torch
+
+    from medaug.cohort.manifest import Manifest
+    from medaug.data.cases import load_cases
+    from medaug.errors import UserError
+    from medaug.reporting.figures import contact_sheet
+    from medaug.synthesis.generation import generate_pairs, synthetic_manifest
+    from medaug.synthesis.recipes import write_recipe
+    from medaug.training.checkpoint import load_model
+
+    card, model = load_model(checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if card.experiment != options.experiment:
+        raise UserError(
+            f"{checkpoint}: of experiment {card.experiment}, not {options.experiment}; train that one first"
+        )
+    manifest = Manifest.load(train / "manifest.json")
+    labelled = [case for case in manifest.split("train") if case.label is not None]
+    if not labelled:
+        raise UserError(f"{train / 'manifest.json'}: no training case has a label to take a mask from")
+    hosts = load_cases(manifest, labelled, card.preprocessing, folder.parent / "cache")
+
+    def plan(index: int):  # type: ignore[no-untyped-def]
+        return write_recipe(index, hosts, options.generate, options.masks, options.sampler, digest)
+
+    generate_pairs(model, card, plan, options.generate.num, options.generate.batch_size, folder)
+    synthetic = synthetic_manifest(card, folder, options.generate.num)
+    synthetic.save(folder / "manifest.json")
+
+    shown = load_cases(synthetic, synthetic.cases[:16], card.preprocessing, folder.parent / "cache")
+    rows = []
+    for i, case in enumerate(shown):
+        m = i % len(card.modalities)
+        rows.append((f"pair {i}, {card.modalities[m]}", case.image[m], np.array(case.label)))
+    title = f"{options.experiment}: synthetic pairs" + (" (phantoms, not patients)" if card.phantom else "")
+    contact_sheet(rows, folder / "contact_sheet.png", title, card.schema.foreground, window=(-1.0, 1.0))
+    finish(folder, {"pairs": len(synthetic.cases), "checkpoint": digest})
+    log.info("%d pairs are in %s", len(synthetic.cases), folder)
+
+
+if __name__ == "__main__":
+    launch("generate", main)

@@ -1,0 +1,1 @@
+"""The only room that knows file formats: readers, writers, layouts, phantoms and preflight."""

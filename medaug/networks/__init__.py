@@ -1,0 +1,1 @@
+"""Denoising networks behind one signature net(x, t, condition), and the codecs that they run in."""

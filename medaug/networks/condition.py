@@ -1,0 +1,37 @@
+"""From a label map to what the network is told.
+
+Foreground classes one-hot, and a "known" flag for each: a class that is absent (known, empty) and one that nobody
+looked for (unknown) are different things. All unknown is the null condition of classifier-free guidance.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from medaug.networks.codecs import space_to_depth
+
+
+def condition_channels(num_classes: int, stride: tuple[int, int, int]) -> int:
+    """Channels that `embed_mask` gives, from the number of classes with background."""
+    return (num_classes - 1) * (stride[0] * stride[1] * stride[2] + 1)
+
+
+def embed_mask(label: Tensor, known: Tensor, num_classes: int, stride: tuple[int, int, int]) -> Tensor:
+    """Condition in codec space.
+
+    Args:
+        label: (B, X, Y, Z) class indices, 0 = background.
+        known: (B, num_classes - 1) in {0, 1}, whether the class was looked for.
+        num_classes: with background.
+        stride: voxels per block of the codec.
+
+    Returns:
+        (B, condition_channels, X/sx, Y/sy, Z/sz) float32: every voxel of every known class by space-to-depth, in
+        -1 / +1 (0 where unknown), then the known flags as constant planes.
+    """
+    foreground = torch.arange(1, num_classes, device=label.device).view(1, -1, 1, 1, 1)
+    flags = known.float()[:, :, None, None, None]
+    planes = (2.0 * (label[:, None] == foreground) - 1.0) * flags
+    embedded = space_to_depth(planes, stride)
+    return torch.cat([embedded, flags.expand(-1, -1, *embedded.shape[2:])], dim=1)

@@ -1,0 +1,290 @@
+"""The schema of every option: one dataclass per Hydra group, one help line per key.
+
+Free of torch and numpy, so that `--help` and the refusal of a misspelt key take a fraction of a second. The YAML
+files under `conf/` hold choices only; what may be chosen, and of which type, stands here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+def option(help: str, default: Any, identity: bool = True) -> Any:
+    """A dataclass field with its help line; `identity=False`: the key changes no result, only where and how fast."""
+    metadata = {"help": help, "identity": identity}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class DataOptions:
+    """The cohort, and the model space that its scans are brought into."""
+
+    name: str = option("what the cohort is called", "")
+    manifest: str | None = option(
+        "a manifest (a file, or a name in data_manifests); null: read root by its layout", None
+    )
+    roots: list[str] = option("folders that may hold the files; the first that exists is taken", [], identity=False)
+    layout: str = option("auto, msd, brats2020, brats2023 or phantom", "auto")
+    source: str = option("where to get the data, said when they are missing", "", identity=False)
+    subject_pattern: str | None = option("regular expression whose group 1 in a case's name is its subject", None)
+    subject_consecutive: int = option("this many consecutive numbers are one subject", 1)
+    val_fraction: float = option("share of subjects for validation", 0.1)
+    test_fraction: float = option("share of subjects that no model may see", 0.2)
+    split_seed: int = option("seed of the split by subject", 0)
+    max_side: int | None = option("coarsen the grid isotropically until no side has more voxels; null: never", None)
+    shape: list[int] | None = option(
+        "the model's grid, voxels; null: the smallest that holds every training scan", None
+    )
+    percentiles: list[float] = option("per volume and modality, these become -1 and 1", [0.5, 99.5])
+    phantom_subjects: int = option("layout phantom: how many subjects to make", 24)
+    phantom_side: int = option("layout phantom: voxels along each axis", 64)
+    phantom_seed: int = option("layout phantom: seed of the cohort", 0)
+
+
+@dataclass
+class CodecOptions:
+    """The invertible change of variables in which the diffusion runs."""
+
+    name: str = option("identity or haar", "haar")
+
+
+@dataclass
+class NetworkOptions:
+    """The denoising U-Net (MONAI DiffusionModelUNet, mask by concatenation)."""
+
+    spatial_dims: int = option("3: volumes; 2: every axial slice by itself", 3)
+    channels: list[int] = option("features per level", [32, 64, 96])
+    attention: list[bool] = option("self-attention per level", [False, False, True])
+    num_res_blocks: int = option("residual blocks per level", 1)
+    num_head_channels: int = option("features per attention head", 32)
+    norm_num_groups: int = option("groups of the group normalisation", 16)
+
+
+@dataclass
+class ProcessOptions:
+    """The forward process and what the network predicts."""
+
+    noise_schedule: str = option("linear, cosine or rectified_flow", "rectified_flow")
+    prediction_type: str = option("epsilon, sample, v_prediction or flow", "flow")
+    num_train_timesteps: int = option("steps of a discrete schedule; rectified_flow is continuous", 1000)
+
+
+@dataclass
+class TrainerOptions:
+    """Size and budget of the training, and the hardware it runs on."""
+
+    max_steps: int = option("optimisation steps", 4000)
+    batch_size: int = option("volumes per step and device", 4)
+    learning_rate: float = option("peak learning rate of AdamW", 8e-4)
+    weight_decay: float = option("weight decay of AdamW", 0.01)
+    warmup_steps: int = option("steps of linear warm-up; a cosine decay to a tenth follows", 100)
+    gradient_clip: float = option("largest gradient norm", 1.0)
+    ema_decay: float = option("decay of the moving average of the weights", 0.999)
+    condition_dropout: float = option("share of masks dropped to train the null condition", 0.1)
+    augment: bool = option("small random rotation, scaling and shift of image and mask together", True)
+    checkpoint_every: int = option("steps between checkpoints", 200, identity=False)
+    validate_every: int = option("steps between validation loss and sample pictures", 500)
+    accelerator: str = option("auto, cpu or gpu", "auto", identity=False)
+    devices: int = option("devices per node; -1: all", 1)
+    num_nodes: int = option("nodes", 1)
+    strategy: str = option("Lightning strategy: auto or ddp", "auto")
+    precision: str = option("of the network: auto (bf16 where the processor has it), bf16 or fp32", "auto")
+    num_workers: int = option("processes that load data", 1, identity=False)
+    seed: int = option("seed of weights, data order, augmentation, times and noise", 0)
+
+
+@dataclass
+class LoggerOptions:
+    """Where training curves and pictures go."""
+
+    name: str = option("tensorboard, csv, wandb or mlflow (the last two: extras of the same name)", "tensorboard")
+
+
+@dataclass
+class SamplerOptions:
+    """How noise becomes an image."""
+
+    name: str = option("dpmpp_2m, ddim or ddpm", "dpmpp_2m")
+    num_inference_steps: int = option("evaluations of the denoiser", 20)
+    eta: float = option("ddim only: 0 deterministic, 1 as noisy as ddpm", 0.0)
+
+
+@dataclass
+class MasksOptions:
+    """Where the masks of synthetic pairs come from: training masks, as they are or deformed."""
+
+    source: str = option("real or deformed", "deformed")
+    rotation: float = option("deformed: standard deviation of the angle about each axis, degrees", 6.0)
+    scaling: float = option("deformed: standard deviation of the logarithm of the scale", 0.06)
+    translation: float = option("deformed: standard deviation of the shift along each axis, voxels", 1.0)
+    elastic: float = option("deformed: standard deviation of the smooth displacement, voxels", 1.2)
+    elastic_smoothness: float = option("deformed: correlation length of that displacement, voxels", 8.0)
+
+
+@dataclass
+class SegmenterOptions:
+    """The downstream segmenter (MONAI U-Net, Dice and cross-entropy): arms of the benchmark and the audit's judge."""
+
+    channels: list[int] = option("features per level", [16, 32, 64, 96])
+    learning_rate: float = option("peak learning rate of AdamW, cosine decay", 2e-3)
+    batch_size: int = option("volumes per step", 4)
+    steps: int = option("optimisation steps, the same in every arm", 600)
+    num_workers: int = option("processes that load data", 1, identity=False)
+
+
+@dataclass
+class GenerateOptions:
+    """How many pairs, and how strongly the mask is obeyed."""
+
+    num: int = option("image-mask pairs to write", 64)
+    guidance_scale: float = option("classifier-free guidance: 0 ignores the mask, 1 is the plain conditional", 2.0)
+    seed: int = option("root of every pair's own seed", 0)
+    batch_size: int = option("pairs sampled together; changes no sample", 4, identity=False)
+
+
+@dataclass
+class AuditOptions:
+    """Do the images show what their masks say? Answered by a judge that has no other use."""
+
+    judge_steps: int = option("optimisation steps of the judge", 1500)
+    guidance_scales: list[float] = option("guidance scales compared on the same seeds and masks", [0.0, 1.0, 3.0])
+    guidance_num: int = option("pairs per guidance scale", 16)
+    seed: int = option("seed of the judge, the sweep and the bootstrap", 0)
+
+
+@dataclass
+class ArmsOptions:
+    """What the downstream segmenter trains on."""
+
+    names: list[str] = option(
+        "real, real+classical or real+classical+synthetic",
+        ["real", "real+classical", "real+classical+synthetic"],
+    )
+    synthetic_share: float = option("share of each batch that is synthetic, in the synthetic arms", 0.5)
+
+
+@dataclass
+class BenchmarkOptions:
+    """Do the pairs help on untouched patients?"""
+
+    seeds: list[int] = option("one segmenter per arm and seed", [0, 1, 2])
+    bootstrap_seed: int = option("seed of the intervals", 0)
+
+
+@dataclass
+class ExportOptions:
+    """The synthetic pairs in another tool's layout."""
+
+    format: str = option("msd or nnunet", "msd")
+    out: str | None = option("a folder that does not exist yet", None)
+
+
+@dataclass
+class IngestOptions:
+    """Files to manifest."""
+
+    root: str | None = option("folder with the scans", None)
+    out: str | None = option("manifest to write (.json)", None)
+    layout: str = option("auto, msd, brats2020 or brats2023", "auto")
+    name: str | None = option("what the cohort is called; null: the folder's name", None)
+    subject_pattern: str | None = option("regular expression whose group 1 in a case's name is its subject", None)
+    subject_consecutive: int = option("this many consecutive numbers are one subject", 1)
+    val_fraction: float = option("share of subjects for validation", 0.1)
+    test_fraction: float = option("share of subjects that no model may see", 0.2)
+    split_seed: int = option("seed of the split by subject", 0)
+    check: bool = option("read every file and list what is wrong", True)
+
+
+@dataclass
+class Options:
+    """Everything that can be said; each stage reads, and accepts, its own part."""
+
+    experiment: str = option("which cohort and model (conf/experiment)", "")
+    preset: str = option("size and budget (conf/preset)", "cpu")
+    runs: str = option("folder of all results", "runs")
+    overwrite: bool = option("begin again where the config differs from the run on disk", False)
+    resume: bool = option("go on from the last checkpoint though only trainer.max_steps was raised", False)
+    data: DataOptions = field(default_factory=DataOptions)
+    codec: CodecOptions = field(default_factory=CodecOptions)
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    process: ProcessOptions = field(default_factory=ProcessOptions)
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
+    logger: LoggerOptions = field(default_factory=LoggerOptions)
+    sampler: SamplerOptions = field(default_factory=SamplerOptions)
+    masks: MasksOptions = field(default_factory=MasksOptions)
+    generate: GenerateOptions = field(default_factory=GenerateOptions)
+    segmenter: SegmenterOptions = field(default_factory=SegmenterOptions)
+    audit: AuditOptions = field(default_factory=AuditOptions)
+    arms: ArmsOptions = field(default_factory=ArmsOptions)
+    benchmark: BenchmarkOptions = field(default_factory=BenchmarkOptions)
+    export: ExportOptions = field(default_factory=ExportOptions)
+    ingest: IngestOptions = field(default_factory=IngestOptions)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage is for, what it needs, and the parts of `Options` that may be set on its command line."""
+
+    name: str
+    purpose: str
+    needs: str
+    result: str
+    reads: tuple[str, ...]
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Keys of the stage's own node, which its command line takes without a prefix (`num=200`)."""
+        node = getattr(Options(), self.name, None)
+        return tuple(f.name for f in fields(node)) if node is not None else ()
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("ingest", "files to a checked manifest", "a folder of scans", "the manifest", ()),
+        Stage(
+            "train",
+            "learn p(image | mask) from the training split",
+            "the cohort's files, or data=phantom",
+            "runs/EXP/train",
+            (
+                "experiment",
+                "preset",
+                "runs",
+                "overwrite",
+                "resume",
+                "data",
+                "codec",
+                "network",
+                "process",
+                "trainer",
+                "logger",
+            ),
+        ),
+        Stage(
+            "generate",
+            "write synthetic image-mask pairs",
+            "train",
+            "runs/EXP/synthetic",
+            ("experiment", "preset", "runs", "overwrite", "sampler", "masks"),
+        ),
+        Stage("export", "hand the pairs to another tool", "generate", "OUT", ("experiment", "preset", "runs")),
+        Stage(
+            "audit",
+            "measure whether the images obey their masks",
+            "generate",
+            "runs/EXP/audit",
+            ("experiment", "preset", "runs", "overwrite", "segmenter"),
+        ),
+        Stage(
+            "benchmark",
+            "measure on untouched subjects whether the pairs help",
+            "generate (audit adds its figures to the report)",
+            "runs/EXP/benchmark",
+            ("experiment", "preset", "runs", "overwrite", "segmenter", "arms"),
+        ),
+    )
+}

@@ -1,0 +1,1 @@
+"""Pictures and the report, made from files and arrays only."""

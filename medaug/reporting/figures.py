@@ -1,0 +1,270 @@
+"""PNG pictures: contact sheets, comparisons and plots.
+
+Volumes are (X, Y, Z) with axes to the patient's right, front and head (RAS); slices are axial and shown as
+radiologists do: front up, the patient's right on the left. Labels are class indices, 0 = background. The
+images of one picture share one grey scale, so they must share one intensity range; by default the scale
+runs over their pooled 0.5 to 99.5 percentiles. matplotlib is imported on use, without pyplot: no window, no
+state between calls.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medaug.evaluation.statistics import Interval
+from medaug.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAX_PAIRS = 24
+PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")  # Okabe & Ito 2008
+INK, ACCENT = "#222222", "#0072B2"
+
+Array = NDArray[Any]
+Window = tuple[float, float]
+
+
+def class_colour(index: int) -> str | tuple[float, float, float]:
+    """The colour of foreground class `index` (from 1), the same in every picture."""
+    if index <= len(PALETTE):
+        return PALETTE[index - 1]
+    return colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.75, 1.0)
+
+
+def contact_sheet(
+    rows: Sequence[tuple[str, Array, Array]],
+    path: Path,
+    title: str,
+    classes: Sequence[str] = (),
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    window: Window | None = None,
+) -> None:
+    """Pairs in a grid: the image, and the image with its mask outlined, on the slice with most foreground.
+
+    Args:
+        rows: (caption, image, label) of each pair; the first `MAX_PAIRS` are shown.
+        path: PNG to write.
+        title: heading.
+        classes: foreground names for the legend.
+        spacing: voxel sides in mm, for the aspect.
+        window: intensities shown black and white.
+    """
+    rows = rows[:MAX_PAIRS]
+    across = min(4, len(rows))
+    axes, figure = _grid(math.ceil(len(rows) / across), 2 * across, rows[0][1].shape, spacing)
+    window = window or _window([image for _, image, _ in rows])
+    for (plain, outlined), (caption, image, label) in zip(axes.reshape(-1, 2), rows, strict=False):
+        z = _busiest_slice(label)
+        _show(plain, image[..., z], spacing, window)
+        _show(outlined, image[..., z], spacing, window)
+        _outline(outlined, label[..., z])
+        plain.set_title(caption, fontsize=9, loc="left", pad=3)
+    _legend(figure, classes)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def comparison_picture(
+    rows: Sequence[tuple[str, Array, Array, Array]],
+    path: Path,
+    title: str = "",
+    classes: Sequence[str] = (),
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    window: Window | None = None,
+) -> None:
+    """Mask, synthetic image and real image side by side, one slice per row.
+
+    Args:
+        rows: (caption, label, synthetic, real), all of one shape.
+        path: PNG to write.
+        title: heading.
+        classes: foreground names for the legend.
+        spacing: voxel sides in mm.
+        window: intensities shown black and white.
+    """
+    axes, figure = _grid(len(rows), 3, rows[0][1].shape, spacing)
+    window = window or _window([image for _, _, *images in rows for image in images])
+    for (left, *others), (caption, label, *images) in zip(axes, rows, strict=True):
+        z = _busiest_slice(label)
+        _show_label(left, label[..., z], spacing)
+        for axis, image in zip(others, images, strict=True):
+            _show(axis, image[..., z], spacing, window)
+        _row_name(left, caption)
+    for axis, name in zip(axes[0], ("mask", "synthetic", "real"), strict=True):
+        axis.set_title(name, fontsize=9, pad=3)
+    _legend(figure, classes)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def guidance_picture(
+    rows: Sequence[tuple[str, Array, Sequence[Array]]],
+    guidance_scales: Sequence[float],
+    path: Path,
+    title: str = "",
+    classes: Sequence[str] = (),
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    window: Window | None = None,
+) -> None:
+    """The same seed and mask at several guidance scales: a row per seed, a column per scale, mask outlined.
+
+    Args:
+        rows: (caption, label, images), one image per guidance scale.
+        guidance_scales: the columns.
+        path: PNG to write.
+        title: heading.
+        classes: foreground names for the legend.
+        spacing: voxel sides in mm.
+        window: intensities shown black and white.
+    """
+    axes, figure = _grid(len(rows), 1 + len(guidance_scales), rows[0][1].shape, spacing)
+    window = window or _window([image for _, _, images in rows for image in images])
+    for (left, *others), (caption, label, images) in zip(axes, rows, strict=True):
+        z = _busiest_slice(label)
+        _show_label(left, label[..., z], spacing)
+        for axis, image in zip(others, images, strict=True):
+            _show(axis, image[..., z], spacing, window)
+            _outline(axis, label[..., z])
+        _row_name(left, caption)
+    for axis, name in zip(axes[0], ("mask", *(f"scale {scale:g}" for scale in guidance_scales)), strict=True):
+        axis.set_title(name, fontsize=9, pad=3)
+    _legend(figure, classes)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def dice_plot(arms: Mapping[str, tuple[Array, Interval]], path: Path) -> None:
+    """Per arm, a dot for each case's mean foreground Dice and, beside the dots, the mean with its interval.
+
+    Args:
+        arms: arm -> (values (num_cases,), interval of their mean).
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 1.0 + 0.75 * len(arms)), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    for place, (values, interval) in enumerate(arms.values()):
+        # A fixed irrational stride spreads the dots evenly and the same way in every run.
+        jitter = (np.arange(len(values)) * 0.618034 % 1 - 0.5) * 0.35
+        axis.plot(values, place + jitter, ".", color="#8a8a8a", alpha=0.6, markersize=5, markeredgewidth=0)
+        _interval_bar(axis, interval, place)
+    axis.set_yticks(range(len(arms)), list(arms))
+    axis.set_ylim(len(arms) - 0.4, -0.6)
+    axis.set_xlabel("mean foreground Dice per case; bar: mean and 95% interval")
+    _bare(axis, grid="x")
+    _save(figure, path)
+
+
+def guidance_plot(points: Mapping[float, Interval], path: Path) -> None:
+    """Faithfulness (mean foreground Dice of the judge) against guidance scale, with intervals.
+
+    Args:
+        points: guidance scale -> interval.
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 3.2), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    scales = sorted(points)
+    means = [points[scale].mean for scale in scales]
+    axis.vlines(scales, [points[s].low for s in scales], [points[s].high for s in scales], color=ACCENT, linewidth=1.5)
+    axis.plot(scales, means, "o-", color=ACCENT, markersize=5)
+    axis.set_xticks(scales, [f"{scale:g}" for scale in scales])
+    axis.set_xlabel("guidance scale (0: mask ignored, 1: plain conditional)")
+    axis.set_ylabel("mean foreground Dice, judge")
+    _bare(axis, grid="y")
+    _save(figure, path)
+
+
+def _grid(num_rows: int, num_columns: int, shape: Sequence[int], spacing: Sequence[float]) -> tuple[Any, Figure]:
+    """Axes (num_rows, num_columns) without frames, the cells as wide as high as the slices are."""
+    from matplotlib.figure import Figure
+
+    width = min(1.9, 12 / num_columns)
+    height = width * shape[1] * spacing[1] / (shape[0] * spacing[0])
+    size = (num_columns * width, num_rows * (height + 0.18) + 0.8)
+    figure = Figure(figsize=size, dpi=130, layout="compressed")
+    axes = figure.subplots(num_rows, num_columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return axes, figure
+
+
+def _busiest_slice(label: Array) -> int:
+    """The axial slice with most foreground; the middle one when there is none."""
+    area = (label > 0).sum(axis=(0, 1))
+    return int(area.argmax()) if area.any() else label.shape[2] // 2
+
+
+def _window(images: Sequence[Array]) -> Window:
+    low, high = np.quantile(np.concatenate([np.ravel(image) for image in images]), [0.005, 0.995])
+    return float(low), float(max(high, low + 1e-6))
+
+
+def _show(axis: Axes, plane: Array, spacing: Sequence[float], window: Window) -> None:
+    aspect = spacing[1] / spacing[0]
+    axis.imshow(plane.T, cmap="gray", vmin=window[0], vmax=window[1], origin="lower", aspect=aspect)
+    _frame(axis, plane)
+
+
+def _show_label(axis: Axes, plane: Array, spacing: Sequence[float]) -> None:
+    from matplotlib.colors import to_rgb
+
+    colours = np.array([(0.0, 0.0, 0.0), *(to_rgb(class_colour(i)) for i in range(1, int(plane.max()) + 1))])
+    axis.imshow(colours[plane.T], origin="lower", aspect=spacing[1] / spacing[0], interpolation="nearest")
+    _frame(axis, plane)
+
+
+def _frame(axis: Axes, plane: Array) -> None:
+    """Keep to the slice whatever is drawn on top, with the patient's right on the left."""
+    axis.set_xlim(plane.shape[0] - 0.5, -0.5)
+    axis.set_ylim(-0.5, plane.shape[1] - 0.5)
+
+
+def _outline(axis: Axes, plane: Array) -> None:
+    for index in np.unique(plane[plane > 0]):
+        # The zero border closes contours of masks that touch the edge of the slice.
+        mask = np.pad((plane == index).T.astype(float), 1)
+        x, y = np.arange(-1, plane.shape[0] + 1), np.arange(-1, plane.shape[1] + 1)
+        axis.contour(x, y, mask, [0.5], colors=[class_colour(int(index))], linewidths=1.0)
+
+
+def _row_name(axis: Axes, caption: str) -> None:
+    axis.text(-0.06, 0.5, caption, transform=axis.transAxes, rotation=90, ha="right", va="center", fontsize=8)
+
+
+def _legend(figure: Figure, classes: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    if classes:
+        lines = [Line2D([], [], color=class_colour(i), linewidth=3) for i in range(1, len(classes) + 1)]
+        columns = min(len(classes), 6)
+        figure.legend(lines, classes, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+
+
+def _interval_bar(axis: Axes, interval: Interval, place: int) -> None:
+    axis.plot([interval.low, interval.high], [place + 0.32] * 2, color=ACCENT, linewidth=2.5, solid_capstyle="butt")
+    axis.plot(interval.mean, place + 0.32, "o", color=ACCENT, markersize=6)
+
+
+def _bare(axis: Axes, grid: str) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(colors=INK, labelsize=9)
+    axis.grid(axis=grid, color="#e4e4e4", linewidth=0.8)  # type: ignore[arg-type]
+    axis.set_axisbelow(True)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.08)

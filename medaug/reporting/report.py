@@ -1,0 +1,281 @@
+"""The benchmark's report: one HTML file without scripts or links, made from result files alone."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import itertools
+import json
+import math
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from medaug.errors import UserError
+from medaug.evaluation.scores import MEAN_FOREGROUND
+from medaug.evaluation.statistics import Interval, bootstrap_table
+from medaug.files import atomic_write
+from medaug.reporting import figures
+
+DIGITS = {"dice": 3, "hd95": 2}
+NAMES = {"dice": "Dice", "hd95": "HD95"}
+UNITS = {"dice": "", "hd95": " mm"}
+MAX_TRAINING_PICTURES = 4
+
+Scores = dict[tuple[str, str, str], NDArray[np.float64]]
+"""(arm, class, metric) -> table (num_seeds, num_cases), rows and columns in the order of summary.json."""
+
+
+def arm_table(benchmark_folder: Path) -> list[dict[str, Any]]:
+    """Mean and 95% interval of every arm, for all foreground classes together and for each.
+
+    Intervals resample subjects and training seeds (`medaug.evaluation.statistics`). `print_table` and the
+    report show these same rows.
+
+    Returns:
+        One dict per arm and class: "arm", "class", "dice" and "hd95" (`Interval`, HD95 in mm).
+
+    Raises:
+        UserError: result files are missing, unreadable or incomplete.
+    """
+    summary = _read_json(benchmark_folder / "summary.json")
+    return _arm_rows(summary, _read_scores(benchmark_folder / "scores.csv", summary))
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print the rows of `arm_table`: per arm a line for all classes together, then one per class."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption="mean [95% interval over subjects and seeds]")
+    table.add_column("arm, class", overflow="fold")
+    for heading in ("Dice", "HD95 (mm)"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    arm = None
+    for row in rows:
+        if row["arm"] != arm:
+            arm = row["arm"]
+            table.add_row(Text(arm, style="bold"))
+        cells = (Text(format_interval(row[metric], DIGITS[metric])) for metric in DIGITS)
+        table.add_row(Text(f"  {row['class']}"), *cells)
+    console.print(table)
+
+
+def write_report(benchmark_folder: Path, out: Path) -> None:
+    """Render the results of the benchmark, and of the stages in the folders beside it, to one HTML file.
+
+    Needs `summary.json`, `scores.csv` and `comparison.csv`; takes up `../audit/faithfulness.json`,
+    `../audit/*.png`, `../synthetic/contact_sheet.png` and `../train/pictures/*.png` where they exist.
+
+    Raises:
+        UserError: result files are missing, unreadable or incomplete.
+    """
+    benchmark_folder = Path(benchmark_folder)
+    run = benchmark_folder.resolve().parent
+    summary = _read_json(benchmark_folder / "summary.json")
+    scores = _read_scores(benchmark_folder / "scores.csv", summary)
+    rows = _arm_rows(summary, scores)
+    comparisons = _read_comparisons(benchmark_folder / "comparison.csv")
+    audit = run / "audit" / "faithfulness.json"
+    faithfulness = _read_faithfulness(audit) if audit.exists() else None
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["interval"] = format_interval
+    template = environment.from_string((files("medaug.reporting") / "report.html.jinja").read_text("utf-8"))
+    html = template.render(
+        summary=summary,
+        arms={arm: [row for row in rows if row["arm"] == arm] for arm in summary["arms"]},
+        comparisons=comparisons,
+        headlines=[c for c in comparisons if c["class"] == MEAN_FOREGROUND] or comparisons,
+        faithfulness=faithfulness,
+        num_subjects=len(set(summary["subjects"].values())),
+        dice_plot=_dice_picture(rows, scores),
+        guidance_plot=_guidance_picture(faithfulness),
+        pictures=_pictures(run),
+        config=json.dumps(summary.get("config", {}), indent=2, ensure_ascii=False),
+        digits=DIGITS,
+    )
+    with atomic_write(out) as temporary:
+        temporary.write_text(html, "utf-8")
+
+
+def format_interval(interval: Interval, digits: int, signed: bool = False) -> str:
+    """`0.845 [0.830, 0.860]`; "no interval" in the brackets when it could not be estimated."""
+    sign = "+" if signed else ""
+    mean, low, high = (f"{value:{sign}.{digits}f}" for value in (interval.mean, interval.low, interval.high))
+    if math.isnan(interval.low):
+        return f"{mean} [no interval]"
+    return f"{mean} [{low}, {high}]"
+
+
+def _arm_rows(summary: Mapping[str, Any], scores: Scores) -> list[dict[str, Any]]:
+    subjects = list(summary["subjects"].values())
+    seed = int((summary.get("config", {}).get("benchmark") or {}).get("bootstrap_seed", 0))
+    return [
+        {
+            "arm": arm,
+            "class": name,
+            **{metric: bootstrap_table(scores[arm, name, metric], subjects, seed) for metric in DIGITS},
+        }
+        for arm in summary["arms"]
+        for name in (MEAN_FOREGROUND, *summary["classes"])
+    ]
+
+
+def _read_scores(path: Path, summary: Mapping[str, Any]) -> Scores:
+    """Complete tables of every arm, class and metric, the mean over foreground classes added."""
+    values = {
+        (row["arm"], row["class"], row["metric"], row["seed"], row["case"]): _number(row["value"], path)
+        for row in _read_csv(path, ("arm", "seed", "case", "class", "metric", "value"))
+    }
+    scores: Scores = {}
+    for arm, metric in itertools.product(summary["arms"], DIGITS):
+        for name in summary["classes"]:
+            keys = [(arm, name, metric, str(s), c) for s in summary["seeds"] for c in summary["subjects"]]
+            missing = next((key for key in keys if key not in values), None)
+            if missing:
+                raise UserError(
+                    f"{path}: no {metric} of arm {arm}, class {name}, seed {missing[3]}, case {missing[4]}; "
+                    "run the benchmark again to complete it"
+                )
+            scores[arm, name, metric] = np.array([values[key] for key in keys]).reshape(
+                len(summary["seeds"]), len(summary["subjects"])
+            )
+        tables = [scores[arm, name, metric] for name in summary["classes"]]
+        scores[arm, MEAN_FOREGROUND, metric] = np.mean(tables, axis=0)
+    return scores
+
+
+def _read_comparisons(path: Path) -> list[dict[str, Any]]:
+    """Rows of comparison.csv with numbers read and a sentence made."""
+    columns = (
+        "arm", "baseline", "class", "metric", "mean_difference", "low", "high",
+        "num_subjects", "num_seeds", "verdict",
+    )  # fmt: skip
+    rows = []
+    for row in _read_csv(path, columns):
+        metric = row["metric"]
+        mean, low, high = (_number(row[key], path) for key in ("mean_difference", "low", "high"))
+        subjects, seeds = int(row["num_subjects"]), int(row["num_seeds"])
+        interval = Interval(mean, low, high, subjects, subjects)
+        difference = format_interval(interval, DIGITS.get(metric, 3), signed=True) + UNITS.get(metric, "")
+        rows.append(
+            {
+                **row,
+                "metric_name": NAMES.get(metric, metric),
+                "difference": difference,
+                "result": f"{difference}, {row['verdict']}",
+                "evidence": f"{_count(subjects, 'subject')}, {_count(seeds, 'seed')}",
+            }
+        )
+    return rows
+
+
+def _read_faithfulness(path: Path) -> dict[str, Any]:
+    """faithfulness.json with intervals in place of dicts; every part may be absent."""
+    stored = _read_json(path)
+    result: dict[str, Any] = {key: stored.get(key) for key in ("ratio", "ratio_low", "judge", "sharpness")}
+    labels = {
+        "real_validation": "real validation images against their own masks",
+        "synthetic": "synthetic images against their own masks",
+        "shuffled": "synthetic images against other masks (chance)",
+    }
+    result["rows"] = [(text, _interval(stored[key])) for key, text in labels.items() if stored.get(key)]
+    result["guidance"] = [(row["guidance_scale"], _interval(row)) for row in stored.get("guidance") or []]
+    return result
+
+
+def _interval(row: Mapping[str, Any]) -> Interval:
+    return Interval(row["mean"], row["low"], row["high"], row["n"], row["n"])
+
+
+def _dice_picture(rows: Sequence[Mapping[str, Any]], scores: Scores) -> str:
+    """Per case, Dice is the mean over seeds and foreground classes; the bar is the table's."""
+    arms = {
+        row["arm"]: (scores[row["arm"], MEAN_FOREGROUND, "dice"].mean(axis=0), row["dice"])
+        for row in rows
+        if row["class"] == MEAN_FOREGROUND
+    }
+    return _drawn(lambda path: figures.dice_plot(arms, path))
+
+
+def _guidance_picture(faithfulness: Mapping[str, Any] | None) -> str | None:
+    points = dict(faithfulness["guidance"]) if faithfulness else {}
+    return _drawn(lambda path: figures.guidance_plot(points, path)) if len(points) > 1 else None
+
+
+def _pictures(run: Path) -> list[tuple[str, str]]:
+    """(caption, data URI) of the pictures of other stages; of training, a few evenly spaced to the last."""
+    sheet = run / "synthetic" / "contact_sheet.png"
+    audit = sorted((run / "audit").glob("*.png"), key=_natural)
+    training = sorted((run / "train" / "pictures").glob("*.png"), key=_natural)
+    places = np.linspace(0, len(training) - 1, min(len(training), MAX_TRAINING_PICTURES)).round().astype(int)
+    found = [
+        *[("Synthetic pairs: image, and image with its mask outlined", sheet)][: sheet.exists()],
+        *((f"Audit: {_words(path)}", path) for path in audit),
+        *((f"During training: {_words(training[place])}", training[place]) for place in places),
+    ]
+    return [(caption, _data_uri(path)) for caption, path in found]
+
+
+def _drawn(draw: Callable[[Path], None]) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "picture.png"
+        draw(path)
+        return _data_uri(path)
+
+
+def _data_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _words(path: Path) -> str:
+    return re.sub(r"[_-]+", " ", path.stem)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sort key under which step-900 comes before step-1000."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; run the stage that writes it first") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); run its stage again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no JSON object; run its stage again")
+    return content
+
+
+def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream)
+            missing = [column for column in columns if column not in (reader.fieldnames or ())]
+            if missing:
+                raise UserError(f"{path}: no column {', '.join(missing)}; run the benchmark again")
+            return list(reader)
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; run the benchmark first") from None
+
+
+def _number(text: str, path: Path) -> float:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        raise UserError(f"{path}: {text!r} is not a number; run the benchmark again") from None

@@ -1,0 +1,209 @@
+"""Run folders: which configuration a result belongs to, and whether it is whole.
+
+A stage claims its folder, works, and finishes it. The same command again then resumes an unfinished run and
+leaves a finished one alone, and two different configurations never mix in one folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+
+from medaug.errors import UserError
+from medaug.files import atomic_write
+from medaug.options import Options
+
+logger = logging.getLogger(__name__)
+
+_FOLDERS = {"train": "train", "generate": "synthetic", "audit": "audit", "benchmark": "benchmark"}
+_MOST_DIFFERENCES = 5
+_locks: dict[Path, int] = {}  # folders held by this process and the open file that holds each
+
+
+def stage_folder(options: Options, stage: str) -> Path:
+    """Where a stage writes: `runs/<experiment>/{train,synthetic,audit,benchmark}`."""
+    return Path(options.runs) / options.experiment / _FOLDERS[stage]
+
+
+def process_rank() -> int:
+    """Number of this process among those that train together, from torchrun, Lightning or SLURM; else 0."""
+    found = (os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ)
+    return int(next(found, "0"))
+
+
+def claim(folder: Path, identity: dict[str, Any], overwrite: bool, growable: tuple[str, ...] = ()) -> bool:
+    """Take a run folder for a configuration, and hold it against other processes until `finish` or exit.
+
+    Of several processes that train together the first writes and locks; the others come to the same answer.
+
+    Args:
+        folder: made if absent; `config.yaml` in it says whose it is.
+        identity: the configuration that the result depends on, as plain containers.
+        overwrite: remove the result of another configuration instead of refusing.
+        growable: dotted keys that may differ while the work on disk is kept: more steps of one training.
+
+    Returns:
+        True: there is work to do, from the start or from where it stopped. False: this very run is finished.
+
+    Raises:
+        UserError: another configuration's result is there, the folder is no run's, another process holds it.
+    """
+    first = process_rank() == 0
+    if first:
+        _lock(folder)
+    try:
+        work = _settle(folder, json.loads(json.dumps(identity)), overwrite, growable, first)
+    except BaseException:
+        _unlock(folder)
+        raise
+    if not work:
+        _unlock(folder)
+    return work
+
+
+def _settle(folder: Path, identity: dict[str, Any], overwrite: bool, growable: tuple[str, ...], first: bool) -> bool:
+    path = folder / "config.yaml"
+    if not path.exists():
+        if first:
+            if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+                raise UserError(f"{folder}: holds files of something else; move them or choose runs=DIR")
+            _write_config(path, identity)
+        return True
+    former = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
+    differences = _differences(former, identity)
+    begun = any(not entry.name.startswith(".") and entry != path for entry in folder.iterdir())
+    if differences and not begun:
+        if first:
+            _write_config(path, identity)
+        return True
+    if not differences:
+        if finished(folder) is not None:
+            logger.info("%s: finished already, nothing to do", folder)
+            return False
+        logger.info("%s: unfinished, going on", folder)
+        return True
+    if differences.keys() <= set(growable):
+        logger.info("%s: going on with %s", folder, _told(differences))
+        if first:
+            # In this order: whoever looks in between sees an unfinished run.
+            (folder / "finished.json").unlink(missing_ok=True)
+            _write_config(path, identity)
+        return True
+    if not overwrite:
+        raise UserError(
+            f"{folder}: made with another configuration ({_told(differences)}); "
+            "overwrite=true replaces it, runs=DIR keeps both"
+        )
+    logger.info("%s: replaced, %s", folder, _told(differences))
+    if first:
+        _empty(folder)
+        _write_config(path, identity)
+    return True
+
+
+def finish(folder: Path, summary: dict[str, Any]) -> None:
+    """Mark a run as whole with `finished.json`, which holds the summary, and let go of the folder."""
+    if process_rank() == 0:
+        with atomic_write(folder / "finished.json") as temporary:
+            temporary.write_text(json.dumps(summary, indent=2) + "\n")
+        _unlock(folder)
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The summary of a finished run; None while it is unfinished or absent."""
+    try:
+        return cast(dict[str, Any], json.loads((folder / "finished.json").read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def _write_config(path: Path, identity: dict[str, Any]) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(identity)))
+
+
+def _empty(folder: Path) -> None:
+    # config.yaml last: should this be interrupted, the folder is still known for a run of ours.
+    entries = [entry for entry in folder.iterdir() if entry.name not in {".lock", "config.yaml"}]
+    for entry in sorted(entries, key=lambda entry: entry.name != "finished.json"):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    (folder / "config.yaml").unlink()
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict) or not node:
+        return {prefix: node}
+    return {
+        path: value
+        for key, child in node.items()
+        for path, value in _flat(child, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
+def _differences(former: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    old, now = _flat(former), _flat(new)
+    paths = [*old, *(path for path in now if path not in old)]
+    pairs = {path: (old.get(path, "absent"), now.get(path, "absent")) for path in paths}
+    return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _told(differences: dict[str, tuple[Any, Any]]) -> str:
+    told = [f"{path}: {json.dumps(a)} -> {json.dumps(b)}" for path, (a, b) in differences.items()]
+    more = len(told) - _MOST_DIFFERENCES
+    return ", ".join(told[:_MOST_DIFFERENCES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _lock(folder: Path) -> None:
+    folder = folder.resolve()
+    if folder in _locks:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror}); choose another place with runs=DIR"
+        ) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UserError(f"{folder}: another process is at work in it; wait for it or stop it") from error
+    except OSError as error:  # some network file systems have no locks
+        logger.warning("%s: cannot be locked (%s); do not run this stage twice at once", folder, error.strerror)
+    _locks[folder] = handle
+
+
+def _unlock(folder: Path) -> None:
+    handle = _locks.pop(folder.resolve(), None)
+    if handle is not None:
+        with contextlib.suppress(OSError):
+            os.close(handle)
+
+
+def trained_checkpoint(options: Options) -> Path:
+    """The experiment's checkpoint; a training that stopped early is used as it stands, with a warning.
+
+    Raises:
+        UserError: nothing was trained yet.
+    """
+    path = stage_folder(options, "train") / "last.ckpt"
+    if not path.exists():
+        raise UserError(
+            f"{path}: not trained yet; first run python -m medaug.train experiment={options.experiment} "
+            f"(make train EXP={options.experiment})"
+        )
+    if finished(path.parent) is None:
+        logger.warning("%s: the training is unfinished; its last checkpoint is used", path.parent)
+    return path

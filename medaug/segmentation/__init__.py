@@ -1,0 +1,1 @@
+"""The downstream segmenter: what the synthetic pairs are for, and, trained apart, the audit's judge."""

@@ -1,0 +1,140 @@
+"""A MONAI U-Net trained by Dice and cross-entropy for a fixed number of steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from monai.losses import DiceCELoss
+from monai.networks.nets import UNet
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from medaug.data.batches import StepsFrom, TrainingBatches
+from medaug.data.cases import ModelCase
+from medaug.data.transforms import classical
+from medaug.diffusion.noise import named_seed
+from medaug.files import atomic_write
+from medaug.options import SegmenterOptions
+from medaug.progress import track
+from medaug.training.model import has_bf16
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Diet:
+    """What a segmenter trains on.
+
+    Attributes:
+        real: labelled real cases.
+        synthetic: synthetic cases; empty where the arm has none.
+        synthetic_share: of each batch, in 0..1; read only where there are synthetic cases.
+        augment: whether classical augmentation is applied, to real and synthetic alike.
+    """
+
+    real: Sequence[ModelCase]
+    synthetic: Sequence[ModelCase] = ()
+    synthetic_share: float = 0.5
+    augment: bool = True
+
+
+class _Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """Step to batch: a fixed share synthetic, the rest real, each in its own seeded order."""
+
+    def __init__(self, diet: Diet, batch_size: int, seed: int) -> None:
+        num_synthetic = round(batch_size * diet.synthetic_share) if diet.synthetic else 0
+        augment = classical if diet.augment else None
+        parts = (
+            (diet.real, batch_size - num_synthetic, "real"),
+            (diet.synthetic, num_synthetic, "synthetic"),
+        )
+        self.parts = [
+            TrainingBatches(cases, count, named_seed(seed, name), augment) for cases, count, name in parts if count
+        ]
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        batches = [part[step] for part in self.parts]
+        return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+
+
+def build_segmenter(num_modalities: int, num_classes: int, channels: Sequence[int]) -> nn.Module:
+    """Untrained U-Net: (B, M, X, Y, Z) to logits (B, num_classes, X, Y, Z)."""
+    return UNet(
+        spatial_dims=3,
+        in_channels=num_modalities,
+        out_channels=num_classes,
+        channels=tuple(channels),
+        strides=(2,) * (len(channels) - 1),
+        num_res_units=2,
+        norm="instance",
+    )
+
+
+def train_segmenter(
+    diet: Diet, num_classes: int, options: SegmenterOptions, steps: int, seed: int, name: str
+) -> nn.Module:
+    """Train for `steps` optimisation steps; the same arguments give the same segmenter on the same machine.
+
+    Args:
+        diet: what it trains on.
+        num_classes: with background.
+        options: size, learning rate, batch size.
+        steps: optimisation steps; a cosine decay ends at the last.
+        seed: of weights, order and augmentation.
+        name: shown beside the progress bar.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.random.fork_rng():
+        torch.manual_seed(named_seed(seed, "segmenter weights"))
+        net = build_segmenter(len(diet.real[0].image), num_classes, options.channels).to(device)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=options.learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    loss_function = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    batches = iter(
+        DataLoader(
+            _Batches(diet, options.batch_size, seed),
+            batch_size=None,
+            sampler=StepsFrom(0, steps),
+            num_workers=options.num_workers,
+        )
+    )
+    for step in track(range(steps), name):
+        batch = next(batches)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bf16(device)):
+            logits = net(batch["image"].to(device))
+        loss = loss_function(logits.float(), batch["label"][:, None].to(device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 200 == 0:
+            log.info("%s: step %d of %d, loss %.3f", name, step + 1, steps, loss.item())
+    return net.eval()
+
+
+@torch.no_grad()
+def segment(net: nn.Module, image: NDArray | Tensor) -> NDArray:
+    """Class indices (X, Y, Z) uint8 of an image (M, X, Y, Z) in model space."""
+    device = next(net.parameters()).device
+    batch = torch.as_tensor(image)[None].to(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bf16(device)):
+        logits = net(batch)
+    return logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
+
+
+def save_segmenter(net: nn.Module, path: Path) -> None:
+    """Write the weights, whole or not at all."""
+    with atomic_write(path) as temporary:
+        torch.save(net.state_dict(), temporary)
+
+
+def load_segmenter(path: Path, num_modalities: int, num_classes: int, channels: Sequence[int]) -> nn.Module:
+    """The inverse of `save_segmenter`, on the CPU or the GPU that is there."""
+    net = build_segmenter(num_modalities, num_classes, channels)
+    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return net.to("cuda" if torch.cuda.is_available() else "cpu").eval()

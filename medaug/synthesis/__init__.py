@@ -1,0 +1,1 @@
+"""Synthetic pairs: masks, recipes, and the loop that turns recipes into files."""

@@ -1,0 +1,145 @@
+"""The loop from recipes to files: a pair is whole or absent, and a finished pair is never made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medaug.cohort import provenance
+from medaug.cohort.manifest import Case, Manifest
+from medaug.cohort.provenance import Recipe
+from medaug.data.cases import ModelCase
+from medaug.errors import UserError
+from medaug.imaging.nifti import write_volume
+from medaug.progress import track
+from medaug.runs import finished
+from medaug.training.checkpoint import Card
+from medaug.training.model import DiffusionModel
+
+Plan = Callable[[int], tuple[Recipe, ModelCase, NDArray[np.uint8]]]
+"""Pair number to its recipe, its host and its mask (X, Y, Z) in model space."""
+
+
+def sample_images(
+    model: DiffusionModel,
+    recipes: Sequence[Recipe],
+    masks: Sequence[NDArray[np.uint8]],
+    guidance_scale: float,
+) -> NDArray[np.float32]:
+    """Images (B, M, X, Y, Z) in [-1, 1] for masks (X, Y, Z), each by its recipe's seed; recipes share a sampler."""
+    device = model.codec.mean.device
+    label = torch.from_numpy(np.stack(masks)).long().to(device)
+    seeds = [recipe.seed for recipe in recipes]
+    first = recipes[0]
+    try:
+        images = model.sample(
+            label,
+            seeds,
+            guidance_scale=guidance_scale,
+            sampler=first.sampler,
+            num_inference_steps=first.num_inference_steps,
+            eta=first.eta,
+        )
+    except ValueError as error:
+        raise UserError(f"sampler: {error}") from error
+    return images.cpu().numpy()
+
+
+def generate_pairs(model: DiffusionModel, card: Card, plan: Plan, num: int, batch_size: int, folder: Path) -> None:
+    """Write pairs 0..num-1 below `folder` (imagesTr, labelsTr, provenance.jsonl); those on record are left alone.
+
+    Each pair lies on its host's grid, in the host's units and voxel type. A pair counts as made when its record is on
+    disk, and the record is written after both files.
+    """
+    record = folder / "provenance.jsonl"
+    made = {index for index, _ in provenance.read(record)}
+    pending = [index for index in range(num) if index not in made]
+    batches = [pending[i : i + batch_size] for i in range(0, len(pending), batch_size)]
+    for batch in track(batches, "generating"):
+        recipes, hosts, masks = zip(*(plan(index) for index in batch), strict=True)
+        images = sample_images(model, recipes, masks, recipes[0].guidance_scale)
+        for recipe, host, mask, image in zip(recipes, hosts, masks, images, strict=True):
+            files = _write_pair(folder, card, recipe, host, mask, image)
+            line = {**recipe.to_mapping(), **files, "subjects": [recipe.host_subject]}
+            provenance.append(record, line)
+
+
+def synthetic_manifest(card: Card, folder: Path, num: int) -> Manifest:
+    """The manifest of pairs 0..num-1 in `folder`: all for training, each under its host's subject."""
+    records = [r for r in provenance.read(folder / "provenance.jsonl").values() if r["index"] < num]
+    records.sort(key=lambda r: r["index"])
+    notice = "Phantoms, not patients. " if card.phantom else ""
+    return Manifest(
+        name=f"{card.experiment}_synthetic",
+        description=f"{notice}Synthetic image-mask pairs of experiment {card.experiment}; not for clinical use.",
+        modalities=card.modalities,
+        schema=card.schema,
+        cases=tuple(_case(r) for r in records),
+        root=str(folder.resolve()),
+        phantom=card.phantom,
+    )
+
+
+def _case(record: Mapping[str, Any]) -> Case:
+    return Case(record["name"], tuple(record["images"]), record["label"], record["host_subject"], "train")
+
+
+def _write_pair(
+    folder: Path,
+    card: Card,
+    recipe: Recipe,
+    host: ModelCase,
+    mask: NDArray[np.uint8],
+    image: NDArray[np.float32],
+) -> dict[str, Any]:
+    """Write one pair; returns its name and its files, relative to `folder`."""
+    name = f"{card.experiment}_synthetic_{recipe.index:05d}"
+    description = "medaug synthetic" + (" phantom" if card.phantom else "")
+    volumes = card.preprocessing.invert_image(image, host.placement)
+    images = [f"imagesTr/{name}_{m:04d}.nii.gz" for m in range(len(volumes))]
+    for file, volume in zip(images, volumes, strict=True):
+        write_volume(folder / file, _as_stored(volume, host.dtype), host.affine, description)
+    label = f"labelsTr/{name}.nii.gz"
+    values = card.schema.to_values(card.preprocessing.invert_label(mask, host.placement))
+    write_volume(folder / label, values, host.affine, description)
+    return {"name": name, "images": images, "label": label}
+
+
+def _as_stored(volume: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The host's voxel type; integers are rounded and kept within their range."""
+    if dtype.kind == "f":
+        return volume.astype(np.float32)
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(volume), limits.min, limits.max).astype(dtype)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A finished synthetic dataset: its manifest, its provenance, and a digest of both."""
+
+    manifest: Manifest
+    records: tuple[Mapping[str, Any], ...]
+    digest: str
+
+
+def finished_pairs(folder: Path) -> Pairs:
+    """What medaug.generate left in `folder`.
+
+    Raises:
+        UserError: nothing is there, or its generation is unfinished.
+    """
+    if finished(folder) is None:
+        raise UserError(f"{folder}: no finished synthetic pairs; run medaug.generate first (make generate)")
+    manifest = Manifest.load(folder / "manifest.json")
+    made = {case.name for case in manifest.cases}
+    records = [r for r in provenance.read(folder / "provenance.jsonl").values() if r["name"] in made]
+    digest = hashlib.sha256(json.dumps([manifest.to_mapping(), records], sort_keys=True).encode()).hexdigest()
+    return Pairs(manifest, tuple(records), digest)

@@ -1,0 +1,1 @@
+"""The diffusion model, its Lightning module, callbacks and checkpoints."""

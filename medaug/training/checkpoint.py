@@ -1,0 +1,115 @@
+"""What a checkpoint says about itself, and how it is read without running anybody's code."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medaug.cohort.schema import LabelSchema
+from medaug.data.preprocessing import Preprocessing
+from medaug.errors import UserError
+from medaug.training.model import DiffusionModel
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Card:
+    """Everything but the weights: what the model was made of, for, and from.
+
+    Attributes:
+        experiment: its name.
+        options: plain `codec`, `network`, `process`, `data` and `trainer` nodes.
+        preprocessing: fitted on the training split.
+        schema: of the labels.
+        modalities: of the images.
+        subjects: per split, the subjects that training (`train`) and model selection (`val`) saw.
+        phantom: whether the cohort is phantoms.
+    """
+
+    experiment: str
+    options: dict[str, Any]
+    preprocessing: Preprocessing
+    schema: LabelSchema
+    modalities: tuple[str, ...]
+    subjects: dict[str, list[str]]
+    phantom: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "format": FORMAT,
+            "experiment": self.experiment,
+            "options": self.options,
+            "preprocessing": self.preprocessing.to_dict(),
+            "labels": self.schema.to_mapping(),
+            "modalities": list(self.modalities),
+            "subjects": self.subjects,
+            "phantom": self.phantom,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Card:
+        """The inverse of `to_dict`."""
+        return cls(
+            experiment=values["experiment"],
+            options=values["options"],
+            preprocessing=Preprocessing.from_dict(values["preprocessing"]),
+            schema=LabelSchema.from_mapping(values["labels"]),
+            modalities=tuple(values["modalities"]),
+            subjects=values["subjects"],
+            phantom=values["phantom"],
+        )
+
+    def build(self) -> DiffusionModel:
+        """An untrained model of this make."""
+        return DiffusionModel(
+            self.options, len(self.modalities), self.schema.num_classes, self.options["trainer"]["precision"]
+        )
+
+
+def read_checkpoint(path: Path) -> tuple[Card, dict[str, Any]]:
+    """Card and whole contents of a checkpoint; tensors and plain values only are accepted.
+
+    Raises:
+        UserError: absent, truncated, not medaug's, or from a newer version.
+    """
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no checkpoint is there; run medaug.train first") from None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a whole checkpoint ({reason}); restore it or train again") from error
+    card = contents.get("medaug") if isinstance(contents, dict) else None
+    if card is None:
+        raise UserError(f"{path}: a checkpoint, but not one of medaug's; give one that medaug.train wrote")
+    if card["format"] > FORMAT:
+        raise UserError(f"{path}: format {card['format']} is newer than this medaug reads ({FORMAT}); update medaug")
+    return Card.from_dict(card), contents
+
+
+def load_model(path: Path, device: torch.device) -> tuple[Card, DiffusionModel]:
+    """The averaged (EMA) model of a checkpoint, ready to sample.
+
+    Raises:
+        UserError: as `read_checkpoint`.
+    """
+    card, contents = read_checkpoint(path)
+    model = card.build()
+    prefix = "model."
+    weights = {k.removeprefix(prefix): v for k, v in contents["state_dict"].items() if k.startswith(prefix)}
+    model.load_state_dict(weights)
+    return card, model.to(device).eval()
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

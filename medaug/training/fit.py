@@ -1,0 +1,134 @@
+"""One training run: model, data, callbacks, and where it goes on."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
+
+from medaug.data.cases import ModelCase
+from medaug.errors import UserError
+from medaug.options import TrainerOptions
+from medaug.training.callbacks import LastCheckpoint, Progress, ProgressLines, ema
+from medaug.training.checkpoint import Card, read_checkpoint
+from medaug.training.task import DiffusionData, DiffusionTask, Picture
+
+log = logging.getLogger(__name__)
+
+LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
+
+
+def fit(
+    card: Card,
+    train: Sequence[ModelCase],
+    val: Sequence[ModelCase],
+    folder: Path,
+    budget: TrainerOptions,
+    logger: str,
+    picture: Picture | None = None,
+) -> dict[str, Any]:
+    """Train to `budget.max_steps`, from `last.ckpt` where there is one.
+
+    Returns:
+        step, parameters, training and validation cases, for the run's summary.
+
+    Raises:
+        UserError: a checkpoint that cannot be continued, or an option that cannot be met.
+        SystemExit: stopped by a signal after saving; the status is 128 + the signal's number.
+    """
+    path = folder / "last.ckpt"
+    if path.exists():
+        former, contents = read_checkpoint(path)
+        if former.experiment != card.experiment:
+            raise UserError(
+                f"{path}: of experiment {former.experiment}, not {card.experiment}; remove it or overwrite=true"
+            )
+        log.info("going on from step %d of %d", contents["global_step"], budget.max_steps)
+    task = DiffusionTask(card, budget, picture)
+    task.model.codec.fit(torch.from_numpy(case.image.copy()) for case in train)
+    parameters = sum(p.numel() for p in task.model.parameters())
+    labelled = sum(case.label is not None for case in train)
+    log.info(
+        "%d training scans (%d labelled) of %d subjects, grid %s; %.1f M parameters; %d steps of %d: %.0f passes",
+        len(train),
+        labelled,
+        len(card.subjects["train"]),
+        "x".join(map(str, card.preprocessing.shape)),
+        parameters / 1e6,
+        budget.max_steps,
+        budget.batch_size,
+        budget.max_steps * budget.batch_size * max(budget.devices, 1) * budget.num_nodes / len(train),
+    )
+    last = LastCheckpoint(path, budget.checkpoint_every)
+    progress = Progress if sys.stderr.isatty() else ProgressLines
+    callbacks = [ema(budget.ema_decay), last, progress(budget.batch_size)]
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # what hardware there is not, and tips
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*LeafSpec.*")
+        trainer = Trainer(
+            default_root_dir=folder,
+            accelerator=budget.accelerator,
+            devices=budget.devices,
+            num_nodes=budget.num_nodes,
+            strategy=budget.strategy,
+            max_steps=budget.max_steps,
+            max_epochs=-1,
+            val_check_interval=min(budget.validate_every, budget.max_steps),
+            num_sanity_val_steps=0,
+            gradient_clip_val=budget.gradient_clip,
+            logger=make_logger(logger, folder),
+            callbacks=callbacks,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=progress is Progress,
+            use_distributed_sampler=False,
+            log_every_n_steps=min(50, budget.max_steps),
+        )
+        trainer.fit(
+            task,
+            datamodule=DiffusionData(train, val, budget),
+            ckpt_path=path if path.exists() else None,
+            weights_only=True,
+        )
+    if last.stopped_by is not None:
+        log.info("stopped at step %d; the same command goes on from there", trainer.global_step)
+        sys.exit(128 + last.stopped_by)
+    return {
+        "step": trainer.global_step,
+        "parameters": parameters,
+        "training_cases": len(train),
+        "labelled_cases": labelled,
+        "validation_cases": len(val),
+        "validation_loss": float(trainer.callback_metrics.get("val/loss", float("nan"))),
+    }
+
+
+def make_logger(name: str, folder: Path) -> Logger:
+    """The Lightning logger called `name`, writing below `folder`.
+
+    Raises:
+        UserError: an unknown name, or its package is not installed.
+    """
+    from lightning.pytorch import loggers
+
+    try:
+        if name == "tensorboard":
+            return loggers.TensorBoardLogger(folder, name="tensorboard", version="")
+        if name == "csv":
+            return loggers.CSVLogger(folder, name="csv", version="")
+        if name == "wandb":
+            return loggers.WandbLogger(save_dir=folder, project="medaug")
+        if name == "mlflow":
+            return loggers.MLFlowLogger(experiment_name="medaug", tracking_uri=f"file:{folder / 'mlflow'}")
+    except ModuleNotFoundError as error:
+        raise UserError(f"logger={name}: {error.name} is not installed; pip install 'medaug[{name}]'") from error
+    raise UserError(f"logger.name={name}: not one of {', '.join(LOGGERS)}")

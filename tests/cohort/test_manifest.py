@@ -1,0 +1,222 @@
+"""Manifest: round trips, validation, and what MONAI makes of the file."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medaug.cohort import Case, LabelSchema, Manifest
+from medaug.cohort.splits import subject_of
+from medaug.errors import UserError
+
+SCHEMA = LabelSchema(((0, "background"), (1, "tumour")))
+COMMITTED = Path(__file__).parents[2] / "data_manifests" / "hippocampus.json"
+
+
+def _manifest(root: Path, **changes: Any) -> Manifest:
+    cases = (
+        Case("a", ("imagesTr/a_t1.nii.gz", "imagesTr/a_t2.nii.gz"), "labelsTr/a.nii.gz", "p1", "train"),
+        Case("b", ("imagesTr/b.nii.gz",), None, "p2", "val"),  # one 4-D file, unlabelled
+        Case("c", ("imagesTr/c_t1.nii.gz", "imagesTr/c_t2.nii.gz"), "labelsTr/c.nii.gz", "p3", "test"),
+    )
+    return replace(Manifest("brain", "made up", ("T1", "T2"), SCHEMA, cases, str(root)), **changes)
+
+
+def test_round_trip_and_moved_folder(tmp_path: Path) -> None:
+    manifest = _manifest(tmp_path / "here", phantom=True)
+    manifest.save(tmp_path / "here" / "manifest.json")
+    assert Manifest.load(tmp_path / "here" / "manifest.json") == manifest
+    os.rename(tmp_path / "here", tmp_path / "there")
+    assert Manifest.load(tmp_path / "there" / "manifest.json").root == str(tmp_path / "there")
+
+
+def test_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = {}
+    for name, root in (("inside", tmp_path / "m" / "data"), ("outside", tmp_path / "data")):
+        path = tmp_path / "m" / f"{name}.json"
+        _manifest(root).save(path)
+        stored[name] = json.loads(path.read_text())["root"]
+        assert Manifest.load(path).root == str(root)
+        assert Manifest.load(path, root=tmp_path).root == str(tmp_path)
+    assert stored == {"inside": "data", "outside": str(tmp_path / "data")}
+    monkeypatch.chdir(tmp_path)
+    assert Manifest.load("m/inside.json", root="elsewhere").root == str(tmp_path / "elsewhere")
+    loaded = Manifest.load("m/inside.json")
+    assert loaded.image_paths(loaded.cases[1]) == [tmp_path / "m/data/imagesTr/b.nii.gz"]
+    assert loaded.label_path(loaded.cases[0]) == tmp_path / "m/data/labelsTr/a.nii.gz"
+    assert loaded.label_path(loaded.cases[1]) is None
+
+
+def test_splits_and_subjects(tmp_path: Path) -> None:
+    manifest = _manifest(tmp_path)
+    assert [case.name for case in manifest.split("test")] == ["c"]
+    assert manifest.subjects("train") == {"p1"}
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=10)
+
+
+@given(names=st.lists(texts, unique=True, min_size=1, max_size=5), data=st.data())
+def test_json_keeps_every_text(names: list[str], data: st.DataObject) -> None:
+    cases = tuple(
+        Case(
+            name,
+            (f"images/{index}.nii.gz",),
+            None,
+            f"{name}{index}",
+            data.draw(st.sampled_from(["train", "val"])),
+        )
+        for index, name in enumerate(names)
+    )
+    manifest = Manifest("x", "", ("MR",), SCHEMA, cases, "/data")
+    if len({case.subject for case in cases}) == len(cases):
+        back = json.loads(json.dumps(manifest.to_mapping(), ensure_ascii=False))
+        assert Manifest.from_mapping(back, "/data", "x.json") == manifest
+
+
+def test_a_plain_msd_file_is_a_manifest(tmp_path: Path) -> None:
+    content = {
+        "name": "Liver",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "liver"},
+        "training": [{"image": "./imagesTr/liver_0.nii.gz", "label": "./labelsTr/liver_0.nii.gz"}],
+        "test": ["./imagesTs/liver_1.nii.gz"],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    assert Manifest.load(tmp_path / "dataset.json").cases == (
+        Case("liver_0", ("imagesTr/liver_0.nii.gz",), "labelsTr/liver_0.nii.gz", "liver_0", "train"),
+    )
+
+
+def _entry(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "a",
+        "image": ["a1.nii", "a2.nii"],
+        "label": "l.nii",
+        "subject": "p",
+        "split": "train",
+    } | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"training": []}, "the manifest is empty"),
+        ({"training": None}, "the manifest is empty"),
+        ({"training": [_entry(), _entry()]}, "case a occurs 2 times"),
+        ({"training": [_entry(), _entry(name="b", split="test")]}, "subject p is in the splits test, train"),
+        ({"training": [_entry(split="validation")]}, 'split "validation"'),
+        ({"training": [_entry(image=["a", "b", "c"])]}, "3 images for 2 modalities"),
+        ({"training": [_entry(image=[])]}, "case a has no image"),
+        ({"training": [_entry(subject=7)]}, "subject 7"),
+        ({"training": [_entry(name="")]}, "name ''"),
+        ({"training": ["a.nii"]}, "each case is an object"),
+        ({"training": [_entry(label="/etc/passwd")]}, "not a path below root"),
+        ({"training": [_entry(label="../l.nii")]}, "not a path below root"),
+        ({"labels": {"1": "tumour"}}, "labels lack the background"),
+        ({"labels": None}, "labels is not a mapping"),
+        ({"modality": {"1": "T1"}}, "modality must number"),
+        ({"modality": {}}, "modality must number"),
+        ({"root": 5}, "root is not a string"),
+    ],
+)
+def test_bad_content_gets_one_line(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    content = {
+        "name": "x",
+        "modality": {"0": "T1", "1": "T2"},
+        "labels": {"0": "background", "1": "tumour"},
+        "training": [_entry()],
+    }
+    path = tmp_path / "cohort.json"
+    path.write_text(json.dumps(content | changes))
+    with pytest.raises(UserError) as error:
+        Manifest.load(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ")
+    assert reason in message
+    assert "; " in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "not a JSON file"),
+        ('{"training": [', "not a JSON file"),
+        ("[" * 100_000, "not a JSON file"),
+        ("[]", "not a JSON object"),
+        ('{"labels": {"0": "background", "1": "a", "1": "b"}}', 'key "1" occurs twice'),
+        ("\udcff", "not a JSON file"),
+    ],
+)
+def test_bad_files_get_one_line(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "cohort.json"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=reason):
+        Manifest.load(path)
+    with pytest.raises(UserError, match="no such file"):
+        Manifest.load(tmp_path / "absent.json")
+    with pytest.raises(UserError, match="cannot be read"):
+        Manifest.load(tmp_path)
+
+
+def test_an_invalid_manifest_is_not_written(tmp_path: Path) -> None:
+    manifest = _manifest(tmp_path)
+    crossing = replace(manifest, cases=(*manifest.cases, replace(manifest.cases[0], name="d", split="test")))
+    with pytest.raises(UserError, match="subject p1"):
+        crossing.save(tmp_path / "m.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_monai_reads_it(tmp_path: Path) -> None:
+    from monai.data import load_decathlon_datalist
+
+    _manifest(tmp_path).save(tmp_path / "m.json")
+    items = load_decathlon_datalist(str(tmp_path / "m.json"), True, "training", base_dir=str(tmp_path))
+    assert items == [
+        {
+            "name": "a",
+            "image": [str(tmp_path / "imagesTr/a_t1.nii.gz"), str(tmp_path / "imagesTr/a_t2.nii.gz")],
+            "label": str(tmp_path / "labelsTr/a.nii.gz"),
+            "subject": "p1",
+            "split": "train",
+        },
+        {"name": "b", "image": str(tmp_path / "imagesTr/b.nii.gz"), "subject": "p2", "split": "val"},
+        {
+            "name": "c",
+            "image": [str(tmp_path / "imagesTr/c_t1.nii.gz"), str(tmp_path / "imagesTr/c_t2.nii.gz")],
+            "label": str(tmp_path / "labelsTr/c.nii.gz"),
+            "subject": "p3",
+            "split": "test",
+        },
+    ]
+
+
+def test_committed_hippocampus_manifest() -> None:
+    manifest = Manifest.load(COMMITTED)
+    assert len(manifest.cases) == 199
+    assert {s: len(manifest.subjects(s)) for s in ("train", "val", "test")} == {
+        "train": 92,
+        "val": 13,
+        "test": 26,
+    }
+    people: dict[int, set[str]] = {}  # the two sides of a person by arithmetic, without our own pattern
+    for case in manifest.cases:
+        people.setdefault((int(case.name[-3:]) + 1) // 2, set()).add(case.split)
+        assert case.subject == subject_of(case.name, r"hippocampus_(\d+)", 2)
+    assert len(people) == 131
+    assert all(len(splits) == 1 for splits in people.values())
+
+
+def test_committed_hippocampus_manifest_on_the_real_files(medaug_data: Path) -> None:
+    manifest = Manifest.load(COMMITTED, root=Path(medaug_data) / "Task04_Hippocampus")
+    listed = {path for case in manifest.cases for path in (*manifest.image_paths(case), manifest.label_path(case))}
+    on_disk = set(Path(manifest.root).glob("*/*.nii.gz"))
+    assert listed == on_disk

@@ -1,0 +1,270 @@
+"""The report's numbers against pandas, and its behaviour on odd input."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from medaug.errors import UserError
+from medaug.evaluation.scores import MEAN_FOREGROUND
+from medaug.evaluation.statistics import Interval, paired_comparison
+from medaug.reporting.figures import guidance_plot
+from medaug.reporting.report import arm_table, format_interval, print_table, write_report
+
+ARMS = ["real", "real+classical", "real+classical+synthetic"]
+CLASSES = ["Anterior", "Posterior"]
+NUMBERS = ["mean_difference", "low", "high", "num_subjects", "num_seeds"]
+COLUMNS = ["arm", "baseline", "class", "metric", *NUMBERS, "verdict"]
+
+
+class Page(HTMLParser):
+    """Every table as rows of cell texts, by id; the text; the addresses of pictures; the tags in use."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tables, self.sources, self.tags, self.text, self._cell = {}, [], set(), "", None
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.add(tag)
+        if tag == "table":
+            self._table = self.tables.setdefault(attrs.get("id"), [])
+        elif tag == "tr":
+            self._table.append([])
+        elif tag in {"td", "th"}:
+            self._table[-1].append("")
+            self._cell = self._table[-1]
+        elif tag == "img":
+            self.sources.append(attrs["src"])
+
+    def handle_endtag(self, tag):
+        if tag in {"td", "th"}:
+            self._cell = None
+
+    def handle_data(self, data):
+        self.text += data
+        if self._cell is not None:
+            self._cell[-1] += data.strip()
+
+
+def _write_run(run, arms=ARMS, classes=CLASSES, phantom=False, seeds=(0, 1, 2), num_cases=8):
+    """A benchmark folder with drawn scores; two cases per subject."""
+    folder = run / "benchmark"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    cases = [f"case_{i}" for i in range(num_cases)]
+    rows = [
+        (arm, seed, case, name, metric, rng.uniform(0.6, 0.9) * (1 if metric == "dice" else 10))
+        for arm in arms
+        for seed in seeds
+        for case in cases
+        for name in classes
+        for metric in ("dice", "hd95")
+    ]
+    _write_csv(folder / "scores.csv", ["arm", "seed", "case", "class", "metric", "value"], rows)
+    comparisons = [
+        (
+            arms[-1],
+            arms[0],
+            MEAN_FOREGROUND,
+            "dice",
+            0.0123,
+            -0.0031,
+            0.0274,
+            20,
+            3,
+            "no evidence of a difference",
+        ),
+        (arms[-1], arms[0], MEAN_FOREGROUND, "hd95", -0.5, -0.8, -0.2, 20, 1, "gain"),
+        (arms[-1], arms[0], classes[0], "dice", -0.02, -0.03, -0.01, 20, 3, "harm"),
+    ]
+    _write_csv(folder / "comparison.csv", COLUMNS, comparisons)
+    summary = {
+        "experiment": "hippocampus",
+        "phantom": phantom,
+        "arms": arms,
+        "baseline": arms[0],
+        "seeds": list(seeds),
+        "steps": 600,
+        "num_test_subjects": num_cases // 2,
+        "num_test_cases": num_cases,
+        "subjects": {case: f"s{i // 2}" for i, case in enumerate(cases)},
+        "classes": classes,
+        "config": {"segmenter": {"steps": 600}},
+        "num_synthetic": 64,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def _write_csv(path, columns, rows):
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([columns, *rows])
+
+
+def _render(folder):
+    write_report(folder, folder / "report.html")
+    return (folder / "report.html").read_text()
+
+
+def test_the_tables_numbers_are_those_of_scores_csv(tmp_path):
+    folder = _write_run(tmp_path)
+    rows = Page(_render(folder)).tables["arm-table"][1:]
+    scores = pd.read_csv(folder / "scores.csv")
+    means = scores.groupby(["arm", "class", "metric"]).value.mean()
+    overall = scores.groupby(["arm", "metric"]).value.mean()
+    assert len(rows) == len(ARMS) * (1 + len(CLASSES))
+    for place, (name, dice, hd95) in enumerate(row[-3:] for row in rows):
+        arm = ARMS[place // 3]
+        for text, metric, digits in ((dice, "dice", 3), (hd95, "hd95", 2)):
+            mean = overall[arm, metric] if name == MEAN_FOREGROUND else means[arm, name, metric]
+            assert text.startswith(f"{mean:.{digits}f} [")
+            low, high = map(float, re.findall(r"[\d.]+", text)[1:])
+            assert low <= round(mean, digits) <= high
+    assert [row[-3] for row in rows[:3]] == [MEAN_FOREGROUND, *CLASSES]
+
+
+def test_intervals_of_the_table_resample_seeds_and_subjects(tmp_path):
+    folder = _write_run(tmp_path)
+    scores = pd.read_csv(folder / "scores.csv").query("arm == 'real' and metric == 'dice'")
+    table = scores.groupby(["seed", "case"]).value.mean().unstack()
+    subjects = [f"s{int(case.split('_')[1]) // 2}" for case in table.columns]
+    expected = paired_comparison(table.to_numpy(), np.zeros(table.shape), subjects, seed=0)
+    row = arm_table(folder)[0]
+    assert (row["arm"], row["class"]) == ("real", MEAN_FOREGROUND)
+    assert (row["dice"].low, row["dice"].high) == pytest.approx((expected.low, expected.high))
+    assert row["dice"].clusters == 4
+
+
+def test_the_printed_table_is_the_reports_even_on_a_narrow_terminal(tmp_path):
+    folder = _write_run(tmp_path, arms=["[red]real[/red]", "b"])
+    page = Page(_render(folder))
+    console = Console(file=io.StringIO(), width=80)
+    print_table(arm_table(folder), console)
+    printed = console.file.getvalue()
+    pattern = r"\d+\.\d+ \[\d+\.\d+, \d+\.\d+\]"
+    cells = [cell for row in page.tables["arm-table"][1:] for cell in row if re.fullmatch(pattern, cell)]
+    assert re.findall(pattern, printed) == cells and len(cells) == 12
+    assert "[red]real[/red]" in printed
+
+
+def test_the_verdict_is_told_in_words(tmp_path):
+    text = " ".join(Page(_render(_write_run(tmp_path))).text.split())
+    assert (
+        "real+classical+synthetic against real, mean foreground Dice: "
+        "+0.012 [-0.003, +0.027], no evidence of a difference (20 subjects, 3 seeds)"
+    ) in text
+    assert "mean foreground HD95: -0.50 [-0.80, -0.20] mm, gain (20 subjects, 1 seed)" in text
+    assert "not for clinical use" in text and "600 per segmenter" in text and '"steps": 600' in text
+
+
+@pytest.mark.parametrize("phantom", [True, False])
+def test_a_phantom_says_so(tmp_path, phantom):
+    assert ("Phantom cohort." in _render(_write_run(tmp_path, phantom=phantom))) is phantom
+
+
+def test_the_file_is_self_contained(tmp_path):
+    folder = _write_run(tmp_path)
+    names = [
+        "audit/b.png",
+        "synthetic/contact_sheet.png",
+        *(f"train/pictures/step-{s}.png" for s in range(0, 1100, 100)),
+    ]
+    for name in names:
+        guidance_plot({0: Interval(0.5, 0.4, 0.6, 9, 9), 1: Interval(0.6, 0.5, 0.7, 9, 9)}, tmp_path / name)
+    html = _render(folder)
+    page = Page(html)
+    assert len(page.sources) == 1 + 2 + 4
+    assert all(source.startswith("data:image/png;base64,iVBOR") for source in page.sources)
+    assert not page.tags & {"script", "link", "iframe"} and "http" not in html
+    shown = re.findall(r"During training: step (\d+)</figcaption>", html)
+    assert shown[0] == "0" and shown[-1] == "1000"  # ordered as numbers, up to the last
+
+
+def test_faithfulness_is_shown_as_far_as_it_exists(tmp_path):
+    folder = _write_run(tmp_path)
+    assert "judge" not in _render(folder)
+    audit = tmp_path / "audit" / "faithfulness.json"
+    audit.parent.mkdir()
+    interval = {"mean": 0.81, "low": 0.79, "high": 0.83, "n": 120}
+    audit.write_text(json.dumps({"synthetic": interval}))
+    page = Page(_render(folder))
+    assert page.tables["faithfulness-table"][1:] == [
+        ["synthetic images against their own masks", "0.810 [0.790, 0.830]", "120"]
+    ]
+    assert "guidance-table" not in page.tables
+    whole = {
+        **{key: interval for key in ("real_validation", "synthetic", "shuffled")},
+        "ratio": 0.93,
+        "ratio_low": 0.91,
+        "guidance": [{"guidance_scale": scale, **interval, "mean": 0.4 + scale / 10} for scale in (0.0, 1.0, 3.0)],
+        "judge": {"steps": 1500, "seed": 7, "num_training_cases": 199},
+        "sharpness": {"real": 0.158, "synthetic": 0.123},
+    }
+    audit.write_text(json.dumps(whole))
+    page = Page(_render(folder))
+    assert [row[:1] + [row[1][:5]] for row in page.tables["guidance-table"][1:]] == [
+        ["0", "0.400"],
+        ["1", "0.500"],
+        ["3", "0.700"],
+    ]
+    assert len(page.tables["faithfulness-table"]) == 4 and len(page.sources) == 2
+    for fact in ("0.930", "0.910", "199 labelled", "0.158", "0.123"):
+        assert fact in page.text
+
+
+def test_hostile_names_stay_text(tmp_path):
+    hostile = "<script>alert(1)</script>&\"'"
+    folder = _write_run(tmp_path, arms=["real", hostile], classes=[hostile, "b"])
+    page = Page(_render(folder))
+    assert "script" not in page.tags
+    assert page.text.count(hostile) >= 4
+
+
+def test_one_arm_one_class_one_subject(tmp_path):
+    folder = _write_run(tmp_path, arms=["real"], classes=["tumour"], num_cases=2)
+    _write_csv(folder / "comparison.csv", COLUMNS, [])
+    page = Page(_render(folder))
+    assert "nothing to compare" in page.text and "[no interval]" in page.tables["arm-table"][1][-1]
+
+
+def test_incomplete_results_are_refused_in_one_line(tmp_path):
+    folder = _write_run(tmp_path)
+    (folder / "report.html").write_text("the report before")
+    lines = (folder / "scores.csv").read_text().splitlines()
+    for text, reason in (
+        (
+            "\n".join(lines[:-1]),
+            "no hd95 of arm real.classical.synthetic, class Posterior, seed 2, case case_7",
+        ),
+        ("arm,seed\n", "no column case, class, metric, value"),
+        ("\n".join([*lines, "real,0,case_0,Anterior,dice,high"]), "'high' is not a number"),
+        (None, "not found"),
+    ):
+        if text is None:
+            (folder / "scores.csv").unlink()
+        else:
+            (folder / "scores.csv").write_text(text)
+        with pytest.raises(UserError, match=reason) as caught:
+            write_report(folder, folder / "report.html")
+        assert "\n" not in str(caught.value) and "scores.csv" in str(caught.value)
+    (folder / "summary.json").write_text("{")
+    with pytest.raises(UserError, match=r"summary\.json: not readable as JSON"):
+        arm_table(folder)
+    assert (folder / "report.html").read_text() == "the report before"
+
+
+def test_format_interval():
+    assert format_interval(Interval(0.8449, 0.83, 0.86, 9, 9), 3) == "0.845 [0.830, 0.860]"
+    assert format_interval(Interval(-1.0, -2.0, 3.0, 9, 9), 1, signed=True) == "-1.0 [-2.0, +3.0]"
+    assert format_interval(Interval(1.0, math.nan, math.nan, 9, 1), 2) == "1.00 [no interval]"

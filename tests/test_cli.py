@@ -1,0 +1,62 @@
+"""The console script."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medaug import cli
+from medaug.config import load_options
+from medaug.options import STAGES
+
+ROOT = Path(__file__).parents[1]
+
+
+def call(monkeypatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["medaug", *words])
+    cli.main()
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
+def test_the_overview_lists_what_each_stage_needs_and_writes(monkeypatch, capsys, words):
+    call(monkeypatch, *words)
+    text = capsys.readouterr().out
+    for stage in STAGES.values():
+        assert stage.purpose in text and stage.needs in text and stage.result in text
+
+
+def test_the_examples_are_valid_command_lines():
+    for name in STAGES:
+        program, stage, *words = cli._EXAMPLES[name].split()
+        assert (program, stage) == ("medaug", name)
+        load_options(name, words)
+
+
+def test_the_version_is_the_packages(monkeypatch, capsys):
+    import tomllib
+
+    call(monkeypatch, "--version")
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert capsys.readouterr().out == f"medaug {declared}\n"
+
+
+def test_an_unknown_stage_is_refused_with_the_nearest(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as left:
+        call(monkeypatch, "trian", "experiment=demo")
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "medaug: error: trian: no such stage; did you mean train?\n"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_answers_the_same_through_both_doors(stage):
+    console = "from medaug.cli import main; main()"
+    doors = ([sys.executable, "-m", f"medaug.{stage}"], [sys.executable, "-c", console, stage])
+    for words, status in ((["--help"], 0), (["no_such_key=1"], 2)):
+        answers = [subprocess.run([*door, *words], cwd=ROOT, capture_output=True, text=True) for door in doors]
+        assert answers[0].returncode == answers[1].returncode == status
+        assert answers[0].stdout == answers[1].stdout
+        assert answers[0].stderr == answers[1].stderr
+    assert "no_such_key" in answers[0].stderr and "Traceback" not in answers[0].stderr

@@ -1,0 +1,281 @@
+"""The launcher: what a command line means, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medaug import config
+from medaug.errors import UserError
+from medaug.options import STAGES, Options
+
+
+@pytest.fixture
+def restored_logging():
+    root, shown = logging.getLogger(), warnings.formatwarning
+    handlers, level = root.handlers[:], root.level
+    yield
+    logging.captureWarnings(False)
+    warnings.formatwarning = shown
+    root.handlers[:], root.level = handlers, level
+
+
+def refused(stage: str, *words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        config.load_options(stage, words)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    "experiment, preset", itertools.product(config.choices("experiment"), config.choices("preset"))
+)
+def test_every_experiment_composes_with_every_preset(experiment, preset):
+    options = config.load_options("train", [f"experiment={experiment}", f"preset={preset}"])
+    assert isinstance(options, Options)
+    assert (options.experiment, options.preset) == (experiment, preset)
+    assert len(options.network.channels) == len(options.network.attention)
+    for channels, attention in zip(options.network.channels, options.network.attention, strict=True):
+        assert channels % options.network.norm_num_groups == 0
+        assert not attention or channels % options.network.num_head_channels == 0
+
+
+@pytest.mark.parametrize("group", sorted(path.name for path in config.conf_dir().iterdir() if path.is_dir()))
+def test_every_choice_of_every_group_is_what_its_file_says(group):
+    assert group in {field.name for field in dataclasses.fields(Options)}
+    if group in ("experiment", "preset"):
+        return
+    stage = next(stage for stage in STAGES.values() if group in stage.reads)
+    for name in config.choices(group):
+        options = config.load_options(stage.name, ["experiment=demo", "preset=cpu", f"{group}={name}"])
+        said = yaml.safe_load((config.conf_dir() / group / f"{name}.yaml").read_text())
+        composed = dataclasses.asdict(getattr(options, group))
+        resolved = {key: value for key, value in said.items() if "${" not in str(value)}
+        preset = yaml.safe_load((config.conf_dir() / "preset" / "cpu.yaml").read_text()).get(group, {})
+        assert resolved | preset == {key: composed[key] for key in resolved | preset}
+
+
+def test_the_last_word_is_the_command_lines_then_the_presets_then_the_experiments():
+    load = config.load_options
+    assert load("train", ["experiment=demo"]).preset == "demo"
+    assert load("train", ["experiment=hippocampus"]).preset == "cpu"
+    assert load("train", ["experiment=demo", "preset=smoke"]).trainer.max_steps == 8
+    assert load("train", ["trainer.max_steps=3", "preset=smoke", "experiment=demo"]).trainer.max_steps == 3
+    assert load("train", ["experiment=brats", "data=phantom"]).data.layout == "phantom"
+    multi, single = (load("train", ["experiment=brats", f"preset={p}"]) for p in ("multi_gpu", "gpu"))
+    assert (multi.trainer.strategy, multi.trainer.devices) == ("ddp", -1)
+    assert dataclasses.replace(multi.trainer, strategy="auto", devices=1) == single.trainer
+
+
+def test_a_stages_own_keys_need_no_prefix():
+    generate = config.load_options("generate", ["experiment=demo", "num=5", "seed=7", "generate.batch_size=3"])
+    assert (generate.generate.num, generate.generate.seed, generate.generate.batch_size) == (5, 7, 3)
+    assert generate.trainer.seed == Options().trainer.seed
+    ingest = config.load_options("ingest", ["root=/scans", "val_fraction=0"])
+    assert (ingest.ingest.root, ingest.ingest.val_fraction) == ("/scans", 0.0)
+    assert type(ingest.ingest.val_fraction) is float
+
+
+def test_no_own_key_hides_a_shared_one():
+    shared = {field.name for field in dataclasses.fields(Options)}
+    for stage in STAGES.values():
+        assert not shared & set(stage.own)
+        assert set(stage.reads) <= shared
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("2024", "2024"),
+        ("1e3", "1e3"),
+        ("'x y.json'", "x y.json"),
+        ("/scans (new)/a=b", "/scans (new)/a=b"),
+        ("a,b", "a,b"),
+        ("[x]", "[x]"),
+        (r"^(\d+)_\w{2}$", r"^(\d+)_\w{2}$"),
+        ("null", None),
+        ("true", "true"),
+        ("", ""),
+    ],
+)
+def test_text_is_taken_as_it_was_typed(text, value):
+    assert config.load_options("ingest", [f"root={text}"]).ingest.root == value
+
+
+@settings(max_examples=25)
+@given(value=st.integers(-(10**9), 10**9), values=st.lists(st.integers(1, 999), max_size=4))
+def test_numbers_and_lists_arrive_as_written(value, values):
+    typed = f"network.channels=[{','.join(map(str, values))}]"
+    options = config.load_options("train", ["experiment=demo", f"trainer.seed={value}", typed])
+    assert options.trainer.seed == value
+    assert options.network.channels == values
+
+
+@pytest.mark.parametrize(
+    "stage, words, parts",
+    [
+        ("generate", ["trainer.max_steps=9"], ["`train`", "not by `generate`", "checkpoint"]),
+        ("generate", ["data=phantom"], ["`train`", "not by `generate`"]),
+        ("train", ["num=9"], ["num is read by `generate`, not by `train`"]),
+        ("train", ["trainer.max_step=9"], ["trainer.max_steps", "--help"]),
+        ("train", ["max_steps=9"], ["did you mean trainer.max_steps"]),
+        ("generate", ["nun=9"], ["did you mean num"]),
+        ("train", ["hydra.run.dir=x"], ["hydra.run.dir"]),
+        ("train", ["data@x=phantom"], ["data@x"]),
+        ("generate", ["sampler=ddpn"], ["did you mean ddpm", "ddim, ddpm, dpmpp_2m"]),
+        ("generate", ["sampler={name: x}"], ["no such sampler"]),
+        ("audit", ["segmenter=x"], ["segmenter.key=value"]),
+        ("train", ["preset=gpuu"], ["no such preset", "gpu", "smoke"]),
+        ("generate", ["num=abc"], ["num=abc", "integer"]),
+        ("generate", ["num=1.5"], ["num=1.5", "integer"]),
+        ("generate", ["num=null"], ["num=null", "integer"]),
+        ("generate", ["num=true"], ["num=true", "integer"]),
+        ("generate", ["num=1,2"], ["integer"]),
+        ("generate", ["num=range(3)"], ["integer"]),
+        ("generate", ["guidance_scale=strong"], ["number"]),
+        ("generate", ["overwrite=3"], ["true or false"]),
+        ("train", ["network.channels=[a,b]"], ["list of integer"]),
+        ("train", ["network.channels=8"], ["list of integer"]),
+        ("train", ["network.channels=[[8]]"], ["list of integer"]),
+        ("train", ["network.channels=(("], ["list of integer"]),
+        ("generate", ["num"], ["num: expected key=value"]),
+        ("generate", ["=3"], ["expected key=value"]),
+        ("generate", ["+num=3"], ["num=value"]),
+        ("generate", ["~num=3"], ["num=value"]),
+        ("train", ["runs=${oc.env:MEDAUG_NO_SUCH_VARIABLE}"], ["MEDAUG_NO_SUCH_VARIABLE"]),
+    ],
+)
+def test_mistakes_are_refused_in_one_line_that_names_them(stage, words, parts):
+    message = refused(stage, "experiment=demo", *words)
+    for text in parts:
+        assert text in message
+
+
+def test_an_experiment_is_needed_and_must_exist():
+    names = ", ".join(config.choices("experiment"))
+    assert names in refused("train")
+    assert names in refused("train", "experiment=null")
+    message = refused("train", "experiment=hipocampus")
+    assert "did you mean hippocampus" in message and names in message
+    assert "ingest" in refused("ingest", "experiment=demo")
+
+
+def test_data_folders_follow_the_environment(monkeypatch):
+    monkeypatch.setenv("MEDAUG_DATA", "/scans")
+    assert config.load_options("train", ["experiment=hippocampus"]).data.roots == ["/scans/Task04_Hippocampus"]
+    monkeypatch.delenv("MEDAUG_DATA")
+    assert config.load_options("train", ["experiment=hippocampus"]).data.roots == ["data/Task04_Hippocampus"]
+
+
+def test_the_identity_of_a_run_leaves_out_what_changes_no_result():
+    a = config.load_options("train", ["experiment=demo"])
+    b = config.load_options("train", ["experiment=demo", "trainer.num_workers=7", "data.roots=[/elsewhere]"])
+    c = config.load_options("train", ["experiment=demo", "trainer.seed=7"])
+    identity = config.part(a, "experiment", "data", "trainer.seed")
+    assert identity == config.part(b, "experiment", "data", "trainer.seed")
+    assert identity != config.part(c, "experiment", "data", "trainer.seed")
+    assert identity["trainer"] == {"seed": 0} and identity["experiment"] == "demo"
+    assert identity["data"]["layout"] == "phantom" and "roots" not in identity["data"]
+    assert "num_workers" in dataclasses.asdict(a.trainer) and "num_workers" not in config.part(a, "trainer")["trainer"]
+    identity["data"]["percentiles"].append(0.0)
+    assert a.data.percentiles == Options().data.percentiles
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_names_every_key_that_the_stage_takes_and_no_other(stage):
+    text = config.help_text(stage)
+    known = config.keys()
+    named = {line.split()[0] for line in text.splitlines() if re.match(r"  [a-z_.]+ ", line)}
+    named -= {"needs", "result", "usage"}
+    reads = {path for path in known if path.split(".")[0] in STAGES[stage].reads}
+    assert named == reads | set(STAGES[stage].own)
+    for path in reads:
+        assert known[path].help in text
+
+
+def test_cfg_prints_what_would_run(capsys):
+    def body(options):
+        raise AssertionError("the stage must not run")
+
+    assert config.run("generate", body, ["experiment=demo", "preset=smoke", "--cfg", "seed=5"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["generate"] == {"num": 4, "guidance_scale": 2.0, "seed": 5, "batch_size": 4}
+    assert set(shown) == {*STAGES["generate"].reads, "generate"}
+
+
+def test_exit_statuses_and_messages(capsys, restored_logging):
+    seen = []
+    assert config.run("generate", seen.append, ["experiment=demo", "num=2"]) == 0
+    assert seen[0].generate.num == 2
+    assert config.run("generate", seen.append, ["experiment=dem"]) == 2
+    assert config.run("generate", seen.append, ["--dry-run"]) == 2
+    assert len(seen) == 1
+
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    def mistaken(options):
+        raise UserError("file.nii: is truncated; fetch it again")
+
+    def broken(options):
+        raise ZeroDivisionError
+
+    capsys.readouterr()
+    assert config.run("train", interrupted, ["experiment=demo"]) == 130
+    assert config.run("train", mistaken, ["experiment=demo"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.splitlines() == [
+        "medaug train: stopped",
+        "medaug train: error: file.nii: is truncated; fetch it again",
+    ]
+    with pytest.raises(ZeroDivisionError):
+        config.run("train", broken, ["experiment=demo"])
+
+
+def test_only_medaug_speaks_below_warnings(capsys, restored_logging):
+    def body(options):
+        logging.getLogger("medaug.room").info("ours")
+        logging.getLogger("__main__").info("the stage's")
+        library = logging.getLogger("some.library")
+        library.setLevel(logging.INFO)
+        library.info("theirs")
+        library.warning("their warning")
+        warnings.warn("said by warnings", stacklevel=1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert config.run("train", body, ["experiment=demo"]) == 0
+    lines = [line.split(" ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["ours", "the stage's", "their warning", "UserWarning: said by warnings"]
+
+
+def test_a_broken_configuration_file_is_named(tmp_path, monkeypatch):
+    shutil.copytree(config.conf_dir(), tmp_path / "conf")
+    (tmp_path / "conf" / "preset" / "smoke.yaml").write_text("# @package _global_\ntrainer:\n  max_stepz: 3\n")
+    monkeypatch.setattr(config, "conf_dir", lambda: tmp_path / "conf")
+    assert "max_stepz" in refused("train", "experiment=demo", "preset=smoke")
+
+
+def test_starting_up_imports_nothing_heavy():
+    code = (
+        "import sys; from medaug import config, runs, cli\n"
+        "config.load_options('train', ['experiment=demo']); config.help_text('train'); cli.overview()\n"
+        "heavy = {'torch', 'numpy', 'monai', 'lightning', 'scipy', 'matplotlib', 'nibabel', 'SimpleITK'}\n"
+        "sys.exit(', '.join(heavy & set(sys.modules)))"
+    )
+    root = Path(__file__).parents[1]
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert result.stderr.strip() == ""

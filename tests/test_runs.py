@@ -1,0 +1,182 @@
+"""Run folders: resume, leave alone, refuse, replace."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from medaug import runs
+from medaug.errors import UserError
+from medaug.options import Options
+
+IDENTITY = {"experiment": "demo", "trainer": {"max_steps": 8, "seed": 0}, "network": {"channels": [8, 16]}}
+MORE_STEPS = {**IDENTITY, "trainer": {"max_steps": 16, "seed": 0}}
+OTHER_SEED = {**IDENTITY, "trainer": {"max_steps": 16, "seed": 1}}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "runs" / "demo" / "train"
+    yield folder
+    runs._unlock(folder)
+
+
+def stored(folder: Path):
+    return OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+
+
+def test_each_stage_has_its_folder():
+    options = Options(experiment="demo", runs="/results")
+    names = [runs.stage_folder(options, stage).as_posix() for stage in ("train", "generate", "audit", "benchmark")]
+    assert names == [f"/results/demo/{name}" for name in ("train", "synthetic", "audit", "benchmark")]
+
+
+def test_a_run_is_claimed_resumed_and_then_left_alone(folder, caplog):
+    assert runs.claim(folder, IDENTITY, overwrite=False)
+    assert stored(folder) == IDENTITY
+    assert runs.finished(folder) is None
+    (folder / "half.txt").write_text("work")
+    assert runs.claim(folder, IDENTITY, overwrite=True)
+    assert (folder / "half.txt").read_text() == "work"
+    runs.finish(folder, {"loss": 0.5})
+    assert runs.finished(folder) == {"loss": 0.5}
+    with caplog.at_level(logging.INFO):
+        assert not runs.claim(folder, IDENTITY, overwrite=False)
+    assert str(folder) in caplog.text and "finished" in caplog.text
+    assert not [path for path in folder.iterdir() if path.name.startswith(".tmp")]
+
+
+def test_what_yaml_cannot_tell_apart_is_the_same_run(folder):
+    values = {
+        "rate": 8e-4,
+        "tiny": 1e-05,
+        "whole": 1.0,
+        "text": "1e3",
+        "yes": "yes",
+        "none": None,
+        "empty": {},
+    }
+    assert runs.claim(folder, {**values, "shape": (1, 2)}, overwrite=False)
+    runs.finish(folder, {})
+    assert not runs.claim(folder, {**values, "shape": [1, 2]}, overwrite=False)
+
+
+def test_another_configuration_is_refused_with_the_difference(folder):
+    assert runs.claim(folder, IDENTITY, overwrite=False)
+    before = stored(folder)
+    with pytest.raises(UserError) as caught:
+        runs.claim(folder, {**OTHER_SEED, "extra": True}, overwrite=False, growable=("trainer.max_steps",))
+    message = str(caught.value)
+    for part in (
+        "trainer.max_steps: 8 -> 16",
+        "trainer.seed: 0 -> 1",
+        'extra: "absent" -> true',
+        "overwrite=true",
+    ):
+        assert part in message
+    assert "\n" not in message and "channels" not in message
+    assert stored(folder) == before
+
+
+def test_a_long_difference_is_cut_and_counted(folder):
+    assert runs.claim(folder, {f"key{i}": 0 for i in range(9)}, overwrite=False)
+    with pytest.raises(UserError, match="key4: 0 -> 1 and 4 more") as caught:
+        runs.claim(folder, {f"key{i}": 1 for i in range(9)}, overwrite=False)
+    assert "key5" not in str(caught.value)
+
+
+def test_a_growable_key_keeps_the_work_and_reopens_the_run(folder):
+    assert runs.claim(folder, IDENTITY, overwrite=False)
+    (folder / "last.ckpt").write_text("weights")
+    runs.finish(folder, {})
+    assert runs.claim(folder, MORE_STEPS, overwrite=False, growable=("trainer.max_steps",))
+    assert (folder / "last.ckpt").read_text() == "weights"
+    assert stored(folder) == MORE_STEPS
+    assert runs.finished(folder) is None
+
+
+def test_overwriting_removes_the_former_result_only(folder):
+    assert runs.claim(folder, IDENTITY, overwrite=False)
+    (folder / "images").mkdir()
+    (folder / "images" / "a.nii.gz").write_text("x")
+    neighbour = folder.parent / "synthetic"
+    neighbour.mkdir()
+    outside = folder.parent / "outside.txt"
+    outside.write_text("kept")
+    (folder / "link").symlink_to(neighbour, target_is_directory=True)
+    runs.finish(folder, {})
+    assert runs.claim(folder, OTHER_SEED, overwrite=True)
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "config.yaml"]
+    assert stored(folder) == OTHER_SEED
+    assert neighbour.is_dir() and outside.read_text() == "kept"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_something_else_is_never_touched(folder, overwrite):
+    folder.mkdir(parents=True)
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="holds files of something else"):
+        runs.claim(folder, IDENTITY, overwrite=overwrite)
+    assert (folder / "thesis.tex").read_text() == "years of work"
+    assert not (folder / "config.yaml").exists()
+
+
+def test_a_file_where_the_folder_should_be_is_named(folder):
+    folder.parent.mkdir(parents=True)
+    folder.write_text("x")
+    with pytest.raises(UserError, match="cannot be written"):
+        runs.claim(folder, IDENTITY, overwrite=False)
+
+
+def hold(folder, claimed, release):
+    runs.claim(folder, IDENTITY, overwrite=False)
+    claimed.set()
+    release.wait(60)
+
+
+def test_two_processes_cannot_work_in_one_folder(folder):
+    context = multiprocessing.get_context("spawn")
+    claimed, release = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(folder, claimed, release))
+    other.start()
+    try:
+        assert claimed.wait(60)
+        with pytest.raises(UserError, match="another process"):
+            runs.claim(folder, IDENTITY, overwrite=False)
+    finally:
+        release.set()
+        other.join(60)
+    assert runs.claim(folder, IDENTITY, overwrite=False)
+
+
+def test_a_refusal_lets_go_of_the_folder(folder):
+    runs.claim(folder, IDENTITY, overwrite=False)
+    with pytest.raises(UserError):
+        runs.claim(folder, OTHER_SEED, overwrite=False)
+    assert not runs._locks
+
+
+def test_further_ranks_come_to_the_same_answer_and_write_nothing(folder, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert runs.process_rank() == 1
+    assert runs.claim(folder, IDENTITY, overwrite=False)
+    assert not folder.exists()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert runs.claim(folder, IDENTITY, overwrite=False)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert runs.claim(folder, IDENTITY, overwrite=False)  # although rank 0 holds the lock
+    runs.finish(folder, {})
+    assert not (folder / "finished.json").exists()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    runs.finish(folder, {"steps": 8})
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert not runs.claim(folder, IDENTITY, overwrite=False)
+    assert runs.claim(folder, OTHER_SEED, overwrite=True)
+    assert json.loads((folder / "finished.json").read_text()) == {"steps": 8}
