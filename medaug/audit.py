@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -84,13 +85,18 @@ def main(options: Options) -> None:
 
     def measured(
         name: str, judged: Sequence[NDArray[Any]], masks: Sequence[NDArray[Any]], cases: Sequence[Any]
-    ) -> dict[str, Any]:
+    ) -> Interval:
         values = agreement(judged, masks, num_classes)
         rows.extend((name, c.case.name, c.case.subject, v) for c, v in zip(cases, values, strict=True))
-        return as_plain(bootstrap_mean(values, [c.case.subject for c in cases], settings.seed))
+        return bootstrap_mean(values, [c.case.subject for c in cases], settings.seed)
 
     def as_plain(interval: Interval) -> dict[str, Any]:
-        return {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
+        low, high = plain(interval.low), plain(interval.high)
+        return {"mean": interval.mean, "low": low, "high": high, "n": interval.n}
+
+    def plain(value: float) -> float | None:
+        # JSON has no NaN, which the bounds are where one subject is all there is.
+        return None if math.isnan(value) else value
 
     judged = [segment(judge, np.array(case.image)) for case in synthetic]
     masks = [np.array(case.label) for case in synthetic]
@@ -114,7 +120,7 @@ def main(options: Options) -> None:
         )
         name = f"guidance_{scale:g}"
         result = measured(name, [segment(judge, image) for image in images], masks[: len(swept)], swept)
-        guidance.append({"guidance_scale": scale, **result})
+        guidance.append({"guidance_scale": scale, **as_plain(result)})
         shown.append(images[:PICTURED, 0])
 
     captions = [f"pair {recipes[case.case.name].index}, {cohort.modalities[0]}" for case in swept[:PICTURED]]
@@ -128,11 +134,11 @@ def main(options: Options) -> None:
         return float(np.mean([mean_absolute_gradient(volume) for case in cases for volume in case.image]))
 
     summary = {
-        "real_validation": on_real,
-        "synthetic": on_synthetic,
-        "shuffled": on_shuffled,
-        "ratio": on_synthetic["mean"] / on_real["mean"] if on_real["mean"] else None,
-        "ratio_low": on_synthetic["low"] / on_real["mean"] if on_real["mean"] else None,
+        "real_validation": as_plain(on_real),
+        "synthetic": as_plain(on_synthetic),
+        "shuffled": as_plain(on_shuffled),
+        "ratio": plain(on_synthetic.mean / on_real.mean) if on_real.mean else None,
+        "ratio_low": plain(on_synthetic.low / on_real.mean) if on_real.mean else None,
         "guidance": guidance,
         "judge": {
             "steps": settings.judge_steps,
@@ -148,10 +154,13 @@ def main(options: Options) -> None:
     log.info(
         "the judge's mean foreground Dice: %.3f [%.3f, %.3f] on %d synthetic images, %.3f on %d real validation "
         "images, %.3f with the masks shuffled; %s",
-        *(on_synthetic[key] for key in ("mean", "low", "high", "n")),
-        on_real["mean"],
-        on_real["n"],
-        on_shuffled["mean"],
+        on_synthetic.mean,
+        on_synthetic.low,
+        on_synthetic.high,
+        on_synthetic.n,
+        on_real.mean,
+        on_real.n,
+        on_shuffled.mean,
         folder / "faithfulness.json",
     )
 

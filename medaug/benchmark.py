@@ -1,6 +1,6 @@
 """Stage: measure on untouched subjects whether the synthetic pairs help.
 
-python -m medaug.benchmark experiment=hippocampus [seeds=[0,1,2]] [segmenter.steps=600]
+python -m medaug.benchmark experiment=hippocampus [seeds=[0,1,2]] [steps=600]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main(options: Options) -> None:
     """Train every arm's segmenters, score them on the test split, compare, and write the report."""
     from rich.console import Console
 
-    from medaug.comparison.arms import check_arms, pairs_to_compare
+    from medaug.comparison.arms import check_arms, diet, pairs_to_compare
     from medaug.comparison.guard import refuse_leaks
     from medaug.comparison.jobs import Job, compare, gather, run_job
     from medaug.errors import UserError
@@ -29,7 +29,7 @@ def main(options: Options) -> None:
     from medaug.synthesis.generation import finished_pairs
     from medaug.training.checkpoint import file_sha256, read_checkpoint
 
-    check_arms(options.arms)
+    check_arms(options.arms, options.segmenter.batch_size)
     folder = stage_folder(options, "benchmark")
     checkpoint = trained_checkpoint(options)
     digest = file_sha256(checkpoint)
@@ -48,13 +48,16 @@ def main(options: Options) -> None:
         labelled = [case for case in cohort.split("train") if case.label is not None]
         if not cohort.split("test"):
             raise UserError(f"{cohort.root}: no test subjects; raise data.test_fraction and train again")
+        if unlabelled := [case.name for case in cohort.split("test") if case.label is None]:
+            raise UserError(f"{unlabelled[0]}: a test case without a label cannot be scored; leave it out")
         real = load_cases(cohort, labelled, card.preprocessing, cache)
         test = load_cases(cohort, cohort.split("test"), card.preprocessing, cache)
         synthetic = load_cases(pairs.manifest, pairs.manifest.cases, card.preprocessing, cache)
         jobs = [Job(arm, seed) for seed in options.benchmark.seeds for arm in options.arms.names]
         for job in jobs:
-            share = options.arms.synthetic_share
-            run_job(job, folder, cohort, card.preprocessing, real, synthetic, test, share, options.segmenter)
+            food = diet(job.arm, real, synthetic, options.arms.synthetic_share)
+            steps = options.benchmark.steps
+            run_job(job, food, steps, options.segmenter, test, cohort, card.preprocessing, folder)
 
         subjects = {case.case.name: case.case.subject for case in test}
         seeds, classes = list(options.benchmark.seeds), list(cohort.schema.foreground)
@@ -68,7 +71,7 @@ def main(options: Options) -> None:
             "arms": list(options.arms.names),
             "baseline": options.arms.names[0],
             "seeds": seeds,
-            "steps": options.segmenter.steps,
+            "steps": options.benchmark.steps,
             "num_training_cases": len(real),
             "num_test_subjects": len(set(subjects.values())),
             "num_test_cases": len(test),

@@ -8,15 +8,6 @@ import sys
 
 from medaug.options import STAGES
 
-_EXAMPLES = {
-    "ingest": "medaug ingest root=scans out=cohort.json",
-    "train": "medaug train experiment=demo",
-    "generate": "medaug generate experiment=demo num=16",
-    "export": "medaug export experiment=demo out=pairs",
-    "audit": "medaug audit experiment=demo",
-    "benchmark": "medaug benchmark experiment=demo",
-}
-
 
 def overview() -> str:
     """What each stage is for, what it needs, where its result goes, and a command that runs it."""
@@ -25,7 +16,7 @@ def overview() -> str:
         lines += [
             f"{stage.name:<11}{stage.purpose}",
             f"{'':<11}needs {stage.needs}; writes {stage.result}",
-            f"{'':<11}$ {_EXAMPLES[stage.name]}",
+            f"{'':<11}$ medaug {stage.name} {stage.example}",
             "",
         ]
     lines += ["EXP is the experiment's name. `medaug STAGE --help` lists the keys of a stage.", ""]

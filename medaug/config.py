@@ -247,13 +247,12 @@ def _shown(value: Any) -> str:
 def help_text(stage_name: str) -> str:
     """What a stage is for, needs and writes, and every key that it takes."""
     stage = STAGES[stage_name]
-    experiment = "experiment=NAME " if "experiment" in stage.reads else ""
     lines = [
         f"medaug {stage.name}: {stage.purpose}",
         "",
         f"  needs   {stage.needs}",
         f"  result  {stage.result}",
-        f"  usage   python -m medaug.{stage.name} {experiment}[key=value ...]",
+        f"  usage   python -m medaug.{stage.name} {stage.example} [key=value ...]",
         "          --cfg prints the configuration that the same words give, --help this page",
     ]
     for node in (stage.name, *stage.reads):
@@ -270,7 +269,7 @@ def help_text(stage_name: str) -> str:
             else:
                 described = f"{key.help} ({_type_name(key.hint)}; {_shown(key.default)})"
             lines += [""] if word == "experiment" else []
-            lines.append(f"  {word:<27} {described}")
+            lines.append(f"  {word:<28} {described}")
     return "\n".join(lines) + "\n"
 
 
@@ -282,6 +281,7 @@ def set_up_logging() -> None:
         from rich.logging import RichHandler
 
         handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
+        handler.setFormatter(logging.Formatter("%(message)s"))
     else:
         handler = logging.StreamHandler()  # rich would break paths at its column 80
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

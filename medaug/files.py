@@ -10,6 +10,10 @@ from pathlib import Path
 
 from medaug.errors import UserError
 
+# EFBIG is what a limit on the size of files says (ulimit -f).
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_WRITABLE = {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
+
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -27,9 +31,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        # numpy says a short write in words, without a number.
+        if error.errno in _FULL or "requested and" in str(error):
             raise UserError(f"{path}: the disk is full; free some space and run the same command again") from error
-        if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
+        if error.errno in _NOT_WRITABLE:
             raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
         raise
     finally:

@@ -16,31 +16,35 @@ log = logging.getLogger(__name__)
 
 def main(options: Options) -> None:
     """Write pairs, their provenance, their manifest and a contact sheet."""
-    from medaug.training.checkpoint import file_sha256
+    import torch
 
+    from medaug.errors import UserError
+    from medaug.training.checkpoint import file_sha256, load_model
+
+    for name in ("num", "batch_size"):
+        if getattr(options.generate, name) < 1:
+            raise UserError(f"{name}={getattr(options.generate, name)}: at least 1 is needed")
     train, folder = stage_folder(options, "train"), stage_folder(options, "generate")
     checkpoint = trained_checkpoint(options)
     digest = file_sha256(checkpoint)
-    identity = part(options, "generate", "masks", "sampler") | {"checkpoint": digest}
-    if not claim(folder, identity, options.overwrite, growable=("generate.num",)):
-        return
-
-    import numpy as np
-    import torch
-
-    from medaug.cohort.manifest import Manifest
-    from medaug.data.cases import load_cases
-    from medaug.errors import UserError
-    from medaug.reporting.figures import contact_sheet
-    from medaug.synthesis.generation import generate_pairs, synthetic_manifest
-    from medaug.synthesis.recipes import write_recipe
-    from medaug.training.checkpoint import load_model
-
+    # Before anything is written.
     card, model = load_model(checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if card.experiment != options.experiment:
         raise UserError(
             f"{checkpoint}: of experiment {card.experiment}, not {options.experiment}; train that one first"
         )
+    identity = part(options, "generate", "masks", "sampler") | {"checkpoint": digest}
+    if not claim(folder, identity, options.overwrite, growable=("generate.num",)):
+        return
+
+    import numpy as np
+
+    from medaug.cohort.manifest import Manifest
+    from medaug.data.cases import load_cases
+    from medaug.reporting.figures import contact_sheet
+    from medaug.synthesis.generation import generate_pairs, synthetic_manifest
+    from medaug.synthesis.recipes import write_recipe
+
     manifest = Manifest.load(train / "manifest.json")
     labelled = [case for case in manifest.split("train") if case.label is not None]
     if not labelled:

@@ -131,7 +131,6 @@ class SegmenterOptions:
     channels: list[int] = option("features per level", [16, 32, 64, 96])
     learning_rate: float = option("peak learning rate of AdamW, cosine decay", 2e-3)
     batch_size: int = option("volumes per step", 4)
-    steps: int = option("optimisation steps, the same in every arm", 600)
     num_workers: int = option("processes that load data", 1, identity=False)
 
 
@@ -170,6 +169,7 @@ class ArmsOptions:
 class BenchmarkOptions:
     """Do the pairs help on untouched patients?"""
 
+    steps: int = option("optimisation steps of every segmenter, the same in every arm", 600)
     seeds: list[int] = option("one segmenter per arm and seed", [0, 1, 2])
     bootstrap_seed: int = option("seed of the intervals", 0)
 
@@ -203,10 +203,10 @@ class Options:
     """Everything that can be said; each stage reads, and accepts, its own part."""
 
     experiment: str = option("which cohort and model (conf/experiment)", "")
-    preset: str = option("size and budget (conf/preset)", "cpu")
+    preset: str = option("size and budget (conf/preset); the experiment's own unless said, else cpu", "cpu")
     runs: str = option("folder of all results", "runs")
     overwrite: bool = option("begin again where the config differs from the run on disk", False)
-    resume: bool = option("go on from the last checkpoint though only trainer.max_steps was raised", False)
+    resume: bool = option("train a run further than it was meant to go; raise trainer.max_steps with it", False)
     data: DataOptions = field(default_factory=DataOptions)
     codec: CodecOptions = field(default_factory=CodecOptions)
     network: NetworkOptions = field(default_factory=NetworkOptions)
@@ -232,6 +232,7 @@ class Stage:
     purpose: str
     needs: str
     result: str
+    example: str
     reads: tuple[str, ...]
 
     @property
@@ -241,50 +242,59 @@ class Stage:
         return tuple(f.name for f in fields(node)) if node is not None else ()
 
 
+_RUN = ("experiment", "preset", "runs")
+_MODEL = ("data", "codec", "network", "process", "trainer", "logger")
+
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("ingest", "files to a checked manifest", "a folder of scans", "the manifest", ()),
+        Stage(
+            "ingest",
+            "files to a checked manifest",
+            "a folder of scans",
+            "the manifest FILE.json",
+            "root=DIR out=FILE.json",
+            (),
+        ),
         Stage(
             "train",
             "learn p(image | mask) from the training split",
             "the cohort's files, or data=phantom",
             "runs/EXP/train",
-            (
-                "experiment",
-                "preset",
-                "runs",
-                "overwrite",
-                "resume",
-                "data",
-                "codec",
-                "network",
-                "process",
-                "trainer",
-                "logger",
-            ),
+            "experiment=demo",
+            (*_RUN, "overwrite", "resume", *_MODEL),
         ),
         Stage(
             "generate",
             "write synthetic image-mask pairs",
             "train",
             "runs/EXP/synthetic",
-            ("experiment", "preset", "runs", "overwrite", "sampler", "masks"),
+            "experiment=demo num=16",
+            (*_RUN, "overwrite", "sampler", "masks"),
         ),
-        Stage("export", "hand the pairs to another tool", "generate", "OUT", ("experiment", "preset", "runs")),
+        Stage(
+            "export",
+            "hand the pairs to another tool",
+            "generate",
+            "the folder DIR",
+            "experiment=demo format=nnunet out=DIR",
+            _RUN,
+        ),
         Stage(
             "audit",
             "measure whether the images obey their masks",
             "generate",
             "runs/EXP/audit",
-            ("experiment", "preset", "runs", "overwrite", "segmenter"),
+            "experiment=demo",
+            (*_RUN, "overwrite", "segmenter"),
         ),
         Stage(
             "benchmark",
             "measure on untouched subjects whether the pairs help",
             "generate (audit adds its figures to the report)",
             "runs/EXP/benchmark",
-            ("experiment", "preset", "runs", "overwrite", "segmenter", "arms"),
+            "experiment=demo",
+            (*_RUN, "overwrite", "segmenter", "arms"),
         ),
     )
 }

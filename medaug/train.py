@@ -26,7 +26,7 @@ def main(options: Options) -> None:
     folder = stage_folder(options, "train")
     growable = ("trainer.max_steps",) if options.resume else ()
     identity = part(options, *MODEL_NODES)
-    if finished(folder) is None and options.data.layout != "phantom":
+    if finished(folder) is None and options.data.roots:
         from medaug.data.cohorts import find_root
 
         find_root(options.data)  # before anything is written

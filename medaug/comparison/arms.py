@@ -12,8 +12,8 @@ from medaug.segmentation.segmenter import Diet
 ARMS = ("real", "real+classical", "real+classical+synthetic")
 
 
-def check_arms(options: ArmsOptions) -> None:
-    """Refuse unknown or repeated arms, fewer than two, and a share outside 0..1.
+def check_arms(options: ArmsOptions, batch_size: int) -> None:
+    """Refuse unknown or repeated arms, fewer than two, and a share of which nothing, or all, of a batch would be.
 
     Raises:
         UserError: as said.
@@ -24,6 +24,12 @@ def check_arms(options: ArmsOptions) -> None:
         raise UserError(f"arms.names={options.names}: at least two different arms are needed to compare")
     if not 0 < options.synthetic_share < 1:
         raise UserError(f"arms.synthetic_share={options.synthetic_share:g}: a number between 0 and 1 is needed")
+    with_synthetic = [name for name in options.names if "synthetic" in name.split("+")]
+    if with_synthetic and not 0 < round(batch_size * options.synthetic_share) < batch_size:
+        raise UserError(
+            f"arms.synthetic_share={options.synthetic_share:g} of segmenter.batch_size={batch_size} leaves no room for "
+            "both real and synthetic volumes; raise segmenter.batch_size or move the share towards 0.5"
+        )
 
 
 def diet(arm: str, real: Sequence[ModelCase], synthetic: Sequence[ModelCase], synthetic_share: float) -> Diet:

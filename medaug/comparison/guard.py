@@ -38,7 +38,7 @@ def refuse_leaks(
     allowed = cohort.subjects("train")
     for case in synthetic.cases:
         record = by_name.get(case.name)
-        if record is None:
+        if record is None or not record["subjects"]:
             raise UserError(f"leak guard: {case.name} has no provenance; generate the pairs again")
         if record["checkpoint"] != checkpoint:
             raise UserError(f"leak guard: {case.name} was made by another checkpoint; generate the pairs again")

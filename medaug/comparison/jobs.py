@@ -11,15 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from medaug.cohort.manifest import Manifest
-from medaug.comparison.arms import diet
 from medaug.data.cases import ModelCase, read_case
 from medaug.data.preprocessing import Preprocessing
-from medaug.errors import UserError
 from medaug.evaluation.scores import MEAN_FOREGROUND, segmentation_scores
 from medaug.evaluation.statistics import paired_comparison, verdict
 from medaug.files import atomic_write
 from medaug.options import SegmenterOptions
-from medaug.segmentation.segmenter import segment, train_segmenter
+from medaug.segmentation.segmenter import Diet, segment, train_segmenter
 
 log = logging.getLogger(__name__)
 
@@ -53,42 +51,32 @@ class Job:
 
 def run_job(
     job: Job,
-    folder: Path,
+    diet: Diet,
+    steps: int,
+    options: SegmenterOptions,
+    test: Sequence[ModelCase],
     manifest: Manifest,
     preprocessing: Preprocessing,
-    real: Sequence[ModelCase],
-    synthetic: Sequence[ModelCase],
-    test: Sequence[ModelCase],
-    synthetic_share: float,
-    options: SegmenterOptions,
+    folder: Path,
 ) -> None:
-    """Train the job's segmenter and score it on the test cases' own grids, unless that is done already."""
+    """Train the job's segmenter and score it on the (labelled) test cases' own grids, unless that is done already."""
     path = job.scores(folder)
     if path.exists():
         log.info("%s, seed %d: done already", job.arm, job.seed)
         return
-    net = train_segmenter(
-        diet(job.arm, real, synthetic, synthetic_share),
-        manifest.schema.num_classes,
-        options,
-        options.steps,
-        job.seed,
-        f"{job.arm}, seed {job.seed}",
-    )
+    name = f"{job.arm}, seed {job.seed}"
+    net = train_segmenter(diet, manifest.schema.num_classes, options, steps, job.seed, name)
     rows = []
     for case in test:
         _, truth = read_case(manifest, case.case)
-        if truth is None:
-            raise UserError(
-                f"{case.case.name}: a test case without a label cannot be scored; remove it from the manifest"
-            )
+        assert truth is not None
         prediction = preprocessing.invert_label(segment(net, np.array(case.image)), case.placement)
         spacing = np.linalg.norm(case.affine[:3, :3], axis=0)
         for name, metric, value in segmentation_scores(prediction, truth, spacing, manifest.schema.foreground):
             rows.append((job.arm, job.seed, case.case.name, name, metric, value))
     write_csv(path, SCORE_COLUMNS, rows)
     dice = np.mean([row[5] for row in rows if row[4] == "dice"])
-    log.info("%s, seed %d: mean Dice %.3f on %d test scans", job.arm, job.seed, dice, len(test))
+    log.info("%s: mean Dice %.3f on %d test scans", name, dice, len(test))
 
 
 def gather(jobs: Iterable[Job], folder: Path) -> list[dict[str, str]]:

@@ -110,7 +110,7 @@ def _key(manifest: Manifest, case: Case, preprocessing: Preprocessing) -> str:
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}; restore the file or correct the manifest") from error
         files.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
-    identity = [files, manifest.schema.to_mapping(), preprocessing.to_dict()]
+    identity = [files, label is not None, manifest.schema.to_mapping(), preprocessing.to_dict()]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
 
 

@@ -19,19 +19,20 @@ def find_cohort(options: DataOptions, phantom_folder: Path) -> Manifest:
 
     Args:
         options: a committed manifest (whose splits are kept), a folder in a known layout, or phantoms.
-        phantom_folder: where phantoms are made, if it is phantoms.
+        phantom_folder: below it phantoms are made, if it is phantoms.
 
     Raises:
         UserError: the data are missing (with where to get them), or something is wrong with them.
     """
     if options.layout == "phantom":
-        write_cohort(phantom_folder, options.phantom_subjects, (options.phantom_side,) * 3, options.phantom_seed)
-        return replace(split_cohort(read_layout(phantom_folder, "brats2020"), options), name="phantom", phantom=True)
-    root = find_root(options)
+        side, num, seed = options.phantom_side, options.phantom_subjects, options.phantom_seed
+        folder = phantom_folder / f"side_{side}_seed_{seed}_subjects_{num}"
+        write_cohort(folder, num, (side, side, side), seed)
+        return replace(split_cohort(read_layout(folder, "brats2020"), options), name="phantom", phantom=True)
     if options.manifest is None:
-        return split_cohort(read_layout(root, options.layout), options)
+        return split_cohort(read_layout(find_root(options), options.layout), options)
     named = manifests_dir() / options.manifest
-    return Manifest.load(named if named.is_file() else options.manifest, root)
+    return Manifest.load(named if named.is_file() else options.manifest, find_root(options) if options.roots else None)
 
 
 def find_root(options: DataOptions) -> Path:

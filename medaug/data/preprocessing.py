@@ -145,7 +145,8 @@ def fit_preprocessing(
     largest = np.max(oriented, axis=0)
     spacing = None
     if max_side is not None and largest.max() > max_side:
-        target = np.median(spacings, axis=0) * largest.max() / max_side
+        usual = np.median(spacings, axis=0)
+        target = usual * max(1.0, np.max(np.array(oriented) * spacings / usual) / max_side)
         spacing = (float(target[0]), float(target[1]), float(target[2]))
         largest = np.max([np.round(n * s / target) for n, s in zip(oriented, spacings, strict=True)], axis=0)
     if shape is None:

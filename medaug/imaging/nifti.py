@@ -45,6 +45,11 @@ class Volume:
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
 
+    @property
+    def storage(self) -> np.dtype[Any]:
+        """The type in which such values can be written: that on disk, or float32 where the header scales them."""
+        return self.dtype if self.array.dtype == self.dtype else np.dtype(np.float32)
+
 
 def read_volume(path: str | os.PathLike[str]) -> Volume:
     """Read a 3-D NIfTI file (a fourth dimension of 1 is dropped).
@@ -69,7 +74,8 @@ def read_images(
     """Read the modalities of one case: M 3-D files on one grid, or one 4-D file of M volumes.
 
     Returns:
-        array (M, X, Y, Z) float32 in the units of the files, affine (4, 4) to RAS+ mm, type on disk.
+        array (M, X, Y, Z) float32 in the units of the files, affine (4, 4) to RAS+ mm, the smallest type that holds
+        the `storage` of every modality (the type on disk, as a rule).
 
     Raises:
         UserError: as `read_volume`; or shapes or affines disagree; or a value is NaN or infinite.
@@ -82,7 +88,7 @@ def read_images(
         if not is_finite(volume.array):
             raise _bad(path, "holds NaN or infinite values", "replace them, or leave the case out")
     array = np.stack([volume.array.astype(np.float32, copy=False) for _, volume in volumes])
-    return array, first.affine, first.dtype
+    return array, first.affine, np.result_type(*(volume.storage for _, volume in volumes))
 
 
 def read_volumes(path: str | os.PathLike[str]) -> list[Volume]:

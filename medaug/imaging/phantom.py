@@ -17,8 +17,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -26,6 +24,7 @@ from medaug.errors import UserError
 from medaug.files import atomic_write
 from medaug.imaging.nifti import read_volume, write_volume
 from medaug.imaging.phantom_tumour import ENHANCING, NECROSIS, OEDEMA, TumourSize, grow_tumour
+from medaug.progress import track
 
 Floats = NDArray[np.floating]
 Shape = tuple[int, int, int]
@@ -135,8 +134,7 @@ def write_cohort(out: Path, num_subjects: int, shape: Shape, seed: int) -> None:
         raise UserError(f"{out}: holds {found} phantoms, {num_subjects} were asked for; delete it or choose another")
     with atomic_write(note_path) as temporary:
         temporary.write_text(note)
-    console = Console(stderr=True)
-    for index in track(range(num_subjects), "phantom cohort", console=console):
+    for index in track(range(num_subjects), "phantom cohort"):
         name = f"Phantom_{index:03d}"
         path = {part: out / name / f"{name}_{part.lower()}.nii.gz" for part in (*MODALITIES, "seg")}
         if all(file.exists() for file in path.values()):

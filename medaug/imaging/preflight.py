@@ -46,7 +46,8 @@ def check(manifest: Manifest, progress: bool = True) -> list[Finding]:
         results = pool.map(lambda case: check_case(manifest, case), manifest.cases)
         console = Console(stderr=True)
         total = len(manifest.cases)
-        for found in track(results, "checking", total=total, console=console, transient=True, disable=not progress):
+        quiet = not progress or not console.is_terminal
+        for found in track(results, "checking", total=total, console=console, transient=True, disable=quiet):
             findings += found
     return findings
 

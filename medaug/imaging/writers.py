@@ -29,9 +29,9 @@ def write_msd(manifest: Manifest, out: Path) -> None:
         volumes = [v for path in manifest.image_paths(case) for v in read_volumes(path)]
         target = folder / "imagesTr" / f"{case.name}.nii.gz"
         if len(volumes) == 1:
-            write_volume(target, volumes[0].array.astype(volumes[0].dtype), volumes[0].affine, manifest.name)
+            write_volume(target, volumes[0].array.astype(volumes[0].storage), volumes[0].affine, manifest.name)
         else:
-            _write_stack(target, np.stack([v.array.astype(v.dtype) for v in volumes], axis=-1), volumes[0].affine)
+            _write_stack(target, np.stack([v.array.astype(v.storage) for v in volumes], axis=-1), volumes[0].affine)
         _write_label(manifest, case, folder / "labelsTr" / f"{case.name}.nii.gz")
 
     def dataset(cases: list[Case]) -> dict[str, object]:
@@ -70,7 +70,7 @@ def write_nnunet(manifest: Manifest, out: Path) -> None:
         volumes = [v for path in manifest.image_paths(case) for v in read_volumes(path)]
         for index, volume in enumerate(volumes):
             target = folder / "imagesTr" / f"{case.name}_{index:04d}.nii.gz"
-            write_volume(target, volume.array.astype(volume.dtype), volume.affine, manifest.name)
+            write_volume(target, volume.array.astype(volume.storage), volume.affine, manifest.name)
         _write_label(manifest, case, folder / "labelsTr" / f"{case.name}.nii.gz", as_indices=True)
 
     def dataset(cases: list[Case]) -> dict[str, object]:

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from medaug.errors import UserError
 from medaug.evaluation.scores import MEAN_FOREGROUND
-from medaug.evaluation.statistics import Interval, bootstrap_table
+from medaug.evaluation.statistics import FEWEST_SUBJECTS, Interval, bootstrap_table
 from medaug.files import atomic_write
 from medaug.reporting import figures
 
@@ -96,6 +96,7 @@ def write_report(benchmark_folder: Path, out: Path) -> None:
         comparisons=comparisons,
         headlines=[c for c in comparisons if c["class"] == MEAN_FOREGROUND] or comparisons,
         faithfulness=faithfulness,
+        fewest_subjects=FEWEST_SUBJECTS,
         num_subjects=len(set(summary["subjects"].values())),
         dice_plot=_dice_picture(rows, scores),
         guidance_plot=_guidance_picture(faithfulness),
@@ -194,7 +195,8 @@ def _read_faithfulness(path: Path) -> dict[str, Any]:
 
 
 def _interval(row: Mapping[str, Any]) -> Interval:
-    return Interval(row["mean"], row["low"], row["high"], row["n"], row["n"])
+    low, high = (math.nan if row[key] is None else row[key] for key in ("low", "high"))
+    return Interval(row["mean"], low, high, row["n"], row["n"])
 
 
 def _dice_picture(rows: Sequence[Mapping[str, Any]], scores: Scores) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,8 +130,11 @@ def segment(net: nn.Module, image: NDArray | Tensor) -> NDArray:
 
 def save_segmenter(net: nn.Module, path: Path) -> None:
     """Write the weights, whole or not at all."""
+    # By way of memory: on a full disk torch raises what nobody can tell from a defect.
+    buffer = io.BytesIO()
+    torch.save(net.state_dict(), buffer)
     with atomic_write(path) as temporary:
-        torch.save(net.state_dict(), temporary)
+        temporary.write_bytes(buffer.getvalue())
 
 
 def load_segmenter(path: Path, num_modalities: int, num_classes: int, channels: Sequence[int]) -> nn.Module:

@@ -116,7 +116,7 @@ def _write_pair(
 def _as_stored(volume: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
     """The host's voxel type; integers are rounded and kept within their range."""
     if dtype.kind == "f":
-        return volume.astype(np.float32)
+        return volume.astype(dtype)
     limits = np.iinfo(dtype)
     return np.clip(np.rint(volume), limits.min, limits.max).astype(dtype)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
@@ -18,10 +21,13 @@ def make_mask(label: NDArray[np.uint8], options: MasksOptions, seed: int) -> NDA
     """A mask from a training case's label (X, Y, Z), class indices; a function of its arguments alone.
 
     Raises:
-        UserError: an unknown mask source.
+        UserError: an unknown mask source, or a negative strength.
     """
     if options.source not in MASK_SOURCES:
         raise UserError(f"masks.source={options.source}: not one of {', '.join(MASK_SOURCES)}")
+    for name, strength in asdict(options).items():
+        if name != "source" and strength < 0:
+            raise UserError(f"masks.{name}={strength:g}: a number from 0 upwards is needed")
     if options.source == "real":
         return np.array(label)
     return deform(label, options, seed)
@@ -45,9 +51,9 @@ def deform(label: NDArray[np.uint8], options: MasksOptions, seed: int) -> NDArra
     centre = (foreground.mean(axis=0) if len(foreground) else (np.array(label.shape) - 1) / 2)[:, None, None, None]
     positions = np.einsum("ij,j...->i...", matrix, grid - centre) + centre + shift[:, None, None, None] + displacement
     classes = np.unique(label)
-    shares = np.stack(
-        [map_coordinates((label == value).astype(np.float32), positions, order=1, cval=value == 0) for value in classes]
-    )
+    # Beyond the grid lies background; "grid-constant" interpolates across its border, where "constant" would cut.
+    sampled = partial(map_coordinates, coordinates=positions, order=1, mode="grid-constant")
+    shares = np.stack([sampled((label == value).astype(np.float32), cval=value == 0) for value in classes])
     return classes[shares.argmax(axis=0)].astype(np.uint8)
 
 

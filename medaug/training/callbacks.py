@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -43,8 +44,8 @@ class LastCheckpoint(Callback):
         self.stopped_by: int | None = None
         self._handlers: dict[int, Any] = {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for the signals."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen for the signals, in place of Lightning, whose SIGTERM leaves in the middle of the loop."""
         for number in (signal.SIGINT, signal.SIGTERM):
             self._handlers[number] = signal.signal(number, self._on_signal)
 
@@ -55,12 +56,14 @@ class LastCheckpoint(Callback):
         step = trainer.global_step
         stop = trainer.strategy.reduce_boolean_decision(self.stopped_by is not None, all=False)
         if stop or step % self.every == 0 or step == trainer.max_steps:
-            with atomic_write(self.path) as temporary:
-                trainer.save_checkpoint(temporary)
+            # All ranks take part in saving; the first one writes.
+            with atomic_write(self.path) if trainer.is_global_zero else nullcontext(self.path) as target:
+                trainer.save_checkpoint(target)
             if stop:
                 trainer.should_stop = True
+                trainer.limit_val_batches = 0  # whoever asks to stop does not wait for a validation
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
@@ -77,6 +80,10 @@ class Progress(RichProgressBar):
     def __init__(self, batch_size: int) -> None:
         super().__init__(refresh_rate=1, leave=False)
         self._rate = Rate(batch_size)
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        # Batches are numbered by step, so that a run is one epoch to Lightning whatever it is to the cohort.
+        return "training"
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Loss and throughput; the version number of the logger says nothing to a user."""

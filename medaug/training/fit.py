@@ -45,12 +45,7 @@ def fit(
     """
     path = folder / "last.ckpt"
     if path.exists():
-        former, contents = read_checkpoint(path)
-        if former.experiment != card.experiment:
-            raise UserError(
-                f"{path}: of experiment {former.experiment}, not {card.experiment}; remove it or overwrite=true"
-            )
-        log.info("going on from step %d of %d", contents["global_step"], budget.max_steps)
+        _check(path, card, budget)
     task = DiffusionTask(card, budget, picture)
     task.model.codec.fit(torch.from_numpy(case.image.copy()) for case in train)
     parameters = sum(p.numel() for p in task.model.parameters())
@@ -74,6 +69,8 @@ def fit(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*")
+        warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")  # it is: see data/batches.py
+        warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # every rank validates on all cases
         trainer = Trainer(
             default_root_dir=folder,
             accelerator=budget.accelerator,
@@ -102,14 +99,34 @@ def fit(
     if last.stopped_by is not None:
         log.info("stopped at step %d; the same command goes on from there", trainer.global_step)
         sys.exit(128 + last.stopped_by)
+    loss = trainer.callback_metrics.get("val/loss")  # absent where nothing was left to do
     return {
         "step": trainer.global_step,
         "parameters": parameters,
         "training_cases": len(train),
         "labelled_cases": labelled,
         "validation_cases": len(val),
-        "validation_loss": float(trainer.callback_metrics.get("val/loss", float("nan"))),
+        "validation_loss": None if loss is None else float(loss),
     }
+
+
+def _check(path: Path, card: Card, budget: TrainerOptions) -> None:
+    former, contents = read_checkpoint(path)
+    if former.experiment != card.experiment:
+        raise UserError(
+            f"{path}: of experiment {former.experiment}, not {card.experiment}; remove it or overwrite=true"
+        )
+    then, now = former.to_dict(), card.to_dict()
+    if changed := [key for key in ("subjects", "labels", "modalities", "preprocessing") if then[key] != now[key]]:
+        raise UserError(
+            f"{path}: the cohort changed since this run began ({', '.join(changed)}); overwrite=true begins again, "
+            "runs=DIR keeps both"
+        )
+    if contents["global_step"] > budget.max_steps:
+        raise UserError(
+            f"{path}: has {contents['global_step']} steps already, more than trainer.max_steps={budget.max_steps}"
+        )
+    log.info("going on from step %d of %d", contents["global_step"], budget.max_steps)
 
 
 def make_logger(name: str, folder: Path) -> Logger:
@@ -124,7 +141,7 @@ def make_logger(name: str, folder: Path) -> Logger:
         if name == "tensorboard":
             return loggers.TensorBoardLogger(folder, name="tensorboard", version="")
         if name == "csv":
-            return loggers.CSVLogger(folder, name="csv", version="")
+            return loggers.CSVLogger(folder, name="csv")  # a file per start: it would delete the former one
         if name == "wandb":
             return loggers.WandbLogger(save_dir=folder, project="medaug")
         if name == "mlflow":

@@ -24,7 +24,15 @@ def _names(n):
 def test_one_case_per_subject_is_scipys_percentile_bootstrap():
     values = np.random.default_rng(1).gamma(2.0, size=40)
     interval = bootstrap_mean(values, _names(40), seed=0)
-    oracle = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(2))
+    # The tails of the expanded interval, from the formula in the paper.
+    oracle = stats.bootstrap(
+        (values,),
+        np.mean,
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(2),
+        confidence_level=1 - 2 * stats.norm.cdf(-math.sqrt(40 / 39) * stats.t.ppf(0.975, 39)),
+    )
     width = interval.high - interval.low
     assert interval.mean == pytest.approx(values.mean())
     assert (interval.low, interval.high) == pytest.approx(oracle.confidence_interval, abs=0.04 * width)
@@ -47,8 +55,9 @@ def test_unequal_clusters_give_the_ratio_of_resampled_sums():
     draws = np.stack(np.meshgrid(*[range(3)] * 3), -1).reshape(-1, 3)  # all 27 equally likely resamples
     sums, sizes = np.array([1.0, 6.0, 8.0]), np.array([1, 2, 1])
     exact = sums[draws].sum(1) / sizes[draws].sum(1)
-    assert interval.low == pytest.approx(np.quantile(exact, 0.2, method="inverted_cdf"))
-    assert interval.high == pytest.approx(np.quantile(exact, 0.8, method="inverted_cdf"))
+    tail = stats.norm.cdf(-math.sqrt(3 / 2) * stats.t.ppf(0.8, 2))
+    assert interval.low == pytest.approx(np.quantile(exact, tail, method="inverted_cdf"))
+    assert interval.high == pytest.approx(np.quantile(exact, 1 - tail, method="inverted_cdf"))
     assert interval.mean == pytest.approx(values.mean())
 
 
@@ -58,7 +67,7 @@ def test_the_spread_is_that_of_crossed_resampling():
     rows, columns = rng.normal(0, 0.3, 12), rng.normal(0, 1.0, 60)
     interval = bootstrap_table(rows[:, None] + columns, _names(60), seed=0, num_resamples=40_000)
     sd = math.sqrt(rows.var() / 12 + columns.var() / 60)
-    assert interval.high - interval.low == pytest.approx(2 * 1.96 * sd, rel=0.03)
+    assert interval.high - interval.low == pytest.approx(2 * math.sqrt(60 / 59) * stats.t.ppf(0.975, 59) * sd, rel=0.03)
 
 
 def test_a_paired_difference_forgets_what_arms_share():
@@ -77,14 +86,14 @@ def test_seeds_that_disagree_widen_the_interval():
     assert disagreeing.high - disagreeing.low > 3 * (agreeing.high - agreeing.low)
 
 
-@pytest.mark.parametrize(("subjects", "lowest", "highest"), [(5, 0.79, 0.88), (40, 0.915, 0.965)])
+@pytest.mark.parametrize(("subjects", "lowest", "highest"), [(6, 0.92, 0.98), (40, 0.93, 0.97)])
 def test_coverage_is_what_the_docstring_says(subjects, lowest, highest):
     rng = np.random.default_rng(8)
     scans = 2
     hits = 0
     for seed in range(1000):
         values = np.repeat(rng.normal(size=subjects), scans)
-        interval = bootstrap_mean(values, np.repeat(_names(subjects), scans), seed, num_resamples=500)
+        interval = bootstrap_mean(values, np.repeat(_names(subjects), scans), seed, num_resamples=1000)
         hits += interval.low <= 0 <= interval.high
     assert lowest < hits / 1000 < highest
 
@@ -119,6 +128,11 @@ def test_one_subject_gives_a_mean_but_no_interval_and_no_verdict():
 )
 def test_verdicts(low, high, higher_is_better, expected):
     assert verdict(Interval((low + high) / 2, low, high, 9, 9), higher_is_better) == expected
+
+
+def test_five_subjects_that_agree_are_no_evidence():
+    assert verdict(Interval(0.5, 0.4, 0.6, 10, 5), higher_is_better=True) == "no evidence of a difference"
+    assert verdict(Interval(0.5, 0.4, 0.6, 10, 6), higher_is_better=True) == "gain"
 
 
 def test_bad_tables_are_refused():

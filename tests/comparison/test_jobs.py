@@ -1,0 +1,147 @@
+"""Scores and comparisons against pandas; jobs are done once."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medaug.cohort.manifest import Case, Manifest
+from medaug.cohort.schema import LabelSchema
+from medaug.comparison import jobs as module
+from medaug.comparison.arms import ARMS, diet, pairs_to_compare
+from medaug.comparison.jobs import COMPARISON_COLUMNS, SCORE_COLUMNS, Job, compare, gather, run_job, write_csv
+from medaug.data.cases import load_cases, read_case
+from medaug.data.preprocessing import Preprocessing
+from medaug.evaluation.statistics import paired_comparison
+from medaug.imaging.nifti import write_volume
+from medaug.options import SegmenterOptions
+
+CLASSES = ("Anterior", "Posterior")
+SEEDS = (0, 1)
+SUBJECTS = {"c0": "A", **{f"c{i}": letter for i, letter in enumerate("ABCDEFG", start=1)}}
+SHIFT = {ARMS[0]: 0.0, ARMS[1]: 0.1, ARMS[2]: 0.1}
+
+
+@pytest.fixture
+def rows():
+    rng = np.random.default_rng(0)
+    found = []
+    for arm in ARMS:
+        for seed in SEEDS:
+            for case in SUBJECTS:
+                for name in CLASSES:
+                    found.append((arm, seed, case, name, "dice", 0.6 + SHIFT[arm] + rng.normal(0, 0.01)))
+                    found.append((arm, seed, case, name, "hd95", 5 + 20 * SHIFT[arm] + rng.normal(0, 0.1)))
+    return [dict(zip(SCORE_COLUMNS, map(str, row), strict=True)) for row in found]
+
+
+def test_the_comparison_is_what_pandas_makes_of_the_scores(rows, tmp_path):
+    path = tmp_path / "comparison.csv"
+    compare(rows[::-1], pairs_to_compare(ARMS), SEEDS, SUBJECTS, CLASSES, 7, path)
+    scores = pd.DataFrame(rows).astype({"value": float, "seed": int})
+    result = pd.read_csv(path)
+    assert tuple(result.columns) == COMPARISON_COLUMNS
+    assert len(result) == 2 * 2 * 3 and (result.num_subjects == 7).all() and (result.num_seeds == 2).all()
+    for _, line in result.iterrows():
+        chosen = scores[scores.metric == line.metric]
+        if line["class"] != "mean foreground":
+            chosen = chosen[chosen["class"] == line["class"]]
+        tables = chosen.pivot_table(index=["arm", "seed"], columns="case", values="value", aggfunc="mean")
+        a, b = tables.loc[line.arm], tables.loc[line.baseline]
+        assert line.mean_difference == pytest.approx((a - b).to_numpy().mean())
+        interval = paired_comparison(a.to_numpy(), b.to_numpy(), [SUBJECTS[c] for c in tables.columns], 7)
+        assert (line.low, line.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_the_verdicts_know_which_way_is_up(rows, tmp_path):
+    compare(rows, pairs_to_compare(ARMS), SEEDS, SUBJECTS, CLASSES, 0, tmp_path / "c.csv")
+    result = pd.read_csv(tmp_path / "c.csv").set_index(["arm", "metric", "class"]).verdict
+    assert result[ARMS[1], "dice", "mean foreground"] == "gain"
+    assert result[ARMS[1], "hd95", "mean foreground"] == "harm"  # farther away
+    assert (result[ARMS[2]] == "no evidence of a difference").sum() >= 4
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """Three scans on grids unlike the model's, a schema with a gap, and a tiny budget."""
+    root = tmp_path_factory.mktemp("bench")
+    rng = np.random.default_rng(0)
+    cases = []
+    for i, shape in enumerate([(14, 16, 12), (16, 16, 10), (12, 12, 12)]):
+        label = np.zeros(shape, np.uint8)
+        label[4:8, 4:9, 3:7], label[8:10, 4:9, 3:7] = 1, 4
+        matrix = np.diag([1, 1.5, 2, 1]) if i else np.diag([-1.5, 1, 1, 1])
+        write_volume(root / f"{i}.nii.gz", (label * 100 + rng.normal(0, 5, shape)).astype("i2"), matrix)
+        write_volume(root / f"{i}_seg.nii.gz", label, matrix)
+        cases.append(Case(f"case_{i}", (f"{i}.nii.gz",), f"{i}_seg.nii.gz", f"subject_{i}", "test"))
+    schema = LabelSchema(((0, "background"), (1, "core"), (4, "rim")))
+    manifest = Manifest("toy", "", ("T1",), schema, tuple(cases), str(root))
+    space = Preprocessing((16, 16, 16), (1.5, 1.5, 1.5), (0.5, 99.5))
+    return manifest, space, load_cases(manifest, cases, space, root / "cache")
+
+
+def run(job, folder, bench):
+    manifest, space, loaded = bench
+    options = SegmenterOptions(channels=[4, 8], batch_size=2, num_workers=0)
+    run_job(job, diet(job.arm, loaded, loaded, 0.5), 1, options, loaded, manifest, space, folder)
+
+
+def test_scores_are_taken_on_the_scans_own_grid(bench, tmp_path, monkeypatch):
+    manifest, space, loaded = bench
+    monkeypatch.setattr(module, "train_segmenter", lambda *a: None)
+    labels = iter([c.label for c in loaded])
+    monkeypatch.setattr(module, "segment", lambda net, image: next(labels))
+    run(Job(ARMS[0], 3), tmp_path, bench)
+    rows = pd.read_csv(Job(ARMS[0], 3).scores(tmp_path))
+    assert tuple(rows.columns) == SCORE_COLUMNS and len(rows) == 3 * 2 * 2
+    assert set(rows["class"]) == {"core", "rim"} and set(rows.seed) == {3} and set(rows.arm) == {ARMS[0]}
+    for case in loaded:
+        original = read_case(manifest, case.case)[1]
+        back = space.invert_label(np.array(case.label), case.placement)
+        for index, name in ((1, "core"), (2, "rim")):
+            a, b = back == index, original == index
+            expected = 2 * (a & b).sum() / (a.sum() + b.sum())
+            row = rows[(rows.case == case.case.name) & (rows["class"] == name) & (rows.metric == "dice")]
+            assert row.value.item() == pytest.approx(expected)
+            assert expected > 0.6  # a perfect prediction loses to resampling only
+
+
+def test_a_job_is_done_once_and_an_unfinished_one_again(bench, tmp_path):
+    jobs = [Job(arm, seed) for seed in (0, 1) for arm in ARMS[1:]]
+    for job in jobs[:3]:
+        run(job, tmp_path, bench)
+    stamps = [job.scores(tmp_path).stat().st_mtime_ns for job in jobs[:3]]
+    contents = [job.scores(tmp_path).read_bytes() for job in jobs[:3]]
+    jobs[0].scores(tmp_path).unlink()  # as a killed process leaves it: a folder without scores
+    for job in jobs:
+        run(job, tmp_path, bench)
+    after = [job.scores(tmp_path).stat().st_mtime_ns for job in jobs[:3]]
+    assert after[0] != stamps[0] and after[1:] == stamps[1:]
+    assert [job.scores(tmp_path).read_bytes() for job in jobs[:3]] == contents  # the same arguments, the same scores
+    rows = gather(jobs, tmp_path)
+    with (tmp_path / "scores.csv").open(newline="") as file:
+        assert list(csv.DictReader(file)) == rows
+    assert len(rows) == len(jobs) * 3 * 2 * 2
+    assert {(r["arm"], r["seed"]) for r in rows} == {(job.arm, str(job.seed)) for job in jobs}
+
+
+def test_jobs_do_not_share_a_folder(tmp_path):
+    paths = {Job(arm, seed).scores(tmp_path) for arm in ARMS for seed in range(3)}
+    assert len(paths) == 9
+
+
+def test_a_csv_is_whole_or_absent(tmp_path):
+    path = tmp_path / "a.csv"
+    write_csv(path, ("a", "b"), [(1, "x,y")])
+    assert path.read_text() == 'a,b\n1,"x,y"\n'
+
+    def rows():
+        yield 2, "z"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_csv(path, ("a", "b"), rows())
+    assert path.read_text() == 'a,b\n1,"x,y"\n' and list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,119 @@
+"""Batches as a function of the step alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from medaug.cohort.manifest import Case
+from medaug.data.batches import FixedBatches, StepsFrom, TrainingBatches, shuffled_index
+from medaug.data.cases import ModelCase
+from medaug.data.preprocessing import Placement
+from medaug.data.transforms import light_affine
+
+
+def make_cases(num: int, labelled=lambda i: True) -> list[ModelCase]:
+    """Case i is filled with i / 100, so that a sample says where it comes from."""
+    placement = Placement((4, 4, 4), ((0, 1), (1, 1), (2, 1)), (4, 4, 4), (0.0,), (1.0,))
+    return [
+        ModelCase(
+            case=Case(f"c{i}", (f"c{i}.nii.gz",), None, f"c{i}", "train"),
+            image=np.full((1, 4, 4, 4), i / 100, np.float32),
+            label=np.full((4, 4, 4), i % 3, np.uint8) if labelled(i) else None,
+            affine=np.eye(4),
+            dtype=np.dtype(np.int16),
+            placement=placement,
+        )
+        for i in range(num)
+    ]
+
+
+def origin(batch) -> list[int]:
+    return [round(100 * float(image[0, 0, 0, 0])) for image in batch["image"]]
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def joined(batches):
+    return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+
+
+@given(st.integers(1, 12), st.integers(0, 5), st.integers(0, 2**40))
+def test_every_epoch_is_a_permutation(length, epoch, seed):
+    order = [shuffled_index(epoch * length + place, length, seed) for place in range(length)]
+    assert sorted(order) == list(range(length))
+
+
+def test_epochs_and_seeds_differ():
+    def order(epoch, seed):
+        return tuple(shuffled_index(epoch * 50 + place, 50, seed) for place in range(50))
+
+    assert len({order(epoch, seed) for epoch in range(3) for seed in range(3)}) == 9
+
+
+def test_batches_walk_through_the_epochs():
+    """Batches of 3 over 7 cases: each seven samples in a row are all seven cases, whatever the batch borders."""
+    batches = TrainingBatches(make_cases(7), 3, seed=5)
+    seen = [i for step in range(7) for i in origin(batches[step])]
+    assert all(sorted(seen[start : start + 7]) == list(range(7)) for start in (0, 7, 14))
+
+
+@pytest.mark.parametrize("augment", [None, light_affine])
+def test_a_batch_depends_on_its_step_alone(augment):
+    one, other = (TrainingBatches(make_cases(5), 2, 1, augment) for _ in range(2))
+    forwards = [one[step] for step in range(6)]
+    backwards = [other[step] for step in reversed(range(6))][::-1]
+    assert all(same(a, b) for a, b in zip(forwards, backwards, strict=True))
+    seeds = joined(forwards)["seed"]
+    assert len(set(seeds.tolist())) == 12
+    assert not same(one[0], TrainingBatches(make_cases(5), 2, 2, augment)[0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_ranks_make_the_batches_of_one(workers):
+    cases = make_cases(5, labelled=lambda i: i != 3)
+
+    def batches(size, rank, world):
+        data = TrainingBatches(cases, size, 7, light_affine, rank, world)
+        return list(DataLoader(data, batch_size=None, sampler=StepsFrom(0, 4), num_workers=workers))
+
+    single, first, second = batches(4, 0, 1), batches(2, 0, 2), batches(2, 1, 2)
+    assert len(single) == 4
+    assert all(same(a, joined([b, c])) for a, b, c in zip(single, first, second, strict=True))
+
+
+def test_a_run_that_goes_on_gets_the_rest():
+    data = TrainingBatches(make_cases(5), 2, 0)
+    whole = list(DataLoader(data, batch_size=None, sampler=StepsFrom(0, 7)))
+    rest = list(DataLoader(data, batch_size=None, sampler=StepsFrom(3, 7)))
+    assert all(same(a, b) for a, b in zip(whole[3:], rest, strict=True))
+    assert len(StepsFrom(3, 7)) == 7, "the training loop counts from the start of the run"
+
+
+def test_batch_contents():
+    batch = TrainingBatches(make_cases(4, labelled=lambda i: i % 2 == 0), 4, 0)[0]
+    assert batch["image"].shape == (4, 1, 4, 4, 4) and batch["image"].dtype == torch.float32
+    assert batch["label"].shape == (4, 4, 4, 4) and batch["label"].dtype == torch.int64
+    assert batch["labelled"].tolist() == [i % 2 == 0 for i in origin(batch)]
+    assert not batch["label"][~batch["labelled"]].any()
+
+
+def test_cases_are_not_written_to():
+    cases = make_cases(3)
+    TrainingBatches(cases, 3, 0)[0]["image"].zero_()
+    assert [float(case.image.max()) for case in cases] == pytest.approx([0, 0.01, 0.02])
+
+
+def test_validation_takes_every_case_once_with_fixed_seeds():
+    one, two = FixedBatches(make_cases(5), 2, 3), FixedBatches(make_cases(5), 5, 3)
+    batches = list(DataLoader(one, batch_size=None))
+    assert [origin(batch) for batch in batches] == [[0, 1], [2, 3], [4]]
+    assert same(joined(batches), two[0]), "a case's seed does not depend on the batch size"
+    with pytest.raises(IndexError):
+        one[3]

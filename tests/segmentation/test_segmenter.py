@@ -1,0 +1,114 @@
+"""The segmenter learns what can be learned, and is a function of its arguments."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from medaug.cohort.manifest import Case
+from medaug.data.cases import ModelCase
+from medaug.data.preprocessing import Placement
+from medaug.errors import UserError
+from medaug.evaluation.scores import mean_foreground_dice
+from medaug.options import SegmenterOptions
+from medaug.segmentation.segmenter import Diet, _Batches, load_segmenter, save_segmenter, segment, train_segmenter
+
+SIDE = 16
+TINY = SegmenterOptions(channels=[8, 16], batch_size=4, learning_rate=5e-3, num_workers=0)
+
+
+def toy(index: int, level: float | None = None) -> ModelCase:
+    """Two bright boxes of different brightness at a random place; `level` marks every voxel instead."""
+    rng = np.random.default_rng(index)
+    x, y, z = rng.integers(2, 6, 3)
+    label = np.zeros((SIDE,) * 3, np.uint8)
+    label[x : x + 5, y : y + 8, z : z + 8] = 1
+    label[x + 5 : x + 9, y : y + 8, z : z + 8] = 2
+    image = np.array([-0.8, 0.1, 0.8])[label] + rng.normal(0, 0.1, label.shape)
+    if level is not None:
+        image = np.full(label.shape, level)
+    placement = Placement((SIDE,) * 3, ((0, 1), (1, 1), (2, 1)), (SIDE,) * 3, (0.0,), (1.0,))
+    case = Case(f"toy_{index}", ("a.nii.gz",), "b.nii.gz", f"toy_{index}")
+    return ModelCase(case, image[None].astype(np.float32), label, np.eye(4), np.dtype("f4"), placement)
+
+
+CASES = [toy(i) for i in range(6)]
+
+
+@pytest.mark.slow
+def test_what_is_plain_to_see_is_learned():
+    net = train_segmenter(Diet(CASES, augment=False), 3, TINY, 60, 0, "toy")
+    unseen = [toy(100 + i) for i in range(4)]
+    scores = [mean_foreground_dice(segment(net, case.image), case.label, 3) for case in unseen]
+    assert np.mean(scores) > 0.9
+
+
+def weights(seed=0, steps=3, diet=None, options=TINY):
+    net = train_segmenter(diet or Diet(CASES), 3, options, steps, seed, "toy")
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+def test_the_same_seed_gives_the_same_weights_to_the_bit_whatever_was_drawn_before():
+    one = weights()
+    torch.manual_seed(99)
+    np.random.seed(99)
+    assert torch.equal(weights(), one)
+    assert not torch.equal(weights(seed=1), one)
+
+
+def test_the_number_of_loading_processes_changes_nothing():
+    options = SegmenterOptions(channels=[8, 16], batch_size=4, learning_rate=5e-3, num_workers=1)
+    assert torch.equal(weights(options=options), weights())
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "share", "expected"), [(4, 0.5, 2), (4, 0.25, 1), (2, 0.5, 1), (5, 0.6, 3), (8, 0.9, 7)]
+)
+def test_each_batch_holds_the_share_of_synthetic_volumes(batch_size, share, expected):
+    real, synthetic = [toy(i, -0.5) for i in range(3)], [toy(i, 0.5) for i in range(5)]
+    batches = _Batches(Diet(real, synthetic, share, augment=False), batch_size, 0)
+    for step in range(6):
+        batch = batches[step]
+        assert batch["image"].shape == (batch_size, 1, SIDE, SIDE, SIDE)
+        assert len(batch["label"]) == batch_size
+        assert int((batch["image"][:, 0, 0, 0, 0] > 0).sum()) == expected
+
+
+def test_without_synthetic_volumes_every_batch_is_real_whatever_the_share():
+    batches = _Batches(Diet([toy(0, -0.5)], (), 0.5, augment=False), 4, 0)
+    assert (batches[0]["image"] == -0.5).all() and len(batches[0]["image"]) == 4
+
+
+def test_every_volume_is_used_equally_often():
+    synthetic = [toy(i, (i + 1) / 10) for i in range(3)]
+    batches = _Batches(Diet([toy(0, -1)], synthetic, 0.5, augment=False), 2, 0)
+    levels = [round(float(batches[step]["image"].max()), 1) for step in range(9)]
+    assert sorted(levels) == [0.1] * 3 + [0.2] * 3 + [0.3] * 3
+
+
+def test_augmentation_moves_image_and_label_or_nothing():
+    plain, augmented = (_Batches(Diet(CASES, augment=a), 4, 0) for a in (False, True))
+    assert torch.equal(plain[0]["image"], plain[0]["image"])
+    assert torch.equal(augmented[0]["image"], augmented[0]["image"])
+    assert not torch.equal(plain[0]["image"], augmented[0]["image"])
+    assert set(augmented[0]["label"].unique().tolist()) == {0, 1, 2}
+
+
+def test_a_saved_segmenter_segments_as_before(tmp_path):
+    net = train_segmenter(Diet(CASES), 3, TINY, 2, 0, "toy")
+    save_segmenter(net, tmp_path / "net.pt")
+    again = load_segmenter(tmp_path / "net.pt", 1, 3, TINY.channels)
+    result = segment(again, CASES[0].image)
+    assert result.dtype == np.uint8 and result.shape == (SIDE,) * 3
+    np.testing.assert_array_equal(result, segment(net, CASES[0].image))
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(tmp_path), "write_bytes", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        save_segmenter(torch.nn.Linear(1, 1), tmp_path / "net.pt")
+    assert list(tmp_path.iterdir()) == []

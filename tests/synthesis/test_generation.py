@@ -1,0 +1,329 @@
+"""Generated files: geometry, intensities, restart, and what a full disk leaves behind."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+
+from medaug.cohort import provenance
+from medaug.cohort.manifest import Case, Manifest
+from medaug.cohort.schema import LabelSchema
+from medaug.data.cases import load_cases
+from medaug.data.preprocessing import Preprocessing
+from medaug.errors import UserError
+from medaug.imaging import nifti
+from medaug.imaging.nifti import write_volume
+from medaug.options import GenerateOptions, MasksOptions, SamplerOptions
+from medaug.synthesis import generation
+from medaug.synthesis.generation import finished_pairs, generate_pairs, synthetic_manifest
+from medaug.synthesis.recipes import write_recipe
+from medaug.training.checkpoint import Card
+
+SCHEMA = LabelSchema(((0, "background"), (2, "shell"), (4, "core")))
+NUM = 5
+
+
+def affine(spacing, angle=0.2, flip=False):
+    cos, sin = np.cos(angle), np.sin(angle)
+    rotation = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+    matrix = np.eye(4)
+    matrix[:3, :3] = rotation @ np.diag(np.array(spacing) * ([-1, 1, 1] if flip else [1, 1, 1]))
+    matrix[:3, 3] = (-12.5, 30, 7)
+    return matrix
+
+
+# Grids, orientations and types that scanners write; all near 16 mm a side, so that one model grid holds them.
+HOSTS = {
+    "plain": ((16, 16, 16), affine((1, 1, 1), 0), ("int16", "int16")),
+    "turned": ((15, 17, 9), affine((1.1, 0.9, 1.8)), ("float32", "float32")),
+    "flipped": ((16, 14, 18), affine((1, 1.2, 0.9), -0.1, True), ("uint8", "uint8")),
+    "axes": ((9, 16, 15), affine((1.8, 1, 1))[:, [2, 0, 1, 3]], ("uint16", "uint16")),
+    "mixed": ((16, 16, 16), affine((1, 1, 1)), ("int16", "float32")),
+}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Manifest:
+    root = tmp_path_factory.mktemp("cohort")
+    rng = np.random.default_rng(0)
+    cases = []
+    for name, (shape, matrix, dtypes) in HOSTS.items():
+        places = (np.indices(shape).T - np.array(shape) / 2) / np.array(shape)
+        distance = np.sqrt((places**2).sum(-1)).T
+        label = np.select([distance < 0.15, distance < 0.3], [4, 2], 0).astype(np.uint8)
+        write_volume(root / f"{name}_label.nii.gz", label, matrix)
+        for m, dtype in enumerate(dtypes):
+            image = 100 + 30 * label * (m + 1) + rng.normal(0, 8, shape)
+            image = image / 100 if dtype == "float32" else image
+            write_volume(root / f"{name}_{m}.nii.gz", image.clip(0, 255).astype(dtype), matrix)
+        files = tuple(f"{name}_{m}.nii.gz" for m in range(2))
+        cases.append(Case(name, files, f"{name}_label.nii.gz", f"subject_{name}"))
+    return Manifest("toy", "", ("T1", "T2"), SCHEMA, tuple(cases), str(root))
+
+
+@pytest.fixture(scope="module")
+def card() -> Card:
+    options = {
+        "codec": {"name": "haar"},
+        "network": {
+            "spatial_dims": 3,
+            "channels": [8, 8],
+            "attention": [False, False],
+            "num_res_blocks": 1,
+            "num_head_channels": 8,
+            "norm_num_groups": 4,
+        },
+        "process": {"noise_schedule": "rectified_flow", "prediction_type": "flow", "num_train_timesteps": 1000},
+        "trainer": {"precision": "fp32"},
+    }
+    space = Preprocessing((16, 16, 16), (1.0, 1.0, 1.0), (0.5, 99.5))
+    return Card("toy", options, space, SCHEMA, ("T1", "T2"), {"train": [], "val": []}, phantom=False)
+
+
+@pytest.fixture(scope="module")
+def model(card):
+    # Random weights everywhere: a fresh network ends in zeros and would ignore its input.
+    torch.manual_seed(0)
+    model = card.build().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def make(cohort, card, model, tmp_path_factory):
+    hosts = load_cases(cohort, cohort.cases, card.preprocessing, tmp_path_factory.mktemp("cache"))
+
+    def plan(index):
+        sampler = SamplerOptions(num_inference_steps=2)
+        return write_recipe(index, hosts, GenerateOptions(), MasksOptions(rotation=2.0, elastic=0.3), sampler, "sum")
+
+    def run(folder: Path, num=NUM, batch_size=2):
+        generate_pairs(model, card, plan, num, batch_size, folder)
+        return synthetic_manifest(card, folder, num)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def made(make, tmp_path_factory):
+    return make(tmp_path_factory.mktemp("synthetic"))
+
+
+def read(path) -> np.ndarray:
+    return np.asanyarray(nib.load(path).dataobj)
+
+
+def files(folder: Path) -> dict[str, Path]:
+    return {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_every_pair_lies_on_its_hosts_grid_for_nibabel_and_simpleitk(made, cohort):
+    hosts = {case.name: case for case in cohort.cases}
+    records = {r["name"]: r for r in provenance.read(Path(made.root) / "provenance.jsonl").values()}
+    assert {r["host"] for r in records.values()} == set(hosts)
+    for case in made.cases:
+        host = hosts[records[case.name]["host"]]
+        for file, original in zip(
+            [*made.image_paths(case), made.label_path(case)],
+            [*cohort.image_paths(host), cohort.label_path(host)],
+            strict=True,
+        ):
+            one, other = nib.load(file), nib.load(original)
+            assert one.shape == other.shape
+            np.testing.assert_allclose(one.affine, other.affine, atol=1e-5)
+            np.testing.assert_allclose(one.header.get_zooms(), other.header.get_zooms(), atol=1e-6)
+            a, b = SimpleITK.ReadImage(str(file)), SimpleITK.ReadImage(str(original))
+            assert a.GetSize() == b.GetSize()
+            for get in ("GetSpacing", "GetOrigin", "GetDirection"):
+                np.testing.assert_allclose(getattr(a, get)(), getattr(b, get)(), atol=1e-5)
+            if host.name != "mixed":
+                assert one.get_data_dtype() == other.get_data_dtype()
+
+
+def test_modalities_of_different_types_keep_the_one_that_holds_both(made, cohort):
+    records = {r["name"]: r for r in provenance.read(Path(made.root) / "provenance.jsonl").values()}
+    case = next(c for c in made.cases if records[c.name]["host"] == "mixed")
+    t1, t2 = (read(path) for path in made.image_paths(case))
+    assert t1.dtype == t2.dtype == np.float32
+    assert len(np.unique(t2)) > 50  # rounded to integers, values near 1 would be two or three
+
+
+def test_labels_hold_the_schemas_values_and_both_tissues(made):
+    for case in made.cases:
+        label = nib.load(made.label_path(case))
+        assert label.get_data_dtype() == np.uint8
+        assert set(np.unique(read(made.label_path(case)))) == {0, 2, 4}
+
+
+def test_intensities_stay_between_the_hosts_percentiles(made, cohort, card):
+    hosts = {case.name: case for case in cohort.cases}
+    records = {r["name"]: r for r in provenance.read(Path(made.root) / "provenance.jsonl").values()}
+    for case in made.cases:
+        host = hosts[records[case.name]["host"]]
+        for file, original in zip(made.image_paths(case), cohort.image_paths(host), strict=True):
+            image, truth = read(file).astype(float), read(original).astype(float)
+            assert truth.min() - 0.5 <= image.min() < image.max() <= truth.max() + 0.5
+            assert image.std() > 0
+
+
+def test_the_mask_on_disk_is_the_one_that_was_asked_for(make, made, card):
+    cases = load_cases(made, made.cases, card.preprocessing, Path(made.root) / "cache")
+    records = {r["name"]: r for r in provenance.read(Path(made.root) / "provenance.jsonl").values()}
+    for case in cases:
+        if records[case.case.name]["host"] == "plain":  # its grid is the model's: no resampling between
+            assert case.label is not None and set(np.unique(case.label)) == {0, 1, 2}
+
+
+def test_a_restart_makes_what_is_missing_and_touches_nothing_else(make, made, tmp_path, monkeypatch):
+    append, count = provenance.append, []
+
+    def killed(path, record):
+        if len(count) == 3:
+            raise KeyboardInterrupt  # both files of the fourth pair are there, its record is not
+        count.append(append(path, record))
+
+    monkeypatch.setattr(provenance, "append", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path)
+    monkeypatch.undo()
+    finished = {r["name"] for r in provenance.read(tmp_path / "provenance.jsonl").values()}
+    assert len(finished) == 3
+    before = {k: p.stat().st_mtime_ns for k, p in files(tmp_path).items()}
+    again = make(tmp_path)
+    after = {k: p.stat().st_mtime_ns for k, p in files(tmp_path).items()}
+    kept = {k for k in before if any(name in k for name in finished)}
+    assert len(kept) == 9 and all(before[k] == after[k] for k in kept)
+    assert again.to_mapping() == made.to_mapping()
+    assert_same_pairs(tmp_path, Path(made.root))
+    make(tmp_path)
+    assert {k: p.stat().st_mtime_ns for k, p in files(tmp_path).items()} == after
+
+
+def test_the_same_batches_give_the_same_bytes(make, made, tmp_path):
+    make(tmp_path)
+    one, other = files(tmp_path), files(Path(made.root))
+    for key in one:
+        assert one[key].read_bytes() == other[key].read_bytes(), key
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_the_batch_size_changes_nothing_beyond_rounding(make, made, tmp_path, batch_size):
+    make(tmp_path, batch_size=batch_size)
+    assert_same_pairs(tmp_path, Path(made.root))
+
+
+def assert_same_pairs(one: Path, other: Path) -> None:
+    assert provenance.read(one / "provenance.jsonl") == provenance.read(other / "provenance.jsonl")
+    images, labels = sorted(one.glob("imagesTr/*")), sorted(one.glob("labelsTr/*"))
+    assert len(images) == 2 * NUM and len(labels) == NUM
+    for path in labels:
+        assert path.read_bytes() == (other / "labelsTr" / path.name).read_bytes()
+    for path in images:
+        a, b = read(path), read(other / "imagesTr" / path.name)
+        # An integer at half a step may be rounded either way.
+        np.testing.assert_allclose(a, b, atol=1 if a.dtype.kind in "iu" else 1e-4)
+        assert a.dtype == b.dtype and np.mean(a != b) < 0.02 or a.dtype.kind == "f"
+
+
+def test_more_pairs_leave_the_first_ones_as_they_are(make, tmp_path):
+    few = make(tmp_path, num=2)
+    before = {k: p.stat().st_mtime_ns for k, p in files(tmp_path).items() if k.endswith(".gz")}
+    more = make(tmp_path, num=3)
+    assert len(few.cases) == 2 and more.cases[:2] == few.cases
+    after = {k: p.stat().st_mtime_ns for k, p in files(tmp_path).items()}
+    assert all(after[k] == time for k, time in before.items())
+    assert make(tmp_path, num=2).cases == few.cases  # asked for fewer, it lists fewer
+
+
+def test_every_pair_belongs_to_its_hosts_subject_and_to_training(made, cohort):
+    subjects = {case.name: case.subject for case in cohort.cases}
+    records = {r["name"]: r for r in provenance.read(Path(made.root) / "provenance.jsonl").values()}
+    for case in made.cases:
+        record = records[case.name]
+        assert case.split == "train"
+        assert case.subject == record["host_subject"] == subjects[record["host"]]
+        assert record["subjects"] == [case.subject] and record["checkpoint"] == "sum"
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3, 4, 7])
+def test_a_full_disk_is_one_line_and_leaves_whole_pairs_only(make, tmp_path, monkeypatch, nth):
+    save, calls = nib.save, []
+
+    def full(image, path):
+        calls.append(path)
+        if len(calls) == nth:
+            Path(path).write_bytes(b"part of it")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(image, path)
+
+    monkeypatch.setattr(nifti.nib, "save", full)
+    with pytest.raises(UserError, match="the disk is full") as error:
+        make(tmp_path)
+    monkeypatch.undo()
+    assert "\n" not in str(error.value)
+    records = provenance.read(tmp_path / "provenance.jsonl").values()
+    assert len(records) == (nth - 1) // 3
+    for record in records:
+        for file in (*record["images"], record["label"]):
+            assert read(tmp_path / file).ndim == 3
+    assert not [p for p in tmp_path.rglob(".tmp*")]
+    for path in files(tmp_path).values():
+        assert path.suffix != ".gz" or read(path).ndim == 3  # what is there is whole, on record or not
+
+
+def test_a_real_limit_on_file_size_is_told_as_a_full_disk(tmp_path):
+    program = (
+        "import numpy as np; from medaug.imaging.nifti import write_volume; from medaug.errors import UserError\n"
+        "noise = np.random.default_rng(0).normal(size=(32, 32, 32)).astype('f4')\n"
+        "try: write_volume('a.nii.gz', noise, np.eye(4))\n"
+        "except UserError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(generation.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    assert done.stdout == "a.nii.gz: the disk is full; free some space and run the same command again\n"
+    assert done.stderr == "" and list(tmp_path.iterdir()) == []
+
+
+def test_finished_pairs_are_refused_until_the_generation_is_finished(make, tmp_path):
+    manifest = make(tmp_path, num=2)
+    manifest.save(tmp_path / "manifest.json")
+    with pytest.raises(UserError, match="no finished synthetic pairs; run medaug.generate first"):
+        finished_pairs(tmp_path)
+    (tmp_path / "finished.json").write_text("{}")
+    pairs = finished_pairs(tmp_path)
+    assert pairs.manifest == manifest and [r["name"] for r in pairs.records] == [c.name for c in manifest.cases]
+    assert finished_pairs(tmp_path).digest == pairs.digest
+    lines = [json.loads(line) for line in (tmp_path / "provenance.jsonl").read_text().splitlines()]
+    lines[0]["seed"] += 1
+    (tmp_path / "provenance.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert finished_pairs(tmp_path).digest != pairs.digest
+
+
+def test_an_unknown_sampler_is_the_users_mistake(model, card, cohort, tmp_path):
+    hosts = load_cases(cohort, cohort.cases[:1], card.preprocessing, tmp_path)
+
+    def plan(index):
+        return write_recipe(index, hosts, GenerateOptions(), MasksOptions(source="real"), SamplerOptions("euler"), "")
+
+    with pytest.raises(UserError, match="sampler: .*euler"):
+        generate_pairs(model, card, plan, 1, 1, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,104 @@
+"""A recipe is a function of options, checkpoint and number; hosts take turns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from medaug.cohort.manifest import Case
+from medaug.cohort.provenance import Recipe
+from medaug.data.cases import ModelCase
+from medaug.data.preprocessing import Placement
+from medaug.errors import UserError
+from medaug.options import GenerateOptions, MasksOptions, SamplerOptions
+from medaug.synthesis import recipes as module
+from medaug.synthesis.masks import rejection
+from medaug.synthesis.recipes import MOST_ATTEMPTS, write_recipe
+
+SIDE = 12
+
+
+def host(index: int, label: np.ndarray | None = None) -> ModelCase:
+    if label is None:
+        label = np.zeros((SIDE,) * 3, np.uint8)
+        label[4:8, 4:8, 3 + index % 3 : 8] = 1
+    name = f"case_{index}"
+    placement = Placement((SIDE,) * 3, ((0, 1), (1, 1), (2, 1)), (SIDE,) * 3, (0.0,), (1.0,))
+    case = Case(name, (f"{name}.nii.gz",), f"{name}_seg.nii.gz", f"subject_{index // 2}")
+    return ModelCase(case, np.zeros((1, *label.shape), np.float32), label, np.eye(4), np.dtype("i2"), placement)
+
+
+HOSTS = [host(i) for i in range(5)]
+
+
+def write(index, hosts=HOSTS, generate=None, masks=None, sampler=None, checkpoint="abc"):
+    return write_recipe(
+        index, hosts, generate or GenerateOptions(), masks or MasksOptions(), sampler or SamplerOptions(), checkpoint
+    )
+
+
+def test_the_same_arguments_give_the_same_recipe_whatever_came_before():
+    forwards = [write(i) for i in range(8)]
+    backwards = [write(i) for i in reversed(range(8))][::-1]
+    for (recipe, one, mask), (other, two, again) in zip(forwards, backwards, strict=True):
+        assert recipe == other and one is two
+        np.testing.assert_array_equal(mask, again)
+    assert len({recipe.seed for recipe, _, _ in forwards}) == 8
+
+
+def test_num_and_batch_size_change_no_recipe():
+    other = GenerateOptions(num=500, batch_size=1)
+    assert [write(i)[0] for i in range(4)] == [write(i, generate=other)[0] for i in range(4)]
+
+
+def test_the_seed_changes_masks_noise_and_order():
+    one, two = ([write(i, generate=GenerateOptions(seed=s)) for i in range(10)] for s in (0, 1))
+    assert not {r.seed for r, _, _ in one} & {r.seed for r, _, _ in two}
+    assert [r.host for r, _, _ in one] != [r.host for r, _, _ in two]
+
+
+def test_hosts_are_used_equally_often_and_in_another_order_each_round():
+    hosts = [write(i)[0].host for i in range(15)]
+    assert set(Counter(hosts).values()) == {3}
+    rounds = [tuple(hosts[i : i + 5]) for i in (0, 5, 10)]
+    assert all(set(one) == {h.case.name for h in HOSTS} for one in rounds)
+    assert len(set(rounds)) > 1
+
+
+def test_the_recipe_says_what_was_done():
+    generate = GenerateOptions(guidance_scale=1.25)
+    sampler = SamplerOptions(name="ddim", num_inference_steps=7, eta=0.5)
+    recipe, chosen, mask = write(3, generate=generate, sampler=sampler)
+    assert (recipe.index, recipe.checkpoint, recipe.guidance_scale) == (3, "abc", 1.25)
+    assert (recipe.sampler, recipe.num_inference_steps, recipe.eta) == ("ddim", 7, 0.5)
+    assert (recipe.host, recipe.host_subject) == (chosen.case.name, chosen.case.subject)
+    options = dataclasses.asdict(MasksOptions())
+    assert recipe.mask_source == options.pop("source") and recipe.mask_parameters == options
+    assert rejection(mask, np.asarray(chosen.label)) is None
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_real_masks_are_the_hosts_and_need_no_parameters():
+    recipe, chosen, mask = write(1, masks=MasksOptions(source="real"))
+    assert recipe.mask_parameters == {} and recipe.attempt == 0
+    np.testing.assert_array_equal(mask, chosen.label)
+
+
+def test_attempts_are_counted_and_each_has_a_seed_of_its_own(monkeypatch):
+    first, _, unlike = write(0)
+    answers = iter(["too small", "too large", None])
+    monkeypatch.setattr(module, "rejection", lambda mask, original: next(answers))
+    third, _, mask = write(0)
+    assert (first.attempt, third.attempt) == (0, 2)
+    assert first.seed != third.seed and (mask != unlike).any()
+
+
+def test_a_host_that_no_deformation_suits_is_named_in_one_line(monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "rejection", lambda mask, original: asked.append(1) or "class 1 vanished")
+    with pytest.raises(UserError, match=r"case_\d: no plausible mask in 20 attempts \(the last: class 1 vanished\)"):
+        write(0)
+    assert len(asked) == MOST_ATTEMPTS

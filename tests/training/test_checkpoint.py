@@ -1,0 +1,162 @@
+"""Checkpoints say what they are, load without running code, and are refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from medaug.cohort.schema import LabelSchema
+from medaug.data.preprocessing import Preprocessing
+from medaug.errors import UserError
+from medaug.training.checkpoint import FORMAT, Card, file_sha256, load_model, read_checkpoint
+
+CARD = Card(
+    experiment="demo",
+    options={
+        "codec": {"name": "haar"},
+        "network": {
+            "spatial_dims": 3,
+            "channels": [8],
+            "attention": [False],
+            "num_res_blocks": 1,
+            "num_head_channels": 8,
+            "norm_num_groups": 4,
+        },
+        "process": {"noise_schedule": "cosine", "prediction_type": "v_prediction", "num_train_timesteps": 100},
+        "trainer": {"precision": "fp32"},
+    },
+    preprocessing=Preprocessing((8, 8, 16), (1.0, 1.5, 2.0), (0.5, 99.5)),
+    schema=LabelSchema(((0, "background"), (1, "core"), (4, "rim"))),
+    modalities=("T1", "T2"),
+    subjects={"train": ["a", "b"], "val": ["c"]},
+    phantom=True,
+)
+
+
+def save(path: Path, card: dict | None = None) -> dict[str, torch.Tensor]:
+    """A checkpoint with random weights, which are returned."""
+    model = CARD.build()
+    weights = {key: torch.randn_like(value) for key, value in model.state_dict().items()}
+    contents = {"state_dict": {f"model.{key}": value for key, value in weights.items()}, "global_step": 3}
+    torch.save(contents | {"medaug": card or CARD.to_dict()}, path)
+    return weights
+
+
+def test_a_card_round_trips_through_plain_values():
+    assert Card.from_dict(json.loads(json.dumps(CARD.to_dict()))) == CARD
+
+
+def test_a_checkpoint_gives_card_and_weights(tmp_path):
+    weights = save(tmp_path / "last.ckpt")
+    card, contents = read_checkpoint(tmp_path / "last.ckpt")
+    assert card == CARD and contents["global_step"] == 3
+    card, model = load_model(tmp_path / "last.ckpt", torch.device("cpu"))
+    assert not model.training
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+
+
+def missing(path):
+    path.unlink()
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def cut_to_the_head(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def text(path):
+    path.write_text("not a checkpoint\nat all\n")
+
+
+def noise(path):
+    path.write_bytes(bytes(range(256)) * 8)
+
+
+def foreign_weights(path):
+    torch.save(torch.nn.Linear(2, 2).state_dict(), path)
+
+
+def foreign_tensor(path):
+    torch.save(torch.zeros(3), path)
+
+
+def newer(path):
+    save(path, CARD.to_dict() | {"format": FORMAT + 1})
+
+
+def folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("harm", "named"),
+    [
+        (missing, "no checkpoint is there"),
+        (empty, "not a whole checkpoint"),
+        (truncated, "not a whole checkpoint"),
+        (cut_to_the_head, "not a whole checkpoint"),
+        (text, "not a whole checkpoint"),
+        (noise, "not a whole checkpoint"),
+        (folder, "not a whole checkpoint"),
+        (foreign_weights, "not one of medaug's"),
+        (foreign_tensor, "not one of medaug's"),
+        (newer, "newer"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(tmp_path, harm, named):
+    path = tmp_path / "last.ckpt"
+    save(path)
+    harm(path)
+    with pytest.raises(UserError, match=named) as caught:
+        load_model(path, torch.device("cpu"))
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("first", range(0, 256, 5))
+def test_no_byte_string_is_a_traceback(tmp_path, first):
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(bytes([first]) + os.urandom(50))
+    with pytest.raises(UserError):
+        read_checkpoint(path)
+
+
+class Code:
+    """Unpickling this creates a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("plain_pickle", [True, False])
+def test_code_in_a_checkpoint_is_not_run(tmp_path, plain_pickle):
+    path, mark = tmp_path / "last.ckpt", tmp_path / "executed"
+    contents = {"medaug": CARD.to_dict(), "state_dict": {}, "payload": Code(mark)}
+    if plain_pickle:
+        path.write_bytes(pickle.dumps(contents))
+    else:
+        torch.save(contents, path)
+    with pytest.raises(UserError, match="not a whole checkpoint") as caught:
+        read_checkpoint(path)
+    assert "\n" not in str(caught.value)
+    assert not mark.exists()
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "x").startswith("ba7816bf8f01cfea414140de5dae2223")

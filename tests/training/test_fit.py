@@ -1,0 +1,220 @@
+"""The training loop in one process: whatever stops it, what goes on from there ends in the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from medaug.cohort.manifest import Case
+from medaug.cohort.schema import LabelSchema
+from medaug.data.cases import ModelCase
+from medaug.data.preprocessing import Placement, Preprocessing
+from medaug.errors import UserError
+from medaug.options import TrainerOptions
+from medaug.training.checkpoint import Card
+from medaug.training.fit import fit
+
+SHAPE = (8, 8, 8)
+BUDGET = TrainerOptions(
+    max_steps=7,
+    batch_size=2,
+    warmup_steps=2,
+    ema_decay=0.5,
+    checkpoint_every=2,
+    validate_every=3,
+    accelerator="cpu",
+    precision="fp32",
+    num_workers=0,
+)
+CARD = Card(
+    experiment="toy",
+    options={
+        "codec": {"name": "haar"},
+        "network": {
+            "spatial_dims": 3,
+            "channels": [8, 8],
+            "attention": [False, False],
+            "num_res_blocks": 1,
+            "num_head_channels": 8,
+            "norm_num_groups": 4,
+        },
+        "process": {"noise_schedule": "rectified_flow", "prediction_type": "flow", "num_train_timesteps": 1000},
+        "trainer": {"precision": "fp32"},
+    },
+    preprocessing=Preprocessing(SHAPE, None, (0.0, 100.0)),
+    schema=LabelSchema(((0, "background"), (1, "lesion"))),
+    modalities=("T1",),
+    subjects={"train": ["0"], "val": ["1"]},
+    phantom=True,
+)
+
+
+def make_cases(num, seed):
+    rng = np.random.default_rng(seed)
+    placement = Placement(SHAPE, ((0, 1), (1, 1), (2, 1)), SHAPE, (0.0,), (1.0,))
+    return [
+        ModelCase(
+            case=Case(str(i), ("x.nii.gz",), None, str(i), "train"),
+            image=rng.uniform(-1, 1, (1, *SHAPE)).astype(np.float32),
+            label=rng.integers(0, 2, SHAPE).astype(np.uint8),
+            affine=np.eye(4),
+            dtype=np.dtype(np.int16),
+            placement=placement,
+        )
+        for i in range(num)
+    ]
+
+
+def train(folder, picture=None, budget=BUDGET, card=CARD):
+    return fit(card, make_cases(5, 0), make_cases(3, 1), folder, budget, "csv", picture)
+
+
+def contents(folder):
+    return torch.load(folder / "last.ckpt", weights_only=True)
+
+
+def flat(value, path=""):
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {key: leaf for name, child in items for key, leaf in flat(child, f"{path}/{name}").items()}
+    return {path: value}
+
+
+def assert_same_bits(a, b):
+    """Weights, averaged weights, optimiser, scheduler and step."""
+    for part in (
+        "state_dict",
+        "current_model_state",
+        "averaging_state",
+        "optimizer_states",
+        "lr_schedulers",
+        "global_step",
+    ):
+        one, two = flat(a[part]), flat(b[part])
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            same = torch.equal(value, two[key]) if isinstance(value, torch.Tensor) else value == two[key]
+            assert same, f"{part}{key}"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    summary = train(folder)
+    assert summary["step"] == BUDGET.max_steps
+    assert summary["validation_loss"] > 0
+    return contents(folder)
+
+
+class Crash(Exception):
+    """The machine went down."""
+
+
+def test_weights_and_their_average_both_move(whole):
+    current, average = whole["current_model_state"], whole["state_dict"]
+    moved = [key for key in current if not torch.equal(current[key], average[key])]
+    assert len(moved) > 10
+    assert not any("codec" in key for key in moved), "measured statistics are not averaged"
+
+
+@pytest.mark.parametrize("at", [3, 6])
+def test_a_crash_costs_the_steps_since_the_checkpoint_and_nothing_else(whole, tmp_path, at):
+    """A crash in the validation of step 3 goes on from step 2; one at step 6 from step 6."""
+
+    def crash(step, *_):
+        if step == at:
+            raise Crash
+
+    with pytest.raises(Crash):
+        train(tmp_path, crash)
+    assert contents(tmp_path)["global_step"] == at // 2 * 2
+    assert train(tmp_path)["step"] == BUDGET.max_steps
+    assert_same_bits(whole, contents(tmp_path))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_stops_and_goes_on(whole, tmp_path, number):
+    pictured = []
+
+    def interrupt(step, *_):
+        pictured.append(step)
+        os.kill(os.getpid(), number)
+        return _empty_picture(tmp_path)
+
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped:
+        train(tmp_path, interrupt)
+    assert stopped.value.code == 128 + number
+    assert signal.getsignal(number) == before
+    assert contents(tmp_path)["global_step"] == 4, "the step in hand"
+    assert pictured == [3], "no validation on the way out"
+    train(tmp_path)
+    assert_same_bits(whole, contents(tmp_path))
+
+
+def _empty_picture(folder):
+    from matplotlib.image import imsave
+
+    path = folder / "picture.png"
+    imsave(path, np.zeros((2, 2)))
+    return path
+
+
+def test_a_crash_while_saving_leaves_the_former_checkpoint(tmp_path, monkeypatch):
+    train(tmp_path, budget=replace(BUDGET, max_steps=2))
+    former = (tmp_path / "last.ckpt").read_bytes()
+
+    def half(contents, path, *args, **kwargs):
+        path.write_bytes(b"half")
+        raise Crash
+
+    from lightning.pytorch.strategies import Strategy
+
+    monkeypatch.setattr(
+        Strategy, "save_checkpoint", lambda self, contents, path, storage_options=None: half(contents, path)
+    )
+    with pytest.raises(Crash):
+        train(tmp_path)
+    assert (tmp_path / "last.ckpt").read_bytes() == former
+    assert [path.name for path in tmp_path.glob(".tmp-*")] == []
+
+
+def test_more_steps_go_on_from_the_end(tmp_path):
+    train(tmp_path, budget=replace(BUDGET, max_steps=3))
+    pictured = []
+
+    def picture(step, *_):
+        pictured.append(step)
+        return _empty_picture(tmp_path)
+
+    assert train(tmp_path, picture)["step"] == 7
+    grown = contents(tmp_path)
+    assert grown["optimizer_states"][0]["state"][0]["step"] == 7
+    assert grown["averaging_state"]["n_averaged"] == 7
+    assert pictured == [6]
+
+
+def test_nothing_left_to_do_gives_a_summary_that_is_json(tmp_path):
+    train(tmp_path, budget=replace(BUDGET, max_steps=2))
+    before = (tmp_path / "last.ckpt").read_bytes()
+    summary = train(tmp_path, budget=replace(BUDGET, max_steps=2))
+    assert summary["step"] == 2
+    json.loads(json.dumps(summary, allow_nan=False))
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+def test_another_experiments_checkpoint_is_refused(tmp_path):
+    train(tmp_path, budget=replace(BUDGET, max_steps=2))
+    with pytest.raises(UserError, match="of experiment toy, not other"):
+        train(tmp_path, card=replace(CARD, experiment="other"))
+
+
+def test_unknown_logger_is_refused(tmp_path):
+    with pytest.raises(UserError, match="logger.name=paper"):
+        fit(CARD, make_cases(2, 0), make_cases(1, 1), tmp_path, BUDGET, "paper")

@@ -1,0 +1,173 @@
+"""A run that was stopped and one that was not end in the same bits; a finished one is left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+
+STEPS = 12
+SMALL = (
+    "experiment=demo",
+    "preset=smoke",
+    "logger=csv",
+    "data.phantom_subjects=5",
+    "data.max_side=16",
+    "data.val_fraction=0.2",
+    "data.test_fraction=0.2",
+    "trainer.precision=fp32",
+    "trainer.validate_every=5",
+    "trainer.checkpoint_every=4",
+)
+
+
+def start(runs: Path, *words: str) -> subprocess.Popen[str]:
+    """The stage as a process of its own, on one thread, so that sums are taken in one order."""
+    environment = {key: value for key, value in os.environ.items() if key not in {"RANK", "LOCAL_RANK", "SLURM_PROCID"}}
+    return subprocess.Popen(
+        [sys.executable, "-m", "medaug.train", *SMALL, f"runs={runs}", f"trainer.max_steps={STEPS}", *words],
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def train(runs: Path, *words: str, status: int = 0) -> str:
+    """Run to the end and return what it said."""
+    process = start(runs, *words)
+    said = process.communicate(timeout=600)[1]
+    assert process.returncode == status, said
+    assert "Traceback" not in said
+    return said
+
+
+def checkpoint(runs: Path) -> Path:
+    return runs / "demo" / "train" / "last.ckpt"
+
+
+def contents(runs: Path):
+    return torch.load(checkpoint(runs), weights_only=True)
+
+
+def at_step_four(process: subprocess.Popen[str], runs: Path) -> None:
+    """Wait for the first checkpoint; the run has eight more steps to go."""
+    while not checkpoint(runs).exists():
+        assert process.poll() is None, "ended before its first checkpoint"
+        time.sleep(0.002)
+
+
+def flat(value, path=""):
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {key: leaf for name, child in items for key, leaf in flat(child, f"{path}/{name}").items()}
+    return {path: value}
+
+
+def assert_same_bits(a, b) -> None:
+    """Weights, averaged weights, optimiser, scheduler and step."""
+    for part in (
+        "state_dict",
+        "current_model_state",
+        "averaging_state",
+        "optimizer_states",
+        "lr_schedulers",
+        "global_step",
+    ):
+        one, two = flat(a[part]), flat(b[part])
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            same = torch.equal(value, two[key]) if isinstance(value, torch.Tensor) else value == two[key]
+            assert same, f"{part}{key}"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    runs = tmp_path_factory.mktemp("whole")
+    train(runs)
+    return runs
+
+
+def test_training_moves_weights_and_their_average(uninterrupted):
+    found = contents(uninterrupted)
+    assert found["global_step"] == STEPS
+    current, average = flat(found["current_model_state"]), flat(found["state_dict"])
+    moved = [key for key in current if not torch.equal(current[key], average[key])]
+    assert len(moved) > 0.9 * sum(1 for key in current if "codec" not in key)
+    assert not any("codec" in key for key in moved), "measured statistics are not averaged"
+
+
+def test_a_killed_run_ends_in_the_same_bits(uninterrupted, tmp_path):
+    process = start(tmp_path)
+    at_step_four(process, tmp_path)
+    process.kill()
+    process.communicate()
+    killed_at = contents(tmp_path)["global_step"]
+    assert 4 <= killed_at < STEPS
+    said = train(tmp_path)
+    assert f"going on from step {killed_at} of {STEPS}" in said
+    assert_same_bits(contents(uninterrupted), contents(tmp_path))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_stops_and_goes_on(uninterrupted, tmp_path, number):
+    process = start(tmp_path)
+    at_step_four(process, tmp_path)
+    process.send_signal(number)
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == 128 + number, said
+    stopped_at = contents(tmp_path)["global_step"]
+    assert 4 <= stopped_at < STEPS
+    assert f"stopped at step {stopped_at}" in said and "Traceback" not in said
+    assert not (checkpoint(tmp_path).parent / "finished.json").exists()
+    train(tmp_path)
+    assert_same_bits(contents(uninterrupted), contents(tmp_path))
+
+
+def test_a_finished_run_is_left_alone_and_can_grow(uninterrupted, tmp_path):
+    before = checkpoint(uninterrupted).read_bytes(), checkpoint(uninterrupted).stat().st_mtime_ns
+    assert "finished already" in train(uninterrupted)
+    assert (checkpoint(uninterrupted).read_bytes(), checkpoint(uninterrupted).stat().st_mtime_ns) == before
+    refused = train(uninterrupted, "trainer.max_steps=16", status=2)
+    assert "trainer.max_steps: 12 -> 16" in refused and len(refused.splitlines()) == 1
+
+    train(tmp_path, "trainer.max_steps=4")
+    assert contents(tmp_path)["global_step"] == 4
+    assert "going on from step 4 of 9" in train(tmp_path, "trainer.max_steps=9", "resume=true")
+    grown = contents(tmp_path)
+    assert grown["global_step"] == 9
+    assert grown["optimizer_states"][0]["state"][0]["step"] == 9
+    assert grown["averaging_state"]["n_averaged"] == 9
+    logs = sorted((checkpoint(tmp_path).parent / "csv").rglob("metrics.csv"))
+    assert len(logs) == 2, "going on does not delete the former curve"
+
+
+def test_interrupted_before_training_starts(tmp_path):
+    process = start(tmp_path, "data.phantom_subjects=60")
+    phantoms = tmp_path / "demo" / "phantom"
+    while not list(phantoms.rglob("*.nii.gz")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert not checkpoint(tmp_path).exists()
+
+
+def test_two_processes_are_one_with_twice_the_batch(tmp_path):
+    train(tmp_path / "one", "trainer.max_steps=4", "trainer.batch_size=2")
+    words = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu", "trainer.batch_size=1")
+    train(tmp_path / "two", "trainer.max_steps=4", *words)
+    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
+    assert two["global_step"] == 4
+    for part in ("state_dict", "current_model_state"):
+        for key, value in one[part].items():
+            torch.testing.assert_close(two[part][key], value, atol=2e-4, rtol=1e-2)
