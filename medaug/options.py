@@ -61,6 +61,7 @@ class NetworkOptions:
     num_res_blocks: int = option("residual blocks per level", 1)
     num_head_channels: int = option("features per attention head", 32)
     norm_num_groups: int = option("groups of the group normalisation", 16)
+    coordinates: bool = option("voxel coordinates as inputs, for cohorts that are aligned", False)
 
 
 @dataclass
@@ -70,6 +71,7 @@ class ProcessOptions:
     noise_schedule: str = option("linear, cosine or rectified_flow", "rectified_flow")
     prediction_type: str = option("epsilon, sample, v_prediction or flow", "flow")
     num_train_timesteps: int = option("steps of a discrete schedule; rectified_flow is continuous", 1000)
+    time_shift: float = option("rectified_flow: above 1 spends more on noisy times, as large volumes want", 1.0)
 
 
 @dataclass

@@ -72,8 +72,8 @@ def run_job(
         assert truth is not None
         prediction = preprocessing.invert_label(segment(net, np.array(case.image)), case.placement)
         spacing = np.linalg.norm(case.affine[:3, :3], axis=0)
-        for name, metric, value in segmentation_scores(prediction, truth, spacing, manifest.schema.foreground):
-            rows.append((job.arm, job.seed, case.case.name, name, metric, value))
+        scores = segmentation_scores(prediction, truth, spacing, manifest.schema.foreground)
+        rows += [(job.arm, job.seed, case.case.name, *score) for score in scores]
     write_csv(path, SCORE_COLUMNS, rows)
     dice = np.mean([row[5] for row in rows if row[4] == "dice"])
     log.info("%s: mean Dice %.3f on %d test scans", name, dice, len(test))

@@ -35,6 +35,11 @@ class Process:
         T, the number of noise levels of a variance-preserving schedule: time i of its table (0 <= i < T)
         sits at t = (i + 1) / T, and log alpha_bar is linear in between. Rectified flow has no table.
 
+    time_shift
+        s > 0, for rectified flow: times are drawn, and sampled, at s t / (1 + (s - 1) t), which divides alpha / sigma
+        by s (Esser et al. 2024, eq. 23). Large volumes want s above 1: many voxels that agree show their common shape
+        through noise that hides each of them, so that shape is settled at noisier times.
+
     Raises ValueError for unknown names, for a T that the schedule cannot have, and for epsilon prediction
     with rectified flow: x_1 is then epsilon itself, and knowing epsilon says nothing about x_0.
     """
@@ -42,6 +47,7 @@ class Process:
     noise_schedule: str
     prediction_type: str
     num_train_timesteps: int = 1000
+    time_shift: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything is trained with it."""
@@ -54,6 +60,10 @@ class Process:
             )
         if self.num_train_timesteps < 1:
             raise ValueError(f"num_train_timesteps is {self.num_train_timesteps}, but must be at least 1")
+        if self.time_shift <= 0 or (self.time_shift != 1 and self.noise_schedule != "rectified_flow"):
+            raise ValueError(
+                f"time_shift is {self.time_shift:g}, but must be above 0, and 1 with {self.noise_schedule}"
+            )
         if self.noise_schedule == "rectified_flow" and self.prediction_type == "epsilon":
             raise ValueError(
                 "prediction_type epsilon cannot go with noise_schedule rectified_flow: alpha is 0 at t = 1, "
@@ -79,12 +89,16 @@ class Process:
         """Draw n times to train at, float32 (n,), on the generator's device.
 
         Uniform over the T table times for the variance-preserving schedules (Ho et al. 2020, algorithm 1);
-        logit-normal(0, 1) for rectified flow (Esser et al. 2024, section 3.1).
+        logit-normal(0, 1), shifted, for rectified flow (Esser et al. 2024, section 3.1).
         """
         if self.noise_schedule == "rectified_flow":
-            return torch.randn(n, generator=generator, device=generator.device).sigmoid()
+            return self.shifted(torch.randn(n, generator=generator, device=generator.device).sigmoid())
         steps = self.num_train_timesteps
         return torch.randint(1, steps + 1, (n,), generator=generator, device=generator.device) / steps
+
+    def shifted(self, t: Tensor) -> Tensor:
+        """Times s t / (1 + (s - 1) t) for t in [0, 1], s being `time_shift`: 0 and 1 stay where they are."""
+        return self.time_shift * t / (1 + (self.time_shift - 1) * t)
 
     def _log_alpha_bar(self, t: Tensor) -> Tensor:
         """log alpha(t)^2 of a variance-preserving schedule, by linear interpolation of its table."""

@@ -16,7 +16,7 @@ from medaug.errors import UserError
 from medaug.options import GenerateOptions, MasksOptions, SamplerOptions
 from medaug.synthesis.masks import make_mask, rejection
 
-MOST_ATTEMPTS = 20
+MOST_ATTEMPTS = 100
 
 
 def write_recipe(

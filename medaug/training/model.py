@@ -112,7 +112,7 @@ class DiffusionModel(nn.Module):
             guided(self.denoise, condition, null, guidance_scale),
             noise(),
             self.process,
-            times(num_inference_steps),
+            self.process.shifted(times(num_inference_steps)),
             noise,
             eta,
             progress,

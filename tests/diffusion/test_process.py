@@ -154,3 +154,23 @@ def test_training_times_of_rectified_flow_are_logit_normal_and_seeded() -> None:
 def test_what_cannot_work_is_refused_by_name(arguments: tuple[Any, ...], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         Process(*arguments)
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
+def test_time_shift_divides_the_signal_to_noise_ratio(shift):
+    process = Process("rectified_flow", "flow", time_shift=shift)
+    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    moved = process.shifted(t)
+    ratio = (process.alpha(t) / process.sigma(t)) / (process.alpha(moved) / process.sigma(moved))
+    torch.testing.assert_close(ratio, torch.full_like(t, shift))
+    ends = torch.tensor([0.0, 1.0])
+    assert torch.equal(process.shifted(ends), ends)
+    draws = process.training_times(20_000, torch.Generator().manual_seed(0)).double()
+    logits = torch.logit(draws)
+    assert abs(logits.mean() - math.log(shift)) < 0.03 and abs(logits.std() - 1) < 0.03
+
+
+@pytest.mark.parametrize(("schedule", "shift"), [("linear", 3.0), ("rectified_flow", 0.0), ("rectified_flow", -1.0)])
+def test_a_time_shift_that_means_nothing_is_refused(schedule, shift):
+    with pytest.raises(ValueError, match="time_shift"):
+        Process(schedule, "v_prediction", time_shift=shift)

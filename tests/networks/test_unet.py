@@ -10,7 +10,7 @@ from medaug.networks.unet import ConcatUNet
 SHAPE = (8, 12, 4)
 
 
-def make_unet(spatial_dims: int) -> ConcatUNet:
+def make_unet(spatial_dims: int, coordinates: bool = False) -> ConcatUNet:
     """MONAI starts with a zero output convolution, so all weights are drawn at random."""
     torch.manual_seed(0)
     net = ConcatUNet(
@@ -22,6 +22,7 @@ def make_unet(spatial_dims: int) -> ConcatUNet:
         num_res_blocks=1,
         num_head_channels=8,
         norm_num_groups=4,
+        coordinates=coordinates,
     )
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -82,3 +83,19 @@ def test_the_first_and_last_times_are_told_apart():
     outs = [net(x, torch.tensor([t]), condition) for t in (0.0, 0.01, 0.5, 0.99, 1.0)]
     gaps = [float((a - b).abs().max()) for a, b in zip(outs, outs[1:], strict=False)]
     assert min(gaps) > 1e-4
+
+
+@pytest.mark.parametrize("axis", [2, 3, 4])
+@torch.no_grad()
+def test_coordinates_tell_a_network_where_it_is(axis):
+    """The first convolution sees each axis' position; without coordinates a constant input says the same everywhere."""
+    x, t, condition = torch.zeros(1, 3, 16, 16, 16), torch.tensor([0.5]), torch.zeros(1, 2, 16, 16, 16)
+    for coordinates in (False, True):
+        net = make_unet(3, coordinates)
+        seen = []
+        net.unet.conv_in.register_forward_hook(lambda module, inputs, out, seen=seen: seen.append(out))
+        net(x, t, condition)
+        inside = seen[0][:, :, 1:-1, 1:-1, 1:-1]  # beyond, zero padding tells where the border is
+        step = inside.diff(dim=axis)
+        assert (step.abs().max() > 1e-3) == coordinates
+        torch.testing.assert_close(step, step.mean(dim=(2, 3, 4), keepdim=True).expand_as(step), atol=1e-4, rtol=1e-3)

@@ -99,6 +99,6 @@ def test_attempts_are_counted_and_each_has_a_seed_of_its_own(monkeypatch):
 def test_a_host_that_no_deformation_suits_is_named_in_one_line(monkeypatch):
     asked = []
     monkeypatch.setattr(module, "rejection", lambda mask, original: asked.append(1) or "class 1 vanished")
-    with pytest.raises(UserError, match=r"case_\d: no plausible mask in 20 attempts \(the last: class 1 vanished\)"):
+    with pytest.raises(UserError, match=r"case_\d: no plausible mask in 100 attempts \(the last: class 1 vanished\)"):
         write(0)
     assert len(asked) == MOST_ATTEMPTS

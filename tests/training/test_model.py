@@ -184,10 +184,12 @@ def test_training_learns_what_the_mask_says():
         optimizer.step()
         losses.append(loss.item())
     assert np.mean(losses[-20:]) < 0.75 * np.mean(losses[:5])
-    fresh = torch.stack([toy_sample(rng)[1] for _ in range(4)])
-    sampled = model.sample(fresh, range(4), guidance_scale=1.0, sampler="dpmpp_2m", num_inference_steps=10)[:, 0]
-    shuffled = fresh.roll(1, 0)
-    for image, mask, other in zip(sampled, fresh, shuffled, strict=True):
-        agreement = np.corrcoef(image.flatten(), mask.flatten())[0, 1]
-        assert agreement > 0.5
-        assert agreement > np.corrcoef(image.flatten(), other.flatten())[0, 1] + 0.2
+    fresh = torch.stack([toy_sample(rng)[1] for _ in range(8)])
+    sampled = model.sample(fresh, range(8), guidance_scale=1.0, sampler="dpmpp_2m", num_inference_steps=10)
+
+    def agreement(masks):
+        pairs = zip(sampled.flatten(1), masks.flatten(1), strict=True)
+        return np.mean([np.corrcoef(image, mask)[0, 1] for image, mask in pairs])
+
+    assert agreement(fresh) > 0.6
+    assert agreement(fresh) > agreement(fresh.roll(1, 0)) + 0.25, "boxes overlap, so chance is above zero"
