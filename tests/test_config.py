@@ -249,7 +249,7 @@ def test_only_medaug_speaks_below_warnings(capsys, restored_logging):
     def body(options):
         logging.getLogger("medaug.room").info("ours")
         logging.getLogger("__main__").info("the stage's")
-        library = logging.getLogger("some.library")
+        library = logging.getLogger("another.package")
         library.setLevel(logging.INFO)
         library.info("theirs")
         library.warning("their warning")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
+from helpers import model_options
 
 from medaug.cohort import provenance
 from medaug.cohort.manifest import Case, Manifest
@@ -74,21 +75,8 @@ def cohort(tmp_path_factory) -> Manifest:
 
 @pytest.fixture(scope="module")
 def card() -> Card:
-    options = {
-        "codec": {"name": "haar"},
-        "network": {
-            "spatial_dims": 3,
-            "channels": [8, 8],
-            "attention": [False, False],
-            "num_res_blocks": 1,
-            "num_head_channels": 8,
-            "norm_num_groups": 4,
-        },
-        "process": {"noise_schedule": "rectified_flow", "prediction_type": "flow", "num_train_timesteps": 1000},
-        "trainer": {"precision": "fp32"},
-    }
     space = Preprocessing((16, 16, 16), (1.0, 1.0, 1.0), (0.5, 99.5))
-    return Card("toy", options, space, SCHEMA, ("T1", "T2"), {"train": [], "val": []}, phantom=False)
+    return Card("toy", model_options(), space, SCHEMA, ("T1", "T2"), {"train": [], "val": []}, phantom=False)
 
 
 @pytest.fixture(scope="module")

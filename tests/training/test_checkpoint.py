@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import model_options
 
 from medaug.cohort.schema import LabelSchema
 from medaug.data.preprocessing import Preprocessing
@@ -17,19 +18,11 @@ from medaug.training.checkpoint import FORMAT, Card, file_sha256, load_model, re
 
 CARD = Card(
     experiment="demo",
-    options={
-        "codec": {"name": "haar"},
-        "network": {
-            "spatial_dims": 3,
-            "channels": [8],
-            "attention": [False],
-            "num_res_blocks": 1,
-            "num_head_channels": 8,
-            "norm_num_groups": 4,
-        },
-        "process": {"noise_schedule": "cosine", "prediction_type": "v_prediction", "num_train_timesteps": 100},
-        "trainer": {"precision": "fp32"},
-    },
+    options=model_options(
+        {"noise_schedule": "cosine", "prediction_type": "v_prediction", "num_train_timesteps": 100},
+        channels=[8],
+        attention=[False],
+    ),
     preprocessing=Preprocessing((8, 8, 16), (1.0, 1.5, 2.0), (0.5, 99.5)),
     schema=LabelSchema(((0, "background"), (1, "core"), (4, "rim"))),
     modalities=("T1", "T2"),

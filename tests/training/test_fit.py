@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import assert_same_bits, model_options
 
 from medaug.cohort.manifest import Case
 from medaug.cohort.schema import LabelSchema
@@ -34,19 +35,7 @@ BUDGET = TrainerOptions(
 )
 CARD = Card(
     experiment="toy",
-    options={
-        "codec": {"name": "haar"},
-        "network": {
-            "spatial_dims": 3,
-            "channels": [8, 8],
-            "attention": [False, False],
-            "num_res_blocks": 1,
-            "num_head_channels": 8,
-            "norm_num_groups": 4,
-        },
-        "process": {"noise_schedule": "rectified_flow", "prediction_type": "flow", "num_train_timesteps": 1000},
-        "trainer": {"precision": "fp32"},
-    },
+    options=model_options(),
     preprocessing=Preprocessing(SHAPE, None, (0.0, 100.0)),
     schema=LabelSchema(((0, "background"), (1, "lesion"))),
     modalities=("T1",),
@@ -77,30 +66,6 @@ def train(folder, picture=None, budget=BUDGET, card=CARD):
 
 def contents(folder):
     return torch.load(folder / "last.ckpt", weights_only=True)
-
-
-def flat(value, path=""):
-    if isinstance(value, dict | list | tuple):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        return {key: leaf for name, child in items for key, leaf in flat(child, f"{path}/{name}").items()}
-    return {path: value}
-
-
-def assert_same_bits(a, b):
-    """Weights, averaged weights, optimiser, scheduler and step."""
-    for part in (
-        "state_dict",
-        "current_model_state",
-        "averaging_state",
-        "optimizer_states",
-        "lr_schedulers",
-        "global_step",
-    ):
-        one, two = flat(a[part]), flat(b[part])
-        assert one.keys() == two.keys()
-        for key, value in one.items():
-            same = torch.equal(value, two[key]) if isinstance(value, torch.Tensor) else value == two[key]
-            assert same, f"{part}{key}"
 
 
 @pytest.fixture(scope="module")

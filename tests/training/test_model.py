@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers import model_options
 
 from medaug.errors import UserError
 from medaug.training.model import DiffusionModel
@@ -18,15 +19,7 @@ PROCESSES = [
 
 
 def make_options(process=PROCESSES[0], codec="haar", **network):
-    network = {
-        "spatial_dims": 3,
-        "channels": [8, 16],
-        "attention": [False, True],
-        "num_res_blocks": 1,
-        "num_head_channels": 8,
-        "norm_num_groups": 4,
-    } | network
-    return {"codec": {"name": codec}, "network": network, "process": process}
+    return model_options(process, codec, **{"channels": [8, 16], "attention": [False, True]} | network)
 
 
 def make_model(options=None, randomised=True, **more) -> DiffusionModel:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import assert_same_bits
 
 pytestmark = pytest.mark.slow
 
@@ -64,30 +65,6 @@ def at_step_four(process: subprocess.Popen[str], runs: Path) -> None:
         time.sleep(0.002)
 
 
-def flat(value, path=""):
-    if isinstance(value, dict | list | tuple):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        return {key: leaf for name, child in items for key, leaf in flat(child, f"{path}/{name}").items()}
-    return {path: value}
-
-
-def assert_same_bits(a, b) -> None:
-    """Weights, averaged weights, optimiser, scheduler and step."""
-    for part in (
-        "state_dict",
-        "current_model_state",
-        "averaging_state",
-        "optimizer_states",
-        "lr_schedulers",
-        "global_step",
-    ):
-        one, two = flat(a[part]), flat(b[part])
-        assert one.keys() == two.keys()
-        for key, value in one.items():
-            same = torch.equal(value, two[key]) if isinstance(value, torch.Tensor) else value == two[key]
-            assert same, f"{part}{key}"
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Path:
     runs = tmp_path_factory.mktemp("whole")
@@ -98,7 +75,7 @@ def uninterrupted(tmp_path_factory) -> Path:
 def test_training_moves_weights_and_their_average(uninterrupted):
     found = contents(uninterrupted)
     assert found["global_step"] == STEPS
-    current, average = flat(found["current_model_state"]), flat(found["state_dict"])
+    current, average = found["current_model_state"], found["state_dict"]
     moved = [key for key in current if not torch.equal(current[key], average[key])]
     assert len(moved) > 0.9 * sum(1 for key in current if "codec" not in key)
     assert not any("codec" in key for key in moved), "measured statistics are not averaged"

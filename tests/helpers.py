@@ -1,0 +1,43 @@
+"""What tests of several rooms build or compare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def model_options(process: dict[str, Any] | None = None, codec: str = "haar", **network: Any) -> dict[str, Any]:
+    """Plain options of a model that is built in milliseconds."""
+    small = {
+        "spatial_dims": 3,
+        "channels": [8, 8],
+        "attention": [False, False],
+        "num_res_blocks": 1,
+        "num_head_channels": 8,
+        "norm_num_groups": 4,
+    }
+    return {
+        "codec": {"name": codec},
+        "network": small | network,
+        "process": process or {"noise_schedule": "rectified_flow", "prediction_type": "flow"},
+        "trainer": {"precision": "fp32"},
+    }
+
+
+def assert_same_bits(a: dict[str, Any], b: dict[str, Any]) -> None:
+    """Two training checkpoints agree in weights, averaged weights, optimiser, scheduler and step, bit for bit."""
+    parts = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "global_step")
+    for part in parts:
+        one, two = _leaves(a[part]), _leaves(b[part])
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            same = torch.equal(value, two[key]) if isinstance(value, torch.Tensor) else value == two[key]
+            assert same, f"{part}{key}"
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {key: leaf for name, child in items for key, leaf in _leaves(child, f"{path}/{name}").items()}
+    return {path: value}
