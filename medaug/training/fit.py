@@ -113,14 +113,12 @@ def fit(
 def _check(path: Path, card: Card, budget: TrainerOptions) -> None:
     former, contents = read_checkpoint(path)
     if former.experiment != card.experiment:
-        raise UserError(
-            f"{path}: of experiment {former.experiment}, not {card.experiment}; remove it or overwrite=true"
-        )
+        raise UserError(f"{path}: of experiment {former.experiment}, not {card.experiment}; remove it to begin again")
     then, now = former.to_dict(), card.to_dict()
     if changed := [key for key in ("subjects", "labels", "modalities", "preprocessing") if then[key] != now[key]]:
         raise UserError(
-            f"{path}: the cohort changed since this run began ({', '.join(changed)}); overwrite=true begins again, "
-            "runs=DIR keeps both"
+            f"{path}: the cohort changed since this run began ({', '.join(changed)}); restore it, remove "
+            f"{path.parent} to begin again, or keep both with runs=DIR"
         )
     if contents["global_step"] > budget.max_steps:
         raise UserError(

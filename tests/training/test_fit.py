@@ -183,3 +183,18 @@ def test_another_experiments_checkpoint_is_refused(tmp_path):
 def test_unknown_logger_is_refused(tmp_path):
     with pytest.raises(UserError, match="logger.name=paper"):
         fit(CARD, make_cases(2, 0), make_cases(1, 1), tmp_path, BUDGET, "paper")
+
+
+@pytest.mark.parametrize(
+    ("card", "budget", "complaint"),
+    [
+        (replace(CARD, subjects={"train": ["0", "new"], "val": ["1"]}), BUDGET, "the cohort changed .*subjects"),
+        (replace(CARD, preprocessing=Preprocessing(SHAPE, None, (1.0, 99.0))), BUDGET, "preprocessing"),
+        (CARD, replace(BUDGET, max_steps=5), "7 steps already, more than trainer.max_steps=5"),
+    ],
+)
+def test_a_run_does_not_go_on_as_another(whole, tmp_path, card, budget, complaint):
+    torch.save(whole, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match=complaint):
+        train(tmp_path, budget=budget, card=card)
+    assert_same_bits(whole, contents(tmp_path))
