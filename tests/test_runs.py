@@ -68,8 +68,16 @@ def test_what_yaml_cannot_tell_apart_is_the_same_run(folder):
     assert not runs.claim(folder, {**values, "shape": [1, 2]}, overwrite=False)
 
 
+def test_a_claim_that_left_no_result_binds_nobody(folder):
+    """A stage that was refused for want of data must not stand in the way of the corrected command."""
+    assert runs.claim(folder, IDENTITY, overwrite=False)
+    assert runs.claim(folder, OTHER_SEED, overwrite=False)
+    assert stored(folder) == OTHER_SEED
+
+
 def test_another_configuration_is_refused_with_the_difference(folder):
     assert runs.claim(folder, IDENTITY, overwrite=False)
+    (folder / "last.ckpt").write_text("weights")
     before = stored(folder)
     with pytest.raises(UserError) as caught:
         runs.claim(folder, {**OTHER_SEED, "extra": True}, overwrite=False, growable=("trainer.max_steps",))
@@ -87,6 +95,7 @@ def test_another_configuration_is_refused_with_the_difference(folder):
 
 def test_a_long_difference_is_cut_and_counted(folder):
     assert runs.claim(folder, {f"key{i}": 0 for i in range(9)}, overwrite=False)
+    (folder / "last.ckpt").write_text("weights")
     with pytest.raises(UserError, match="key4: 0 -> 1 and 4 more") as caught:
         runs.claim(folder, {f"key{i}": 1 for i in range(9)}, overwrite=False)
     assert "key5" not in str(caught.value)
@@ -158,6 +167,7 @@ def test_two_processes_cannot_work_in_one_folder(folder):
 
 def test_a_refusal_lets_go_of_the_folder(folder):
     runs.claim(folder, IDENTITY, overwrite=False)
+    (folder / "last.ckpt").write_text("weights")
     with pytest.raises(UserError):
         runs.claim(folder, OTHER_SEED, overwrite=False)
     assert not runs._locks

@@ -71,7 +71,7 @@ def test_the_sample_follows_the_mask(loop):
     assert torch.equal(one, again)
     assert (one - other).abs().max() > 1e-3  # far above rounding, even after eight steps
     assert torch.equal(sample(masks[0], 1, 0.0), sample(masks[1], 1, 0.0))  # without guidance no mask is seen
-    assert (one - sample(masks[0], 2)).abs().mean() > 0.05
+    assert (one - sample(masks[0], 2)).abs().mean() > 2e-3  # nor is every seed the same
 
 
 class Tables(HTMLParser):
