@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -19,7 +20,10 @@ TARGETS = "setup demo ingest train generate export audit benchmark test test-fas
 
 def make(*words: str, cwd: Path = ROOT) -> str:
     command = ["make", "--no-print-directory", *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True).stdout
+    # Tests started by `make test ARGS=...` would hand these words on to the make under test.
+    handed_on = {"ARGS", "EXP", "PRESET", "DATA", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL"}
+    environment = {key: value for key, value in os.environ.items() if key not in handed_on}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 def commands(*words: str) -> list[str]:
