@@ -69,7 +69,6 @@ def main(options: Options) -> None:
             "experiment": options.experiment,
             "phantom": cohort.phantom,
             "arms": list(options.arms.names),
-            "baseline": options.arms.names[0],
             "seeds": seeds,
             "steps": options.benchmark.steps,
             "num_training_cases": len(real),

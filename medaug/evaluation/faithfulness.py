@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medaug.evaluation.scores import mean_foreground_dice
-
-Judge = Callable[[NDArray[Any]], NDArray[np.uint8]]
-"""Image (M, X, Y, Z) in model space to class indices (X, Y, Z)."""
 
 
 def agreement(

@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.progress import track
-
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import LabelSchema
 from medaug.errors import UserError
 from medaug.imaging.nifti import Volume, grid_difference, is_finite, read_label, read_volumes
+from medaug.progress import track
 
 _MAX_WORKERS = 4  # each holds one case in memory; reading is bound by gzip, which releases the interpreter
 
@@ -34,20 +32,16 @@ class Finding:
         return f"{self.severity}: {self.case}: {self.what}; {self.remedy}"
 
 
-def check(manifest: Manifest, progress: bool = True) -> list[Finding]:
+def check(manifest: Manifest) -> list[Finding]:
     """Look at a manifest and at every voxel of its files; returns findings in the order of the cases.
 
     Args:
         manifest: the cohort; it need not be valid.
-        progress: show a progress bar on standard error.
     """
     findings = check_cohort(manifest)
     with ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1)) as pool:
         results = pool.map(lambda case: check_case(manifest, case), manifest.cases)
-        console = Console(stderr=True)
-        total = len(manifest.cases)
-        quiet = not progress or not console.is_terminal
-        for found in track(results, "checking", total=total, console=console, transient=True, disable=quiet):
+        for found in track(results, "checking", total=len(manifest.cases)):
             findings += found
     return findings
 

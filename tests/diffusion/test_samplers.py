@@ -206,7 +206,8 @@ def test_deterministic_samplers_draw_nothing(sampler: str) -> None:
         raise AssertionError("drew noise")
 
     process = Process("cosine", "v_prediction")
-    sample(sampler, optimal_denoiser(process), torch.ones(1, 1), process, times(3), noise)
+    drawn = sample(sampler, optimal_denoiser(process), torch.ones(1, 1), process, times(3), noise)
+    assert drawn.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def test_phantoms_are_known_as_phantoms(tmp_path: Path) -> None:
     manifest = read_layout(tmp_path / "phantoms")
     assert manifest.phantom
     assert manifest.modalities == ("T1", "T1ce", "T2", "FLAIR")
-    assert check(manifest, progress=False) == []
+    assert check(manifest) == []
     _brats(tmp_path / "patients", ["a"], OLD, None)
     assert not read_layout(tmp_path / "patients").phantom
 

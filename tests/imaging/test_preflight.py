@@ -59,7 +59,7 @@ def test_good_data_has_no_finding(cohort: Manifest) -> None:
     assert check(cohort) == []
     for affine in (_shifted(5e-4), _shifted(-5e-4)):  # within tolerance
         write_volume(Path(cohort.root) / "case_1_seg.nii.gz", _label(), affine)
-        assert check(cohort, progress=False) == []
+        assert check(cohort) == []
 
 
 def _fault_t2(array: np.ndarray, affine: np.ndarray = AFFINE) -> Callable[[Path], None]:
@@ -121,7 +121,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
 def test_each_planted_fault_is_the_one_finding(cohort: Manifest, fault: str) -> None:
     plant, severity, what = FAULTS[fault]
     plant(Path(cohort.root))
-    (finding,) = check(cohort, progress=False)
+    (finding,) = check(cohort)
     assert (finding.case, finding.severity) == ("case_1", severity)
     assert what in finding.what
     assert finding.remedy
@@ -134,7 +134,7 @@ def test_all_faults_are_found_in_one_pass(cohort: Manifest) -> None:
     write_volume(root / "case_0_t2.nii.gz", _with(_image(), np.nan), AFFINE)
     write_volume(root / "case_0_seg.nii.gz", np.full(SHAPE, 9, np.uint8), _shifted(1))
     (root / "case_2_seg.nii.gz").unlink()
-    found = check(cohort, progress=False)
+    found = check(cohort)
     assert [finding.case for finding in found] == ["case_0"] * 4 + ["case_2"]
     for finding, what in zip(
         found, ("zero bytes", "NaN", "1 mm away", "label values 9", "does not exist"), strict=True
@@ -145,14 +145,14 @@ def test_all_faults_are_found_in_one_pass(cohort: Manifest) -> None:
 def test_faults_of_the_manifest(cohort: Manifest) -> None:
     first, second, third, last = cohort.cases
     crossing = replace(cohort, cases=(first, second, third, replace(last, subject="p0")))
-    (finding,) = check(crossing, progress=False)
+    (finding,) = check(crossing)
     assert str(finding) == ("error: planted: subject p0 is in the splits test, train; keep all its cases in one split")
-    (finding,) = check(replace(cohort, cases=(first, first)), progress=False)
+    (finding,) = check(replace(cohort, cases=(first, first)))
     assert "case case_0 occurs 2 times" in finding.what
-    (finding,) = check(replace(cohort, cases=(first, replace(second, label=None))), progress=False)
+    (finding,) = check(replace(cohort, cases=(first, replace(second, label=None))))
     assert (finding.severity, finding.what) == ("warning", "1 of 2 cases have no label (the first is case_1)")
-    assert check(replace(cohort, cases=tuple(replace(c, label=None) for c in cohort.cases)), progress=False) == []
-    (finding,) = check(replace(cohort, cases=()), progress=False)
+    assert check(replace(cohort, cases=tuple(replace(c, label=None) for c in cohort.cases))) == []
+    (finding,) = check(replace(cohort, cases=()))
     assert "empty" in finding.what
 
 
@@ -161,17 +161,17 @@ def test_4d_files(cohort: Manifest) -> None:
     four = replace(cohort.cases[0], images=("four.nii.gz",))
     manifest = replace(cohort, cases=(four,))
     nib.save(nib.Nifti1Image(np.stack([_image(0), _image(1)], -1), AFFINE), root / "four.nii.gz")
-    assert check(manifest, progress=False) == []
+    assert check(manifest) == []
     nib.save(nib.Nifti1Image(np.stack([_image(0)] * 3, -1), AFFINE), root / "four.nii.gz")
-    (finding,) = check(manifest, progress=False)
+    (finding,) = check(manifest)
     assert finding == Finding("case_0", "error", "3 volumes for 2 modalities", "give one each of T1, T2")
     nib.save(nib.Nifti1Image(np.stack([_image(0), np.zeros(SHAPE)], -1), AFFINE), root / "four.nii.gz")
-    (finding,) = check(manifest, progress=False)
+    (finding,) = check(manifest)
     assert "four.nii.gz volume 1 is constant" in finding.what
 
 
 def test_progress_goes_to_standard_error(cohort: Manifest, capsys: pytest.CaptureFixture[str]) -> None:
-    check(cohort, progress=True)
+    check(cohort)
     assert capsys.readouterr().out == ""
 
 
@@ -179,4 +179,4 @@ def test_real_hippocampus_has_no_error(medaug_data: Path) -> None:
     committed = Path(__file__).parents[2] / "data_manifests" / "hippocampus.json"
     manifest = Manifest.load(committed, root=Path(medaug_data) / "Task04_Hippocampus")
     assert len(manifest.cases) == 199
-    assert check(manifest, progress=False) == []
+    assert check(manifest) == []
