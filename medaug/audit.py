@@ -86,7 +86,7 @@ def main(options: Options) -> None:
     def measured(
         name: str, judged: Sequence[NDArray[Any]], masks: Sequence[NDArray[Any]], cases: Sequence[Any]
     ) -> Interval:
-        values = agreement(judged, masks, num_classes)
+        values = agreement(judged, masks, cohort.schema)
         rows.extend((name, c.case.name, c.case.subject, v) for c, v in zip(cases, values, strict=True))
         return bootstrap_mean(values, [c.case.subject for c in cases], settings.seed)
 

@@ -60,7 +60,7 @@ def main(options: Options) -> None:
             run_job(job, food, steps, options.segmenter, test, cohort, card.preprocessing, folder)
 
         subjects = {case.case.name: case.case.subject for case in test}
-        seeds, classes = list(options.benchmark.seeds), list(cohort.schema.foreground)
+        seeds, classes = list(options.benchmark.seeds), list(cohort.schema.structures())
         rows = gather(jobs, folder)
         compared = pairs_to_compare(options.arms.names)
         seed = options.benchmark.bootstrap_seed

@@ -106,9 +106,9 @@ def _nearest(word: str, among: Iterable[str]) -> str:
 
 
 def _accepts(stage: Stage, path: str) -> bool:
-    """Whether the stage reads the key at this full path."""
+    """Whether the stage reads the key, or the whole group, at this full path."""
     node = path.split(".")[0]
-    return node in stage.reads or node == stage.name
+    return node in stage.reads or path in stage.reads or node == stage.name
 
 
 def _full_path(stage: Stage, word: str, known: dict[str, Key]) -> str:
@@ -126,7 +126,7 @@ def _full_path(stage: Stage, word: str, known: dict[str, Key]) -> str:
         trained = stage.name != "ingest" and [reader.name for reader in readers] == ["train"]
         why = ": the generator is taken from its checkpoint" if trained else ""
         raise UserError(f"{word} is read by {names}, not by `{stage.name}`{why}")
-    mine = {*stage.own, *stage.reads, *(path for path in known if path.split(".")[0] in stage.reads)}
+    mine = {*stage.own, *stage.reads, *(path for path in known if _accepts(stage, path))}
     where = f"python -m medaug.{stage.name} --help"
     raise UserError(f"{word}: `{stage.name}` has no such key{_nearest(word, mine)} (all keys: {where})")
 
@@ -181,7 +181,7 @@ def parse_arguments(stage: Stage, arguments: Sequence[str]) -> tuple[dict[str, s
             values[path] = _parse(argument, word, text, known[path].hint)
         else:
             chosen[path] = _checked_choice(path, text)
-    if not chosen.get("experiment") and "experiment" in stage.reads:
+    if not chosen.get("experiment") and stage.experiment_needed:
         raise UserError(f"experiment=NAME is missing; the experiments are {', '.join(choices('experiment'))}")
     return chosen, values
 
@@ -255,13 +255,15 @@ def help_text(stage_name: str) -> str:
         f"  usage   python -m medaug.{stage.name} {stage.example} [key=value ...]",
         "          --cfg prints the configuration that the same words give, --help this page",
     ]
+    former = ""
     for node in (stage.name, *stage.reads):
         names = choices(node)
-        rows = [key for path, key in keys().items() if path.split(".")[0] == node]
+        rows = [key for path, key in keys().items() if node in {path, path.split(".")[0]}]
         if names and node not in _GLOBAL_GROUPS:
             lines += ["", f"{node}={'|'.join(names)}"]
-        elif rows and "." in rows[0].path:
+        elif rows and "." in rows[0].path and node.split(".")[0] != former:
             lines.append("")
+        former = node.split(".")[0]
         for key in rows:
             word = key.path.removeprefix(f"{stage.name}.")
             if node in _GLOBAL_GROUPS:

@@ -1,11 +1,13 @@
-"""Stage: hand the synthetic pairs to another tool.
+"""Stage: hand the synthetic pairs, or any cohort, to another tool.
 
 python -m medaug.export experiment=hippocampus format=msd out=DIR
 python -m medaug.export experiment=hippocampus format=nnunet out=nnUNet_raw/Dataset501_Hippocampus
+python -m medaug.export manifest=cohort.json format=nnunet out=nnUNet_raw/Dataset502_Cohort
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -18,18 +20,42 @@ log = logging.getLogger(__name__)
 
 
 def main(options: Options) -> None:
-    """Write the pairs in the layout that was asked for, to a folder that must not exist yet."""
-    from medaug.imaging.writers import WRITERS
-    from medaug.synthesis.generation import finished_pairs
+    """Write pairs or cohort in the layout that was asked for, to a folder that must not exist yet.
 
+    What became of an experiment's pairs is noted in `runs/<experiment>/exports.jsonl`, for `medaug.ingest withdraw`.
+    """
     wanted = options.export
     if wanted.out is None:
         raise UserError("out=DIR is missing; give a folder that does not exist yet")
+    if wanted.manifest is None and not options.experiment:
+        raise UserError("nothing to export; give experiment=NAME for its synthetic pairs, or manifest=FILE")
+
+    from medaug.cohort.manifest import Manifest
+    from medaug.imaging.writers import WRITERS
+    from medaug.synthesis.generation import finished_pairs
+
     if wanted.format not in WRITERS:
         raise UserError(f"format={wanted.format}: not one of {', '.join(WRITERS)}")
-    pairs = finished_pairs(stage_folder(options, "generate"))
-    WRITERS[wanted.format](pairs.manifest, Path(wanted.out))
-    log.info("%d pairs are in %s", len(pairs.manifest.cases), wanted.out)
+    out = Path(wanted.out)
+    if wanted.manifest is not None:
+        cohort = Manifest.load(wanted.manifest)
+        WRITERS[wanted.format](cohort, out)
+        log.info("%s is in %s", cohort.name, out)
+        return
+    folder = stage_folder(options, "generate")
+    pairs = finished_pairs(folder)
+    WRITERS[wanted.format](pairs.manifest, out)
+    number = len(pairs.manifest.cases)
+    line = {"out": str(out.resolve()), "format": wanted.format, "pairs": number, "digest": pairs.digest}
+    record = folder.parent / "exports.jsonl"
+    try:
+        with record.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{record}: cannot be written ({error.strerror}); remove {out}, which is not on record, and export again"
+        ) from error
+    log.info("%d pairs are in %s", number, out)
 
 
 if __name__ == "__main__":

@@ -27,18 +27,30 @@ class DataOptions:
         "a manifest (a file, or a name in data_manifests); null: read root by its layout", None
     )
     roots: list[str] = option("folders that may hold the files; the first that exists is taken", [], identity=False)
-    layout: str = option("auto, msd, brats2020, brats2023 or phantom", "auto")
+    layout: str = option("auto, msd, brats2020, brats2023, brats2024, nnunet or phantom", "auto")
     source: str = option("where to get the data, said when they are missing", "", identity=False)
     subject_pattern: str | None = option("regular expression whose group 1 in a case's name is its subject", None)
     subject_consecutive: int = option("this many consecutive numbers are one subject", 1)
     val_fraction: float = option("share of subjects for validation", 0.1)
     test_fraction: float = option("share of subjects that no model may see", 0.2)
-    split_seed: int = option("seed of the split by subject", 0)
+    split_seed: int = option("seed of the split by subject, and of the folds", 0)
+    folds: int | None = option("divide training and validation subjects anew into this many folds; null: do not", None)
+    fold: int = option("which of the folds validates, from 0", 0)
+    labelled: int | None = option("training subjects that keep their labels, the others' are hidden; null: all", None)
+    labelled_seed: int = option("seed of the choice of those subjects", 0)
     max_side: int | None = option("coarsen the grid isotropically until no side has more voxels; null: never", None)
+    spacing: list[float] | None = option("voxel size in mm to resample to; null: as resample says", None)
+    resample: str = option("auto (to one voxel size where the training scans differ) or never", "auto")
+    crop: str = option("none, or body: cut off what lies outside the body or brain", "none")
     shape: list[int] | None = option(
         "the model's grid, voxels; null: the smallest that holds every training scan", None
     )
-    percentiles: list[float] = option("per volume and modality, these become -1 and 1", [0.5, 99.5])
+    intensity: str = option("what becomes -1 and 1: percentile (MR), window (CT) or zscore", "percentile")
+    percentiles: list[float] = option("percentile: these of each volume and modality", [0.5, 99.5])
+    window: list[float] | None = option("window: two values in the scan's units, such as [-1000,1000]", None)
+    zscore_clip: float = option("zscore: standard deviations about the foreground's mean", 4.0)
+    bias_correction: bool = option("divide by N4's estimate of the bias field first, multiply on export", False)
+    cache: str = option("where scans in model space are kept: disk (memory-mapped) or ram", "disk", identity=False)
     phantom_subjects: int = option("layout phantom: how many subjects to make", 24)
     phantom_side: int = option("layout phantom: voxels along each axis", 64)
     phantom_seed: int = option("layout phantom: seed of the cohort", 0)
@@ -181,6 +193,7 @@ class ExportOptions:
     """The synthetic pairs in another tool's layout."""
 
     format: str = option("msd or nnunet", "msd")
+    manifest: str | None = option("a cohort's manifest to export; null: the experiment's synthetic pairs", None)
     out: str | None = option("a folder that does not exist yet", None)
 
 
@@ -188,16 +201,36 @@ class ExportOptions:
 class IngestOptions:
     """Files to manifest."""
 
-    root: str | None = option("folder with the scans", None)
-    out: str | None = option("manifest to write (.json)", None)
-    layout: str = option("auto, msd, brats2020 or brats2023", "auto")
+    root: str | None = option("folder with the scans, never written to", None)
+    out: str | None = option("manifest to write (.json); scans from DICOM become NIfTI in a folder beside it", None)
+    layout: str = option("auto, msd, brats2020, brats2023, brats2024, nnunet, pairs or dicom", "auto")
+    rules: str | None = option("YAML file: modalities, labels, which file is which (see the documentation)", None)
+    accept_labels: bool = option("confirm the labels that the layout proposes", False)
     name: str | None = option("what the cohort is called; null: the folder's name", None)
+    images: str | None = option("layout pairs: glob of the images below root", None)
+    labels: str | None = option("layout pairs: glob of the labels below root", None)
+    case_pattern: str | None = option("layout pairs: regular expression whose group 1 in a path is its case", None)
+    classes: list[str] | None = option("layout pairs: names of label values 0, 1, 2, ..., background first", None)
+    subjects: str | None = option("CSV file with the columns case and subject", None)
     subject_pattern: str | None = option("regular expression whose group 1 in a case's name is its subject", None)
     subject_consecutive: int = option("this many consecutive numbers are one subject", 1)
+    splits: str | None = option("splits to keep: nnU-Net's splits_final.json, or a CSV file with case and split", None)
+    splits_fold: int = option("which fold of splits_final.json", 0)
     val_fraction: float = option("share of subjects for validation", 0.1)
     test_fraction: float = option("share of subjects that no model may see", 0.2)
-    split_seed: int = option("seed of the split by subject", 0)
-    check: bool = option("read every file and list what is wrong", True)
+    split_seed: int = option("seed of the split by subject, and of the folds", 0)
+    folds: int | None = option("also write that many folds as nnU-Net's splits_final.json beside the manifest", None)
+    check: str = option("voxels (read everything), headers (large cohorts) or none", "voxels")
+    report: str | None = option("JSON file for the findings", None)
+    workers: int = option("processes that read; 0: one per processor", 0)
+    on_gap: str = option("dicom, a slice is missing: refuse the series, or resample over the gap", "refuse")
+    on_grid: str = option("modalities on different grids: refuse the case, or resample to the first (dicom)", "refuse")
+    pseudonyms: bool = option("dicom: subjects by salted pseudonym; false: by PatientID", True)
+    private: str | None = option("dicom: file of pseudonyms and salt, to be kept; null: beside out", None)
+    withdraw: str | None = option("list everything that this subject went into, and do nothing else", None)
+    download: str | None = option("fetch a Medical Segmentation Decathlon task, such as Task04_Hippocampus", None)
+    to: str | None = option("download: folder to unpack it in", None)
+    mirror: str | None = option("download: address of the folder with the archives; null: the task's own", None)
 
 
 @dataclass
@@ -228,7 +261,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage is for, what it needs, and the parts of `Options` that may be set on its command line."""
+    """What a stage is for, what it needs, and the nodes or single keys of `Options` that its command line may set."""
 
     name: str
     purpose: str
@@ -236,6 +269,7 @@ class Stage:
     result: str
     example: str
     reads: tuple[str, ...]
+    experiment_needed: bool = True
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -246,6 +280,7 @@ class Stage:
 
 _RUN = ("experiment", "preset", "runs")
 _MODEL = ("data", "codec", "network", "process", "trainer", "logger")
+_JUDGED_BY = ("intensity", "percentiles", "window", "zscore_clip", "labelled")
 
 STAGES = {
     stage.name: stage
@@ -253,10 +288,11 @@ STAGES = {
         Stage(
             "ingest",
             "files to a checked manifest",
-            "a folder of scans",
+            "a folder of NIfTI or DICOM scans",
             "the manifest FILE.json",
             "root=DIR out=FILE.json",
-            (),
+            ("experiment", "runs", *(f"data.{key}" for key in _JUDGED_BY)),
+            experiment_needed=False,
         ),
         Stage(
             "train",
@@ -276,11 +312,12 @@ STAGES = {
         ),
         Stage(
             "export",
-            "hand the pairs to another tool",
-            "generate",
+            "hand the pairs, or a cohort, to another tool",
+            "generate, or manifest=FILE.json",
             "the folder DIR",
             "experiment=demo format=nnunet out=DIR",
             _RUN,
+            experiment_needed=False,
         ),
         Stage(
             "audit",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -24,3 +24,24 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
     console = Console(stderr=True)
     quiet = total == 0 or not console.is_terminal
     return rich_track(items, description, total=total, console=console, disable=quiet, transient=True)
+
+
+def track_bytes(chunks: Iterable[bytes], description: str, total: int, done: int = 0) -> Iterator[bytes]:
+    """Iterate with a bar that shows bytes, their speed and the time left; silent without a terminal.
+
+    Args:
+        chunks: what to go through.
+        description: stands before the bar.
+        total: bytes of the whole.
+        done: bytes of the whole that came before `chunks`.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(description, total=total, completed=done)
+        for chunk in chunks:
+            yield chunk
+            progress.advance(task, len(chunk))

@@ -26,10 +26,13 @@ def main(options: Options) -> None:
     folder = stage_folder(options, "train")
     growable = ("trainer.max_steps",) if options.resume else ()
     identity = part(options, *MODEL_NODES)
-    if finished(folder) is None and options.data.roots:
+    if finished(folder) is None:  # before anything is written
         from medaug.data.cohorts import find_root
+        from medaug.data.grid import check_options
 
-        find_root(options.data)  # before anything is written
+        check_options(options.data)
+        if options.data.roots:
+            find_root(options.data)
     if not claim(folder, identity, options.overwrite, growable):
         return
 
@@ -52,11 +55,9 @@ def main(options: Options) -> None:
     data = options.data
     stride = codec_stride(options.codec.name, options.network.spatial_dims)
     preprocessing = fit_preprocessing(
-        read_grids(manifest, cases["train"]),
-        shape=data.shape,
-        max_side=data.max_side,
+        read_grids(manifest, cases["train"], data.crop),
+        data,
         multiple=max(stride) * 2 ** (len(options.network.channels) - 1),
-        percentiles=data.percentiles,
     )
     card = Card(
         experiment=options.experiment,
@@ -67,7 +68,8 @@ def main(options: Options) -> None:
         subjects={split: sorted(manifest.subjects(split)) for split in cases},
         phantom=manifest.phantom,
     )
-    loaded = {s: load_cases(manifest, c, preprocessing, folder.parent / "cache") for s, c in cases.items()}
+    cache, memory = folder.parent / "cache", data.cache == "ram"
+    loaded = {split: load_cases(manifest, c, preprocessing, cache, memory) for split, c in cases.items()}
     manifest.save(folder / "manifest.json")
 
     def picture(step: int, label: Tensor, sample: Tensor, real: Tensor) -> Path:

@@ -1,14 +1,20 @@
 """Fixtures that several rooms share.
 
-Two things may be absent on a newcomer's machine: the real data and a browser. Their tests are skipped there;
+The real data, a browser and system tools may be absent on a newcomer's machine. Their tests are skipped there;
 where MEDAUG_CI=1 and MEDAUG_DATA are set they fail instead, so that nothing goes untested unnoticed.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -44,3 +50,41 @@ def chromium() -> str:
             return path
     _absent("no chromium on this machine")
     raise AssertionError("unreachable")
+
+
+@pytest.fixture(scope="session")
+def tool() -> Callable[[str], str]:
+    """The path of a system tool (dcm2niix, plastimatch, ...) by its name."""
+
+    def find(name: str) -> str:
+        if path := shutil.which(name):
+            return path
+        _absent(f"no {name} on this machine")
+        raise AssertionError("unreachable")
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def nnunet(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Run a script in an environment that holds nnU-Net; returns the JSON value of the last line that it prints.
+
+    MEDAUG_NNUNET names the environment's Python: it may be one of its own, because the torchvision that nnU-Net brings
+    along must be of the same build as torch.
+    """
+    python = os.environ.get("MEDAUG_NNUNET", sys.executable if importlib.util.find_spec("nnunetv2") else "")
+    if not python:
+        _absent("nnU-Net is not installed, and MEDAUG_NNUNET names no Python that has it")
+    folder = tmp_path_factory.mktemp("nnunet")
+
+    def run(code: str, *arguments: object) -> Any:
+        script = folder / "script.py"  # a file, because nnU-Net's check spawns workers
+        script.write_text(code)
+        places = {name: str(folder) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+        command = [python, str(script), *map(str, arguments)]
+        done = subprocess.run(command, env=os.environ | places, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Error" not in done.stdout and "warning" not in done.stdout.lower(), done.stdout
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run

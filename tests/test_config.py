@@ -93,7 +93,7 @@ def test_no_own_key_hides_a_shared_one():
     shared = {field.name for field in dataclasses.fields(Options)}
     for stage in STAGES.values():
         assert not shared & set(stage.own)
-        assert set(stage.reads) <= shared
+        assert set(stage.reads) <= shared | config.keys().keys()
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,9 @@ def test_an_experiment_is_needed_and_must_exist():
     assert names in refused("train", "experiment=null")
     message = refused("train", "experiment=hipocampus")
     assert "did you mean hippocampus" in message and names in message
-    assert "ingest" in refused("ingest", "experiment=demo")
+    assert config.load_options("ingest", []).experiment == config.load_options("export", []).experiment == ""
+    assert config.load_options("ingest", ["experiment=hippocampus", "data.labelled=8"]).data.labelled == 8
+    assert "data.shape" in refused("ingest", "data.shape=[8,8,8]")
 
 
 def test_data_folders_follow_the_environment(monkeypatch):
@@ -200,7 +202,7 @@ def test_help_names_every_key_that_the_stage_takes_and_no_other(stage):
     known = config.keys()
     named = {line.split()[0] for line in text.splitlines() if re.match(r"  [a-z_.]+ ", line)}
     named -= {"needs", "result", "usage"}
-    reads = {path for path in known if path.split(".")[0] in STAGES[stage].reads}
+    reads = {path for path in known if {path, path.split(".")[0]} & set(STAGES[stage].reads)}
     assert named == reads | set(STAGES[stage].own)
     for path in reads:
         assert known[path].help in text

@@ -77,7 +77,7 @@ class Manifest:
             name=str(data.get("name", "")) or Path(source).stem,
             description=str(data.get("description", "")),
             modalities=_modalities(data.get("modality"), source),
-            schema=LabelSchema.from_mapping(data.get("labels", {}), source),
+            schema=LabelSchema.from_mapping(data, source),
             cases=tuple(_case(entry, source) for entry in entries),
             root=os.path.abspath(os.path.expanduser(root)),
             phantom=data.get("phantom") is True,
@@ -92,7 +92,7 @@ class Manifest:
             "description": self.description,
             **({"phantom": True} if self.phantom else {}),
             "modality": {str(index): name for index, name in enumerate(self.modalities)},
-            "labels": self.schema.to_mapping(),
+            **self.schema.to_mapping(),
             "numTraining": len(self.cases),
             "training": [
                 {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from medaug.errors import UserError
@@ -12,49 +13,78 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
-_UNKNOWN = 255  # marks values outside the schema in the lookup table, so a schema holds at most 255 classes
+IGNORE = 255
+"""The class index of voxels that nobody judged: they count in no loss and in no score."""
+
+_LARGEST = 255  # value in a file; class indices end below IGNORE
 
 
 @dataclass(frozen=True)
 class LabelSchema:
-    """The classes of a cohort: `labels` holds (value in files, name) pairs, background (value 0) first.
+    """What the values of a cohort's label files mean.
+
+    Attributes:
+        labels: (value in files, name) of each class, background (value 0) first; the order gives the class indices.
+        regions: (name, values of its classes); scored in place of the classes where there are any.
+        ignore: value of voxels that nobody judged, which is no class.
+        remap: (value in files, value of the class that it stands for, or `ignore`).
 
     Raises:
-        UserError: background is missing or not first, a name or value occurs twice, a value leaves 0..255.
+        UserError: background is missing or not first, a name or value occurs twice, a value leaves 0..255, or a
+            region, the ignored value or a remapping names what it cannot.
     """
 
     labels: tuple[tuple[int, str], ...]
+    regions: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    ignore: int | None = None
+    remap: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a schema that could not be turned into class indices and back."""
-        _validate(self.labels, "labels")
+        for problem in chain(_label_problems(self), _region_problems(self), _ignore_and_remap_problems(self)):
+            raise UserError(problem)
 
     @classmethod
-    def from_mapping(cls, mapping: Mapping[str, str], source: str = "labels") -> LabelSchema:
-        """Read {"0": "background", "1": "Anterior"} (the `labels` of an MSD dataset.json), sorted by value.
+    def from_mapping(cls, mapping: Mapping[str, Any], source: str = "labels") -> LabelSchema:
+        """Read "labels", "regions", "ignore" and "remap" of a manifest, an MSD dataset.json or a rules file.
+
+        {"labels": {"0": "background", "1": "lesion"}, "regions": {"all": [1]}, "ignore": 255, "remap": {"4": 1}}, of
+        which all but "labels" may be absent; other keys are not looked at. Values may be whole numbers or their
+        digits. Labels are sorted by value.
 
         Raises:
             UserError: names `source` and what is wrong.
         """
-        if not isinstance(mapping, Mapping):
-            raise UserError(f'{source}: labels is not a mapping; write it as {{"0": "background", "1": "lesion"}}')
-        labels = []
-        for key, name in mapping.items():
-            # ASCII digits only: int() would also take "1_0" and other scripts' digits.
-            if not (str(key).isascii() and str(key).isdigit()):
-                raise UserError(f'{source}: label value "{key}" is not a whole number; write {{"1": "name"}}')
-            labels.append((int(key), name))
-        labels.sort(key=lambda label: label[0])
-        _validate(labels, source)
-        return cls(tuple(labels))
+        labels = _mapping(mapping, "labels", '{"0": "background", "1": "lesion"}', source)
+        regions = _mapping(mapping, "regions", '{"whole tumour": [1, 2, 3]}', source)
+        remap = _mapping(mapping, "remap", '{"4": 3}', source)
+        ignore = mapping.get("ignore")
 
-    def to_mapping(self) -> dict[str, str]:
-        """Return the inverse of `from_mapping`."""
-        return {str(value): name for value, name in self.labels}
+        def values(name: str, region: Any) -> tuple[int, ...]:
+            listed = region if isinstance(region, list | tuple) else [region]
+            return tuple(sorted({_value(value, f"region {name}", source) for value in listed}))
+
+        pairs = [(_value(value, "labels", source), name) for value, name in labels.items()]
+        members = tuple((str(name), values(name, region)) for name, region in regions.items())
+        ignored = None if ignore is None else _value(ignore, "ignore", source)
+        moved = tuple(sorted((_value(a, "remap", source), _value(b, "remap", source)) for a, b in remap.items()))
+        try:
+            return cls(tuple(sorted(pairs, key=lambda pair: pair[0])), members, ignored, moved)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from None
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the inverse of `from_mapping`, without the keys that are not in use."""
+        return {
+            "labels": {str(value): name for value, name in self.labels},
+            **({"regions": {name: list(values) for name, values in self.regions}} if self.regions else {}),
+            **({} if self.ignore is None else {"ignore": self.ignore}),
+            **({"remap": {str(old): new for old, new in self.remap}} if self.remap else {}),
+        }
 
     @property
     def values(self) -> tuple[int, ...]:
-        """Values in files, in the order of class indices."""
+        """Values of the classes, in the order of class indices."""
         return tuple(value for value, _ in self.labels)
 
     @property
@@ -72,8 +102,40 @@ class LabelSchema:
         """Class names without background."""
         return self.names[1:]
 
+    def structures(self) -> dict[str, tuple[int, ...]]:
+        """What is scored, name to class indices: the regions where there are any, else every foreground class."""
+        if self.regions:
+            return {name: tuple(self.values.index(value) for value in values) for name, values in self.regions}
+        return {name: (index,) for index, name in enumerate(self.foreground, start=1)}
+
+    def structure_masks(self, indices: ArrayLike) -> dict[str, NDArray[np.bool_]]:
+        """Mask of each of `structures` in class indices of any shape; ignored voxels are in none."""
+        import numpy as np
+
+        return {name: np.isin(indices, members) for name, members in self.structures().items()}
+
+    def one_hot(self, indices: ArrayLike) -> NDArray[np.bool_]:
+        """Planes (num_classes, *shape) of class indices of any shape; ignored voxels are in none."""
+        import numpy as np
+
+        indices = np.asarray(indices)
+        return np.asarray(np.arange(self.num_classes).reshape(-1, *[1] * indices.ndim) == indices)
+
+    def from_one_hot(self, planes: ArrayLike) -> NDArray[np.uint8]:
+        """Return the inverse of `one_hot`; a voxel in no plane is ignored.
+
+        Raises:
+            ValueError: the number of planes is not that of the classes.
+        """
+        import numpy as np
+
+        planes = np.asarray(planes, dtype=bool)
+        if len(planes) != self.num_classes:
+            raise ValueError(f"{len(planes)} planes for {self.num_classes} classes")
+        return np.where(planes.any(axis=0), planes.argmax(axis=0), IGNORE).astype(np.uint8)
+
     def to_indices(self, array: ArrayLike, source: str) -> NDArray[np.uint8]:
-        """Map file values to class indices 0..num_classes-1 (0 = background), same shape, uint8.
+        """Map file values, remapped, to class indices 0..num_classes-1 (0 = background) or IGNORE, same shape, uint8.
 
         Raises:
             UserError: names `source` and the values that are not in the schema (or not whole numbers).
@@ -81,39 +143,117 @@ class LabelSchema:
         import numpy as np
 
         raw = np.asarray(array)
-        lookup = np.full(256, _UNKNOWN, dtype=np.uint8)
+        lookup = np.full(_LARGEST + 1, -1, dtype=np.int16)
         lookup[list(self.values)] = range(self.num_classes)
+        if self.ignore is not None:
+            lookup[self.ignore] = IGNORE
+        for old, new in self.remap:
+            lookup[old] = lookup[new]
         with np.errstate(invalid="ignore"):  # NaN becomes some byte and then differs from itself
-            rounded = np.clip(raw, 0, 255).astype(np.uint8)
+            rounded = np.clip(raw, 0, _LARGEST).astype(np.uint8)
         indices = lookup[rounded]
-        wrong = (rounded != raw) | (indices == _UNKNOWN)
+        wrong = (rounded != raw) | (indices < 0)
         if wrong.any():
             found = np.unique(raw[wrong])
             shown = ", ".join(f"{value:g}" for value in found[:5]) + (", ..." if len(found) > 5 else "")
-            known = ", ".join(f"{value} {name}" for value, name in self.labels)
+            known = [f"{value} {name}" for value, name in self.labels]
+            known += [] if self.ignore is None else [f"{self.ignore} ignored"]
+            known += [f"{old} read as {new}" for old, new in self.remap]
             raise UserError(
-                f"{source}: label values {shown} are not in the schema ({known}); mend the file or add them"
+                f"{source}: label values {shown} are not in the schema ({', '.join(known)}); mend the file, add or "
+                "remap them"
             )
-        return np.asarray(indices)
+        return indices.astype(np.uint8)
 
     def to_values(self, indices: ArrayLike) -> NDArray[np.uint8]:
-        """Map class indices 0..num_classes-1 back to file values, same shape, uint8."""
+        """Map class indices or IGNORE back to file values (remapped ones stay so), same shape, uint8.
+
+        Raises:
+            ValueError: an index is no class, or voxels are ignored where the schema has no value for that.
+        """
         import numpy as np
 
-        return np.take(np.array(self.values, dtype=np.uint8), np.asarray(indices))
+        lookup = np.full(IGNORE + 1, -1, dtype=np.int16)
+        lookup[: self.num_classes] = self.values
+        if self.ignore is not None:
+            lookup[IGNORE] = self.ignore
+        values = lookup[np.asarray(indices)]
+        if (values < 0).any():
+            raise ValueError("class indices that the label schema does not have")
+        return values.astype(np.uint8)
 
 
-def _validate(labels: Any, source: str) -> None:
+def _label_problems(schema: LabelSchema) -> Iterator[str]:
+    labels = schema.labels
     for value, name in labels:
         if not isinstance(name, str) or not name.strip():
-            raise UserError(f"{source}: label {value} has no name; give every value a name")
-        if not 0 <= value <= 255:
-            raise UserError(f"{source}: label value {value} ({name}) is outside 0..255; renumber the labels")
-    for what, items in (("value", [v for v, _ in labels]), ("name", [n for _, n in labels])):
-        twice = sorted({str(item) for item in items if items.count(item) > 1})
-        if twice:
-            raise UserError(f"{source}: label {what} {', '.join(twice)} occurs twice; make each {what} unique")
-    if not labels or labels[0][0] != 0 or labels[0][1].casefold() != "background":
-        raise UserError(f'{source}: labels lack the background; add "0": "background"')
-    if len(labels) > _UNKNOWN:
-        raise UserError(f"{source}: {len(labels)} labels; at most {_UNKNOWN} are supported, merge some")
+            yield f"label {value} has no name; give every value a name"
+        if not 0 <= value <= _LARGEST:
+            yield f"label value {value} ({name}) is outside 0..{_LARGEST}; renumber the labels"
+    yield from _twice(schema.values, "label value")
+    yield from _twice(schema.names, "label name")
+    if not labels or labels[0][0] != 0 or str(labels[0][1]).casefold() != "background":
+        yield 'labels lack the background; add "0": "background"'
+    if len(labels) > IGNORE:
+        yield f"{len(labels)} labels; at most {IGNORE} are supported, merge some"
+
+
+def _region_problems(schema: LabelSchema) -> Iterator[str]:
+    moved = dict(schema.remap)
+    yield from _twice([name for name, _ in schema.regions], "region")
+    for name, values in schema.regions:
+        if not name.strip():
+            yield "a region has no name; give it one"
+        if name.casefold() == "background":
+            yield f"region {name} has the name of the background; rename it"
+        if not values:
+            yield f"region {name} is empty; list the values of its labels, or remove it"
+        for value in values:
+            if value in moved:
+                yield f"region {name} holds {value}, which remap turns into {moved[value]}; write {moved[value]}"
+            if value not in schema.values[1:]:
+                yield f"region {name} holds {value}, which is no {_classes(schema)}; add the label or mend the region"
+
+
+def _ignore_and_remap_problems(schema: LabelSchema) -> Iterator[str]:
+    names, moved, ignore = dict(schema.labels), dict(schema.remap), schema.ignore
+    if ignore in names:
+        yield f"ignore={ignore} is the label {names[ignore]}; take it out of the labels, or ignore another value"
+    if ignore is not None and not 0 <= ignore <= _LARGEST:
+        yield f"ignore={ignore} is outside 0..{_LARGEST}; ignore another value"
+    yield from _twice([old for old, _ in schema.remap], "remapped value")
+    for old, new in schema.remap:
+        what = f"remap {old} to {new}"
+        if old in names:
+            yield f"{what}: {old} is the label {names[old]}; take it out of the labels or of remap"
+        if old == ignore:
+            yield f"{what}: {old} is ignored; take it out of remap or of ignore"
+        if not 0 <= old <= _LARGEST:
+            yield f"{what}: {old} is outside 0..{_LARGEST}; renumber the labels"
+        if new in moved:
+            yield f"{what}: {new} is remapped itself; remap {old} to {moved[new]}"
+        if new not in names and new != ignore:
+            yield f"{what}: {new} is no {_classes(schema)}; add the label or mend remap"
+
+
+def _classes(schema: LabelSchema) -> str:
+    return f"label of a class ({', '.join(str(value) for value in schema.values[1:]) or 'there is none'})"
+
+
+def _mapping(content: Any, key: str, example: str, source: str) -> Mapping[Any, Any]:
+    found = content.get(key, {}) if isinstance(content, Mapping) else content
+    if not isinstance(found, Mapping):
+        raise UserError(f"{source}: {key} is not a mapping; write it as {example}")
+    return found
+
+
+def _value(text: Any, where: str, source: str) -> int:
+    # ASCII digits only: int() would also take "1_0" and other scripts' digits.
+    if not (str(text).isascii() and str(text).isdigit()):
+        raise UserError(f'{source}: {where} holds the value "{text}", not a whole number; write {{"1": "name"}}')
+    return int(text)
+
+
+def _twice(items: Sequence[object], what: str) -> Iterator[str]:
+    if twice := sorted({str(item) for item in items if items.count(item) > 1}):
+        yield f"{what} {', '.join(twice)} occurs twice; make each {what} unique"

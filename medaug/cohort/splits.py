@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from medaug.cohort.manifest import Case
 from medaug.errors import UserError
+
+Strata = Mapping[str, frozenset[str] | None]
+"""Case name -> the classes in its label, None where it is unlabelled."""
 
 
 def subject_of(case_name: str, pattern: str | None, consecutive: int = 1) -> str:
@@ -39,12 +42,21 @@ def subject_of(case_name: str, pattern: str | None, consecutive: int = 1) -> str
     return f"{case_name[: found.start(1)]}subject_{number:03d}"
 
 
-def assign_splits(cases: Iterable[Case], val_fraction: float, test_fraction: float, seed: int) -> tuple[Case, ...]:
+def assign_splits(
+    cases: Iterable[Case], val_fraction: float, test_fraction: float, seed: int, strata: Strata | None = None
+) -> tuple[Case, ...]:
     """Give each case a split ("train", "val", "test"), all cases of a subject the same one.
 
-    Subjects are ranked by a hash of (seed, subject): the result depends on neither the order of `cases`
-    nor a library's random generator. Fractions count subjects; each fraction above 0 gets at least one
-    subject, and so does "train".
+    Fractions count subjects; each fraction above 0 gets at least one subject, and so does "train". Within a
+    stratum (see `ranked_strata`) subjects are taken by a hash of (seed, subject); what a stratum gives to the test
+    split, and of the rest to the validation split, is within one subject of its share.
+
+    Args:
+        cases: of one cohort, in any order: the splits do not depend on it, nor on a random generator.
+        val_fraction: share of all subjects for validation.
+        test_fraction: share of all subjects for testing.
+        seed: of the hash.
+        strata: None: labelled and unlabelled subjects are the strata.
 
     Returns:
         The cases in the order given.
@@ -58,23 +70,61 @@ def assign_splits(cases: Iterable[Case], val_fraction: float, test_fraction: flo
             f"val_fraction={val_fraction:g}, test_fraction={test_fraction:g}: they must be 0 or more"
             " and add up to less than 1; choose smaller ones"
         )
-    subjects = sorted({case.subject for case in cases}, key=lambda subject: _rank(seed, subject))
-    num_test = _count(test_fraction, len(subjects))
-    num_val = _count(val_fraction, len(subjects))
-    if num_test + num_val >= len(subjects):
+    groups = ranked_strata(cases, seed, strata)
+    num_subjects = sum(map(len, groups))
+    num_test = _count(test_fraction, num_subjects)
+    num_val = _count(val_fraction, num_subjects)
+    if num_test + num_val >= num_subjects:
         raise UserError(
-            f"splits: {len(subjects)} subjects are too few for {num_val} validation and {num_test} test"
+            f"splits: {num_subjects} subjects are too few for {num_val} validation and {num_test} test"
             " subjects beside training; add subjects or set a fraction to 0"
         )
-    split = dict.fromkeys(subjects, "train")
-    split.update(dict.fromkeys(subjects[:num_test], "test"))
-    split.update(dict.fromkeys(subjects[num_test : num_test + num_val], "val"))
+    split: dict[str, str] = {}
+    tests = _shares(num_test, [len(group) for group in groups])
+    vals = _shares(num_val, [len(group) - test for group, test in zip(groups, tests, strict=True)])
+    for group, test, val in zip(groups, tests, vals, strict=True):
+        split |= dict.fromkeys(group, "train")
+        split |= dict.fromkeys(group[:test], "test")
+        split |= dict.fromkeys(group[test : test + val], "val")
     return tuple(replace(case, split=split[case.subject]) for case in cases)
 
 
-def _rank(seed: int, subject: str) -> bytes:
+def ranked_strata(cases: Iterable[Case], seed: int, strata: Strata | None = None) -> list[list[str]]:
+    """Group subjects by the classes that any of their labels holds; subjects without label are a group of their own.
+
+    Args:
+        cases: of the subjects.
+        seed: of the hash that ranks them.
+        strata: None: all labels count as alike.
+
+    Returns:
+        Subjects by rank in each group, the groups by the rank of their first subject.
+    """
+    classes: dict[str, frozenset[str] | None] = {}
+    for case in cases:
+        own = (frozenset() if case.label is not None else None) if strata is None else strata.get(case.name)
+        known = classes.get(case.subject)
+        classes[case.subject] = own if known is None else known | (own or frozenset())
+    groups: dict[frozenset[str] | None, list[str]] = {}
+    for subject in sorted(classes, key=lambda subject: subject_rank(seed, subject)):
+        groups.setdefault(classes[subject], []).append(subject)
+    return list(groups.values())
+
+
+def subject_rank(seed: int | str, subject: str) -> bytes:
+    """A number that looks random and depends on nothing but its arguments; manifests rely on it never changing."""
     return hashlib.sha256(f"{seed}:{subject}".encode()).digest()
 
 
 def _count(fraction: float, num_subjects: int) -> int:
     return max(1, round(fraction * num_subjects)) if fraction > 0 else 0
+
+
+def _shares(total: int, sizes: Sequence[int]) -> list[int]:
+    """Divide `total` in proportion to `sizes` by largest remainder, the earlier of two equal ones first."""
+    whole = sum(sizes)
+    shares = [total * size // whole for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: -(total * sizes[i] % whole))
+    for index in by_remainder[: total - sum(shares)]:
+        shares[index] += 1
+    return shares

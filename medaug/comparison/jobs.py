@@ -72,7 +72,7 @@ def run_job(
         assert truth is not None
         prediction = preprocessing.invert_label(segment(net, np.array(case.image)), case.placement)
         spacing = np.linalg.norm(case.affine[:3, :3], axis=0)
-        scores = segmentation_scores(prediction, truth, spacing, manifest.schema.foreground)
+        scores = segmentation_scores(prediction, truth, spacing, manifest.schema)
         rows += [(job.arm, job.seed, case.case.name, *score) for score in scores]
     write_csv(path, SCORE_COLUMNS, rows)
     dice = np.mean([row[5] for row in rows if row[4] == "dice"])
@@ -105,7 +105,7 @@ def compare(
         pairs: (arm, baseline).
         seeds: training seeds.
         subjects: the subject of each test case.
-        classes: foreground names; their mean comes first.
+        classes: names of the structures that were scored; their mean comes first.
         bootstrap_seed: of the intervals.
         path: CSV to write.
     """

@@ -5,22 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medaug.cohort.manifest import Case, Manifest
-from medaug.data.preprocessing import Placement, Preprocessing
+from medaug.cohort.schema import IGNORE
+from medaug.data.cache import add_owner, content_digests, locked, read_entry, write_entry
+from medaug.data.preprocessing import Placement, Preprocessing, body_box
 from medaug.errors import UserError
-from medaug.files import atomic_write
-from medaug.imaging.nifti import Volume, grid_difference, read_images, read_label, read_volumes
+from medaug.imaging.isolation import Failure, isolated
+from medaug.imaging.reading import read_header, read_images, read_label
+from medaug.imaging.volume import Volume, grid_difference
 from medaug.progress import track
 
 log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+CACHE_FORMAT = 2
+"""Of the code: to be raised whenever the same files and preprocessing give other voxels than before."""
+_MANY = 32  # cases, from which on worker processes are worth their start
 
 
 @dataclass(frozen=True)
@@ -72,87 +83,137 @@ def read_case(manifest: Manifest, case: Case) -> tuple[HostImage, NDArray[np.uin
     if path is None:
         return host, None
     label = read_label(path)
-    if difference := grid_difference(Volume(image[0], affine, dtype), label):
+    if difference := grid_difference(Volume(image[0], affine, dtype).header, label.header):
         raise UserError(f"{path}: the label {difference} of {paths[0].name}; resample it onto the image's grid")
     return host, manifest.schema.to_indices(label.array, str(path))
 
 
-def load_cases(manifest: Manifest, cases: Iterable[Case], preprocessing: Preprocessing, cache: Path) -> list[ModelCase]:
-    """Bring cases into model space, from `cache` where they are there already; images are memory-mapped.
+def load_cases(
+    manifest: Manifest, cases: Iterable[Case], preprocessing: Preprocessing, cache: Path, memory: bool = False
+) -> list[ModelCase]:
+    """Bring cases into model space, from `cache` where they are there already.
 
-    The cache is keyed by the files (path, size, time), the label schema and the whole preprocessing, and written
-    atomically, so a killed run or a changed option cannot leave a wrong entry.
-    """
-    cases = list(cases)
-    keys = {case.name: _key(manifest, case, preprocessing) for case in cases}
-    missing = [case for case in cases if not (cache / f"{keys[case.name]}.json").exists()]
-    for case in track(missing, "preprocessing"):
-        _store(manifest, case, preprocessing, cache / keys[case.name])
-    return [_restore(case, cache / keys[case.name]) for case in cases]
+    An entry is found by the content of its files, the label schema, the whole preprocessing and `CACHE_FORMAT`:
+    neither a changed file or option nor a killed run can leave a wrong one. Several processes may call this at once
+    with one folder: each prepares what no other is at work on, then waits for the rest.
 
-
-def read_grids(manifest: Manifest, cases: Sequence[Case]) -> list[tuple[Sequence[int], NDArray[np.float64]]]:
-    """Spatial shape and affine (mm) of each case.
+    Args:
+        manifest: the cohort.
+        cases: of the cohort.
+        preprocessing: fitted.
+        cache: folder of the entries, made if absent; it may be deleted at any time when nobody uses it.
+        memory: keep the arrays in memory; otherwise they are mapped from the disk. Their values are the same.
 
     Raises:
-        UserError: a file is missing or is not readable NIfTI.
+        UserError: as `read_case`; or the cache cannot be written.
     """
-    volumes = (read_volumes(manifest.image_paths(case)[0])[0] for case in track(cases, "reading grids"))
-    return [(volume.array.shape, volume.affine) for volume in volumes]
+    cases = list(cases)
+    files = {case.name: [*manifest.image_paths(case), manifest.label_path(case)] for case in cases}
+    digests = content_digests((path for paths in files.values() for path in paths if path is not None), cache)
+
+    def stem_of(case: Case) -> Path:
+        contents = [None if path is None else digests[path] for path in files[case.name]]
+        schema = replace(manifest.schema, regions=()).to_mapping()  # regions change what is scored, not what is stored
+        identity = [CACHE_FORMAT, contents, len(manifest.modalities), schema, preprocessing.to_dict()]
+        return cache / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
+
+    stems = {case.name: stem_of(case) for case in cases}
+    missing = [case for case in cases if read_entry(stems[case.name], memory=False) is None]
+    for wait in (False, True):
+        prepare = partial(_prepare, manifest, preprocessing, stems, wait)
+        busy = []
+        for case, (done, warning) in _each(prepare, manifest, missing, "waiting" if wait else "preprocessing"):
+            if not done:
+                busy.append(case)
+            if warning:
+                log.warning("%s: %s", case.name, warning)
+        missing = busy
+    return [_restore(case, stems[case.name], memory) for case in cases]
 
 
-def _key(manifest: Manifest, case: Case, preprocessing: Preprocessing) -> str:
-    files = []
-    label = manifest.label_path(case)
-    for path in [*manifest.image_paths(case), *([label] if label else [])]:
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}; restore the file or correct the manifest") from error
-        files.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
-    identity = [files, label is not None, manifest.schema.to_mapping(), preprocessing.to_dict()]
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
+def read_grids(
+    manifest: Manifest, cases: Sequence[Case], crop: str = "none"
+) -> list[tuple[Sequence[int], NDArray[np.float64]]]:
+    """Spatial shape and affine (mm) of each case, from its headers.
+
+    Args:
+        manifest: the cohort.
+        cases: of the cohort.
+        crop: "body": the shape is that of the crop to the body, for which the voxels are read.
+
+    Raises:
+        UserError: a file is missing or not readable.
+    """
+    if crop == "body":
+        return [grid for _, grid in _each(partial(_body_grid, manifest), manifest, cases, "finding the bodies")]
+    headers = [read_header(manifest.image_paths(case)[0]) for case in track(cases, "reading headers")]
+    return [(header.shape, header.affine) for header in headers]
 
 
-def _store(manifest: Manifest, case: Case, preprocessing: Preprocessing, stem: Path) -> None:
-    host, label = read_case(manifest, case)
-    small, placement = preprocessing.apply_image(host.array, host.affine)
-    _save(stem.with_suffix(".image.npy"), small)
-    if label is not None:
-        placed = preprocessing.apply_label(label, host.affine)
-        if label.any() and not placed.any():
-            log.warning("%s: its label lies wholly outside the model's grid %s", case.name, preprocessing.shape)
-        _save(stem.with_suffix(".label.npy"), placed)
-    # Last, because it says that the entry is whole.
-    with atomic_write(stem.with_suffix(".json")) as temporary:
-        entry = {
+def _body_grid(manifest: Manifest, case: Case) -> tuple[Sequence[int], NDArray[np.float64]]:
+    image, affine, _ = read_images(manifest.image_paths(case))
+    return [stop - start for start, stop in body_box(image)], affine
+
+
+def _prepare(
+    manifest: Manifest, preprocessing: Preprocessing, stems: dict[str, Path], wait: bool, case: Case
+) -> tuple[bool, str]:
+    """Write an entry where it is not there; returns whether it is there now, and a warning."""
+    stem = stems[case.name]
+    with locked(stem, wait) as held:
+        if not held or read_entry(stem, memory=False) is not None:
+            return held, ""
+        host, label = read_case(manifest, case)
+        image, placement = preprocessing.apply_image(host.array, host.affine)
+        placed = None if label is None else preprocessing.apply_label(label, placement)
+        about = {
             "affine": host.affine.tolist(),
             "dtype": host.dtype.name,
-            "labelled": label is not None,
-            "placement": asdict(placement),
+            "placement": placement.to_dict(),
+            "owners": [_owner(case)],
         }
-        temporary.write_text(json.dumps(entry))
+        write_entry(stem, image, placed, about)
+    lost = label is not None and placed is not None and _has_foreground(label) and not _has_foreground(placed)
+    return True, f"its label lies wholly outside the model's grid {preprocessing.shape}" if lost else ""
 
 
-def _save(path: Path, array: NDArray[Any]) -> None:
-    with atomic_write(path) as temporary:
-        np.save(temporary, array)
+def _each(
+    function: Callable[[Case], R], manifest: Manifest, cases: Sequence[Case], description: str
+) -> Iterator[tuple[Case, R]]:
+    """Apply a function to every case, in worker processes where there are many; raises what it raises."""
+    results: Iterable[R | Failure]
+    if len(cases) < _MANY:
+        results = map(function, track(cases, description))
+    else:
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun starts several of us on one machine
+        workers = 0 if ranks == 1 else max(1, (os.cpu_count() or 1) // ranks)
+        results = isolated(function, cases, description, workers)
+    for case, result in zip(cases, results, strict=True):
+        if isinstance(result, Failure):
+            raise UserError(f"{manifest.image_paths(case)[0]}: {result.reason}; check the file, or leave the case out")
+        yield case, result
 
 
-def _restore(case: Case, stem: Path) -> ModelCase:
-    entry = json.loads(stem.with_suffix(".json").read_text())
-    placement = entry["placement"]
+def _restore(case: Case, stem: Path, memory: bool) -> ModelCase:
+    entry = read_entry(stem, memory)
+    if entry is None:
+        raise UserError(f"{stem}: cannot be read back; check this folder's disk and run the same command again")
+    image, label, about = entry
+    if _owner(case) not in about["owners"]:
+        add_owner(stem, _owner(case))
     return ModelCase(
         case=case,
-        image=np.load(stem.with_suffix(".image.npy"), mmap_mode="r"),
-        label=np.load(stem.with_suffix(".label.npy"), mmap_mode="r") if entry["labelled"] else None,
-        affine=np.array(entry["affine"]),
-        dtype=np.dtype(entry["dtype"]),
-        placement=Placement(
-            shape=tuple(placement["shape"]),
-            orientation=tuple((axis, flip) for axis, flip in placement["orientation"]),
-            resampled=tuple(placement["resampled"]),
-            low=tuple(placement["low"]),
-            high=tuple(placement["high"]),
-        ),
+        image=image,
+        label=label,
+        affine=np.array(about["affine"]),
+        dtype=np.dtype(about["dtype"]),
+        placement=Placement.from_dict(about["placement"]),
     )
+
+
+def _has_foreground(label: NDArray[np.uint8]) -> bool:
+    return bool(((label != 0) & (label != IGNORE)).any())
+
+
+def _owner(case: Case) -> dict[str, str]:
+    return {"case": case.name, "subject": case.subject}

@@ -7,15 +7,16 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from medaug.cohort.schema import LabelSchema
 from medaug.evaluation.scores import mean_foreground_dice
 
 
 def agreement(
-    judged: Iterable[NDArray[np.uint8]], masks: Iterable[NDArray[np.uint8]], num_classes: int
+    judged: Iterable[NDArray[np.uint8]], masks: Iterable[NDArray[np.uint8]], schema: LabelSchema
 ) -> NDArray[np.float64]:
-    """Mean foreground Dice of each segmentation (X, Y, Z) against its mask; (n,) in 0..1."""
+    """Mean Dice of the structures of each segmentation (X, Y, Z) against its mask; (n,) in 0..1."""
     pairs = zip(judged, masks, strict=True)
-    return np.array([mean_foreground_dice(np.asarray(j), np.asarray(m), num_classes) for j, m in pairs])
+    return np.array([mean_foreground_dice(np.asarray(j), np.asarray(m), schema) for j, m in pairs])
 
 
 def derangement(groups: Sequence[str], seed: int) -> NDArray[np.int64]:

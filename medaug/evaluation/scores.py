@@ -1,7 +1,9 @@
 """How well a segmentation agrees with the truth: Dice and the 95th-percentile Hausdorff distance.
 
-Every class of every case gets a finite value, so that an arm cannot look better by failing outright:
-both masks empty: Dice 1, HD95 0; one of them empty: Dice 0, HD95 the diagonal of the volume.
+What is scored are the schema's structures: its regions, or its foreground classes where it has none. Voxels that the
+truth ignores count in neither mask. Every structure of every case gets a finite value, so that an arm cannot look
+better by failing outright: both masks empty: Dice 1, HD95 0; one of them empty: Dice 0, HD95 the diagonal of the
+volume.
 """
 
 from __future__ import annotations
@@ -13,33 +15,34 @@ import torch
 from monai.metrics import compute_hausdorff_distance
 from numpy.typing import NDArray
 
+from medaug.cohort.schema import IGNORE, LabelSchema
+
 MEAN_FOREGROUND = "mean foreground"
-"""The class under which the mean over all foreground classes is reported."""
+"""The name under which the mean over all structures is reported."""
 
 
 def segmentation_scores(
     prediction: NDArray[np.integer],
     truth: NDArray[np.integer],
     spacing: Sequence[float],
-    classes: Sequence[str],
+    schema: LabelSchema,
 ) -> list[tuple[str, str, float]]:
-    """Score every foreground class of one case.
+    """Score every structure of one case.
 
     Args:
         prediction: class indices (X, Y, Z), 0 = background.
-        truth: class indices on the same grid.
+        truth: class indices or IGNORE on the same grid.
         spacing: voxel sides in mm.
-        classes: foreground names; the first is class index 1.
+        schema: of the labels; its structures are scored.
 
     Returns:
-        (class, metric, value) with metrics "dice" (0 to 1) and "hd95" (mm).
+        (structure, metric, value) with metrics "dice" (0 to 1) and "hd95" (mm).
 
     Raises:
         ValueError: the grids differ.
     """
     rows = []
-    for index, name in enumerate(classes, start=1):
-        p, t = _same_grid(prediction == index, truth == index)
+    for name, (p, t) in _masks(prediction, truth, schema).items():
         rows += [(name, "dice", dice(p, t)), (name, "hd95", hd95(p, t, spacing))]
     return rows
 
@@ -70,17 +73,15 @@ def hd95(p: NDArray[np.bool_], t: NDArray[np.bool_], spacing: Sequence[float]) -
     return float(compute_hausdorff_distance(one, other, include_background=True, percentile=95, spacing=list(spacing)))
 
 
-def mean_foreground_dice(prediction: NDArray[np.integer], truth: NDArray[np.integer], num_classes: int) -> float:
-    """Mean of Dice over class indices 1 .. num_classes - 1 (`num_classes` counts the background).
-
-    Raises:
-        ValueError: the grids differ.
-    """
-    pairs = (_same_grid(prediction == index, truth == index) for index in range(1, num_classes))
-    return float(np.mean([dice(p, t) for p, t in pairs]))
+def mean_foreground_dice(prediction: NDArray[np.integer], truth: NDArray[np.integer], schema: LabelSchema) -> float:
+    """Mean of Dice over the structures of `schema`. Args and errors as `segmentation_scores`."""
+    return float(np.mean([dice(p, t) for p, t in _masks(prediction, truth, schema).values()]))
 
 
-def _same_grid(p: NDArray[np.bool_], t: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    if p.shape != t.shape:
-        raise ValueError(f"prediction {p.shape} and truth {t.shape} lie on different grids")
-    return p, t
+def _masks(
+    prediction: NDArray[np.integer], truth: NDArray[np.integer], schema: LabelSchema
+) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    if prediction.shape != truth.shape:
+        raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} lie on different grids")
+    predicted = schema.structure_masks(np.where(truth == IGNORE, IGNORE, prediction))
+    return {name: (predicted[name], mask) for name, mask in schema.structure_masks(truth).items()}

@@ -2,132 +2,76 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import logging
 import math
 import os
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.volumeutils import apply_read_scaling
 from nibabel.wrapstruct import WrapStructError
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from medaug.errors import UserError
 from medaug.files import atomic_write
+from medaug.imaging.volume import Header, Volume, bad_file, check_affine, file_size, times, unreadable
 
-GRID_TOLERANCE_MM = 1e-3
+DEFLATE_RATIO = 1032  # zlib packs at most so many bytes into one (https://zlib.net/zlib_tech.html)
+SLACK = 1 << 20  # bytes that a file may hold beyond its voxels
+CHUNK = 1 << 20  # bytes unpacked at a time
+
 _MILLIMETRES = {1: 1000.0, 3: 0.001}  # NIfTI xyzt_units: metre, micron; 2 is mm, and so is taken any other
+_HEADER_BYTES = 540  # the longer header, of NIfTI-2
+_SILENT = logging.getLogger(f"{__name__}.silent")  # nibabel reports what it mends in a header, line by line
+_SILENT.disabled = True
 
 
-@dataclass(frozen=True)
-class Volume:
-    """One scalar volume.
-
-    Attributes:
-        array: (X, Y, Z) values, in the type on disk, or float64 where the header scales them.
-        affine: (4, 4) float64, voxel indices to RAS+ mm (sform if set, else qform, as nibabel chooses).
-        dtype: the type on disk.
-    """
-
-    array: NDArray[Any]
-    affine: NDArray[np.float64]
-    dtype: np.dtype[Any]
-
-    @property
-    def spacing(self) -> tuple[float, float, float]:
-        """Voxel size in mm along each array axis."""
-        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
-        return float(x), float(y), float(z)
-
-    @property
-    def storage(self) -> np.dtype[Any]:
-        """The type in which such values can be written: that on disk, or float32 where the header scales them."""
-        return self.dtype if self.array.dtype == self.dtype else np.dtype(np.float32)
-
-
-def read_volume(path: str | os.PathLike[str]) -> Volume:
-    """Read a 3-D NIfTI file (a fourth dimension of 1 is dropped).
-
-    Raises:
-        UserError: the file is missing, unreadable, cut short, not NIfTI, not 3-D, or its affine is singular.
-    """
-    volumes = read_volumes(path)
-    if len(volumes) != 1:
-        raise _bad(path, f"holds {len(volumes)} volumes, not one", "give a 3-D file")
-    return volumes[0]
-
-
-def read_label(path: str | os.PathLike[str]) -> Volume:
-    """Read a label file as it is; `LabelSchema.to_indices` checks its values. Raises as `read_volume`."""
-    return read_volume(path)
-
-
-def read_images(
-    paths: Sequence[str | os.PathLike[str]],
-) -> tuple[NDArray[np.float32], NDArray[np.float64], np.dtype[Any]]:
-    """Read the modalities of one case: M 3-D files on one grid, or one 4-D file of M volumes.
-
-    Returns:
-        array (M, X, Y, Z) float32 in the units of the files, affine (4, 4) to RAS+ mm, the smallest type that holds
-        the `storage` of every modality (the type on disk, as a rule).
-
-    Raises:
-        UserError: as `read_volume`; or shapes or affines disagree; or a value is NaN or infinite.
-    """
-    volumes = [(path, volume) for path in paths for volume in read_volumes(path)]
-    first_path, first = volumes[0]
-    for path, volume in volumes:
-        if difference := grid_difference(first, volume):
-            raise _bad(path, f"{difference} of {Path(first_path).name}", "resample the modalities to one grid")
-        if not is_finite(volume.array):
-            raise _bad(path, "holds NaN or infinite values", "replace them, or leave the case out")
-    array = np.stack([volume.array.astype(np.float32, copy=False) for _, volume in volumes])
-    return array, first.affine, np.result_type(*(volume.storage for _, volume in volumes))
-
-
-def read_volumes(path: str | os.PathLike[str]) -> list[Volume]:
+def read_nifti(path: str | os.PathLike[str]) -> list[Volume]:
     """Read the volumes of a 3-D (one) or 4-D (X, Y, Z, M) NIfTI file.
 
+    No more memory is set aside than the header asks for, and not before the file can be that long.
+
     Raises:
-        UserError: the file is missing, unreadable, cut short, not NIfTI, not 3-D or 4-D, or has a
-            singular affine.
+        UserError: the file is missing, unreadable, cut short, not NIfTI, not 3-D or 4-D, does not fit into memory,
+            or has a singular affine.
     """
     path = Path(path)
-    data = _read_bytes(path)
-    # The magic strings of single files; header and image in two files ("ni1") are not supported.
-    if data[344:347] == b"n+1":
-        kind = nib.Nifti1Image
-    elif data[4:7] == b"n+2":
-        kind = nib.Nifti2Image
-    else:
-        raise _bad(path, "is not a NIfTI file", "convert it to .nii.gz")
-    try:
-        image = kind.from_bytes(data)
-        shape, dtype = tuple(image.shape), image.get_data_dtype()
-        if len(shape) not in {3, 4} or min(shape) < 1:
-            raise _bad(path, f"is not a 3-D volume (shape {_times(shape)})", "give a file with three axes")
-        if dtype.kind not in "iuf":
-            raise _bad(path, f"holds {dtype} values, not plain numbers", "convert it to integers or floats")
-        # Python integers, before memory is set aside for what a damaged header promises.
-        if math.prod(map(int, shape)) * dtype.itemsize > len(data):
-            raise _bad(path, f"is too short for its shape {_times(shape)}", "copy or convert it again")
-        array = np.asanyarray(image.dataobj)
-    except (ImageFileError, HeaderDataError, WrapStructError, OSError, ValueError, OverflowError) as error:
-        # nibabel has no common base class for what a damaged header can raise.
-        reason = str(error).replace("\n", " ") or type(error).__name__
-        raise _bad(path, f"is damaged ({reason[:120]})", "copy or convert it again") from error
-    affine = image.affine.astype(np.float64)
-    affine[:3] *= _MILLIMETRES.get(int(image.header["xyzt_units"]) % 8, 1.0)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise _bad(path, "has a singular or non-finite affine", "mend its header or convert it again")
-    stack = array.reshape(*shape[:3], -1)
-    return [Volume(stack[..., index], affine, dtype) for index in range(stack.shape[3])]
+    with _opened(path) as stream:
+        start = stream.read(_HEADER_BYTES)
+        raw, header, length = _parse(path, start)
+        try:
+            data = np.empty(length, np.uint8)
+            filled = min(len(start), length)
+            data[:filled] = np.frombuffer(start, np.uint8, filled)
+            while filled < length:
+                chunk = stream.read(min(CHUNK, length - filled))
+                if not chunk:
+                    raise _wrong_length(path, "is too short for", header)
+                data[filled : filled + len(chunk)] = np.frombuffer(chunk, np.uint8)
+                filled += len(chunk)
+            if len(stream.read(SLACK + 1)) > SLACK:  # reading to the end also checks gzip's checksum
+                raise _wrong_length(path, "holds more than", header)
+            shape = (*header.shape, header.num_volumes)
+            stack = np.ndarray(shape, header.dtype, data.data, raw.get_data_offset(), order="F")
+            with np.errstate(all="ignore"):
+                stack = apply_read_scaling(stack, *raw.get_slope_inter())
+        except MemoryError:
+            raise bad_file(path, f"needs {length / 2**30:.1f} GiB of memory", "use a larger machine") from None
+    return [Volume(stack[..., index], header.affine, header.dtype) for index in range(header.num_volumes)]
+
+
+def read_nifti_header(path: str | os.PathLike[str]) -> Header:
+    """Read the header of a NIfTI file alone. Raises as `read_nifti`, but damage to a .nii.gz's voxels goes unseen."""
+    path = Path(path)
+    with _opened(path) as stream:
+        return _parse(path, stream.read(_HEADER_BYTES))[1]
 
 
 def write_volume(path: str | os.PathLike[str], array: ArrayLike, affine: ArrayLike, description: str = "") -> None:
@@ -155,47 +99,59 @@ def write_volume(path: str | os.PathLike[str], array: ArrayLike, affine: ArrayLi
         nib.save(image, temporary)
 
 
-def grid_difference(a: Volume, b: Volume) -> str:
-    """Say how two grids differ, "" where shapes agree and corners lie within GRID_TOLERANCE_MM."""
-    if a.array.shape != b.array.shape:
-        return f"has shape {_times(b.array.shape)} against {_times(a.array.shape)}"
-    distance = corner_distance(a.array.shape, a.affine, b.affine)
-    return f"lies {distance:.3g} mm away from the grid" if distance > GRID_TOLERANCE_MM else ""
-
-
-def corner_distance(shape: Sequence[int], a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Largest distance in mm between the corner voxels of a grid of `shape` under two affines (4, 4)."""
-    corners = np.array(np.meshgrid(*[(0, side - 1) for side in shape], [1])).reshape(4, -1)
-    return float(np.linalg.norm(((a - b) @ corners)[:3], axis=0).max())
-
-
-def is_finite(array: NDArray[Any]) -> bool:
-    """Whether every value is a finite float32."""
-    # min and max hand NaN on, and NaN compares false; no temporary array of the volume's size is needed.
-    return bool(max(abs(float(array.min())), abs(float(array.max()))) <= np.finfo(np.float32).max)
-
-
-def _read_bytes(path: Path) -> bytes:
-    """Read and unpack a file whole, so that gzip's checksum is checked: nibabel stops before it."""
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file, unpacking it where its name ends in .gz."""
+    file_size(path)
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise _bad(path, "does not exist", "check the path and the manifest's root") from None
+        file = path.open("rb")
     except OSError as error:
-        raise _bad(path, f"cannot be read ({error.strerror})", "check the path and its permissions") from error
-    if not data:
-        raise _bad(path, "is empty (zero bytes)", "copy it again")
-    if path.suffix != ".gz":
-        return data
+        raise unreadable(path, error) from error
+    with file:
+        try:
+            yield gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file  # type: ignore[misc]
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise bad_file(path, f"is cut short or damaged ({error})", "copy it again") from error
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+
+def _parse(path: Path, start: bytes) -> tuple[Any, Header, int]:
+    """Read nibabel's header, ours, and the bytes up to the last voxel from the first bytes of a file."""
+    # The magic strings of single files; header and image in two files ("ni1") are not supported.
+    if start[344:347] == b"n+1":
+        kind = nib.Nifti1Header
+    elif start[4:7] == b"n+2":
+        kind = nib.Nifti2Header
+    else:
+        raise bad_file(path, "is not a NIfTI file", "convert it to .nii.gz")
     try:
-        return gzip.decompress(data)
-    except (EOFError, OSError, zlib.error) as error:
-        raise _bad(path, f"is cut short or damaged ({error})", "copy it again") from error
+        raw = kind(start[: kind.sizeof_hdr], check=False)
+        raw.check_fix(logger=_SILENT)
+        shape, dtype, offset = tuple(map(int, raw.get_data_shape())), raw.get_data_dtype(), raw.get_data_offset()
+        affine = np.array(raw.get_best_affine(), dtype=np.float64)
+        raw.get_slope_inter()  # raises where they are not numbers
+    except (HeaderDataError, WrapStructError, ValueError, OverflowError) as error:
+        # nibabel has no common base class for what a damaged header can raise.
+        reason = str(error).replace("\n", " ") or type(error).__name__
+        raise bad_file(path, f"is damaged ({reason[:120]})", "copy or convert it again") from error
+    if len(shape) not in {3, 4} or min(shape) < 1:
+        raise bad_file(path, f"is not a 3-D volume (shape {times(shape)})", "give a file with three axes")
+    if dtype.kind not in "iuf":
+        raise bad_file(path, f"holds {dtype} values, not plain numbers", "convert it to integers or floats")
+    affine[:3] *= _MILLIMETRES.get(int(raw["xyzt_units"]) % 8, 1.0)
+    x, y, z, *volumes = shape
+    header = Header((x, y, z), affine, dtype, *volumes)
+    length = offset + math.prod(shape) * dtype.itemsize
+    packed, size = path.suffix == ".gz", file_size(path)
+    if length > size * (DEFLATE_RATIO if packed else 1):
+        raise _wrong_length(path, "is too short for", header)
+    if not packed and size > length + SLACK:
+        raise _wrong_length(path, "holds more than", header)
+    check_affine(path, affine)
+    return raw, header, length
 
 
-def _bad(path: str | os.PathLike[str], reason: str, remedy: str) -> UserError:
-    return UserError(f"{os.fspath(path)}: {reason}; {remedy}")
-
-
-def _times(shape: Sequence[int]) -> str:
-    return "x".join(str(side) for side in shape)
+def _wrong_length(path: Path, how: str, header: Header) -> UserError:
+    shape = header.shape if header.num_volumes == 1 else (*header.shape, header.num_volumes)
+    return bad_file(path, f"{how} its shape {times(shape)}", "copy or convert it again")

@@ -22,8 +22,9 @@ from scipy.spatial.transform import Rotation
 
 from medaug.errors import UserError
 from medaug.files import atomic_write
-from medaug.imaging.nifti import read_volume, write_volume
+from medaug.imaging.nifti import write_volume
 from medaug.imaging.phantom_tumour import ENHANCING, NECROSIS, OEDEMA, TumourSize, grow_tumour
+from medaug.imaging.reading import read_volume
 from medaug.progress import track
 
 Floats = NDArray[np.floating]

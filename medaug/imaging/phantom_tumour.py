@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.graph import MCP_Geometric
 
+from medaug.imaging.layouts.brats import BRATS
+
 Floats = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 
-NECROSIS, OEDEMA, ENHANCING = 1, 2, 4
+_VALUES = {name: int(value) for value, name in BRATS["brats2020"].schema["labels"].items()}
+NECROSIS, OEDEMA, ENHANCING = (_VALUES[name] for name in ("necrotic core", "oedema", "enhancing tumour"))
 MINIMUM_VOXELS = 5
 """Each class gets at least this many voxels, however coarse the grid."""
 REACH_MM = 65.0

@@ -9,7 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from medaug.cohort.schema import IGNORE
 from medaug.networks.codecs import space_to_depth
+
+
+def one_hot(label: Tensor, num_classes: int) -> Tensor:
+    """Planes (B, num_classes, X, Y, Z) bool of class indices (B, X, Y, Z); ignored voxels are in none."""
+    return label[:, None] == torch.arange(num_classes, device=label.device).view(1, -1, 1, 1, 1)
 
 
 def condition_channels(num_classes: int, stride: tuple[int, int, int]) -> int:
@@ -21,17 +27,16 @@ def embed_mask(label: Tensor, known: Tensor, num_classes: int, stride: tuple[int
     """Condition in codec space.
 
     Args:
-        label: (B, X, Y, Z) class indices, 0 = background.
+        label: (B, X, Y, Z) class indices, 0 = background, or IGNORE.
         known: (B, num_classes - 1) in {0, 1}, whether the class was looked for.
         num_classes: with background.
         stride: voxels per block of the codec.
 
     Returns:
         (B, condition_channels, X/sx, Y/sy, Z/sz) float32: every voxel of every known class by space-to-depth, in
-        -1 / +1 (0 where unknown), then the known flags as constant planes.
+        -1 / +1 (0 where class or voxel are unknown), then the known flags as constant planes.
     """
-    foreground = torch.arange(1, num_classes, device=label.device).view(1, -1, 1, 1, 1)
     flags = known.float()[:, :, None, None, None]
-    planes = (2.0 * (label[:, None] == foreground) - 1.0) * flags
+    planes = (2.0 * one_hot(label, num_classes)[:, 1:] - 1.0) * flags * (label != IGNORE)[:, None]
     embedded = space_to_depth(planes, stride)
     return torch.cat([embedded, flags.expand(-1, -1, *embedded.shape[2:])], dim=1)

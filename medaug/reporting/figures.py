@@ -1,7 +1,8 @@
 """PNG pictures: contact sheets, comparisons and plots.
 
 Volumes are (X, Y, Z) with axes to the patient's right, front and head (RAS); slices are axial and shown as
-radiologists do: front up, the patient's right on the left. Labels are class indices, 0 = background. The
+radiologists do: front up, the patient's right on the left. Labels are class indices, 0 = background; ignored voxels
+are grey in a mask and have no outline. The
 images of one picture share one grey scale, so they must share one intensity range; by default the scale
 runs over their pooled 0.5 to 99.5 percentiles. matplotlib is imported on use, without pyplot: no window, no
 state between calls.
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medaug.cohort.schema import IGNORE
 from medaug.evaluation.statistics import Interval
 from medaug.files import atomic_write
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 MAX_PAIRS = 24
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")  # Okabe & Ito 2008
-INK, ACCENT = "#222222", "#0072B2"
+INK, ACCENT, NEUTRAL = "#222222", "#0072B2", "#8a8a8a"
 
 Array = NDArray[Any]
 Window = tuple[float, float]
@@ -156,7 +158,7 @@ def dice_plot(arms: Mapping[str, tuple[Array, Interval]], path: Path) -> None:
     for place, (values, interval) in enumerate(arms.values()):
         # A fixed irrational stride spreads the dots evenly and the same way in every run.
         jitter = (np.arange(len(values)) * 0.618034 % 1 - 0.5) * 0.35
-        axis.plot(values, place + jitter, ".", color="#8a8a8a", alpha=0.6, markersize=5, markeredgewidth=0)
+        axis.plot(values, place + jitter, ".", color=NEUTRAL, alpha=0.6, markersize=5, markeredgewidth=0)
         _interval_bar(axis, interval, place)
     axis.set_yticks(range(len(arms)), list(arms))
     axis.set_ylim(len(arms) - 0.4, -0.6)
@@ -203,7 +205,7 @@ def _grid(num_rows: int, num_columns: int, shape: Sequence[int], spacing: Sequen
 
 def _busiest_slice(label: Array) -> int:
     """The axial slice with most foreground; the middle one when there is none."""
-    area = (label > 0).sum(axis=(0, 1))
+    area = ((label > 0) & (label != IGNORE)).sum(axis=(0, 1))
     return int(area.argmax()) if area.any() else label.shape[2] // 2
 
 
@@ -221,8 +223,10 @@ def _show(axis: Axes, plane: Array, spacing: Sequence[float], window: Window) ->
 def _show_label(axis: Axes, plane: Array, spacing: Sequence[float]) -> None:
     from matplotlib.colors import to_rgb
 
-    colours = np.array([(0.0, 0.0, 0.0), *(to_rgb(class_colour(i)) for i in range(1, int(plane.max()) + 1))])
-    axis.imshow(colours[plane.T], origin="lower", aspect=spacing[1] / spacing[0], interpolation="nearest")
+    largest = int(plane.max(initial=0, where=plane != IGNORE))
+    names = ["black", *(class_colour(i) for i in range(1, largest + 1)), NEUTRAL]
+    colours = np.array([to_rgb(name) for name in names])[np.minimum(plane, largest + 1)]  # IGNORE is the last
+    axis.imshow(colours.swapaxes(0, 1), origin="lower", aspect=spacing[1] / spacing[0], interpolation="nearest")
     _frame(axis, plane)
 
 
@@ -233,7 +237,7 @@ def _frame(axis: Axes, plane: Array) -> None:
 
 
 def _outline(axis: Axes, plane: Array) -> None:
-    for index in np.unique(plane[plane > 0]):
+    for index in np.unique(plane[(plane > 0) & (plane != IGNORE)]):
         # The zero border closes contours of masks that touch the edge of the slice.
         mask = np.pad((plane == index).T.astype(float), 1)
         x, y = np.arange(-1, plane.shape[0] + 1), np.arange(-1, plane.shape[1] + 1)

@@ -9,17 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from monai.losses import DiceCELoss
+from monai.losses import DiceLoss
 from monai.networks.nets import UNet
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
+from medaug.cohort.schema import IGNORE
 from medaug.data.batches import StepsFrom, TrainingBatches
 from medaug.data.cases import ModelCase
 from medaug.data.transforms import classical
 from medaug.diffusion.noise import named_seed
 from medaug.files import atomic_write
+from medaug.networks.condition import one_hot
 from medaug.options import SegmenterOptions
 from medaug.progress import track
 from medaug.training.model import has_bf16
@@ -76,6 +79,21 @@ def build_segmenter(num_modalities: int, num_classes: int, channels: Sequence[in
     )
 
 
+def dice_and_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Soft Dice over the batch, mean of the foreground classes, plus mean cross-entropy, of the voxels not ignored.
+
+    Args:
+        logits: (B, num_classes, X, Y, Z).
+        label: (B, X, Y, Z) int64 class indices or IGNORE.
+    """
+    judged = label != IGNORE
+    shares = logits.softmax(1) * judged[:, None]
+    dice = DiceLoss(include_background=False, batch=True)(shares, one_hot(label, logits.shape[1]).float())
+    # Not the mean of torch, which is NaN where every voxel is ignored.
+    summed = cross_entropy(logits, label, ignore_index=IGNORE, reduction="sum")
+    return dice + summed / judged.sum().clamp(min=1)
+
+
 def train_segmenter(
     diet: Diet, num_classes: int, options: SegmenterOptions, steps: int, seed: int, name: str
 ) -> nn.Module:
@@ -95,7 +113,6 @@ def train_segmenter(
         net = build_segmenter(len(diet.real[0].image), num_classes, options.channels).to(device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=options.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    loss_function = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
     batches = iter(
         DataLoader(
             _Batches(diet, options.batch_size, seed),
@@ -108,7 +125,7 @@ def train_segmenter(
         batch = next(batches)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bf16(device)):
             logits = net(batch["image"].to(device))
-        loss = loss_function(logits.float(), batch["label"][:, None].to(device))
+        loss = dice_and_cross_entropy(logits.float(), batch["label"].to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -100,7 +100,7 @@ def _write_pair(
     mask: NDArray[np.uint8],
     image: NDArray[np.float32],
 ) -> dict[str, Any]:
-    """Write one pair; returns its name and its files, relative to `folder`."""
+    """Write one pair; returns its name, its files relative to `folder`, and the host voxels that the model drew."""
     name = f"{card.experiment}_synthetic_{recipe.index:05d}"
     description = "medaug synthetic" + (" phantom" if card.phantom else "")
     volumes = card.preprocessing.invert_image(image, host.placement)
@@ -110,7 +110,9 @@ def _write_pair(
     label = f"labelsTr/{name}.nii.gz"
     values = card.schema.to_values(card.preprocessing.invert_label(mask, host.placement))
     write_volume(folder / label, values, host.affine, description)
-    return {"name": name, "images": images, "label": label}
+    # Beyond this box of the host's grid, [start, stop) along each axis, the files hold background.
+    region = [list(ends) for ends in card.preprocessing.region(host.placement)]
+    return {"name": name, "images": images, "label": label, "region": region}
 
 
 def _as_stored(volume: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:

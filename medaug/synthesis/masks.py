@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+from medaug.cohort.schema import IGNORE
 from medaug.data.transforms import random_affine
 from medaug.errors import UserError
 from medaug.options import MasksOptions
@@ -18,7 +19,7 @@ LARGEST_CHANGE = 2.0
 
 
 def make_mask(label: NDArray[np.uint8], options: MasksOptions, seed: int) -> NDArray[np.uint8]:
-    """A mask from a training case's label (X, Y, Z), class indices; a function of its arguments alone.
+    """A mask from a training case's label (X, Y, Z), class indices or IGNORE; a function of its arguments alone.
 
     Raises:
         UserError: an unknown mask source, or a negative strength.
@@ -37,7 +38,7 @@ def deform(label: NDArray[np.uint8], options: MasksOptions, seed: int) -> NDArra
     """Rotate, scale and shift about the foreground's centre, then displace smoothly.
 
     Each class is interpolated linearly by itself and the largest share wins, so that borders stay smooth and no value
-    appears that was not there.
+    appears that was not there. What is ignored moves along, as a class of its own.
     """
     rng = np.random.default_rng(seed)
     matrix = random_affine(rng, options.rotation, options.scaling)
@@ -47,7 +48,7 @@ def deform(label: NDArray[np.uint8], options: MasksOptions, seed: int) -> NDArra
     displacement = options.elastic * smooth / smooth.std(axis=(1, 2, 3), keepdims=True)
 
     grid = np.indices(label.shape).astype(np.float64)
-    foreground = np.argwhere(label)
+    foreground = np.argwhere(_foreground(label))
     centre = (foreground.mean(axis=0) if len(foreground) else (np.array(label.shape) - 1) / 2)[:, None, None, None]
     positions = np.einsum("ij,j...->i...", matrix, grid - centre) + centre + shift[:, None, None, None] + displacement
     classes = np.unique(label)
@@ -60,9 +61,10 @@ def deform(label: NDArray[np.uint8], options: MasksOptions, seed: int) -> NDArra
 def rejection(mask: NDArray[np.uint8], original: NDArray[np.uint8]) -> str | None:
     """Why a deformed mask is not plausible any more; None where it is.
 
-    A class was lost, changed its volume more than twofold, or was pushed against the border of the grid.
+    A class was lost, changed its volume more than twofold, or was pushed against the border of the grid; what is
+    ignored may do all that.
     """
-    for value in np.unique(original[original > 0]):
+    for value in np.unique(original[_foreground(original)]):
         before, after = int((original == value).sum()), int((mask == value).sum())
         if after == 0:
             return f"class {value} vanished"
@@ -73,5 +75,9 @@ def rejection(mask: NDArray[np.uint8], original: NDArray[np.uint8]) -> str | Non
     return None
 
 
+def _foreground(label: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    return (label > 0) & (label != IGNORE)
+
+
 def _touches_border(mask: NDArray[np.uint8]) -> bool:
-    return any(bool(np.take(mask, index, axis).any()) for axis in range(3) for index in (0, -1))
+    return any(bool(np.take(_foreground(mask), index, axis).any()) for axis in range(3) for index in (0, -1))

@@ -14,7 +14,8 @@ from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
 from medaug.training.model import DiffusionModel
 
-FORMAT = 1
+FORMAT = 2
+"""1 held the bare `labels` of a schema."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,12 @@ class Card:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Card:
         """The inverse of `to_dict`."""
+        labels = values["labels"]
         return cls(
             experiment=values["experiment"],
             options=values["options"],
             preprocessing=Preprocessing.from_dict(values["preprocessing"]),
-            schema=LabelSchema.from_mapping(values["labels"]),
+            schema=LabelSchema.from_mapping(labels if values["format"] > 1 else {"labels": labels}),
             modalities=tuple(values["modalities"]),
             subjects=values["subjects"],
             phantom=values["phantom"],

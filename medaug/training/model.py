@@ -94,7 +94,7 @@ class DiffusionModel(nn.Module):
         eta: float = 0.0,
         progress: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """Images for masks: label (B, X, Y, Z) to (B, M, X, Y, Z) in [-1, 1].
+        """Images for masks: label (B, X, Y, Z), see `embed_mask`, to (B, M, X, Y, Z) in [-1, 1].
 
         Sample i depends on label[i] and seeds[i] alone, not on the batch that it is made in (to float rounding).
         """

@@ -81,6 +81,23 @@ def test_json_keeps_every_text(names: list[str], data: st.DataObject) -> None:
         assert Manifest.from_mapping(back, "/data", "x.json") == manifest
 
 
+def test_the_whole_schema_is_stored_and_monai_still_reads_the_file(tmp_path: Path) -> None:
+    from monai.data import load_decathlon_datalist
+
+    schema = LabelSchema(
+        ((0, "background"), (1, "core"), (3, "rim")), regions=(("whole", (1, 3)),), ignore=255, remap=((4, 3),)
+    )
+    cases = (Case("a", ("a.nii.gz",), "a_seg.nii.gz", "p"), Case("b", ("b.nii.gz",), "b_seg.nii.gz", "q", "val"))
+    manifest = Manifest("x", "", ("MR",), schema, cases, str(tmp_path))
+    manifest.save(tmp_path / "x.json")
+    assert Manifest.load(tmp_path / "x.json") == manifest
+    content = json.loads((tmp_path / "x.json").read_text())
+    assert content["labels"] == {"0": "background", "1": "core", "3": "rim"}
+    assert (content["regions"], content["ignore"], content["remap"]) == ({"whole": [1, 3]}, 255, {"4": 3})
+    listed = load_decathlon_datalist(str(tmp_path / "x.json"), True, "training", str(tmp_path))
+    assert [item["label"] for item in listed] == [str(tmp_path / "a_seg.nii.gz"), str(tmp_path / "b_seg.nii.gz")]
+
+
 def test_a_plain_msd_file_is_a_manifest(tmp_path: Path) -> None:
     content = {
         "name": "Liver",

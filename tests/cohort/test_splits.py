@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medaug.cohort import Case
+from medaug.cohort import Case, Manifest
 from medaug.cohort.splits import assign_splits, subject_of
 from medaug.errors import UserError
 
@@ -57,6 +60,63 @@ def test_the_seed_matters_and_the_result_is_stable() -> None:
         "case_0_0",
         "case_9_0",
     ]
+
+
+def test_the_committed_manifest_is_drawn_again() -> None:
+    committed = Manifest.load(Path(__file__).parents[2] / "data_manifests/hippocampus.json").cases
+    forgotten = [replace(case, split="train") for case in committed]
+    assert assign_splits(forgotten, 0.1, 0.2, 0) == committed
+    alike = {case.name: frozenset({"Anterior", "Posterior"}) for case in committed}
+    assert assign_splits(forgotten, 0.1, 0.2, 0, alike) == committed
+
+
+KINDS = [None, frozenset[str](), frozenset({"a"}), frozenset({"a", "b"})]
+
+
+@given(
+    kinds=st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=3), min_size=8, max_size=60),
+    val=st.sampled_from([0.0, 0.1, 0.25]),
+    test=st.sampled_from([0.0, 0.2, 0.3]),
+    seed=st.integers(0, 1000),
+    order=st.integers(0, 100),
+)
+def test_strata_give_their_share(kinds: list[list[int]], val: float, test: float, seed: int, order: int) -> None:
+    cases = _cases([len(own) for own in kinds])
+    strata = {case.name: KINDS[kind] for case, kind in zip(cases, sum(kinds, []), strict=True)}
+    result = assign_splits(cases, val, test, seed, strata)
+    split = {case.subject: case.split for case in result}
+    assert all(split[case.subject] == case.split for case in result)
+
+    plain = Counter({case.subject: case.split for case in assign_splits(cases, val, test, seed, None)}.values())
+    totals = Counter(split.values())
+    assert totals == plain  # strata move subjects, they do not change how many there are
+
+    def union(own: list[int]) -> frozenset[str] | None:
+        present = [KINDS[kind] for kind in own if KINDS[kind] is not None]
+        return frozenset().union(*present) if present else None  # type: ignore[arg-type]
+
+    stratum = {f"subject_{index}": union(own) for index, own in enumerate(kinds)}
+    left = totals["train"] + totals["val"]
+    for members in ([s for s in stratum if stratum[s] == kind] for kind in set(stratum.values())):
+        got = Counter(split[subject] for subject in members)
+        assert abs(got["test"] - totals["test"] * len(members) / len(stratum)) < 1
+        assert abs(got["val"] - totals["val"] * (len(members) - got["test"]) / left) < 1
+
+    shuffled = random.Random(order).sample(cases, len(cases))
+    assert set(assign_splits(shuffled, val, test, seed, strata)) == set(result)
+
+
+def test_labelled_and_unlabelled_subjects_are_strata_by_themselves() -> None:
+    cases = [replace(c, label="x" if i % 4 == 0 else None) for i, c in enumerate(_cases([1] * 40))]
+    result = assign_splits(cases, 0.2, 0.2, 5)
+    assert Counter((c.split, c.label is None) for c in result) == {
+        ("train", True): 18,
+        ("train", False): 6,
+        ("val", True): 6,
+        ("val", False): 2,
+        ("test", True): 6,
+        ("test", False): 2,
+    }
 
 
 def test_more_scans_of_the_same_subjects_change_no_split() -> None:

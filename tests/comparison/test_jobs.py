@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,8 @@ from medaug.options import SegmenterOptions
 CLASSES = ("Anterior", "Posterior")
 SEEDS = (0, 1)
 SUBJECTS = {"c0": "A", **{f"c{i}": letter for i, letter in enumerate("ABCDEFG", start=1)}}
+SETS = ("whole", "rim")
+SUBJECTS_OF = {f"case_{i}": f"subject_{i}" for i in range(3)}
 SHIFT = {ARMS[0]: 0.0, ARMS[1]: 0.1, ARMS[2]: 0.1}
 
 
@@ -107,6 +110,23 @@ def test_scores_are_taken_on_the_scans_own_grid(bench, tmp_path, monkeypatch):
             row = rows[(rows.case == case.case.name) & (rows["class"] == name) & (rows.metric == "dice")]
             assert row.value.item() == pytest.approx(expected)
             assert expected > 0.6  # a perfect prediction loses to resampling only
+
+
+def test_regions_are_scored_and_compared_by_name(bench, tmp_path, monkeypatch):
+    manifest, space, loaded = bench
+    regions = (("whole", (1, 4)), ("rim", (4,)))
+    manifest = replace(manifest, schema=replace(manifest.schema, regions=regions))
+    monkeypatch.setattr(module, "train_segmenter", lambda *a: None)
+    labels = iter([np.where(np.array(c.label) == 2, 1, c.label) for c in loaded] * 2)  # the rim is never found
+    monkeypatch.setattr(module, "segment", lambda net, image: next(labels))
+    jobs = [Job(arm, 0) for arm in ARMS[:2]]
+    for job in jobs:
+        run(job, tmp_path, (manifest, space, loaded))
+    rows = gather(jobs, tmp_path)
+    dice = {name: [float(r["value"]) for r in rows if (r["class"], r["metric"]) == (name, "dice")] for name in SETS}
+    assert min(dice["whole"]) > 0.8 and max(dice["rim"]) == 0 and len(rows) == 2 * 3 * 2 * 2
+    compare(rows, [(ARMS[1], ARMS[0])], [0], SUBJECTS_OF, SETS, 0, tmp_path / "c.csv")
+    assert set(pd.read_csv(tmp_path / "c.csv")["class"]) == {"mean foreground", *SETS}
 
 
 def test_a_job_is_done_once_and_an_unfinished_one_again(bench, tmp_path):

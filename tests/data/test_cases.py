@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -48,89 +47,17 @@ def manifest(tmp_path):
     return make_manifest(tmp_path / "data")
 
 
-@pytest.fixture
-def reads(monkeypatch):
-    """The names of the cases that were read from the cohort's files."""
-    names = []
-
-    def counted(manifest, case):
-        names.append(case.name)
-        return read_case(manifest, case)
-
-    monkeypatch.setattr(module, "read_case", counted)
-    return names
-
-
 def test_case_in_model_space_is_the_preprocessed_case(manifest, tmp_path):
     labelled, unlabelled = load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "cache")
     host, label = read_case(manifest, manifest.cases[0])
     image, placement = PREPROCESSING.apply_image(host.array, host.affine)
     assert np.array_equal(labelled.image, image) and labelled.image.dtype == np.float32
     assert labelled.placement == placement
-    assert np.array_equal(labelled.label, PREPROCESSING.apply_label(label, host.affine))
+    assert np.array_equal(labelled.label, PREPROCESSING.apply_label(label, placement))
     assert np.array_equal(labelled.affine, AFFINE)
     assert labelled.dtype == np.int16
     assert unlabelled.label is None
     assert set(np.unique(label)) == {0, 1, 2}, "class indices, not file values"
-
-
-def test_cache_is_read_once_until_a_file_changes(manifest, tmp_path, reads):
-    cache = tmp_path / "cache"
-    first = load_cases(manifest, manifest.cases, PREPROCESSING, cache)
-    again = load_cases(manifest, manifest.cases, PREPROCESSING, cache)
-    assert reads == ["a", "b"]
-    assert np.array_equal(first[0].image, again[0].image) and first[0].placement == again[0].placement
-
-    path = manifest.label_path(manifest.cases[0])
-    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
-    load_cases(manifest, manifest.cases, PREPROCESSING, cache)
-    assert reads == ["a", "b", "a"]
-
-
-def test_everything_that_shapes_a_case_is_in_its_key(manifest, tmp_path, reads):
-    cache = tmp_path / "cache"
-    case = manifest.cases[0]
-    load_cases(manifest, [case], PREPROCESSING, cache)
-    for other in (
-        replace(PREPROCESSING, shape=(8, 8, 4)),
-        replace(PREPROCESSING, spacing=(2.0, 2.0, 2.0)),
-        replace(PREPROCESSING, percentiles=(1.0, 99.0)),
-    ):
-        (found,) = load_cases(manifest, [case], other, cache)
-        host, _ = read_case(manifest, case)
-        assert np.array_equal(found.image, other.apply_image(host.array, host.affine)[0])
-    four_first = replace(manifest, schema=LabelSchema(((0, "background"), (4, "rim"), (1, "core"))))
-    (swapped,) = load_cases(four_first, [case], PREPROCESSING, cache)
-    assert np.array_equal(four_first.schema.to_values(swapped.label) == 4, np.asarray(swapped.label) == 1)
-    # The same files, but the second modality is now the label.
-    as_label = replace(
-        manifest,
-        modalities=("T1",),
-        cases=(Case("b", ("b_0.nii.gz",), "b_1.nii.gz", "b", "train"),),
-        schema=LabelSchema(((0, "background"), *((v, str(v)) for v in range(1, 200)))),
-    )
-    load_cases(replace(manifest, schema=as_label.schema), [manifest.cases[1]], PREPROCESSING, cache)
-    with pytest.raises(UserError, match="not in the schema"):
-        load_cases(as_label, as_label.cases, PREPROCESSING, cache)
-
-
-def test_a_killed_writer_leaves_no_entry(manifest, tmp_path, monkeypatch):
-    cache = tmp_path / "cache"
-    case = manifest.cases[0]
-    save = module._save
-
-    def killed(path, array):
-        if path.name.endswith(".label.npy"):
-            raise KeyboardInterrupt
-        save(path, np.zeros_like(array))  # what must not be taken for the case
-
-    monkeypatch.setattr(module, "_save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        load_cases(manifest, [case], PREPROCESSING, cache)
-    monkeypatch.setattr(module, "_save", save)
-    (found,) = load_cases(manifest, [case], PREPROCESSING, cache)
-    assert np.ptp(found.image) == 2
-    assert not list(cache.glob(".tmp-*"))
 
 
 def test_a_label_outside_the_grid_is_warned_about(manifest, tmp_path, caplog):
@@ -145,6 +72,28 @@ def test_grids_are_those_of_the_files(manifest):
     for shape, affine in read_grids(manifest, manifest.cases):
         assert tuple(shape) == SHAPE
         np.testing.assert_allclose(affine, AFFINE)
+
+
+def test_grids_of_the_crop_are_what_the_crop_keeps(manifest):
+    cropping = replace(PREPROCESSING, crop="body")
+    for case, (shape, _) in zip(manifest.cases, read_grids(manifest, manifest.cases, "body"), strict=True):
+        host, _ = read_case(manifest, case)
+        _, placement = cropping.apply_image(host.array, host.affine)
+        assert placement.resampled == tuple(shape)
+
+
+def test_many_cases_in_worker_processes_are_those_of_one(manifest, tmp_path, monkeypatch):
+    alone = load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "one")
+    monkeypatch.setattr(module, "_MANY", 1)
+    together = load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "two")
+    assert [case.case for case in together] == [case.case for case in alone]
+    for a, b in zip(alone, together, strict=True):
+        assert np.array_equal(a.image, b.image) and a.placement == b.placement
+    grids = read_grids(manifest, manifest.cases, "body")
+    assert len(grids) == 2 and all(len(shape) == 3 for shape, _ in grids)
+    write_volume(manifest.label_path(manifest.cases[0]), np.full(SHAPE, 2, np.uint8), AFFINE)
+    with pytest.raises(UserError, match="a_seg.nii.gz.*label values 2"):
+        load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "two")
 
 
 def shape_mismatch(manifest):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import logging
+
 import numpy as np
 import pytest
 
-from medaug.data.cohorts import find_cohort, find_root
+from medaug.cohort.folds import kfold, splits_final
+from medaug.data.cohorts import find_cohort, find_root, name_subjects, split_cohort
 from medaug.errors import UserError
+from medaug.imaging.layouts import read_layout
 from medaug.imaging.nifti import write_volume
-from medaug.options import DataOptions
+from medaug.options import DataOptions, IngestOptions
 
 
 def test_missing_data_is_one_line_with_the_ways_out(tmp_path):
@@ -73,3 +78,123 @@ def test_scans_of_one_subject_stay_together(tmp_path):
     split = {int(case.name.split("_")[1]): case.split for case in manifest.cases}
     assert all(split[2 * k - 1] == split[2 * k] for k in range(1, 11))
     assert len(manifest.subjects("val")) == 2 and len(manifest.subjects("test")) == 3
+
+
+def test_no_data_at_all_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="no scans are named; give data.manifest=FILE.json .* or data.roots"):
+        find_cohort(DataOptions(), tmp_path)
+    with pytest.raises(UserError, match=r"no folder /absent\. Or run"):
+        find_root(DataOptions(name="mine", roots=["/absent"]))
+
+
+def _msd(root, num):
+    """Empty files will do: nothing here looks into them."""
+    root.mkdir(parents=True)
+    training = [{"image": f"i/case_{n:02d}.nii.gz", "label": f"l/case_{n:02d}.nii.gz"} for n in range(num)]
+    content = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "a"}, "training": training}
+    (root / "dataset.json").write_text(json.dumps(content))
+    return root
+
+
+def test_folds_partition_what_is_not_for_testing(tmp_path):
+    root = str(_msd(tmp_path / "msd", 20))
+    plain = find_cohort(DataOptions(roots=[root]), tmp_path)
+    inside = {c.name for c in plain.cases if c.split != "test"}
+    validated = []
+    for fold in range(4):
+        manifest = find_cohort(DataOptions(roots=[root], folds=4, fold=fold), tmp_path)
+        assert manifest.split("test") == plain.split("test")
+        val = {c.name for c in manifest.split("val")}
+        assert val | {c.name for c in manifest.split("train")} == inside and 0 < len(val) <= 4
+        validated += val
+    assert sorted(validated) == sorted(inside)
+    folds = kfold(plain.cases, 4, 0)
+    assert val == {c.name for c in plain.cases if folds.get(c.subject) == 3}
+
+
+def test_folds_and_hidden_labels_of_a_committed_manifest(tmp_path):
+    root = _msd(tmp_path / "msd", 20)
+    plain = find_cohort(DataOptions(roots=[str(root)]), tmp_path)
+    plain.save(tmp_path / "cohort.json")
+    options = DataOptions(manifest=str(tmp_path / "cohort.json"), folds=2, fold=1, labelled=3, labelled_seed=5)
+    manifest = find_cohort(options, tmp_path)
+    assert sum(c.label is not None for c in manifest.split("train")) == 3
+    assert len(manifest.split("train")) == len(manifest.split("val")) == 8
+    assert all(c.label is not None for c in (*manifest.split("val"), *manifest.split("test")))
+    manifest.save(tmp_path / "train/manifest.json")
+    saved = json.loads((tmp_path / "train/manifest.json").read_text())["training"]
+    assert sum("label" in entry for entry in saved if entry["split"] == "train") == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"folds": 1}, "folds=1: .* at least 2"),
+        ({"folds": 5, "fold": 5}, "fold=5: there are folds 0 to 4"),
+        ({"folds": 17}, "folds=17: there are 16 subjects"),
+        ({"fold": 2}, "data.fold=2: there are no folds; set data.folds"),
+        ({"labelled": 15}, "labelled=15: 14 training subjects have labels"),
+        ({"labelled": 0}, "labelled=0: 14 training subjects have labels"),
+    ],
+)
+def test_folds_and_numbers_that_cannot_be(tmp_path, options, reason):
+    with pytest.raises(UserError, match=reason):
+        find_cohort(DataOptions(roots=[str(_msd(tmp_path / "msd", 20))], **options), tmp_path)
+
+
+def _brats(root, names, suffixes):
+    root.mkdir()
+    for name in names:
+        for suffix in suffixes:
+            (root / f"{name}{suffix}.nii.gz").touch()
+    return str(root)
+
+
+def test_proposed_labels_are_said_in_one_line_and_declared_ones_are_not(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "medaug.data.cohorts")
+    names = [f"BraTS20_{n:03d}" for n in range(10)]
+    root = _brats(tmp_path / "old", names, ("_t1", "_t1ce", "_t2", "_flair", "_seg"))
+    manifest = find_cohort(DataOptions(roots=[root]), tmp_path)
+    assert dict(manifest.schema.regions)["tumour core"] == (1, 4)
+    (record,) = [r for r in caplog.records if r.name == "medaug.data.cohorts"]
+    assert "0 background, 1 necrotic core, 2 oedema, 4 enhancing tumour" in record.getMessage()
+    caplog.clear()
+    find_cohort(DataOptions(roots=[str(_msd(tmp_path / "msd", 10))]), tmp_path)
+    assert not [r for r in caplog.records if r.name == "medaug.data.cohorts"]
+
+
+def test_new_brats_names_want_their_year(tmp_path):
+    names = [f"BraTS-GLI-{n:05d}-{visit}" for n in range(10) for visit in (100, 101)]
+    root = _brats(tmp_path / "new", names, ("-t1n", "-t1c", "-t2w", "-t2f", "-seg"))
+    with pytest.raises(UserError, match="data.layout="):
+        find_cohort(DataOptions(roots=[root]), tmp_path)
+    manifest = find_cohort(DataOptions(roots=[root], layout="brats2024"), tmp_path)
+    assert len({c.subject for c in manifest.cases}) == 10 and 4 in manifest.schema.values
+
+
+def test_an_incomplete_case_keeps_training_from_starting(tmp_path):
+    root = _brats(tmp_path / "old", ["a", "b"], ("_t1", "_t1ce", "_t2"))
+    with pytest.raises(UserError, match="FLAIR of case a is missing; .*1 more error"):
+        find_cohort(DataOptions(roots=[root]), tmp_path)
+
+
+def test_subjects_and_splits_of_files_are_brought_along(tmp_path):
+    manifest = read_layout(_msd(tmp_path / "msd", 8)).sound()
+    (tmp_path / "subjects.csv").write_text(
+        "case,subject\n" + "".join(f"case_{n:02d},patient {n // 2}\n" for n in range(8))
+    )
+    options = IngestOptions(subjects=str(tmp_path / "subjects.csv"), val_fraction=0.25, test_fraction=0.25)
+    manifest = name_subjects(manifest, options)
+    split = split_cohort(manifest, options)
+    assert len(split.subjects("val")) == len(split.subjects("test")) == 1 and len(split.split("test")) == 2
+    (tmp_path / "splits_final.json").write_text(json.dumps(splits_final(split.cases, 3, 1)))
+    options.splits, options.splits_fold = str(tmp_path / "splits_final.json"), 2
+    with pytest.raises(UserError, match="is not in this file"):  # the test cases, of which nnU-Net knows nothing
+        split_cohort(manifest, options)
+    rows = "".join(f"{c.name},{c.split}\n" for c in split.cases)
+    (tmp_path / "splits.csv").write_text(f"case,split\n{rows}")
+    options.splits = str(tmp_path / "splits.csv")
+    assert split_cohort(manifest, options) == split
+    options.subject_pattern = "(.)"
+    with pytest.raises(UserError, match="subjects and subject_pattern both"):
+        name_subjects(manifest, options)

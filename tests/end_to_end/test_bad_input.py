@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from medaug.cohort import provenance
-from medaug.imaging.nifti import read_volume, write_volume
+from medaug.imaging.nifti import write_volume
+from medaug.imaging.reading import read_volume
 
 LABELS = {"0": "background", "1": "Anterior", "2": "Posterior"}
 

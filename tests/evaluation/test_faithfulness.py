@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medaug.cohort.schema import IGNORE, LabelSchema
 from medaug.evaluation.faithfulness import agreement, derangement
 
+SCHEMA = LabelSchema(((0, "background"), (1, "a"), (2, "b")))
 groups = st.lists(st.sampled_from("abcdefg"), min_size=2, max_size=40)
 
 
@@ -53,11 +55,15 @@ def test_agreement_is_the_mean_foreground_dice_of_each_pair():
     half = mask.copy()
     half[0, :2] = 0  # class 1: 8 of 16 voxels
     wrong = np.where(mask == 1, 2, np.where(mask == 2, 1, 0)).astype(np.uint8)
-    values = agreement([mask, half, wrong], [mask] * 3, 3)
+    values = agreement([mask, half, wrong], [mask] * 3, SCHEMA)
     np.testing.assert_allclose(values, [1, (2 * 8 / 24 + 1) / 2, 0])
+    blind = np.where(mask != half, IGNORE, mask)
+    np.testing.assert_allclose(agreement([mask, half], [blind] * 2, SCHEMA), 1)
+    together = LabelSchema(SCHEMA.labels, regions=(("both", (1, 2)),))
+    np.testing.assert_allclose(agreement([mask, half, wrong], [mask] * 3, together), [1, 2 * 24 / (24 + 32), 1])
 
 
 def test_a_missing_mask_is_an_error_not_a_shorter_answer():
     mask = np.zeros((2, 2, 2), np.uint8)
     with pytest.raises(ValueError):
-        agreement([mask, mask], [mask], 2)
+        agreement([mask, mask], [mask], SCHEMA)

@@ -12,9 +12,12 @@ from monai.metrics import compute_dice
 from scipy.ndimage import binary_erosion, gaussian_filter
 from scipy.spatial.distance import cdist
 
+from medaug.cohort.schema import IGNORE, LabelSchema
 from medaug.evaluation.scores import dice, hd95, mean_foreground_dice, segmentation_scores
 
 SPACING = (0.8, 1.0, 2.5)
+SCHEMA = LabelSchema(((0, "background"), (1, "one"), (2, "two")))
+ONE = LabelSchema(((0, "background"), (1, "x")))
 SEEDS = st.integers(0, 10_000)
 
 
@@ -35,7 +38,7 @@ def _surface_distances_by_brute_force(p, t):
 @given(SEEDS)
 def test_dice_equals_monai_and_simpleitk(seed):
     a, b = _blobs(seed), _blobs(seed + 1)
-    scores = {(name, metric): value for name, metric, value in segmentation_scores(a, b, SPACING, ("one", "two"))}
+    scores = {(name, metric): value for name, metric, value in segmentation_scores(a, b, SPACING, SCHEMA)}
     overlap = sitk.LabelOverlapMeasuresImageFilter()
     overlap.Execute(sitk.GetImageFromArray(a), sitk.GetImageFromArray(b))
     one_hot = [torch.stack([torch.from_numpy(x == i) for i in range(3)])[None].float() for x in (a, b)]
@@ -43,7 +46,7 @@ def test_dice_equals_monai_and_simpleitk(seed):
     for index, name in enumerate(("one", "two"), start=1):
         assert scores[name, "dice"] == pytest.approx(overlap.GetDiceCoefficient(index), abs=1e-12)
         assert scores[name, "dice"] == pytest.approx(float(monai[index - 1]), abs=1e-6)
-    assert mean_foreground_dice(a, b, 3) == pytest.approx(float(monai.mean()), abs=1e-6)
+    assert mean_foreground_dice(a, b, SCHEMA) == pytest.approx(float(monai.mean()), abs=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
@@ -84,14 +87,42 @@ def test_empty_masks_are_scored_and_never_dropped():
     empty, full = np.zeros((4, 6, 8), np.uint8), np.zeros((4, 6, 8), np.uint8)
     full[1:3, 2, 2] = 1
     diagonal = np.sqrt((4 * 0.8) ** 2 + (6 * 1.0) ** 2 + (8 * 2.5) ** 2)
-    assert segmentation_scores(empty, empty, SPACING, ("x",)) == [("x", "dice", 1.0), ("x", "hd95", 0.0)]
+    assert segmentation_scores(empty, empty, SPACING, ONE) == [("x", "dice", 1.0), ("x", "hd95", 0.0)]
     for pair in ((empty, full), (full, empty)):
-        scores = dict(row[1:] for row in segmentation_scores(*pair, SPACING, ("x",)))
+        scores = dict(row[1:] for row in segmentation_scores(*pair, SPACING, ONE))
         assert scores == {"dice": 0.0, "hd95": pytest.approx(diagonal)}
 
 
 def test_masks_on_different_grids_are_refused():
     with pytest.raises(ValueError, match="different grids"):
-        segmentation_scores(np.zeros((1, 4, 4)), np.zeros((4, 4, 4)), SPACING, ("x",))
+        segmentation_scores(np.zeros((1, 4, 4)), np.zeros((4, 4, 4)), SPACING, ONE)
     with pytest.raises(ValueError, match="different grids"):
-        mean_foreground_dice(np.zeros((1, 4, 4)), np.zeros((4, 4, 4)), 2)
+        mean_foreground_dice(np.zeros((1, 4, 4)), np.zeros((4, 4, 4)), ONE)
+
+
+@settings(max_examples=15, deadline=None)
+@given(SEEDS)
+def test_ignored_voxels_count_in_neither_mask(seed):
+    prediction, truth = _blobs(seed), _blobs(seed + 1)
+    ignored = _blobs(seed + 2) == 1
+    blind = np.where(ignored, IGNORE, truth)
+    for index, name in ((1, "one"), (2, "two")):
+        scores = {(n, m): v for n, m, v in segmentation_scores(prediction, blind, SPACING, SCHEMA)}
+        p, t = (prediction == index) & ~ignored, (truth == index) & ~ignored
+        assert scores[name, "dice"] == pytest.approx(dice(p, t))
+        assert scores[name, "hd95"] == pytest.approx(hd95(p, t, SPACING))
+    other = np.where(ignored, (prediction + 1) % 3, prediction)
+    assert mean_foreground_dice(other, blind, SCHEMA) == mean_foreground_dice(prediction, blind, SCHEMA)
+
+
+@settings(max_examples=15, deadline=None)
+@given(SEEDS)
+def test_regions_are_scored_in_place_of_the_classes(seed):
+    prediction, truth = _blobs(seed), _blobs(seed + 1)
+    schema = LabelSchema(SCHEMA.labels, regions=(("both", (1, 2)), ("inner", (2,))))
+    rows = segmentation_scores(prediction, truth, SPACING, schema)
+    assert [row[:2] for row in rows] == [(n, m) for n in ("both", "inner") for m in ("dice", "hd95")]
+    masks = ((prediction > 0, truth > 0), (prediction == 2, truth == 2))
+    assert [row[2] for row in rows[::2]] == [dice(*pair) for pair in masks]
+    assert [row[2] for row in rows[1::2]] == [hd95(*pair, SPACING) for pair in masks]
+    assert mean_foreground_dice(prediction, truth, schema) == np.mean([dice(*pair) for pair in masks])

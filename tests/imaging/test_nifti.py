@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -14,16 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medaug.errors import UserError
-from medaug.imaging.nifti import (
-    Volume,
-    corner_distance,
-    grid_difference,
-    read_images,
-    read_label,
-    read_volume,
-    read_volumes,
-    write_volume,
-)
+from medaug.imaging.nifti import write_volume
+from medaug.imaging.reading import read_header, read_images, read_label, read_volume, read_volumes
+from medaug.imaging.volume import Header, Volume, corner_distance, grid_difference
 
 SHAPE = (5, 6, 7)
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # SimpleITK's world axes
@@ -147,11 +141,13 @@ def test_modalities_as_files_and_as_one_4d_file_are_the_same(tmp_path: Path) -> 
 def test_modalities_that_disagree(tmp_path: Path) -> None:
     write_volume(tmp_path / "t1.nii.gz", _image(), _affine())
     write_volume(tmp_path / "small.nii.gz", _image()[1:], _affine())
-    write_volume(tmp_path / "moved.nii.gz", _image(), _affine(angle=0.301))
+    write_volume(tmp_path / "near.nii.gz", _image(), _affine(angle=0.301))
+    write_volume(tmp_path / "moved.nii.gz", _image(), _affine(angle=0.35))
     with pytest.raises(UserError, match=r"small\.nii\.gz: has shape 4x6x7 against 5x6x7 of t1"):
         read_images([tmp_path / "t1.nii.gz", tmp_path / "small.nii.gz"])
     with pytest.raises(UserError, match=r"moved\.nii\.gz: lies .* mm away from the grid of t1"):
         read_images([tmp_path / "t1.nii.gz", tmp_path / "moved.nii.gz"])
+    read_images([tmp_path / "t1.nii.gz", tmp_path / "near.nii.gz"])  # by less than a tenth of a voxel: preflight warns
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -173,8 +169,10 @@ def test_corner_distance_of_a_shift_is_its_length(offset: tuple[float, ...]) -> 
 def test_corner_distance_of_a_stretch_is_at_the_far_corner() -> None:
     assert corner_distance((5, 5, 5), np.eye(4), np.diag([1.1, 1, 1, 1])) == pytest.approx(0.4)
     volumes = [Volume(_image(), affine, np.dtype("f4")) for affine in (np.eye(4), np.diag([1.0001, 1, 1, 1]))]
-    assert grid_difference(*volumes) == ""  # 0.0004 mm
-    assert "lies 2 mm" in grid_difference(volumes[0], Volume(_image(), np.eye(4) + 2 * np.eye(4, k=3), np.dtype("f4")))
+    assert grid_difference(*(volume.header for volume in volumes)) == ""  # 0.0004 mm
+    assert "lies 2 mm" in grid_difference(
+        volumes[0].header, Header((5, 6, 7), np.eye(4) + 2 * np.eye(4, k=3), np.dtype("f4"))
+    )
 
 
 def _damage(tmp_path: Path) -> dict[str, tuple[Path, str]]:
@@ -222,7 +220,7 @@ def _damage(tmp_path: Path) -> dict[str, tuple[Path, str]]:
         "flat.nii.gz": (tmp_path / "flat.nii.gz", "not a 3-D volume (shape 4x4)"),
         "five.nii.gz": (tmp_path / "five.nii.gz", "not a 3-D volume"),
         "complex.nii.gz": (tmp_path / "complex.nii.gz", "not plain numbers"),
-        "free.mgz": (tmp_path / "free.mgz", "is not a NIfTI file"),
+        "free.mgz": (tmp_path / "free.mgz", "is of no format that is read here"),
         "folder.nii.gz": (tmp_path / "folder.nii.gz", "cannot be read (Is a directory)"),
         "absent.nii.gz": (tmp_path / "absent.nii.gz", "does not exist"),
     }
@@ -234,6 +232,79 @@ def test_nifti_2(tmp_path: Path) -> None:
     volume = read_volume(tmp_path / "two.nii.gz")
     np.testing.assert_array_equal(volume.array, _image())
     np.testing.assert_allclose(volume.affine, _affine(), atol=1e-9)
+
+
+HEADERS = ["a.nii", "a.nii.gz"]
+
+
+@pytest.mark.parametrize("name", HEADERS)
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_headers_are_those_of_nibabel(tmp_path: Path, kind: type[nib.Nifti1Image], order: str, name: str) -> None:
+    for dtype in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"):
+        for shape in (SHAPE, (*SHAPE, 3)):
+            array = np.random.default_rng(0).normal(60, 15, shape).astype(dtype)
+            image = kind(array, _affine(), kind.header_class(endianness=order), dtype=dtype)
+            image.header["descrip"] = b"x" * 80
+            nib.save(image, tmp_path / name)
+            header, other = read_header(tmp_path / name), nib.load(tmp_path / name)
+            assert (header.shape, header.num_volumes) == (SHAPE, 1 if len(shape) == 3 else 3)
+            assert header.dtype == other.get_data_dtype()
+            assert header.dtype.newbyteorder("=") == np.dtype(dtype)
+            np.testing.assert_array_equal(header.affine, other.affine)
+            volumes = read_volumes(tmp_path / name)
+            stack = np.stack([volume.array for volume in volumes], -1).reshape(shape)
+            np.testing.assert_array_equal(stack, array)
+            assert {volume.dtype for volume in volumes} == {header.dtype}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_scaled_values_are_those_of_nibabel(tmp_path: Path, name: str) -> None:
+    for dtype in ("u1", "i2", "i4", "f4"):
+        for slope, intercept in ((0.5, -10), (1, 3), (2, 0), (float("nan"), 5), (1e30, 1e30)):
+            image = nib.Nifti1Image(_image(dtype=dtype), np.eye(4), dtype=dtype)
+            content = bytearray(image.to_bytes())
+            content[112:120] = np.array([slope, intercept], "<f4").tobytes()
+            (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+            ours, theirs = read_volume(tmp_path / name).array, np.asanyarray(nib.load(tmp_path / name).dataobj)
+            assert ours.dtype == theirs.dtype
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_headers_are_read_without_the_voxels(tmp_path: Path) -> None:
+    write_volume(tmp_path / "a.nii.gz", np.random.default_rng(0).normal(size=(90, 90, 90)), np.eye(4))
+    content = (tmp_path / "a.nii.gz").read_bytes()
+    (tmp_path / "cut.nii.gz").write_bytes(content[:20_000])
+    assert read_header(tmp_path / "cut.nii.gz").shape == (90, 90, 90)
+    start = time.monotonic()
+    for _ in range(1000):
+        read_header(tmp_path / "a.nii.gz")
+    assert time.monotonic() - start < 5  # 0.4 s; reading them whole takes minutes
+
+
+def test_what_a_header_alone_can_tell_is_refused_by_both_readers(tmp_path: Path) -> None:
+    unseen = {"cut.nii.gz", "flipped.nii.gz"}
+    for name, (path, reason) in _damage(tmp_path).items():
+        if name in unseen:
+            read_header(path)
+            continue
+        with pytest.raises(UserError) as error:
+            read_header(path)
+        assert reason in str(error.value)
+
+
+def test_extensions_and_several_gzip_members_and_padding(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(_image(), _affine())
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 5000))
+    content = image.to_bytes()
+    members = gzip.compress(content[:3000]) + gzip.compress(content[3000:])
+    for name, data in (("a.nii", content), ("b.nii.gz", members), ("c.nii.gz", members + bytes(100))):
+        (tmp_path / name).write_bytes(data)
+        np.testing.assert_array_equal(read_volume(tmp_path / name).array, _image())
+        assert read_header(tmp_path / name).shape == SHAPE
+    (tmp_path / "d.nii.gz").write_bytes(members + b"garbage")
+    with pytest.raises(UserError, match="cut short or damaged"):
+        read_volume(tmp_path / "d.nii.gz")
 
 
 def test_each_kind_of_bad_file_gets_one_line(tmp_path: Path) -> None:
@@ -249,10 +320,11 @@ def test_each_kind_of_bad_file_gets_one_line(tmp_path: Path) -> None:
 
 
 def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> bytes:  # root, who may run this test, is refused nothing
+    def refuse(path: Path, mode: str) -> None:  # root, who may run this test, is refused nothing
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    write_volume(tmp_path / "a.nii.gz", _image(), _affine())
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(UserError, match="cannot be read"):
         read_volume(tmp_path / "a.nii.gz")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -11,11 +12,12 @@ import SimpleITK
 from monai.data import load_decathlon_datalist
 
 from medaug.cohort.manifest import Case, Manifest
-from medaug.cohort.schema import LabelSchema
+from medaug.cohort.schema import IGNORE, LabelSchema
 from medaug.errors import UserError
 from medaug.imaging import writers
 from medaug.imaging.layouts import read_layout
-from medaug.imaging.nifti import read_images, write_volume
+from medaug.imaging.nifti import write_volume
+from medaug.imaging.reading import read_images
 from medaug.imaging.writers import WRITERS
 
 SHAPE = (7, 8, 5)
@@ -76,8 +78,9 @@ def test_msd_with_one_modality_is_3d_and_medaug_reads_back_what_it_wrote(tmp_pat
     WRITERS["msd"](manifest, tmp_path / "out")
     content = json.loads((tmp_path / "out/dataset.json").read_text())
     assert content["tensorImageSize"] == "3D" and content["numTraining"] == len(content["training"]) == 2
-    again = read_layout(tmp_path / "out")
+    again = read_layout(tmp_path / "out").sound()
     assert (again.schema, again.modalities, again.name) == (BRATS, ("T1",), "toy")
+    assert content["training"][0]["split"] == "train"
     assert [(c.name, c.subject) for c in again.cases] == [(c.name, c.subject) for c in manifest.cases]
     for one, other in zip(again.cases, manifest.cases, strict=True):
         assert data(again.image_paths(one)[0]).shape == SHAPE
@@ -176,3 +179,183 @@ def test_only_labelled_cases_are_written_and_there_must_be_one(tmp_path):
     assert json.loads((tmp_path / "out/dataset.json").read_text())["numTraining"] == 1
     with pytest.raises(UserError, match="no labelled case to write"):
         WRITERS["msd"](Manifest(**{**vars(manifest), "cases": tuple(unlabelled)}), tmp_path / "none")
+
+
+def tree(folder) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def split_cohort(root) -> Manifest:
+    """Seven cases: train, val and test, of each one without label, and a case more for training."""
+    manifest = cohort(root, modalities=("T1",), num=7)
+    splits = ("train", "train", "val", "test", "train", "val", "test")
+    cases = [replace(c, split=s, subject=c.name) for c, s in zip(manifest.cases, splits, strict=True)]
+    cases[4:] = [replace(case, label=None) for case in cases[4:]]
+    return replace(manifest, cases=tuple(cases))
+
+
+def test_msd_lists_test_cases_apart_and_without_their_labels(tmp_path, caplog):
+    WRITERS["msd"](split_cohort(tmp_path), tmp_path / "out")
+    content = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert content["test"] == ["./imagesTs/case3.nii.gz", "./imagesTs/case6.nii.gz"] and content["numTest"] == 2
+    assert [(e["image"], e["split"]) for e in content["training"]] == [
+        ("./imagesTr/case0.nii.gz", "train"),
+        ("./imagesTr/case1.nii.gz", "train"),
+        ("./imagesTr/case2.nii.gz", "val"),
+    ]
+    train = {f"{part}Tr/case{i}.nii.gz" for part in ("images", "labels") for i in range(3)}
+    assert tree(tmp_path / "out") == train | {f"imagesTs/case{i}.nii.gz" for i in (3, 6)} | {"dataset.json"}
+    assert "2 cases for training have no label and are left out" in caplog.text
+    listed = load_decathlon_datalist(str(tmp_path / "out/dataset.json"), True, "test", str(tmp_path / "out"))
+    assert [item["image"] for item in listed] == [str(tmp_path / f"out/imagesTs/case{i}.nii.gz") for i in (3, 6)]
+
+
+def test_nnunet_never_trains_on_a_test_case_and_keeps_the_split(tmp_path):
+    WRITERS["nnunet"](split_cohort(tmp_path), tmp_path / "out")
+    expected = {f"imagesTr/case{i}_0000.nii.gz" for i in range(3)} | {f"labelsTr/case{i}.nii.gz" for i in range(3)}
+    expected |= {"imagesTs/case3_0000.nii.gz", "imagesTs/case6_0000.nii.gz", "labelsTs/case3.nii.gz"}
+    assert tree(tmp_path / "out") == expected | {"dataset.json", "splits_final.json"}
+    splits = json.loads((tmp_path / "out/splits_final.json").read_text())
+    assert splits == [{"train": ["case0", "case1"], "val": ["case2"]}]
+    content = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert content["numTraining"] == 3 and content["medaug"]["subjects"]["case6"] == "case6"
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_only_test_cases_are_nothing_to_train_on(tmp_path, layout):
+    manifest = cohort(tmp_path)
+    tested = replace(manifest, cases=tuple(replace(case, split="test") for case in manifest.cases))
+    with pytest.raises(UserError, match="no labelled case to write"):
+        WRITERS[layout](tested, tmp_path / "out")
+
+
+TUMOUR = LabelSchema(
+    labels=((0, "background"), (1, "necrosis"), (2, "oedema"), (3, "enhancing")),
+    regions=(("core", (1, 3)), ("whole", (1, 2, 3)), ("enhancing", (3,))),
+    ignore=9,
+    remap=((4, 3), (7, 9)),
+)
+RAW = np.array([0, 1, 2, 3, 4, 7, 9], np.uint8)
+
+
+def remapped(root) -> Manifest:
+    manifest = replace(cohort(root, modalities=("T1",)), schema=TUMOUR)
+    for i, case in enumerate(manifest.cases):
+        label = np.random.default_rng(i).choice(RAW, SHAPE)
+        write_volume(manifest.label_path(case), label, AFFINE)
+    return manifest
+
+
+def test_msd_holds_what_remapped_values_stand_for_and_the_whole_schema(tmp_path):
+    manifest = remapped(tmp_path)
+    WRITERS["msd"](manifest, tmp_path / "out")
+    again = read_layout(tmp_path / "out", "msd").sound()
+    assert again.schema == replace(TUMOUR, remap=())
+    for case, other in zip(manifest.cases, again.cases, strict=True):
+        raw, written = data(manifest.label_path(case)), data(again.label_path(other))
+        assert {7, 9, 4} <= set(np.unique(raw)) and set(np.unique(written)) == {0, 1, 2, 3, 9}
+        indices = TUMOUR.to_indices(raw, "raw")
+        np.testing.assert_array_equal(again.schema.to_indices(written, "written"), indices)
+        assert set(np.unique(indices)) == {0, 1, 2, 3, IGNORE}
+
+
+def test_nnunet_gets_regions_in_an_order_that_writes_every_class_and_the_ignore_label_last(tmp_path):
+    manifest = remapped(tmp_path)
+    WRITERS["nnunet"](manifest, tmp_path / "out")
+    content = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert content["labels"] == {"background": 0, "whole": [1, 2, 3], "core": [1, 3], "enhancing": [3], "ignore": 4}
+    assert list(content["labels"]) == ["background", "whole", "core", "enhancing", "ignore"]
+    assert content["regions_class_order"] == [2, 1, 3]
+    schema = LabelSchema.from_mapping(content["medaug"])
+    assert (schema.names, schema.ignore, schema.remap) == (TUMOUR.names, 4, ())
+    assert schema.structures() == TUMOUR.structures()
+    again = read_layout(tmp_path / "out", "nnunet").sound()
+    assert again.schema.structures() == TUMOUR.structures() and again.schema.ignore == 4
+    for case in manifest.cases:
+        written = data(tmp_path / f"out/labelsTr/{case.name}.nii.gz")
+        expected = TUMOUR.to_indices(data(manifest.label_path(case)), "raw")
+        np.testing.assert_array_equal(written, np.where(expected == IGNORE, 4, expected))
+        # As nnU-Net turns predicted regions into labels.
+        painted = np.zeros_like(written)
+        regions = [v for name, v in content["labels"].items() if name not in {"background", "ignore"}]
+        for region, value in zip(regions, content["regions_class_order"], strict=True):
+            painted[np.isin(written, region)] = value
+        np.testing.assert_array_equal(painted, np.where(written == 4, 0, written))
+
+
+@pytest.mark.parametrize(
+    "regions",
+    [
+        {"a": [1, 2]},  # 3 is in none
+        {"whole": [1, 2, 4], "again": [1, 2, 4], "core": [1, 4]},
+        {"whole": [1, 2, 4], "rim": [4]},  # 1 and 2 cannot be told apart
+    ],
+)
+def test_regions_that_nnunet_cannot_write_become_plain_classes_with_a_warning(tmp_path, regions, caplog):
+    schema = LabelSchema.from_mapping({**BRATS.to_mapping(), "regions": regions})
+    WRITERS["nnunet"](replace(cohort(tmp_path), schema=schema), tmp_path / "out")
+    content = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert content["labels"] == {"background": 0, "necrotic core": 1, "oedema": 2, "enhancing tumour": 3}
+    assert "regions_class_order" not in content and "it gets the plain classes" in caplog.text
+
+
+def test_a_class_called_ignore_is_refused_by_nnunet_alone(tmp_path):
+    labels = {"0": "background", "1": "a", "2": "b", "4": "ignore"}
+    manifest = replace(cohort(tmp_path), schema=LabelSchema.from_mapping({"labels": labels}))
+    with pytest.raises(UserError, match='leaves out what is called "ignore"'):
+        WRITERS["nnunet"](manifest, tmp_path / "out")
+    WRITERS["msd"](manifest, tmp_path / "out")
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_a_rounded_affine_becomes_the_images_and_another_grid_is_refused(tmp_path, layout):
+    manifest = cohort(tmp_path)
+    first, *_, last = manifest.image_paths(manifest.cases[0])
+    label = manifest.label_path(manifest.cases[0])
+    for path in (last, label):
+        write_volume(path, data(path), AFFINE + 2e-5 * np.eye(4, k=1))
+    WRITERS[layout](manifest, tmp_path / "out")
+    for path in [*(tmp_path / "out/imagesTr").iterdir(), *(tmp_path / "out/labelsTr").iterdir()]:
+        np.testing.assert_array_equal(nib.load(path).affine[:3, :3], nib.load(first).affine[:3, :3])
+    for path in (last, label):
+        kept = path.read_bytes()
+        write_volume(path, data(path), AFFINE + 0.5 * np.eye(4, k=3))
+        with pytest.raises(UserError, match=f"{path.name}: lies 0.5 mm away .*; resample it onto that grid"):
+            WRITERS[layout](manifest, tmp_path / "again")
+        path.write_bytes(kept)
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_what_training_would_choke_on_is_refused(tmp_path, layout):
+    manifest = cohort(tmp_path, dtype="float32")
+    path = manifest.image_paths(manifest.cases[0])[1]
+    image = data(path).copy()
+    image[1, 2, 3] = np.nan
+    write_volume(path, image, AFFINE)
+    with pytest.raises(UserError, match=f"{path.name}: holds NaN"):
+        WRITERS[layout](manifest, tmp_path / "out")
+    fewer = replace(manifest, modalities=("T1", "T2"))
+    with pytest.raises(UserError, match="4 volumes of case case0 for 2 modalities"):
+        WRITERS[layout](fewer, tmp_path / "out")
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize("name", ["../out", "a/b", ".hidden"])
+def test_a_case_name_cannot_lead_out_of_the_folder(tmp_path, layout, name):
+    manifest = cohort(tmp_path, num=1)
+    manifest = replace(manifest, cases=(replace(manifest.cases[0], name=name),))
+    with pytest.raises(UserError, match="cannot be the name of a file"):
+        WRITERS[layout](manifest, tmp_path / "out")
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_phantoms_stay_phantoms(tmp_path, layout):
+    manifest = cohort(tmp_path)
+    for phantom in (True, False):
+        out = tmp_path / f"out{phantom}"
+        WRITERS[layout](replace(manifest, phantom=phantom), out)
+        assert json.loads((out / "dataset.json").read_text()).get("phantom", False) == phantom
+        assert (out / "PHANTOM.txt").is_file() == phantom
+        for path in out.rglob("*.nii.gz"):
+            assert (b"phantom" in bytes(nib.load(path).header["descrip"])) == phantom
+        assert read_layout(out, layout).manifest.phantom == phantom

@@ -11,8 +11,9 @@ from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medaug.cohort.schema import IGNORE, LabelSchema
 from medaug.networks.codecs import Codec, codec_stride, depth_to_space, space_to_depth
-from medaug.networks.condition import condition_channels, embed_mask
+from medaug.networks.condition import condition_channels, embed_mask, one_hot
 
 VARIANTS = list(itertools.product(["identity", "haar"], [2, 3]))
 even = st.tuples(*[st.integers(1, 4)] * 3).map(lambda sides: tuple(2 * side for side in sides))
@@ -137,3 +138,22 @@ def test_absent_and_unknown_differ():
     null = torch.zeros(1, 2)
     assert torch.equal(embed_mask(label, null, 3, (1, 1, 1)), embed_mask(other, null, 3, (1, 1, 1)))
     assert not embed_mask(label, null, 3, (1, 1, 1)).any()
+
+
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2)])
+def test_an_ignored_voxel_is_unknown_in_every_plane_and_changes_nothing_else(stride):
+    label = torch.randint(0, 3, (1, 4, 4, 4), generator=torch.Generator().manual_seed(0))
+    known, ignored = torch.ones(1, 2), label.clone()
+    ignored[0, 1, 2, 3] = IGNORE
+    before, after = embed_mask(label, known, 3, stride), embed_mask(ignored, known, 3, stride)
+    changed = (before != after).nonzero()
+    assert len(changed) == 2 and not after[before != after].any()
+    assert (changed[:, 2:] == torch.tensor([1, 2, 3]) // torch.tensor(stride)).all()
+
+
+def test_one_hot_is_the_schemas():
+    schema = LabelSchema(((0, "background"), (1, "a"), (7, "b")), ignore=3)
+    label = torch.tensor([0, 1, 2, IGNORE]).reshape(1, 4, 1, 1)
+    planes = one_hot(label, schema.num_classes)
+    assert planes.shape == (1, 3, 4, 1, 1)
+    np.testing.assert_array_equal(planes[0].numpy(), schema.one_hot(label[0].numpy()))

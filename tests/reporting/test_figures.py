@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from medaug.cohort.schema import IGNORE
 from medaug.evaluation.statistics import Interval
 from medaug.reporting import figures
 
@@ -102,3 +103,20 @@ def test_colours_of_many_classes_differ():
 def test_matplotlib_is_not_imported_with_the_module():
     code = "import sys, medaug.reporting.figures; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_ignored_voxels_are_grey_without_an_outline_and_choose_no_slice(tmp_path):
+    image, label = _square()
+    label[..., 1] = IGNORE  # far more than the foreground, in a slice without any
+    label[:6, :, 4] = IGNORE
+    figures.comparison_picture([("", label, image, image)], tmp_path / "one.png", window=(0, 1))
+    picture = imread(tmp_path / "one.png")
+    assert _near(picture, figures.class_colour(2)).any()
+    grey = np.argwhere(_near(picture, figures.NEUTRAL)[:, : picture.shape[1] // 3])
+    box = np.argwhere(_near(picture, figures.class_colour(2)))
+    assert len(grey) / len(box) == pytest.approx(6 * 12 / (3 * 2), rel=0.1)
+    assert grey[:, 1].min() > box[:, 1].max()  # the patient's left is on the right
+    plain = np.where(label == IGNORE, 0, label)
+    for name, mask in (("blind", label), ("plain", plain)):
+        figures.contact_sheet([("case", image, mask)], tmp_path / f"{name}.png", "title", window=(0, 1))
+    assert np.array_equal(imread(tmp_path / "blind.png"), imread(tmp_path / "plain.png"))

@@ -5,14 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from monai.losses import DiceCELoss
 
 from medaug.cohort.manifest import Case
+from medaug.cohort.schema import IGNORE, LabelSchema
 from medaug.data.cases import ModelCase
 from medaug.data.preprocessing import Placement
 from medaug.errors import UserError
 from medaug.evaluation.scores import mean_foreground_dice
 from medaug.options import SegmenterOptions
-from medaug.segmentation.segmenter import Diet, _Batches, load_segmenter, save_segmenter, segment, train_segmenter
+from medaug.segmentation.segmenter import (
+    Diet,
+    _Batches,
+    dice_and_cross_entropy,
+    load_segmenter,
+    save_segmenter,
+    segment,
+    train_segmenter,
+)
 
 SIDE = 16
 TINY = SegmenterOptions(channels=[8, 16], batch_size=4, learning_rate=5e-3, num_workers=0)
@@ -39,8 +49,9 @@ CASES = [toy(i) for i in range(6)]
 @pytest.mark.slow
 def test_what_is_plain_to_see_is_learned():
     net = train_segmenter(Diet(CASES, augment=False), 3, TINY, 60, 0, "toy")
+    schema = LabelSchema(((0, "background"), (1, "dim"), (2, "bright")))
     unseen = [toy(100 + i) for i in range(4)]
-    scores = [mean_foreground_dice(segment(net, case.image), case.label, 3) for case in unseen]
+    scores = [mean_foreground_dice(segment(net, case.image), case.label, schema) for case in unseen]
     assert np.mean(scores) > 0.9
 
 
@@ -112,3 +123,49 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="the disk is full"):
         save_segmenter(torch.nn.Linear(1, 1), tmp_path / "net.pt")
     assert list(tmp_path.iterdir()) == []
+
+
+def logits_and_label(seed):
+    draw = torch.Generator().manual_seed(seed)
+    label = torch.randint(0, 3, (2, 6, 5, 4), generator=draw)
+    return torch.randn(2, 3, 6, 5, 4, generator=draw).requires_grad_(), label
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_without_ignored_voxels_the_loss_is_monais_to_the_bit(seed):
+    logits, label = logits_and_label(seed)
+    monai = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)(logits, label[:, None])
+    ours = dice_and_cross_entropy(logits, label)
+    assert torch.equal(ours, monai)
+    (expected,), (found,) = torch.autograd.grad(monai, logits), torch.autograd.grad(ours, logits)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ignored_voxels_do_not_reach_the_loss(seed):
+    logits, label = logits_and_label(seed)
+    ignored = torch.rand(label.shape, generator=torch.Generator().manual_seed(9)) < 0.4
+    loss = dice_and_cross_entropy(logits, label.masked_fill(ignored, IGNORE))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    touched = gradient.abs().sum(1) > 0
+    assert torch.equal(touched, ~ignored)
+    changed = torch.where(ignored[:, None], logits * 10 + 3, logits)
+    assert torch.equal(dice_and_cross_entropy(changed, label.masked_fill(ignored, IGNORE)), loss)
+    # What is left is the loss of the judged voxels alone, as if there were no others.
+    judged = [logits.movedim(1, -1)[~ignored].T[None, :, :, None, None], label[~ignored][None, None, :, None, None]]
+    monai = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)(*judged)
+    torch.testing.assert_close(loss, monai)
+
+
+def test_a_batch_of_which_nothing_was_judged_teaches_nothing():
+    logits, label = logits_and_label(0)
+    loss = dice_and_cross_entropy(logits, torch.full_like(label, IGNORE))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert torch.isfinite(loss) and not gradient.any()
+
+
+def test_training_takes_ignored_voxels():
+    cases = [toy(i) for i in range(3)]
+    for case in cases:
+        case.label[:4] = IGNORE
+    assert torch.isfinite(weights(diet=Diet(cases))).all()

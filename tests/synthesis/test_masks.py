@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from medaug.cohort.schema import IGNORE
 from medaug.errors import UserError
 from medaug.options import MasksOptions
 from medaug.synthesis.masks import deform, make_mask, rejection
@@ -127,3 +128,23 @@ def test_two_fold_is_the_most_either_way():
 def test_options_that_mean_nothing_are_refused(change):
     with pytest.raises(UserError, match=f"masks.{next(iter(change))}={next(iter(change.values()))}".replace(".0", "")):
         make_mask(nested(), dataclasses.replace(MasksOptions(), **change), 0)
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(0, 2**62))
+def test_what_is_ignored_moves_along_and_never_turns_a_mask_down(seed):
+    label = nested()
+    blind = label.copy()
+    blind[:2] = IGNORE  # far from the foreground, on the border
+    mask, plain = deform(blind, MasksOptions(), seed), deform(label, MasksOptions(), seed)
+    assert set(np.unique(mask)) <= {0, 1, 3, IGNORE}
+    # The foreground moves as if nothing were ignored: its centre is the pivot.
+    away = mask != IGNORE
+    assert (mask[away] == plain[away]).mean() > 0.999
+    assert rejection(np.where(mask == IGNORE, 0, mask), blind) == rejection(mask, label)
+
+
+def test_ignored_voxels_neither_vanish_nor_grow_nor_touch_the_border():
+    label = nested()
+    blind = np.where(label == 0, IGNORE, label)
+    assert rejection(blind, label) is None and rejection(label, blind) is None

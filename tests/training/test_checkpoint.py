@@ -24,7 +24,9 @@ CARD = Card(
         attention=[False],
     ),
     preprocessing=Preprocessing((8, 8, 16), (1.0, 1.5, 2.0), (0.5, 99.5)),
-    schema=LabelSchema(((0, "background"), (1, "core"), (4, "rim"))),
+    schema=LabelSchema(
+        ((0, "background"), (1, "core"), (4, "rim")), regions=(("whole", (1, 4)),), ignore=255, remap=((3, 4),)
+    ),
     modalities=("T1", "T2"),
     subjects={"train": ["a", "b"], "val": ["c"]},
     phantom=True,
@@ -42,6 +44,11 @@ def save(path: Path, card: dict | None = None) -> dict[str, torch.Tensor]:
 
 def test_a_card_round_trips_through_plain_values():
     assert Card.from_dict(json.loads(json.dumps(CARD.to_dict()))) == CARD
+
+
+def test_a_card_of_format_1_held_the_labels_alone():
+    old = CARD.to_dict() | {"format": 1, "labels": {"0": "background", "1": "core", "4": "rim"}}
+    assert Card.from_dict(old).schema == LabelSchema(CARD.schema.labels)
 
 
 def test_a_checkpoint_gives_card_and_weights(tmp_path):

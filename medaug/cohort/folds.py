@@ -1,0 +1,88 @@
+"""Folds for cross-validation, and fewer labels than there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from medaug.cohort.manifest import Case
+from medaug.cohort.splits import Strata, ranked_strata, subject_rank
+from medaug.errors import UserError
+
+
+def kfold(cases: Iterable[Case], k: int, seed: int, strata: Strata | None = None) -> dict[str, int]:
+    """Divide the subjects of the splits "train" and "val" into folds; those of "test" stay out.
+
+    Subjects are dealt out in turn, stratum after stratum, so that the folds differ by at most one subject, as a
+    whole and in every stratum (see `medaug.cohort.splits.ranked_strata`).
+
+    Returns:
+        Subject -> fold, 0..k-1.
+
+    Raises:
+        UserError: fewer than two folds, or fewer subjects than folds.
+    """
+    groups = ranked_strata([case for case in cases if case.split != "test"], seed, strata)
+    subjects = [subject for group in groups for subject in group]
+    if k < 2:
+        raise UserError(f"folds={k}: cross-validation needs at least 2; give another number")
+    if len(subjects) < k:
+        raise UserError(f"folds={k}: there are {len(subjects)} subjects beside the test split; choose fewer folds")
+    return {subject: index % k for index, subject in enumerate(subjects)}
+
+
+def hold_out_fold(
+    cases: Iterable[Case], k: int, fold: int, seed: int, strata: Strata | None = None
+) -> tuple[Case, ...]:
+    """Give the cases of one fold of `kfold` the split "val", those of the others "train"; "test" stays.
+
+    Returns:
+        The cases in the order given.
+
+    Raises:
+        UserError: as `kfold`, or there is no such fold.
+    """
+    cases = tuple(cases)
+    folds = kfold(cases, k, seed, strata)
+    if not 0 <= fold < k:
+        raise UserError(f"fold={fold}: there are folds 0 to {k - 1} (folds={k}); choose one of them")
+    return tuple(
+        case if case.split == "test" else replace(case, split="val" if folds[case.subject] == fold else "train")
+        for case in cases
+    )
+
+
+def splits_final(cases: Iterable[Case], k: int, seed: int, strata: Strata | None = None) -> list[dict[str, list[str]]]:
+    """Return `kfold` as nnU-Net's splits_final.json has it: per fold the names of the cases in "train" and "val".
+
+    Only labelled cases are named, for nnU-Net knows no others. Raises as `kfold`.
+    """
+    cases = tuple(cases)
+    folds = kfold(cases, k, seed, strata)
+    fold_of = {case.name: folds[case.subject] for case in cases if case.subject in folds and case.label is not None}
+    return [
+        {
+            "train": sorted(name for name, fold in fold_of.items() if fold != val),
+            "val": sorted(name for name, fold in fold_of.items() if fold == val),
+        }
+        for val in range(k)
+    ]
+
+
+def hide_labels(cases: Iterable[Case], num: int, seed: int) -> tuple[Case, ...]:
+    """Keep the labels of `num` subjects of the split "train"; the others' cases there become unlabelled.
+
+    The choice goes by a hash of (seed, subject): a smaller `num` keeps a part of what a larger one keeps.
+
+    Returns:
+        The cases in the order given.
+
+    Raises:
+        UserError: fewer labelled training subjects than `num`, or `num` below 1.
+    """
+    cases = tuple(cases)
+    labelled = {case.subject for case in cases if case.split == "train" and case.label is not None}
+    if not 1 <= num <= len(labelled):
+        raise UserError(f"labelled={num}: {len(labelled)} training subjects have labels; choose 1 to {len(labelled)}")
+    kept = sorted(labelled, key=lambda subject: subject_rank(f"labelled {seed}", subject))[:num]
+    return tuple(case if case.split != "train" or case.subject in kept else replace(case, label=None) for case in cases)

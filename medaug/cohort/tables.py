@@ -1,0 +1,132 @@
+"""Subjects and splits that a user brings along: CSV files and nnU-Net's splits_final.json."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from medaug.cohort.manifest import SPLITS, Case
+from medaug.errors import UserError
+
+
+def read_subjects(path: Path, cases: Iterable[Case]) -> tuple[Case, ...]:
+    """Name the subjects of cases by a CSV file with the columns case and subject.
+
+    Returns:
+        The cases in the order given.
+
+    Raises:
+        UserError: the file is unreadable, or does not name every case once and no other.
+    """
+    cases = tuple(cases)
+    _, subjects = _read_columns(path, "subject", "case")
+    _match(path, "case", subjects, [case.name for case in cases])
+    return tuple(replace(case, subject=subjects[case.name]) for case in cases)
+
+
+def read_splits(path: Path, cases: Iterable[Case], fold: int = 0) -> tuple[Case, ...]:
+    """Split cases as a file says.
+
+    Args:
+        path: nnU-Net's splits_final.json (a list of {"train": [...], "val": [...]} by case name; it knows no test
+            split), or a CSV file with the columns case (or subject) and split (train, val or test).
+        cases: the cohort, its subjects named.
+        fold: which entry of splits_final.json.
+
+    Returns:
+        The cases in the order given.
+
+    Raises:
+        UserError: the file is unreadable, does not place every case in one split, names others, or divides a subject.
+    """
+    cases = tuple(cases)
+    if path.suffix == ".json":
+        key, split = "case", _read_fold(path, fold)
+    else:
+        key, split = _read_columns(path, "split", "case", "subject")
+        for name, value in split.items():
+            if value not in SPLITS:
+                raise UserError(f"{path}: {key} {name} has split {value}; write {', '.join(SPLITS)}")
+    names = [case.name if key == "case" else case.subject for case in cases]
+    _match(path, key, split, names)
+    first: dict[str, Case] = {}
+    result = tuple(replace(case, split=split[name]) for case, name in zip(cases, names, strict=True))
+    for case in result:
+        other = first.setdefault(case.subject, case)
+        if other.split != case.split:
+            raise UserError(
+                f"{path}: subject {case.subject} is in two splits, {other.name} in {other.split} and {case.name} in"
+                f" {case.split}; put all cases of a person in one"
+            )
+    return result
+
+
+def _read_fold(path: Path, fold: int) -> dict[str, str]:
+    try:
+        content = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a JSON file ({str(error).splitlines()[0]}); mend or restore it") from error
+    shape = '[{"train": ["CASE", ...], "val": [...]}, ...]'
+    if not isinstance(content, list) or not content:
+        raise UserError(f"{path}: not a list of folds; write {shape}")
+    if not 0 <= fold < len(content):
+        raise UserError(f"{path}: there are folds 0 to {len(content) - 1}, not {fold}; set splits_fold to one of them")
+    entry = content[fold]
+    split: dict[str, str] = {}
+    for name in ("train", "val"):
+        members = entry.get(name) if isinstance(entry, dict) else None
+        if not isinstance(members, list) or not all(isinstance(member, str) for member in members):
+            raise UserError(f"{path}: fold {fold} has no list {name}; write {shape}")
+        for member in members:
+            if split.setdefault(member, name) != name:
+                raise UserError(f"{path}: case {member} is in train and in val of fold {fold}; remove one")
+    return split
+
+
+def _read_columns(path: Path, value: str, *keys: str) -> tuple[str, dict[str, str]]:
+    """The first of the columns `keys` that a CSV file (comma or semicolon) has, and that column -> column `value`."""
+    text = _text(path)
+    delimiter = ";" if ";" in text.partition("\n")[0] else ","
+    try:
+        rows = [
+            [cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter, strict=True)
+        ]
+    except csv.Error as error:
+        raise UserError(f"{path}: not a CSV file ({error}); mend it") from error
+    header = [name.casefold() for name in rows[0]] if rows else []
+    key = next((key for key in keys if key in header), None)
+    if key is None or value not in header:
+        raise UserError(f"{path}: lacks the columns {' or '.join(keys)}, {value}; name them in the first line")
+    found: dict[str, str] = {}
+    for number, row in enumerate(rows[1:], start=2):
+        if not any(row):
+            continue
+        entry = dict(zip(header, row, strict=False))
+        if not entry.get(key) or not entry.get(value):
+            raise UserError(f"{path}: line {number} lacks {key} or {value}; fill it in")
+        if found.setdefault(entry[key], entry[value]) != entry[value]:
+            raise UserError(f"{path}: {key} {entry[key]} has two entries for {value}; remove one")
+    return key, found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not UTF-8 text; save it as CSV UTF-8 or JSON") from error
+
+
+def _match(path: Path, key: str, found: Mapping[str, str], wanted: Iterable[str]) -> None:
+    wanted = set(wanted)
+    for names, fault in (
+        (wanted - found.keys(), "not in this file; add it"),
+        (found.keys() - wanted, "not in the cohort; remove it, or mend the name"),
+    ):
+        if names:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise UserError(f"{path}: {key} {min(names)}{more} is {fault}")

@@ -1,0 +1,129 @@
+"""The model's grid, chosen from the training scans' headers: voxel size and shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import io_orientation
+from numpy.typing import NDArray
+
+from medaug.data.resampling import COARSE
+from medaug.errors import UserError
+from medaug.options import DataOptions
+
+Shape = tuple[int, int, int]
+Spacing = tuple[float, float, float]
+
+AGREEMENT = 0.02
+"""Voxel sizes within this share of their median are one voxel size: scanners round."""
+
+
+def check_options(options: DataOptions) -> None:
+    """Refuse what no cohort could be brought into model space by.
+
+    Raises:
+        UserError: names the key, what is wrong, and what is needed.
+    """
+    for key, known in (
+        ("resample", ("auto", "never")),
+        ("crop", ("none", "body")),
+        ("intensity", ("percentile", "window", "zscore")),
+        ("cache", ("disk", "ram")),
+    ):
+        if getattr(options, key) not in known:
+            raise UserError(f"data.{key}={getattr(options, key)}: unknown; choose {' or '.join(known)}")
+    if not _ascending(options.percentiles, 0, 100):
+        raise UserError(f"data.percentiles={list(options.percentiles)}: two ascending numbers within 0..100 are needed")
+    window = options.window
+    if window is not None and not _ascending(window, -math.inf, math.inf):
+        raise UserError(f"data.window={list(window)}: two ascending numbers are needed, such as [-1000,1000]")
+    if options.intensity == "window" and window is None:
+        raise UserError("data.intensity=window: no window is given; set data.window, such as [-1000,1000]")
+    if not options.zscore_clip > 0:
+        raise UserError(f"data.zscore_clip={options.zscore_clip:g}: a number above 0 is needed, such as 4")
+    spacing = options.spacing
+    if spacing is not None and (len(spacing) != 3 or not all(0 < size < math.inf for size in spacing)):
+        raise UserError(f"data.spacing={list(spacing)}: three voxel sizes in mm are needed, such as [1,1,1]")
+    if options.max_side is not None and options.max_side < 1:
+        raise UserError(f"data.max_side={options.max_side}: at least 1 voxel is needed; null sets no limit")
+    shape = options.shape
+    if shape is not None and (len(shape) != 3 or min(shape) < 1):
+        raise UserError(f"data.shape={list(shape)}: three sides in voxels are needed, or null")
+
+
+def fit_grid(
+    scans: Sequence[tuple[Sequence[int], NDArray[Any]]], options: DataOptions, multiple: int
+) -> tuple[Shape, Spacing | None]:
+    """The model's grid and voxel size (mm along R, A, S; None: every scan keeps its own).
+
+    Scans are resampled where `spacing` says so, where their voxel sizes differ by more than 2 % from the median (with
+    `resample=auto`), and where a side has more than `max_side` voxels. The target is then the median per axis, after
+    nnU-Net (Isensee et al., Nature Methods 18, 2021): where the median's longest side is more than three times its
+    shortest, the 10th percentile along that axis, but no finer than the other axes.
+
+    Args:
+        scans: (shape, affine in mm) of every training scan, after the crop.
+        options: `spacing`, `resample`, `max_side`, `shape`.
+        multiple: each side of the model's grid is a multiple of this.
+
+    Raises:
+        UserError: a given shape does not divide by `multiple`.
+    """
+    shapes = np.array([oriented_shape(shape, affine) for shape, affine in scans])
+    spacings = np.array([oriented_spacing(affine) for _, affine in scans])
+    usual = np.median(spacings, axis=0)
+    target = options.spacing
+    if target is None and options.resample == "auto" and np.abs(spacings / usual - 1).max() > AGREEMENT:
+        target = usual.tolist()
+        if usual.max() > COARSE * usual.min():
+            axis = int(usual.argmax())
+            target[axis] = float(max(np.percentile(spacings[:, axis], 10), np.delete(usual, axis).max()))
+    if options.max_side is not None and _largest(shapes, spacings, target).max() > options.max_side:
+        finest = np.array(usual if target is None else target)
+        target = (finest * max(1.0, np.max(shapes * spacings / finest) / options.max_side)).tolist()
+    shape = options.shape
+    if shape is None:
+        shape = [math.ceil(side / multiple) * multiple for side in _largest(shapes, spacings, target).tolist()]
+    elif any(side % multiple for side in shape):
+        raise UserError(
+            f"data.shape={list(shape)}: each side must be a multiple of {multiple} for this codec and network"
+        )
+    x, y, z = (int(side) for side in shape)
+    return (x, y, z), None if target is None else (float(target[0]), float(target[1]), float(target[2]))
+
+
+def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float] | None) -> Shape:
+    """The shape that fills a grid's field of view with voxels of the size `target`, to the nearest voxel."""
+    if target is not None:
+        shape = [max(1, round(n * old / new)) for n, old, new in zip(shape, spacing, target, strict=True)]
+    x, y, z = (int(side) for side in shape)
+    return x, y, z
+
+
+def orientation_of(affine: NDArray[Any]) -> NDArray[np.int_]:
+    """nibabel's (axis, flip) of each array axis: the world axis that it runs along, and 1 or -1."""
+    return np.asarray(io_orientation(affine)).astype(int)
+
+
+def oriented_shape(shape: Sequence[Any], affine: NDArray[Any]) -> list[Any]:
+    """One number per array axis, brought into the order R, A, S."""
+    axes = orientation_of(affine)[:, 0].tolist()
+    return [shape[axes.index(axis)] for axis in range(3)]
+
+
+def oriented_spacing(affine: NDArray[Any]) -> Spacing:
+    """Voxel size in mm along R, A, S."""
+    x, y, z = oriented_shape([float(size) for size in nib.affines.voxel_sizes(affine)], affine)
+    return x, y, z
+
+
+def _largest(shapes: NDArray[Any], spacings: NDArray[Any], target: Sequence[float] | None) -> NDArray[Any]:
+    return np.max([resampled_shape(n, s, target) for n, s in zip(shapes, spacings, strict=True)], axis=0)
+
+
+def _ascending(values: Sequence[float], least: float, most: float) -> bool:
+    return len(values) == 2 and least <= values[0] < values[1] <= most

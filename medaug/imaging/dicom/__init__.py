@@ -1,0 +1,1 @@
+"""DICOM in: headers, image series, segmentations and contours, whole trees."""

@@ -1,0 +1,187 @@
+"""Who is behind a pseudonym: the private file, the names of subjects and cases, and what must not be said aloud.
+
+The private file is the only thing written that knows a PatientID or a path of the user's DICOM tree. It stays with
+the user, readable by its owner alone, and nothing reads it but another ingest and `withdraw`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.errors import InvalidDicomError
+
+from medaug.cohort.manifest import read_json
+from medaug.errors import UserError
+from medaug.files import atomic_write
+from medaug.imaging.dicom.instance import quiet
+
+FORMAT = 1
+REMOVED = "[removed]"
+_NEVER_SAID = (
+    "PatientID",
+    "OtherPatientIDs",
+    "IssuerOfPatientID",
+    "PatientBirthDate",
+    "PatientAddress",
+    "PatientTelephoneNumbers",
+    "AccessionNumber",
+    "StudyID",
+    "InstitutionName",
+    "InstitutionAddress",
+    "InstitutionalDepartmentName",
+    "StationName",
+)
+_WORD = re.compile(r"[^\W_]{2,}")
+
+
+@dataclass(frozen=True)
+class Private:
+    """The content of a private file.
+
+    Attributes:
+        salt: secret key of the pseudonyms, hexadecimal.
+        subjects: subject, as the manifest names it, to PatientID (or study UID, where there is none).
+        cases: case to {"subject", "study", "series": {modality: UID}, "files": [path]}.
+        problems: what was found wrong, with the files that the findings do not name.
+    """
+
+    salt: str
+    subjects: dict[str, str] = field(default_factory=dict)
+    cases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    problems: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Name:
+    """What a study is called outside the private file."""
+
+    subject: str
+    case: str
+
+
+def load_private(path: Path) -> Private:
+    """Read a private file; one with a fresh salt where there is none yet.
+
+    Raises:
+        UserError: unreadable, or not a private file of this version.
+    """
+    if not path.exists():
+        return Private(secrets.token_hex(32))
+    content = read_json(path)
+    version = content.pop("format", None)
+    kinds = {"salt": str, "subjects": dict, "cases": dict, "problems": list}
+    if version != FORMAT or any(not isinstance(content.get(key), kind) for key, kind in kinds.items()):
+        raise UserError(
+            f"{path}: not a private file that medaug.ingest wrote (format {FORMAT}); "
+            "restore it, or give another with private=FILE"
+        )
+    return Private(**{key: content[key] for key in kinds})
+
+
+def save_private(path: Path, private: Private) -> None:
+    """Write a private file, whole or not at all, never readable by anybody but its owner.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    text = json.dumps({"format": FORMAT, **asdict(private)}, indent=1, ensure_ascii=False) + "\n"
+    with atomic_write(path) as temporary:
+        temporary.unlink(missing_ok=True)  # of a killed process of the same number, with any mode
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def pseudonym(salt: str, patient_id: str) -> str:
+    """A subject's pseudonym: "S" and the first 10 hexadecimal digits of HMAC-SHA256 (RFC 2104) keyed by the salt."""
+    return "S" + _keyed(salt, patient_id)[:10]
+
+
+def name_studies(patients: Mapping[str, str], private: Private, pseudonyms: bool = True) -> dict[str, Name]:
+    """Name studies by subject and running number, in an order that says nothing of dates.
+
+    A study that the private file knows keeps its name; the others of the same subject are numbered after it, by their
+    UID's HMAC.
+
+    Args:
+        patients: study UID to PatientID; "" where there is none, then the study is a subject of its own.
+        private: salt, and the names given before.
+        pseudonyms: False: a subject is called by its PatientID, made safe for a file name.
+
+    Returns:
+        study UID to its name.
+    """
+    names = {
+        case["study"]: Name(case["subject"], name)
+        for name, case in private.cases.items()
+        if case["study"] in patients
+        and case["subject"] == _subject(private.salt, patients[case["study"]], case["study"], pseudonyms)
+    }
+    taken = set(private.cases)
+    for study in sorted(patients.keys() - names.keys(), key=lambda uid: _keyed(private.salt, uid)):
+        subject = _subject(private.salt, patients[study], study, pseudonyms)
+        number = 1
+        while f"{subject}_{number}" in taken:
+            number += 1
+        names[study] = Name(subject, f"{subject}_{number}")
+        taken.add(f"{subject}_{number}")
+    return names
+
+
+def _subject(salt: str, patient_id: str, study: str, pseudonyms: bool) -> str:
+    if pseudonyms or not patient_id:
+        return pseudonym(salt, patient_id or study)
+    safe = re.sub(r"[^A-Za-z0-9-]+", "-", patient_id)
+    # Two PatientIDs that differ only in what was replaced remain two subjects.
+    return safe if safe == patient_id else f"{safe}-{hashlib.sha256(patient_id.encode()).hexdigest()[:6]}"
+
+
+def _keyed(salt: str, text: str) -> str:
+    return hmac.new(bytes.fromhex(salt), text.encode(), hashlib.sha256).hexdigest()
+
+
+def identifying_terms(paths: Iterable[Path]) -> frozenset[str]:
+    """The words in DICOM headers that could name a patient, to be kept out of messages with `scrub`.
+
+    They are every person's name, the patient's and the visit's numbers, the birth date, and the institution.
+
+    Args:
+        paths: one file of a series says as much as all of them; what cannot be read says nothing.
+    """
+    texts: list[str] = []
+    for path in paths:
+        try:
+            with quiet():
+                header = pydicom.dcmread(path, stop_before_pixels=True)
+                texts += [str(header.get(keyword, "")) for keyword in _NEVER_SAID]
+                texts += [str(element.value) for element in header if element.VR == "PN"]
+        except (InvalidDicomError, OSError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError):
+            continue  # a damaged header raises anything, and is a finding elsewhere
+    return frozenset(word for text in texts for word in [text.strip(), *_WORD.findall(text)] if len(word) > 1)
+
+
+def scrub(text: str, terms: Iterable[str]) -> str:
+    """Put "[removed]" for every term in a text, whatever its case; terms of up to three signs only as whole words."""
+    for term in sorted(terms, key=len, reverse=True):
+        pattern = re.escape(term)
+        if len(term) <= 3:
+            pattern = rf"(?<![^\W_]){pattern}(?![^\W_])"
+        text = re.sub(pattern, REMOVED, text, flags=re.IGNORECASE)
+    return text
+
+
+def scrub_quoted(text: str, terms: Iterable[str]) -> str:
+    """`scrub` from the first quotation mark to the last: there stand names from headers, elsewhere our own words."""
+    return re.sub('".*"', lambda match: scrub(match[0], terms), text, flags=re.DOTALL)

@@ -1,0 +1,388 @@
+"""One DICOM series as a volume: slices ordered by where they lie, or refused by name.
+
+Distances come from ImagePositionPatient alone. SliceThickness, SpacingBetweenSlices, SliceLocation, InstanceNumber
+and file names say nothing about where a slice lies, and are not asked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medaug.errors import UserError
+from medaug.imaging.dicom.headers import Series, scan_here
+from medaug.imaging.dicom.instance import SEGMENTATIONS, Instance, Plane, uid_name
+from medaug.imaging.dicom.pixels import PixelError, decode, rescale, rescaled_dtype
+from medaug.imaging.volume import Header, Volume, bad_file
+
+_DOSE = "1.2.840.10008.5.1.4.1.1.481.2"  # RT Dose has rows and columns, but its frames lie by other rules
+_MAX_SIDE = 16384
+_COSINES = 1e-3  # headers are often rounded to three or four decimals
+_SIDEWAYS = 1e-3  # mm per mm along the normal: what such rounding does to slices that lie straight
+_EXPORT = "export the series again from its archive"
+_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a series is no volume, in words without a path or patient data.
+
+    Attributes:
+        code: the kind, in words with hyphens; "gap" is the one that `on_gap="resample"` mends.
+        what: goes on after "series 12: ".
+        remedy: what the user can do.
+    """
+
+    code: str
+    what: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class _Slice:
+    instance: Instance
+    frame: int
+    plane: Plane
+
+    @property
+    def position(self) -> NDArray[np.float64]:
+        return np.array(self.plane.position)
+
+    @property
+    def directions(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Unit vectors (3,) along which the column index grows, and the row index."""
+        row, column = np.array(self.plane.orientation).reshape(2, 3)
+        return row / np.linalg.norm(row), column / np.linalg.norm(column)
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Slices in ascending order along their normal, and the regular grid on which they lie.
+
+    Attributes:
+        places: index of each slice on the grid; a number that is left out is a missing slice.
+        affine: (4, 4) of the grid, (column, row, place) to RAS mm.
+    """
+
+    slices: tuple[_Slice, ...]
+    places: NDArray[np.int64]
+    affine: NDArray[np.float64]
+
+
+def series_problems(series: Series) -> list[Problem]:
+    """Say why a series is no volume, from its headers alone; empty where `read_series` has nothing against them.
+
+    Kinds: not-an-image, colour, absurd-size, cut-short, mixed-objects, mixed-shape, frame-count, mixed-units,
+    bad-rescale, no-geometry, bad-orientation, mixed-orientation, mixed-spacing, single-slice, duplicate-slices,
+    two-acquisitions, uneven-spacing, shifted-slices, gantry-tilt, gap.
+    """
+    problems = _object_problems(series)
+    if problems:
+        return problems
+    slices = _slices(series)
+    return _value_problems(slices) + (_plane_problems(slices) or _stack_problems(slices))
+
+
+def series_header(series: Series) -> Header:
+    """The grid of a series and the type of its values; missing slices count as if they were there.
+
+    Raises:
+        UserError: as `read_series` with `on_gap="resample"`, as far as headers tell.
+    """
+    _refuse(series, "resample")
+    return _header(series, _stack(_slices(series)))
+
+
+def read_series(series: Series, on_gap: str = "refuse") -> Volume:
+    """Read a series as one volume.
+
+    Args:
+        series: of `scan_tree`.
+        on_gap: "refuse" a series that lacks slices, or "resample": fill them by linear interpolation between their
+            neighbours.
+
+    Returns:
+        array (columns, rows, slices) in ascending order along the slices' normal, rescaled: int16 or int32 where
+        slopes and intercepts are whole numbers and the range fits, else float32. The affine is RAS mm.
+
+    Raises:
+        UserError: "series N: what; remedy" for the first problem. No partial volume is ever returned.
+    """
+    _refuse(series, on_gap)
+    stack = _stack(_slices(series))
+    header = _header(series, stack)
+    try:
+        array = _fill(stack, _values(stack, header))
+    except PixelError as error:
+        raise UserError(f"{_name(series)}: {error}") from None
+    return Volume(array.transpose(2, 1, 0), stack.affine, array.dtype)
+
+
+def read_folder(path: str | os.PathLike[str]) -> Volume:
+    """Read a multi-frame file, or a folder that holds exactly one image series. Works in this process.
+
+    Raises:
+        UserError: as `read_series`, with the path before it; or there is no image series, or several; or a file
+            cannot be read.
+    """
+    if not Path(path).exists():
+        raise bad_file(path, "does not exist", "check the path")
+    tree = scan_here(path)
+    if tree.unreadable:
+        first, reason = tree.unreadable[0]
+        raise bad_file(first, reason, f"{_EXPORT}, or take the file away")
+    images = [series for series in tree.series if not any(p.code == "not-an-image" for p in series_problems(series))]
+    if len(images) != 1:
+        found = f"holds {len(images)} image series ({', '.join(map(_name, images))})" if images else "holds no image"
+        raise bad_file(path, found, "give a folder with one DICOM series, or a multi-frame file")
+    try:
+        return read_series(images[0])
+    except UserError as error:
+        raise UserError(f"{os.fspath(path)}: {error}") from None
+
+
+def _name(series: Series) -> str:
+    return "series without a number" if series.number is None else f"series {series.number}"
+
+
+def _refuse(series: Series, on_gap: str) -> None:
+    if on_gap not in {"refuse", "resample"}:
+        raise UserError(f"on_gap={on_gap}: is not known; use refuse or resample")
+    for problem in series_problems(series):
+        if problem.code == "duplicate-slices":
+            problem = _look_at_duplicates(_slices(series), problem)
+        if problem.code != "gap" or on_gap == "refuse":
+            raise UserError(f"{_name(series)}: {problem.what}; {problem.remedy}")
+
+
+def _slices(series: Series) -> list[_Slice]:
+    return [_Slice(one, frame, plane) for one in series.instances for frame, plane in enumerate(one.planes)]
+
+
+def _object_problems(series: Series) -> list[Problem]:
+    """What forbids to look at planes at all."""
+    instances = series.instances
+    for one in instances:
+        if not one.rows or not one.columns or one.sop_class.startswith((SEGMENTATIONS, _DOSE)):
+            what = f"is no image ({uid_name(one.sop_class)})"
+            return [Problem("not-an-image", what, "choose an image series")]
+    classes = {one.sop_class for one in instances}
+    if len(classes) > 1:
+        names = ", ".join(sorted(uid_name(name) for name in classes))
+        return [Problem("mixed-objects", f"mixes objects of {len(classes)} kinds ({names})", _EXPORT)]
+    if any(one.samples != 1 or one.photometric == "PALETTE COLOR" for one in instances):
+        return [Problem("colour", "holds colour images", "choose a series of grey values")]
+    if max(max(one.rows, one.columns) for one in instances) > _MAX_SIDE:
+        return [Problem("absurd-size", f"has slices of more than {_MAX_SIDE} pixels a side", _EXPORT)]
+    shapes = Counter((one.columns, one.rows) for one in instances)
+    if len(shapes) > 1:
+        sizes = ", ".join(f"{columns}x{rows}" for (columns, rows), _ in shapes.most_common(3))
+        return [Problem("mixed-shape", f"mixes slices of different size ({sizes})", _EXPORT)]
+    if any(one.frames != len(one.planes) and len(one.planes) > 1 for one in instances):
+        return [Problem("frame-count", "describes another number of frames than it has", _EXPORT)]
+    if any(one.frames != len(one.planes) for one in instances):
+        return [Problem("no-geometry", "has many frames and does not say where each lies", "convert it by hand")]
+    if short := sum(not one.complete for one in instances):
+        return [Problem("cut-short", f"has {short} files that end before their pixels do", "copy or export it again")]
+    if len(instances) == len(instances[0].planes) == 1:
+        return [Problem("single-slice", "is a single slice, not a volume", "give every slice, or leave it out")]
+    return []
+
+
+def _value_problems(slices: Sequence[_Slice]) -> list[Problem]:
+    planes = [one.plane for one in slices]
+    if not all(np.isfinite([plane.slope, plane.intercept]).all() and plane.slope for plane in planes):
+        return [Problem("bad-rescale", "has a rescale slope that is zero or not finite", _EXPORT)]
+    units = {plane.rescale_type for plane in planes if plane.rescale_type}
+    is_rescaled = {plane.rescale_type is not None for plane in planes}
+    is_partly = len(is_rescaled) > 1 and any((plane.slope, plane.intercept) != (1, 0) for plane in planes)
+    if len(units) > 1 or is_partly:
+        what = "rescales only some of its slices" if is_partly else f"has values in {len(units)} units"
+        return [Problem("mixed-units", what, _EXPORT)]
+    return []
+
+
+def _plane_problems(slices: Sequence[_Slice]) -> list[Problem]:
+    """What forbids to order the slices."""
+    planes = [one.plane for one in slices]
+    spacings = np.array([plane.pixel_spacing or (np.nan, np.nan) for plane in planes])
+    orientations = np.array([plane.orientation or (np.nan,) * 6 for plane in planes])
+    positions = np.array([plane.position or (np.nan,) * 3 for plane in planes])
+    for keyword, values in (
+        ("ImagePositionPatient", positions),
+        ("ImageOrientationPatient", orientations),
+        ("PixelSpacing", spacings),
+    ):
+        if missing := int((~np.isfinite(values)).any(axis=1).sum()):
+            what = f"has no valid {keyword} in {missing} of {len(planes)} slices"
+            return [Problem("no-geometry", what, "export the series with its geometry, or convert it by hand")]
+    if (spacings <= 0).any():
+        return [Problem("no-geometry", "has a pixel spacing that is not positive", _EXPORT)]
+    row, column = orientations[:, :3], orientations[:, 3:]
+    errors = [np.linalg.norm(row, axis=1) - 1, np.linalg.norm(column, axis=1) - 1, (row * column).sum(axis=1)]
+    if np.abs(errors).max() > _COSINES:
+        return [Problem("bad-orientation", "has rows and columns that are not at right angles", _EXPORT)]
+    problems = []
+    if np.ptp(orientations, axis=0).max() > _COSINES:
+        what = "mixes slices of different orientation"
+        problems.append(Problem("mixed-orientation", what, "export each orientation as its own series"))
+    if (np.ptp(spacings, axis=0) > 1e-4 * spacings[0]).any():
+        problems.append(Problem("mixed-spacing", "mixes slices of different pixel spacing", _EXPORT))
+    return problems
+
+
+def _stack_problems(slices: Sequence[_Slice]) -> list[Problem]:
+    """What is wrong with the order."""
+    groups = _by_position(slices)
+    if most := max(len(group) for group in groups) - 1:
+        return [_shared_position(groups, most + 1)]
+    stack = _stack(slices)
+    normal, steps = _normal(slices[0]), np.diff(stack.places)
+    positions = np.array([one.position for one in stack.slices])
+    distances = positions @ normal
+    gaps = np.diff(distances)
+    step, origin = (_LPS @ stack.affine)[:3, 2:].T
+    spacing = float(step @ normal)
+    misses = positions - origin - stack.places[:, None] * step
+    along = misses @ normal
+    # Positions are often written with one decimal; a tenth of the spacing is too much in any case.
+    tolerance = min(max(0.06, 0.01 * spacing), 0.1 * spacing)
+    if np.abs(along).max() > tolerance or stack.places[-1] > 2 * len(steps):
+        what = f"has unevenly spaced slices, {gaps.min():.4g} to {gaps.max():.4g} mm apart"
+        return [Problem("uneven-spacing", what, "resample it by hand, or leave it out")]
+    if (sideways := float(np.linalg.norm(misses - along[:, None] * normal, axis=1).max())) > tolerance:
+        what = f"has slices that lie up to {sideways:.3g} mm beside the line of the others"
+        return [Problem("shifted-slices", what, "correct for the table's or the patient's movement first")]
+    problems = []
+    if (tilt := float(np.linalg.norm(step - spacing * normal) / spacing)) > _SIDEWAYS:
+        what = f"is sheared: its slices are stacked {np.degrees(np.arctan(tilt)):.2g} degrees off their normal"
+        remedy = "correct the gantry tilt first, for example with dcm2niix"
+        problems.append(Problem("gantry-tilt", f"{what} (gantry tilt)", remedy))
+    if missing := int(steps.sum()) - len(steps):
+        after = [
+            f"{count - 1} after slice {index + 1} ({gaps[index]:.4g} mm to the next, {spacing:.4g} mm elsewhere)"
+            for index, count in enumerate(steps)
+            if count > 1
+        ]
+        more = f" and {len(after) - 3} more gaps" if len(after) > 3 else ""
+        what = f"misses {missing} slice{'s' * (missing > 1)}: {', '.join(after[:3])}{more}"
+        problems.append(Problem("gap", what, "export it again, or set on_gap=resample to interpolate"))
+    return problems
+
+
+def _shared_position(groups: Sequence[Sequence[_Slice]], most: int) -> Problem:
+    """Several slices at one position: copies, or acquisitions that should be series of their own."""
+    shared = [group for group in groups if len(group) > 1]
+    if all(
+        len({one.instance.sop_instance_uid for one in group}) == 1 == len({one.frame for one in group})
+        for group in shared
+    ):
+        return Problem("duplicate-slices", f"holds the same image twice {len(shared)} times", "leave the copies out")
+    differing: Counter[str] = Counter()
+    for group in shared:
+        values = defaultdict(set)
+        for one in group:
+            for keyword, value in one.plane.acquisition:
+                values[keyword].add(value)
+        differing.update(keyword for keyword, found in values.items() if len(found) > 1)
+    if differing:
+        keywords = ", ".join(keyword for keyword, _ in differing.most_common(3))
+        return _two_acquisitions(most, f"{keywords} differs" if len(differing) == 1 else f"{keywords} differ")
+    what = f"holds several slices at one position, at {len(shared)} of {len(groups)} positions"
+    return Problem("duplicate-slices", what, "leave the copies out, or export each acquisition as its own series")
+
+
+def _two_acquisitions(count: int, difference: str) -> Problem:
+    what = f"holds {count} acquisitions in one series ({difference})"
+    return Problem("two-acquisitions", what, "export each acquisition as its own series")
+
+
+def _look_at_duplicates(slices: Sequence[_Slice], problem: Problem) -> Problem:
+    """Where headers cannot tell copies from acquisitions, the pixels of one position do."""
+    group = next(group for group in _by_position(slices) if len(group) > 1)
+    try:
+        pixels = [decode(one.instance)[one.frame] for one in group]
+    except PixelError:
+        return problem
+    is_copy = all(np.array_equal(pixels[0], other) for other in pixels[1:])
+    return problem if is_copy else _two_acquisitions(len(group), "their pixels differ")
+
+
+def _normal(one: _Slice) -> NDArray[np.float64]:
+    normal = np.cross(*one.directions)
+    return normal / np.linalg.norm(normal)
+
+
+def _by_position(slices: Sequence[_Slice]) -> list[list[_Slice]]:
+    """Slices in ascending order along the normal, those at one position together."""
+    normal = _normal(slices[0])
+    ordered = sorted(slices, key=lambda one: (one.position @ normal, one.instance.sop_instance_uid, one.frame))
+    distances = np.array([one.position @ normal for one in ordered])
+    same = min(0.01, 0.01 * np.diff(distances).max())
+    groups = [[ordered[0]]]
+    for one, gap in zip(ordered[1:], np.diff(distances), strict=True):
+        if gap > same:
+            groups.append([])
+        groups[-1].append(one)
+    return groups
+
+
+def _stack(slices: Sequence[_Slice]) -> _Stack:
+    """Put slices, all at different positions, onto the regular grid that fits them best."""
+    ordered = [group[0] for group in _by_position(slices)]
+    normal = _normal(ordered[0])
+    gaps = np.diff([one.position @ normal for one in ordered])
+    # The usual gap, from all that are no multiples of it: one rounded number among them does no harm.
+    usual = gaps[gaps < 1.5 * gaps.min()].mean()
+    places = np.concatenate([[0], np.cumsum(np.maximum(1, np.rint(gaps / usual)))]).astype(np.int64)
+    row, column = ordered[0].directions
+    between_rows, between_columns = ordered[0].plane.pixel_spacing or (np.nan, np.nan)
+    affine = np.eye(4)
+    affine[:3, 0] = row * between_columns
+    affine[:3, 1] = column * between_rows
+    # The straight line nearest to all positions: they are often rounded, the first and the last one too.
+    positions, centred = np.array([one.position for one in ordered]), places - places.mean()
+    affine[:3, 2] = centred @ positions / (centred @ centred)
+    affine[:3, 3] = positions.mean(axis=0) - places.mean() * affine[:3, 2]
+    return _Stack(tuple(ordered), places, _LPS @ affine)
+
+
+def _header(series: Series, stack: _Stack) -> Header:
+    first = series.instances[0]
+    shape = (first.columns, first.rows, int(stack.places[-1]) + 1)
+    return Header(shape, stack.affine, rescaled_dtype(series.instances))
+
+
+def _values(stack: _Stack, header: Header) -> NDArray[Any]:
+    """Rescaled values (places, rows, columns); places without a slice are left as they come."""
+    array = np.empty(header.shape[::-1], header.dtype)
+    by_file = defaultdict(list)
+    for place, one in zip(stack.places, stack.slices, strict=True):
+        by_file[one.instance.path].append((place, one))
+    for members in by_file.values():
+        frames = decode(members[0][1].instance)
+        for place, one in members:
+            values = rescale(frames[one.frame], one.plane)
+            if array.dtype.kind == "i":
+                bounds = np.iinfo(array.dtype)
+                if values.min() < bounds.min or values.max() > bounds.max:
+                    raise PixelError(f"has values beyond its BitsStored; {_EXPORT}")
+            array[place] = values
+    return array
+
+
+def _fill(stack: _Stack, array: NDArray[Any]) -> NDArray[Any]:
+    """Interpolate the missing places linearly, in place."""
+    for low, high in zip(stack.places[:-1], stack.places[1:], strict=True):
+        for place in range(low + 1, high):
+            weight = (place - low) / (high - low)
+            values = (1 - weight) * array[low] + weight * array[high]
+            array[place] = np.rint(values) if array.dtype.kind == "i" else values
+    return array

@@ -1,0 +1,393 @@
+"""Tasks of the Medical Segmentation Decathlon: fetched by name, checked and unpacked.
+
+A process may be killed at any point. Bytes are appended to `.<Task>.tar.part`; what the server said of the whole stands
+in `.<Task>.tar.json`. A whole archive is checked by its MD5, unpacked into `.tmp-<pid>-<Task>`, and that folder takes
+its name as the last step. The next call goes on wherever this one stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import fcntl
+import hashlib
+import http.client
+import json
+import logging
+import os
+import re
+import shutil
+import tarfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from email.message import Message
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from rich.filesize import decimal
+
+from medaug.errors import UserError
+from medaug.progress import track, track_bytes
+
+log = logging.getLogger(__name__)
+
+HOMEPAGE = "http://medicaldecathlon.com"
+# Address and MD5 of the archives: monai.apps.DecathlonDataset of MONAI 1.6.1 (monai/apps/datasets.py).
+ADDRESS = "https://msd-for-monai.s3-us-west-2.amazonaws.com"
+MD5 = {
+    "Task01_BrainTumour": "240a19d752f0d9e9101544901065d872",
+    "Task02_Heart": "06ee59366e1e5124267b774dbd654057",
+    "Task03_Liver": "a90ec6c4aa7f6a3d087205e23d4e6397",
+    "Task04_Hippocampus": "9d24dba78a72977dbd1d2e110310f31b",
+    "Task05_Prostate": "35138f08b1efaef89d7424d2bcc928db",
+    "Task06_Lung": "8afd997733c7fc0432f71255ba4e52dc",
+    "Task07_Pancreas": "4f7080cfca169fa8066d17ce6eb061e4",
+    "Task08_HepaticVessel": "641d79e80ec66453921d997fbf12a29c",
+    "Task09_Spleen": "410d4a301da4e5b2f6f86ec3ddba524e",
+    "Task10_Colon": "bad7a188931dc2f6acf72b08eb6202d0",
+}
+
+TIMEOUT_S = 30.0
+# A connection that brings less than this within TIMEOUT_S counts as cut: a trickle would never end.
+TRICKLE_BYTES = 30_000
+# Waits before the next connection. The row begins anew whenever that many new bytes have come.
+WAITS_S = (1, 3, 10, 30)
+PROGRESS_BYTES = 1_000_000
+CHUNK_BYTES = 1 << 20
+# Statuses of a server that may answer soon.
+_BUSY = {408, 429, 500, 502, 503, 504}
+
+
+class _CutError(Exception):
+    """A connection that failed, and may work the next time.
+
+    Attributes:
+        connected: whether there was a server at the other end.
+    """
+
+    def __init__(self, reason: object, connected: bool = True) -> None:
+        super().__init__(str(getattr(reason, "strerror", None) or reason or type(reason).__name__))
+        self.connected = connected
+
+
+def download_task(name: str, folder: Path, mirror: str | None = None) -> Path:
+    """Fetch a task and unpack it in `folder`, unless it is there; nothing that exists is overwritten.
+
+    Args:
+        name: such as "Task04_Hippocampus"; the tasks are the keys of `MD5`.
+        folder: made where it is missing; archive and unpacked task must both fit for a while.
+        mirror: http or https address of a folder with `<name>.tar`. Null: `ADDRESS`.
+
+    Returns:
+        `folder/<name>`, which holds `dataset.json`.
+
+    Raises:
+        UserError: an unknown name or address; no connection, or one that keeps breaking; not enough space; an archive
+            that is damaged, not the published one, or not safe to unpack; another process is at it.
+    """
+    if name not in MD5:
+        close = difflib.get_close_matches(name.lower(), (known.lower() for known in MD5), n=1, cutoff=0.5)
+        nearest = [known for known in MD5 if known.lower() in close]
+        raise UserError(
+            f"download={name}: no such task; "
+            + (f"did you mean {nearest[0]}?" if nearest else f"the tasks are {', '.join(MD5)}")
+        )
+    url = f"{ADDRESS if mirror is None else _checked(mirror)}/{name}.tar"
+    target = folder / name
+    part = folder / f".{name}.tar.part"
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / f".{name}.lock"):
+        if (target / "dataset.json").exists():
+            log.info("%s: there already, nothing to do", target)
+            return target
+        if os.path.lexists(target):
+            raise UserError(f"{target}: exists but holds no dataset.json; move it away or choose another folder")
+        _clear_leftovers(folder, name)
+        _fetch(url, part)
+        _check_space(folder, part.stat().st_size)
+        with open(part, "rb") as archive:
+            digest = hashlib.md5(usedforsecurity=False)
+            for chunk in track_bytes(_read(archive), "checking", part.stat().st_size):
+                digest.update(chunk)
+        if digest.hexdigest() != MD5[name]:
+            _discard(part)
+            raise UserError(
+                f"{url}: not the published archive (MD5 {digest.hexdigest()}, not {MD5[name]}), and removed; "
+                "run the same command again or choose another mirror"
+            )
+        try:
+            _unpack(part, target)
+        except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+            _discard(part)
+            raise UserError(
+                f"{url}: cannot be unpacked ({error}), and removed; get {name}.tar from {HOMEPAGE} or another mirror"
+            ) from error
+        _discard(part)
+    log.info("%s: fetched and unpacked", target)
+    return target
+
+
+def _checked(mirror: str) -> str:
+    """The address without a slash at its end; refused before anything is sent, and passwords never repeated."""
+    try:
+        parts = urlsplit(mirror)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        raise UserError("mirror: not an address; give one like https://host/folder") from None
+    if parts.username is not None:
+        raise UserError("mirror: user names and passwords in the address are not supported; fetch the archive by hand")
+    if not valid or parts.query or parts.fragment or not re.fullmatch(r"[!-~]+", mirror):
+        raise UserError(f"mirror={mirror!r}: not the address of a folder; give one like https://host/folder")
+    return mirror.rstrip("/")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with _writing(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Unlinked by its last holder between our open and our lock: others may hold a new file of that name.
+            busy = os.fstat(handle).st_nlink == 0
+        except BlockingIOError:
+            busy = True
+        except OSError as error:  # some network file systems have no locks; a mingled archive fails its MD5
+            log.warning("%s: cannot be locked (%s)", path, error.strerror)
+            busy = False
+        if busy:
+            raise UserError(f"{path.parent}: another process is downloading this task there; wait until it has ended")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say in one line what the disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(f"{path}: the disk is full; free some space and run the same command again") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error
+
+
+def _clear_leftovers(folder: Path, name: str) -> None:
+    """Remove what killed processes had unpacked; an export to the same name may be alive beside us."""
+    for path in folder.glob(f".tmp-*-{name}"):
+        if match := re.fullmatch(rf"\.tmp-(\d+)-{name}", path.name):
+            try:
+                os.kill(int(match[1]), 0)
+            except ProcessLookupError:
+                shutil.rmtree(path, ignore_errors=True)
+            except OSError:  # alive, and somebody else's
+                continue
+
+
+def _fetch(url: str, part: Path) -> None:
+    """Append to `part` until it is whole, over as many connections as that takes."""
+    waits, cuts, best = iter(WAITS_S), 0, _size(part)
+    by_hand = f"get {_archive(url)} by hand from {HOMEPAGE} and unpack it in {part.parent}"
+    while True:
+        try:
+            return _go_on(url, part)
+        except urllib.error.HTTPError as error:
+            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and _size(part):
+                _discard(part)  # the file there is shorter than what is here
+                continue
+            raise UserError(f"{url}: HTTP status {error.code} {error.reason}; {by_hand}") from error
+        except _CutError as cut:
+            if not cuts and not cut.connected:
+                raise UserError(f"{url}: no connection ({cut}); {by_hand}") from cut
+            if _size(part) - best >= PROGRESS_BYTES:
+                waits = iter(WAITS_S)
+            cuts, best = cuts + 1, max(best, _size(part))
+            if (wait := next(waits, None)) is None:
+                have = f"{decimal(_size(part))} are here; run the same command again to go on"
+                raise UserError(
+                    f"{url}: the connection failed {cuts} times, last with: {cut}; {have if _size(part) else by_hand}"
+                ) from cut
+            log.warning("%s: %s; trying again in %d s", url, cut, wait)
+            time.sleep(wait)
+
+
+def _go_on(url: str, part: Path) -> None:
+    """Fetch what `part` lacks over one connection.
+
+    Raises:
+        _CutError: it failed, or nothing that is here is of use.
+        urllib.error.HTTPError: the server refuses for good.
+    """
+    about = _about(part)
+    try:
+        known: dict[str, Any] = json.loads(about.read_bytes())
+        have = _size(part)
+    except (OSError, ValueError):
+        known, have = {}, 0
+    if have and have == known["size"]:
+        return
+    request = urllib.request.Request(url)
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        if known["validator"] is not None:
+            request.add_header("If-Range", known["validator"])
+    with _open(request) as response:
+        heard: dict[str, Any] = {"validator": _validator(response.headers), "size": response.length}
+        if response.status == http.HTTPStatus.PARTIAL_CONTENT:
+            heard["size"] = known.get("size")
+            # A server may not know If-Range: whatever does not fit to what is here is fetched anew.
+            expected = f"bytes {have}-{known['size'] - 1}/{known['size']}" if have else ""
+            if heard != known or response.headers.get("Content-Range") != expected:
+                _discard(part)
+                raise _CutError("the file has changed and is fetched anew")
+        elif have:
+            log.warning("%s: the file has changed or cannot be resumed; fetching it anew", url)
+            have = 0
+        size = heard["size"]
+        if not size:
+            raise UserError(f"{url}: the server does not say how large it is; choose another mirror")
+        _check_space(part.parent, 2 * size - have)
+        with _writing(part), open(part, "ab" if have else "wb") as file:
+            # After the old bytes are gone, before new ones come.
+            about.write_text(json.dumps(heard))
+            for chunk in track_bytes(_received(response), _archive(url), size, have):
+                file.write(chunk)
+    if _size(part) < size:
+        raise _CutError("closed by the other side before the end")
+
+
+def _open(request: urllib.request.Request) -> http.client.HTTPResponse:
+    try:
+        response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+        return response
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code in _BUSY:
+            raise _CutError(f"HTTP status {error.code} {error.reason}") from error
+        raise
+    except urllib.error.URLError as error:
+        raise _CutError(error.reason, connected=False) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _CutError(error) from error
+
+
+def _validator(headers: Message) -> str | None:
+    """What If-Range may name: RFC 9110, 13.1.5, allows no weak tag."""
+    tag = headers.get("ETag")
+    return tag if tag is not None and not tag.startswith("W/") else headers.get("Last-Modified")
+
+
+def _received(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    since, count = time.monotonic(), 0
+    while True:
+        try:
+            chunk = response.read1(CHUNK_BYTES)
+        except (OSError, http.client.HTTPException) as error:
+            raise _CutError(error) from error
+        if not chunk:
+            return
+        yield chunk
+        count += len(chunk)
+        if time.monotonic() - since > TIMEOUT_S:
+            if count < TRICKLE_BYTES:
+                raise _CutError(f"only {count} bytes in {TIMEOUT_S:g} s")
+            since, count = time.monotonic(), 0
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder}: {decimal(needed)} are needed to fetch and unpack, {decimal(free)} are free; "
+            "free some space or choose another folder"
+        )
+
+
+def _unpack(part: Path, target: Path) -> None:
+    """Write the archive's plain files into a folder beside `target` that then takes its place.
+
+    Modes, owners and times of the archive are not used; folders without a file are not made.
+
+    Raises:
+        tarfile.TarError: damaged, or it holds anything that a task has no need of.
+        UserError: the disk is full.
+    """
+    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    # Tasks are plain archives ("r:"): what comes out cannot be larger than what went in.
+    with open(part, "rb") as archive, tarfile.open(fileobj=archive, mode="r:") as tar, _writing(target):
+        members = _checked_members(tar, target.name, part.stat().st_size)
+        try:
+            for path, member in track(members.items(), "unpacking"):
+                content = tar.extractfile(member)
+                assert content is not None
+                out = temporary.joinpath(*path.parts[1:])
+                out.parent.mkdir(parents=True, exist_ok=True)
+                with open(out, "xb") as file:
+                    shutil.copyfileobj(content, file, CHUNK_BYTES)
+            os.rename(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _checked_members(tar: tarfile.TarFile, name: str, size: int) -> dict[PurePosixPath, tarfile.TarInfo]:
+    """Every plain file by its path, which begins with `name`; all are looked at before the first is written."""
+    members: dict[PurePosixPath, tarfile.TarInfo] = {}
+    total = 0
+    for member in tar:
+        path = PurePosixPath(member.name)
+        if any(part.startswith("._") for part in path.parts):  # what macOS adds for itself
+            continue
+        total += member.size
+        if path.is_absolute() or ".." in path.parts:
+            raise tarfile.TarError(f"{member.name!r} leads out of the folder")
+        if not (member.isreg() or member.isdir()) or member.issparse():
+            raise tarfile.TarError(f"{member.name!r} is a link, a device or the like")
+        if path.parts and path.parts[0] != name:
+            raise tarfile.TarError(f"{member.name!r} does not lie in {name}")
+        if member.size < 0 or total > size:
+            raise tarfile.TarError(f"{member.name!r} says that it is larger than the archive")
+        if member.isreg():
+            if path in members:
+                raise tarfile.TarError(f"{member.name!r} is there twice")
+            members[path] = member
+    # tarfile takes a damaged header for the end.
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise tarfile.TarError("damaged in the middle")
+    if nested := members.keys() & {parent for path in members for parent in path.parents}:
+        raise tarfile.TarError(f"{str(min(nested))!r} is a file and a folder")
+    if PurePosixPath(name, "dataset.json") not in members:
+        raise tarfile.TarError("it holds no dataset.json")
+    return members
+
+
+def _read(file: IO[bytes]) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
+
+
+def _archive(url: str) -> str:
+    return url.rpartition("/")[2]
+
+
+def _about(part: Path) -> Path:
+    return part.with_suffix(".json")
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _discard(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _about(part).unlink(missing_ok=True)

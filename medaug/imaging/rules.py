@@ -1,0 +1,173 @@
+"""What a user says about a folder that its layout does not: modalities, labels, and which file is which.
+
+A rules file is YAML:
+
+    modalities:                 # in this order
+      T1: "images/*_t1.nii.gz"                        # layout pairs: a glob
+      FLAIR: {SeriesDescription: flair, EchoTime: ..} # layout dicom: tag: regular expression, all must be found
+    label: "labels/*.nii.gz"    # a glob; layout dicom: NIfTI labels beside the series
+    case: "(case_\\d+)"          # layout pairs: group 1 in a file's path is its case
+    structures:                 # layout dicom: class: regular expression for the names of segments and ROIs
+      tumour: "gtv|tumou?r"
+    labels: {0: background, 1: tumour}
+    regions: {whole tumour: [1, 2]}
+    ignore: 255
+    remap: {4: 3}
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medaug.errors import UserError
+
+SCHEMA_KEYS = ("labels", "regions", "ignore", "remap")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The content of a rules file; every part may be absent.
+
+    Attributes:
+        modalities: name to glob (pairs) or to {DICOM keyword: regular expression} (dicom), in the manifest's order.
+        label: glob of the label files.
+        case: regular expression; its group 1 in a file's path, relative to the root, names the case.
+        structures: class name to the regular expression for the names of its segments and ROIs.
+        schema: what the file says of `labels`, `regions`, `ignore`, `remap`, for `LabelSchema.from_mapping`.
+        source: the file, for messages.
+
+    Raises:
+        UserError: a pattern is not a regular expression, `case` has no group 1, or modalities are named in both ways.
+    """
+
+    modalities: Mapping[str, str | Mapping[str, str]] = field(default_factory=dict)
+    label: str | None = None
+    case: str | None = None
+    structures: Mapping[str, str] = field(default_factory=dict)
+    schema: Mapping[str, Any] = field(default_factory=dict)
+    source: str = "rules"
+
+    def __post_init__(self) -> None:
+        """Refuse patterns that could not be searched for."""
+        patterns = {} if self.case is None else {"case": self.case}
+        patterns |= {f"structures, {name}": pattern for name, pattern in self.structures.items()}
+        for name, rule in self.modalities.items():
+            if not isinstance(rule, str):
+                patterns |= {f"modalities, {name}, {tag}": pattern for tag, pattern in rule.items()}
+        for key, pattern in patterns.items():
+            try:
+                groups = re.compile(pattern).groups
+            except re.error as error:
+                raise UserError(
+                    f"{self.source}: {key}: {pattern} is not a regular expression ({error}); mend it"
+                ) from error
+            if key == "case" and not groups:
+                raise UserError(f"{self.source}: case: {pattern} has no group; put the case's name in brackets ( )")
+        if len({isinstance(rule, str) for rule in self.modalities.values()}) > 1:
+            raise UserError(
+                f"{self.source}: modalities are named partly by globs, partly by DICOM tags; use globs for layout"
+                " pairs, tags for layout dicom"
+            )
+
+
+NO_RULES = Rules()
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice: of two equal label values one would vanish without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a dictionary."""
+        content = super().construct_mapping(node, deep)
+        keys = [self.construct_object(key, deep) for key, _ in node.value]
+        for key in content:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"key {key} occurs twice")
+        return content
+
+
+def read_rules(path: Path) -> Rules:
+    """Read a rules file.
+
+    Raises:
+        UserError: unreadable, not YAML, a misspelt key (with the nearest one), a value of the wrong kind, or a pattern
+            that cannot be searched for.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{path}: not YAML ({reason}); mend it, and put globs in quotation marks") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a mapping; see the rules file in the documentation")
+    known = [*(f.name for f in fields(Rules) if f.name not in {"schema", "source"}), *SCHEMA_KEYS]
+    for key in content:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(known)}"
+            raise UserError(f"{path}: {key} is no key of a rules file; {hint}")
+    for key in ("label", "case"):
+        if not isinstance(content.get(key, ""), str):
+            raise UserError(f"{path}: {key} is not a text; put it in quotation marks")
+    for key in ("modalities", "structures"):
+        value = content.get(key, {})
+        if not isinstance(value, dict) or not all(
+            isinstance(name, str) and _is_rule(rule) for name, rule in value.items()
+        ):
+            raise UserError(
+                f"{path}: {key} is not a mapping from names to texts; see the rules file in the documentation"
+            )
+    schema = {key: content[key] for key in SCHEMA_KEYS if key in content}
+    return Rules(**{key: value for key, value in content.items() if key not in schema}, schema=schema, source=str(path))
+
+
+def with_pairs(
+    rules: Rules,
+    images: str | None = None,
+    labels: str | None = None,
+    case_pattern: str | None = None,
+    classes: Sequence[str] | None = None,
+) -> Rules:
+    """Rules with what the command line says of a folder of pairs.
+
+    Args:
+        rules: of a file, or NO_RULES.
+        images: glob of the images of the one modality, "image".
+        labels: glob of the labels.
+        case_pattern: regular expression whose group 1 in a path is its case.
+        classes: names of the label values 0, 1, 2, ..., background first.
+
+    Raises:
+        UserError: the file says the same thing in its own way, or as `Rules`.
+    """
+    said = {
+        "images": ("modalities", None if images is None else {"image": images}),
+        "labels": ("label", labels),
+        "case_pattern": ("case", case_pattern),
+        "classes": ("schema", None if classes is None else {"labels": {str(i): n for i, n in enumerate(classes)}}),
+    }
+    changes: dict[str, Any] = {}
+    for option, (key, value) in said.items():
+        if value is None:
+            continue
+        if getattr(rules, key):
+            raise UserError(f"{option}: {rules.source} says {'labels' if key == 'schema' else key}; remove one of them")
+        changes[key] = value
+    if not changes:
+        return rules
+    return replace(rules, **changes, source="command line" if rules == NO_RULES else rules.source)
+
+
+def _is_rule(rule: Any) -> bool:
+    if isinstance(rule, dict):
+        return bool(rule) and all(isinstance(k, str) and isinstance(v, str) for k, v in rule.items())
+    return isinstance(rule, str) and bool(rule)

@@ -1,0 +1,154 @@
+"""A volume in memory: values, geometry in RAS+ millimetres, and how two grids are compared."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medaug.errors import UserError
+
+GRID_TOLERANCE_MM = 1e-3
+"""Corners that lie apart by less are the same: coordinates are stored in single precision."""
+SMALL_VOXELS = 0.1
+"""Corners that lie apart by less than this share of the smallest voxel side want a look, no more."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its voxels without their being read.
+
+    Attributes:
+        shape: (X, Y, Z).
+        affine: (4, 4) float64, voxel indices to RAS+ mm.
+        dtype: the type on disk.
+        num_volumes: volumes in the file: 1, or the length of a fourth axis.
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+    dtype: np.dtype[Any]
+    num_volumes: int = 1
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size in mm along each array axis."""
+        return spacing(self.affine)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One scalar volume.
+
+    Attributes:
+        array: (X, Y, Z) values, in the type on disk, or float64 where the header scales them.
+        affine: (4, 4) float64, voxel indices to RAS+ mm (NIfTI: sform if set, else qform, as nibabel chooses).
+        dtype: the type on disk.
+    """
+
+    array: NDArray[Any]
+    affine: NDArray[np.float64]
+    dtype: np.dtype[Any]
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size in mm along each array axis."""
+        return spacing(self.affine)
+
+    @property
+    def storage(self) -> np.dtype[Any]:
+        """The type in which such values can be written: that on disk, or float32 where the header scales them."""
+        return self.dtype if self.array.dtype == self.dtype else np.dtype(np.float32)
+
+    @property
+    def header(self) -> Header:
+        """The same without the voxels."""
+        x, y, z = self.array.shape
+        return Header((x, y, z), self.affine, self.dtype)
+
+
+def spacing(affine: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Voxel size in mm along each array axis of an affine (4, 4)."""
+    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)
+    return float(x), float(y), float(z)
+
+
+def grid_difference(a: Header, b: Header, tolerance: float | None = None) -> str:
+    """Say how two grids differ, "" where shapes agree and corners lie within a tolerance.
+
+    Args:
+        a: the reference.
+        b: what should lie on its grid.
+        tolerance: in mm; None: `SMALL_VOXELS` of the reference's smallest voxel side.
+    """
+    if tolerance is None:
+        tolerance = max(SMALL_VOXELS * min(a.spacing), GRID_TOLERANCE_MM)
+    if a.shape != b.shape:
+        return f"has shape {times(b.shape)} against {times(a.shape)}"
+    distance = corner_distance(a.shape, a.affine, b.affine)
+    return f"lies {distance:.3g} mm away from the grid" if distance > tolerance else ""
+
+
+def corner_distance(shape: Sequence[int], a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Largest distance in mm between the corner voxels of a grid of `shape` under two affines (4, 4)."""
+    corners = np.array(np.meshgrid(*[(0, side - 1) for side in shape], [1])).reshape(4, -1)
+    return float(np.linalg.norm(((a - b) @ corners)[:3], axis=0).max())
+
+
+def is_finite(array: NDArray[Any]) -> bool:
+    """Whether every value is a finite float32."""
+    # min and max hand NaN on, and NaN compares false; no temporary array of the volume's size is needed.
+    return bool(max(abs(float(array.min())), abs(float(array.max()))) <= np.finfo(np.float32).max)
+
+
+def bad_file(path: str | os.PathLike[str], reason: str, remedy: str) -> UserError:
+    """The error that a reader raises: file, reason, way out, in one line that can be printed."""
+    line = f"{os.fspath(path)}: {reason}; {remedy}"
+    # Names that are not UTF-8 or hold line breaks exist, and reasons quote damaged files.
+    return UserError("".join(letter if letter.isprintable() else "?" for letter in line))
+
+
+def file_size(path: str | os.PathLike[str]) -> int:
+    """Return the size of a file in bytes.
+
+    Raises:
+        UserError: it is missing, empty, not a file, or may not be looked at.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise bad_file(path, "does not exist", "check the path and the manifest's root") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        raise unreadable(path, error) from error
+    if stat.S_ISDIR(status.st_mode):
+        raise unreadable(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        raise bad_file(path, "is not a file", "give a file")
+    if not status.st_size:
+        raise bad_file(path, "is empty (zero bytes)", "copy it again")
+    return status.st_size
+
+
+def unreadable(path: str | os.PathLike[str], error: OSError | ValueError) -> UserError:
+    """The error for a file that the system does not let us read."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return bad_file(path, f"cannot be read ({reason})", "check the path and its permissions")
+
+
+def check_affine(path: str | os.PathLike[str], affine: NDArray[np.float64]) -> None:
+    """Refuse an affine (4, 4) that is not finite or does not span three dimensions, with a UserError."""
+    with np.errstate(all="ignore"):
+        volume = abs(np.linalg.det(affine[:3, :3])) if np.isfinite(affine).all() else np.nan
+    if not 1e-12 <= volume < np.inf:
+        raise bad_file(path, "has a singular or non-finite affine", "mend its header or convert it again")
+
+
+def times(shape: Sequence[int]) -> str:
+    """A shape in words: 40x56x40."""
+    return "x".join(str(side) for side in shape)

@@ -1,0 +1,244 @@
+"""Everything that a subject went into, for whoever withdraws consent. It lists, and deletes nothing.
+
+Named by `python -m medaug.ingest withdraw=SUBJECT`. What is deleted is for a person to decide: removing a scan does not
+remove what a model learned from it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medaug.cohort import provenance
+from medaug.cohort.manifest import Manifest, read_json
+from medaug.errors import UserError
+
+_BOOKKEEPING = {"config.yaml", "manifest.json", "finished.json"}  # of a run folder: no scan went into them
+_SAW = {"train": "learned from the subject", "val": "was validated on the subject"}
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """Something that the subject went into, or may have gone into.
+
+    Attributes:
+        kind: private, manifest, scan, record, cache, checkpoint, log, pairs, pair, audit, benchmark or export.
+        path: the file or folder.
+        why: what it has of the subject, in words without a PatientID.
+        certain: False where nothing says whether it has anything of the subject.
+    """
+
+    kind: str
+    path: Path
+    why: str
+    certain: bool = True
+
+
+@dataclass(frozen=True)
+class _Who:
+    """A subject under all names that a manifest may have for it, and the cases that the private file says are its."""
+
+    subjects: frozenset[str]
+    cases: frozenset[str]
+
+    def has(self, subject: str | None, case: str | None) -> bool:
+        return subject in self.subjects or case in self.cases
+
+
+def withdraw(subject: str, runs: Path, private: Path | None = None, manifest: Path | None = None) -> list[Artefact]:
+    """List every artefact that a subject went into.
+
+    Args:
+        subject: as the manifests name it; or a PatientID, where the private file is given.
+        runs: the folder of all experiments.
+        private: file of pseudonyms that medaug.ingest wrote.
+        manifest: of the cohort; its files of the subject are listed too.
+
+    Returns:
+        the cohort's files first, then experiment by experiment.
+
+    Raises:
+        UserError: nothing knows the subject, or a file that must be read is damaged.
+    """
+    who, found = _identify(subject, private)
+    cohort = None if manifest is None else Manifest.load(manifest)
+    experiments = sorted(path for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
+    trained = {path: _manifest(path / "train") for path in experiments}
+    # A manifest may name the subject by another rule than its pseudonym; later artefacts know only that name.
+    also = {c.subject for m in (cohort, *trained.values()) if m for c in m.cases if who.has(c.subject, c.name)}
+    who = _Who(who.subjects | also, who.cases)
+    if cohort is not None and manifest is not None:
+        found += _in_cohort(cohort, manifest, who, private)
+    for experiment in experiments:
+        found += _in_experiment(experiment, trained[experiment], who)
+    if not any(artefact.certain for artefact in found):
+        raise UserError(
+            f"withdraw: no manifest, checkpoint or pair below {runs} knows that subject; give its name as in the "
+            "manifest, or private=FILE with its PatientID, and runs=DIR where the results are"
+        )
+    return found
+
+
+def _identify(subject: str, private: Path | None) -> tuple[_Who, list[Artefact]]:
+    if private is None:
+        return _Who(frozenset({subject}), frozenset()), []
+    from medaug.imaging.dicom.privacy import load_private
+
+    if not private.exists():
+        raise UserError(f"{private}: no such file; give private=FILE that medaug.ingest wrote")
+    known = load_private(private)
+    names = {name for name, patient in known.subjects.items() if subject in {name, patient}}
+    if not names:
+        return _Who(frozenset({subject}), frozenset()), []
+    cases = frozenset(case for case, entry in known.cases.items() if entry["subject"] in names)
+    why = "says who the subject is and which files are its"
+    return _Who(frozenset(names), cases), [Artefact("private", private, why)]
+
+
+def _manifest(folder: Path) -> Manifest | None:
+    path = folder / "manifest.json"
+    return Manifest.load(path) if path.exists() else None
+
+
+def _in_cohort(cohort: Manifest, path: Path, who: _Who, private: Path | None) -> Iterator[Artefact]:
+    cases = [case for case in cohort.cases if who.has(case.subject, case.name)]
+    if not cases:
+        return
+    yield Artefact("manifest", path, f"lists {len(cases)} scan(s) of the subject")
+    for case in cases:
+        for image in cohort.image_paths(case):
+            yield Artefact("scan", image, f"image of {case.name}")
+        if label := cohort.label_path(case):
+            yield Artefact("scan", label, f"label of {case.name}")
+    # The report and the folds lie beside the manifest, under names of the user's choice.
+    names = {json.dumps(name) for case in cases for name in (case.name, case.subject)}
+    for other in sorted(path.parent.glob("*.json")):
+        if other not in {path, private} and any(name in other.read_text(errors="replace") for name in names):
+            yield Artefact("record", other, "names the subject or a scan of it")
+
+
+def _in_experiment(folder: Path, cohort: Manifest | None, who: _Who) -> Iterator[Artefact]:
+    if cohort is not None and (cases := [c for c in cohort.cases if who.has(c.subject, c.name)]):
+        splits = ", ".join(sorted({case.split for case in cases}))
+        yield Artefact("manifest", folder / "train" / "manifest.json", f"lists {len(cases)} scan(s) for {splits}")
+    yield from _in_cache(folder / "cache", who)
+    models = yield from _in_training(folder / "train", who)
+    pairs = list(_in_pairs(folder / "synthetic", who, models))
+    yield from pairs
+    names = {case.name for case in cohort.cases if who.has(case.subject, case.name)} if cohort else set()
+    for stage in ("audit", "benchmark"):
+        yield from _in_measurement(folder / stage, stage, who, names, models)
+    yield from _in_exports(folder, pairs)
+
+
+def _in_cache(folder: Path, who: _Who) -> Iterator[Artefact]:
+    unknown = 0
+    for path in sorted(folder.glob("*.json")):
+        try:
+            owners = [(owner["subject"], owner["case"]) for owner in json.loads(path.read_text())["owners"]]
+        except (ValueError, KeyError, TypeError):
+            unknown += 1
+            continue
+        for subject, case in owners:
+            if who.has(subject, case):
+                for part in sorted(folder.glob(f"{path.stem}.*")):
+                    yield Artefact("cache", part, f"{case} in model space")
+    if unknown:
+        why = f"{unknown} entries cannot be told; delete the cache, it is made again when needed"
+        yield Artefact("cache", folder, why, certain=False)
+
+
+def _in_training(folder: Path, who: _Who) -> Generator[Artefact, None, dict[str, str]]:
+    """Yield what the training left; returns what each checkpoint, by its SHA-256, has of the subject ("": nothing)."""
+    from medaug.training.checkpoint import file_sha256, read_checkpoint
+
+    models: dict[str, str] = {}
+    for path in sorted(folder.rglob("*.ckpt")):
+        try:
+            card, _ = read_checkpoint(path)
+        except UserError as error:
+            yield Artefact("checkpoint", path, f"cannot be told ({error})", certain=False)
+            continue
+        saw = [how for split, how in _SAW.items() if who.subjects & set(card.subjects.get(split, []))]
+        models[file_sha256(path)] = saw[0] if saw else ""
+        if saw:
+            yield Artefact("checkpoint", path, f"a model that {saw[0]}")
+    if any(models.values()):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if path.name not in _BOOKKEEPING and path.suffix != ".ckpt" and not path.name.startswith("."):
+                yield Artefact("log", path, "of that training; pictures may show the subject's scans")
+    return models
+
+
+def _in_pairs(folder: Path, who: _Who, models: Mapping[str, str]) -> Iterator[Artefact]:
+    records = list(provenance.read(folder / "provenance.jsonl").values())
+    made_by = {_made_by(record.get("checkpoint"), models) for record in records}
+    for why, certain in sorted(made_by, key=lambda one: not one[1]):
+        if why:
+            yield Artefact("pairs", folder, f"all pairs: {why}", certain)
+    for record in records:
+        if who.subjects & {*record["subjects"], record.get("host_subject")} or record.get("host") in who.cases:
+            for file in [*record.get("images", []), *([record["label"]] if "label" in record else [])]:
+                yield Artefact(
+                    "pair", folder / file, "made from a scan of the subject: its grid, and its mask, bent or not"
+                )
+
+
+def _in_measurement(
+    folder: Path, kind: str, who: _Who, names: set[str], models: Mapping[str, str]
+) -> Iterator[Artefact]:
+    """Judge, segmenters, scores and reports: made with the model or from the subject's scans, or measured on them."""
+    config = folder / "config.yaml"
+    if not config.exists():
+        return
+    from omegaconf import OmegaConf
+
+    why, certain = _made_by(OmegaConf.select(OmegaConf.load(config), "checkpoint"), models)
+    if any(who.has(row.get("subject"), row.get("case")) or row.get("case") in names for row in _rows(folder)):
+        tested = "holds scores of the subject's scans, or of pairs made from them"
+        why, certain = (f"{tested}; {why}" if why and certain else tested), True
+    if why:
+        for path in sorted(folder.iterdir()):
+            if path.name not in _BOOKKEEPING and not path.name.startswith("."):
+                yield Artefact(kind, path, why, certain)
+
+
+def _rows(folder: Path) -> Iterator[Mapping[str, str]]:
+    """The rows of all score tables of a run, and whom its summary says they are of."""
+    for path in sorted(folder.rglob("*.csv")):
+        with path.open(newline="", errors="replace") as file:
+            yield from csv.DictReader(file)
+    if (folder / "summary.json").exists():
+        for case, subject in (read_json(folder / "summary.json").get("subjects") or {}).items():
+            yield {"case": case, "subject": subject}
+
+
+def _in_exports(folder: Path, pairs: Sequence[Artefact]) -> Iterator[Artefact]:
+    from medaug.synthesis.generation import finished_pairs
+
+    path = folder / "exports.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    try:
+        digest = finished_pairs(folder / "synthetic").digest if lines else None
+    except UserError:
+        digest = None
+    for line in lines:
+        try:
+            record = json.loads(line)
+            out, exported = Path(record["out"]), record["digest"]
+        except (ValueError, KeyError, TypeError):
+            continue  # cut short by a killed process
+        if exported != digest:
+            yield Artefact("export", out, "of pairs that are gone, so it cannot be told", certain=False)
+        elif pairs:
+            yield Artefact("export", out, f"a copy of {pairs[0].path}, {pairs[0].why}", pairs[0].certain)
+
+
+def _made_by(checkpoint: str | None, models: Mapping[str, str]) -> tuple[str, bool]:
+    """What the model behind a result has of the subject ("": nothing), and whether that is certain."""
+    if checkpoint is not None and checkpoint in models:
+        return (f"made with a model that {models[checkpoint]}" if models[checkpoint] else ""), True
+    return "made with a checkpoint that is gone, so whether it learned from the subject cannot be told", False

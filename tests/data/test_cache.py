@@ -1,0 +1,336 @@
+"""The cache of model-space scans: found by content, shared by processes, never wrong, whoever is killed when."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medaug.cohort.manifest import Case, Manifest
+from medaug.cohort.schema import LabelSchema
+from medaug.data import cache as files
+from medaug.data import cases as module
+from medaug.data.cases import load_cases, read_case
+from medaug.data.preprocessing import Preprocessing
+from medaug.errors import UserError
+from medaug.imaging.nifti import write_volume
+
+SHAPE = (6, 5, 4)
+PREPROCESSING = Preprocessing((8, 8, 8), None, (0.0, 100.0))
+NAMES = "abcdef"
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """Six scans of two modalities, every second one labelled; the files are old enough to be remembered."""
+    root, rng, cases = tmp_path / "data", np.random.default_rng(0), []
+    for i, name in enumerate(NAMES):
+        images = tuple(f"{name}_{m}.nii.gz" for m in (0, 1))
+        for image in images:
+            write_volume(root / image, rng.integers(0, 900, SHAPE).astype(np.int16), np.diag([-1.0, 2.0, 1.5, 1.0]))
+        label = f"{name}_seg.nii.gz" if i % 2 == 0 else None
+        if label:
+            write_volume(root / label, rng.choice([0, 1, 4], SHAPE).astype(np.uint8), np.diag([-1.0, 2.0, 1.5, 1.0]))
+        cases.append(Case(name, images, label, f"subject_{name}", "train"))
+    for path in root.iterdir():
+        os.utime(path, (1e9, 1e9))
+    schema = LabelSchema(((0, "background"), (1, "core"), (4, "rim")))
+    return Manifest("six", "", ("T1", "T2"), schema, tuple(cases), str(root))
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The names of the cases that were read from the cohort's files."""
+    names = []
+
+    def counted(manifest, case):
+        names.append(case.name)
+        return read_case(manifest, case)
+
+    monkeypatch.setattr(module, "read_case", counted)
+    return names
+
+
+def entries(cache: Path) -> list[Path]:
+    return sorted(cache.glob("*.json"))
+
+
+def same(a, b) -> bool:
+    return all(
+        np.array_equal(one.image, two.image)
+        and (one.label is None) == (two.label is None)
+        and (one.label is None or np.array_equal(one.label, two.label))
+        and one.placement == two.placement
+        and np.array_equal(one.affine, two.affine)
+        and one.dtype == two.dtype
+        for one, two in zip(a, b, strict=True)
+    )
+
+
+def test_entries_are_found_by_content_not_by_time_or_path(manifest, tmp_path, reads):
+    cache = tmp_path / "cache"
+    first = load_cases(manifest, manifest.cases, PREPROCESSING, cache)
+    assert reads == list(NAMES)
+    assert same(first, load_cases(manifest, manifest.cases, PREPROCESSING, cache))
+    for path in Path(manifest.root).iterdir():
+        os.utime(path, (2e9, 2e9))
+    assert same(first, load_cases(manifest, manifest.cases, PREPROCESSING, cache))
+    moved = replace(manifest, root=str(tmp_path / "moved"))
+    shutil.move(manifest.root, moved.root)
+    assert same(first, load_cases(moved, moved.cases, PREPROCESSING, cache))
+    assert reads == list(NAMES)
+    assert len(entries(cache)) == len(NAMES) and not list(cache.glob("*.lock"))
+
+
+def test_changed_content_is_seen_behind_an_unchanged_name_size_and_second(manifest, tmp_path, reads):
+    """Uncompressed, so that the size stays; written again at once, so that the clock may not have moved."""
+    case = Case("n", ("n.nii",), None, "n")
+    one = replace(manifest, modalities=("T1",), cases=(case,))
+    for value in range(5):
+        volume = np.full(SHAPE, value, np.int16)
+        volume[0, 0, 0] = 100
+        write_volume(Path(manifest.root, "n.nii"), volume, np.eye(4))
+        (found,) = load_cases(one, one.cases, PREPROCESSING, tmp_path / "cache")
+        assert found.placement.low == (float(value),)
+    assert reads == ["n"] * 5
+
+
+def test_files_are_hashed_once(manifest, tmp_path, monkeypatch):
+    hashed = []
+    digest = files.hashlib.file_digest
+
+    def counted(file, name):
+        hashed.append(Path(file.name).name)
+        return digest(file, name)
+
+    monkeypatch.setattr(files.hashlib, "file_digest", counted)
+    load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "cache")
+    assert len(hashed) == len(set(hashed)) == 15
+    load_cases(manifest, manifest.cases, replace(PREPROCESSING, shape=(16, 8, 8)), tmp_path / "cache")
+    assert len(hashed) == 15
+    path = manifest.label_path(manifest.cases[0])
+    os.utime(path, (1e9 + 1, 1e9 + 1))
+    load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "cache")
+    assert hashed[15:] == [path.name]
+    (tmp_path / "cache" / "files.index").write_text('{"cut sh')
+    load_cases(manifest, manifest.cases[:1], PREPROCESSING, tmp_path / "cache")
+    assert len(hashed) == 16 + 3
+
+
+def test_no_path_is_written_into_the_cache(manifest, tmp_path):
+    load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "cache")
+    written = b"".join(path.read_bytes() for path in (tmp_path / "cache").iterdir())
+    assert b"nii" not in written and manifest.root.encode() not in written
+
+
+def test_everything_that_shapes_a_case_is_in_its_key(manifest, tmp_path, reads):
+    cache = tmp_path / "cache"
+    case = manifest.cases[0]
+    load_cases(manifest, [case], PREPROCESSING, cache)
+    for other in (
+        replace(PREPROCESSING, shape=(8, 8, 4)),
+        replace(PREPROCESSING, spacing=(2.0, 2.0, 2.0)),
+        replace(PREPROCESSING, percentiles=(1.0, 99.0)),
+    ):
+        (found,) = load_cases(manifest, [case], other, cache)
+        host, _ = read_case(manifest, case)
+        assert np.array_equal(found.image, other.apply_image(host.array, host.affine)[0])
+    four_first = replace(manifest, schema=LabelSchema(((0, "background"), (4, "rim"), (1, "core"))))
+    (swapped,) = load_cases(four_first, [case], PREPROCESSING, cache)
+    assert np.array_equal(four_first.schema.to_values(swapped.label) == 4, np.asarray(swapped.label) == 1)
+    # The same files, but the second modality is now the label.
+    as_label = replace(
+        manifest,
+        modalities=("T1",),
+        cases=(Case("b", ("b_0.nii.gz",), "b_1.nii.gz", "b", "train"),),
+        schema=LabelSchema(((0, "background"), *((v, str(v)) for v in range(1, 200)))),
+    )
+    load_cases(replace(manifest, schema=as_label.schema), [manifest.cases[1]], PREPROCESSING, cache)
+    with pytest.raises(UserError, match="not in the schema"):
+        load_cases(as_label, as_label.cases, PREPROCESSING, cache)
+
+
+def test_the_code_that_wrote_an_entry_is_in_its_key(manifest, tmp_path, reads, monkeypatch):
+    load_cases(manifest, manifest.cases[:1], PREPROCESSING, tmp_path / "cache")
+    monkeypatch.setattr(module, "CACHE_FORMAT", module.CACHE_FORMAT + 1)
+    load_cases(manifest, manifest.cases[:1], PREPROCESSING, tmp_path / "cache")
+    assert reads == ["a", "a"]
+
+
+def test_every_case_of_one_content_is_an_owner(manifest, tmp_path, reads):
+    cache, first = tmp_path / "cache", manifest.cases[0]
+    twin = replace(first, name="twin", subject="other")
+    load_cases(manifest, [first], PREPROCESSING, cache)
+    one, two = load_cases(manifest, [first, twin], PREPROCESSING, cache)
+    load_cases(manifest, [twin], PREPROCESSING, cache)
+    assert reads == ["a"] and one.case == first and two.case == twin
+    (entry,) = entries(cache)
+    owners = [{"case": "a", "subject": "subject_a"}, {"case": "twin", "subject": "other"}]
+    assert json.loads(entry.read_text())["owners"] == owners
+
+
+@pytest.mark.parametrize("part", ["image.npy", "label.npy", "json"])
+@pytest.mark.parametrize("keep", [None, 0, 60, 200])
+def test_a_damaged_entry_is_made_again(manifest, tmp_path, reads, part, keep):
+    cache = tmp_path / "cache"
+    before = [replace(c, image=c.image.copy()) for c in load_cases(manifest, manifest.cases[:1], PREPROCESSING, cache)]
+    (path,) = cache.glob(f"*.{part}")
+    content = path.read_bytes()
+    path.unlink()
+    if keep is not None:
+        path.write_bytes(content[:keep])
+    assert same(before, load_cases(manifest, manifest.cases[:1], PREPROCESSING, cache))
+    assert reads == ["a", "a"]
+
+
+def test_memory_and_disk_hold_the_same_bits(manifest, tmp_path):
+    disk = load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "cache")
+    memory = load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "cache", memory=True)
+    fresh = load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "other", memory=True)
+    assert same(disk, memory) and same(disk, fresh)
+    assert all(isinstance(case.image, np.memmap) for case in disk)
+    for case in memory + fresh:
+        assert type(case.image) is np.ndarray
+        with pytest.raises(ValueError, match="read-only"):
+            case.image[0, 0, 0, 0] = 1
+    shutil.rmtree(tmp_path / "cache")
+    assert all(np.isfinite(case.image).all() for case in memory)
+
+
+def test_a_case_that_fails_leaves_nothing_that_counts(manifest, tmp_path, monkeypatch):
+    cache, case = tmp_path / "cache", manifest.cases[0]
+    save = np.save
+
+    def full(path, array):
+        if ".label." in str(path):
+            raise OSError(28, "No space left on device")
+        save(path, np.zeros_like(array))  # what must not be taken for the case
+
+    monkeypatch.setattr(files.np, "save", full)
+    with pytest.raises(UserError, match="disk is full"):
+        load_cases(manifest, [case], PREPROCESSING, cache)
+    assert not entries(cache) and not list(cache.glob(".tmp-*"))
+    monkeypatch.setattr(files.np, "save", save)
+    (found,) = load_cases(manifest, [case], PREPROCESSING, cache)
+    assert np.ptp(found.image) == 2
+
+
+RANK = """
+import json, os, sys, time
+from pathlib import Path
+import numpy as np
+from medaug.cohort.manifest import Manifest
+from medaug.data import cases as module
+from medaug.data.preprocessing import Preprocessing
+
+root, cache, delay, hang = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
+read, save, done = module.read_case, np.save, []
+
+def slow(manifest, case):
+    done.append(case.name)
+    time.sleep(delay)
+    return read(manifest, case)
+
+def hanging(path, array):
+    save(path, array)
+    if len(done) == 3 and hang in Path(path).name:
+        Path(path).write_bytes(Path(path).read_bytes()[:100])
+        print("hanging", flush=True)
+        time.sleep(60)
+
+module.read_case = slow
+if hang:
+    np.save = hanging
+print("ready", flush=True)
+sys.stdin.readline()
+manifest = Manifest.load(root / "manifest.json")
+loaded = module.load_cases(manifest, manifest.cases, Preprocessing((8, 8, 8), None, (0.0, 100.0)), cache)
+print(json.dumps([done, [float(case.image.astype(float).sum()) for case in loaded]]), flush=True)
+"""
+
+
+def start_rank(manifest, cache, delay=0.0, hang=""):
+    manifest.save(Path(manifest.root, "manifest.json"))
+    words = [sys.executable, "-c", RANK, manifest.root, str(cache), str(delay), hang]
+    rank = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert rank.stdout.readline() == "ready\n"
+    return rank
+
+
+def go(rank):
+    rank.stdin.write("\n")
+    rank.stdin.flush()
+
+
+def test_two_ranks_share_the_work(manifest, tmp_path):
+    cache = tmp_path / "cache"
+    ranks = [start_rank(manifest, cache, delay=0.2) for _ in range(2)]
+    for rank in ranks:
+        go(rank)
+    (one, sums), (two, others) = (json.loads(rank.communicate(timeout=60)[0]) for rank in ranks)
+    assert sorted(one + two) == list(NAMES), "each case once"
+    assert one and two
+    expected = load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "alone")
+    assert sums == others == [float(case.image.astype(float).sum()) for case in expected]
+    assert same(expected, load_cases(manifest, manifest.cases, PREPROCESSING, cache))
+    assert len(entries(cache)) == len(NAMES) and not list(cache.glob("*.lock"))
+
+
+@pytest.mark.parametrize("hang", [".image.npy", ".label.npy"])
+def test_killed_in_the_middle_and_run_again(manifest, tmp_path, reads, hang):
+    cache = tmp_path / "cache"
+    rank = start_rank(manifest, cache, hang=hang)
+    go(rank)
+    assert rank.stdout.readline() == "hanging\n"
+    rank.send_signal(signal.SIGKILL)
+    rank.communicate()
+    assert len(entries(cache)) == 2 and len(list(cache.glob(".tmp-*"))) == 1
+    started = time.monotonic()
+    found = load_cases(manifest, manifest.cases, PREPROCESSING, cache)
+    assert time.monotonic() - started < 20, "no stale lock"
+    assert reads == list(NAMES)[2:]
+    assert same(found, load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "alone"))
+    assert not list(cache.glob(".tmp-*")) and len(entries(cache)) == len(NAMES)
+
+
+def test_who_waits_for_a_killed_process_takes_over(manifest, tmp_path):
+    cache = tmp_path / "cache"
+    killed = start_rank(manifest, cache, hang=".image.npy")
+    go(killed)
+    assert killed.stdout.readline() == "hanging\n"
+    waiting = start_rank(manifest, cache)
+    go(waiting)
+    until = time.monotonic() + 30
+    while len(entries(cache)) < len(NAMES) - 1 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert len(entries(cache)) == len(NAMES) - 1 and waiting.poll() is None, "all but the held one"
+    killed.send_signal(signal.SIGKILL)
+    done, _ = json.loads(waiting.communicate(timeout=60)[0])
+    assert done == ["d", "e", "f", "c"]
+    killed.communicate()
+    assert len(entries(cache)) == len(NAMES)
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(manifest, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UserError, match="cannot be written") as caught:
+        load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+
+
+def test_placements_survive_the_disk(manifest, tmp_path):
+    space = replace(PREPROCESSING, spacing=(1.0, 1.0, 4.0), crop="body", bias_correction=True)
+    (found,) = load_cases(manifest, manifest.cases[:1], space, tmp_path / "cache")
+    host, _ = read_case(manifest, manifest.cases[0])
+    expected = space.apply_image(host.array, host.affine)[1]
+    assert asdict(found.placement) == asdict(expected)
+    assert found.placement.bias is not None and found.placement.box is not None and found.placement.coarse == 2

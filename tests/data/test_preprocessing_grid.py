@@ -1,0 +1,136 @@
+"""The grid that is fitted: rules checked by hand-made cohorts, options that no cohort could satisfy."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medaug.data.grid import check_options, resampled_shape
+from medaug.data.preprocessing import Preprocessing, fit_preprocessing
+from medaug.errors import UserError
+from medaug.imaging.reading import read_header
+from medaug.options import DataOptions
+
+
+def scan(spacing, shape=(40, 40, 40)):
+    return shape, np.diag([*spacing, 1.0])
+
+
+def fitted_spacing(spacings, **options):
+    return fit_preprocessing([scan(s) for s in spacings], DataOptions(**options), 8).spacing
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1)])
+@given(
+    st.lists(
+        st.tuples(st.tuples(*[st.integers(8, 60)] * 3), st.tuples(*[st.floats(0.5, 3)] * 3)), min_size=1, max_size=4
+    ),
+    st.integers(8, 40),
+    st.sampled_from(["auto", "never"]),
+)
+def test_fitted_grid_holds_every_scan_and_honours_max_side(axes, grids, max_side, resample):
+    scans = []
+    for shape, spacing in grids:
+        affine = np.zeros((4, 4))
+        for i, axis in enumerate(axes):
+            affine[axis, i] = -spacing[i]
+        scans.append((shape, affine + np.diag([0, 0, 0, 1])))
+    fitted = fit_preprocessing(scans, DataOptions(max_side=max_side, resample=resample), 4)
+    order = np.argsort(axes)
+    for shape, spacing in grids:
+        sides = resampled_shape(np.array(shape)[order], np.array(spacing)[order], fitted.spacing)
+        assert max(sides) <= max_side
+        assert all(side <= model for side, model in zip(sides, fitted.shape, strict=True))
+    assert all(side % 4 == 0 for side in fitted.shape)
+    if resample == "never":
+        assert (fitted.spacing is None) == (max(max(shape) for shape, _ in grids) <= max_side)
+
+
+def test_scans_that_agree_keep_their_voxels():
+    scans = [scan((1, 1, 1), (10, 11, 12)), scan((1.01, 1, 0.995), (20, 9, 8))]
+    fitted = fit_preprocessing(scans, DataOptions(percentiles=[0, 100]), 8)
+    assert fitted == Preprocessing((24, 16, 16), None, (0.0, 100.0))
+
+
+def test_scans_that_differ_go_to_the_median():
+    assert fitted_spacing([(1, 1, 1), (1, 1, 1.2), (0.8, 1, 1.5)]) == (1.0, 1.0, 1.2)
+    assert fitted_spacing([(1, 1, 1), (1, 1, 1.2), (0.8, 1, 1.5)], resample="never") is None
+
+
+def test_thick_slices_go_to_the_tenth_percentile_but_no_finer_than_the_planes():
+    thick = [(0.7, 0.8, z) for z in (2.0, 3.0, 4.0, 5.0, 6.0)]
+    assert fitted_spacing(thick) == pytest.approx((0.7, 0.8, np.percentile([2, 3, 4, 5, 6], 10)))
+    mixed = [(0.7, 0.8, z) for z in (0.5, 0.5, 4.0, 5.0, 6.0)]
+    assert fitted_spacing(mixed) == pytest.approx((0.7, 0.8, 0.8))
+
+
+def test_a_given_voxel_size_is_taken():
+    assert fitted_spacing([(1, 1, 1), (2, 2, 2)], spacing=[1.5, 1.5, 3.0], resample="never") == (1.5, 1.5, 3.0)
+    assert fit_preprocessing([scan((1, 1, 1))], DataOptions(spacing=[2, 2, 2]), 4).shape == (20, 20, 20)
+
+
+def test_a_given_shape_is_taken_where_it_divides():
+    assert fit_preprocessing([scan((1, 1, 1))], DataOptions(shape=[16, 24, 8]), 8).shape == (16, 24, 8)
+    with pytest.raises(UserError, match="multiple of 8"):
+        fit_preprocessing([scan((1, 1, 1))], DataOptions(shape=[16, 12, 16]), 8)
+
+
+def test_what_shapes_the_model_space_comes_from_the_options():
+    options = DataOptions(
+        intensity="window", window=[-1000, 1000], zscore_clip=3, crop="body", bias_correction=True, percentiles=[1, 99]
+    )
+    fitted = asdict(fit_preprocessing([scan((1, 1, 1))], options, 8))
+    assert fitted == {
+        "shape": (40, 40, 40),
+        "spacing": None,
+        "percentiles": (1.0, 99.0),
+        "intensity": "window",
+        "window": (-1000, 1000),
+        "zscore_clip": 3,
+        "crop": "body",
+        "bias_correction": True,
+    }
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"percentiles": [99, 1]},
+        {"percentiles": [0, 101]},
+        {"percentiles": [1]},
+        {"intensity": "minmax"},
+        {"window": [100, -100]},
+        {"window": [0, 1, 2]},
+        {"zscore_clip": 0.0},
+        {"spacing": [1.0, 1.0]},
+        {"spacing": [1.0, 0.0, 1.0]},
+        {"resample": "always"},
+        {"crop": "head"},
+        {"cache": "tape"},
+        {"max_side": 0},
+        {"shape": [8, 8]},
+    ],
+)
+def test_impossible_options_are_refused_by_name(wrong):
+    (key,) = wrong
+    with pytest.raises(UserError, match=f"data.{key}") as caught:
+        check_options(DataOptions(**wrong))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_window_must_be_given_to_be_used():
+    with pytest.raises(UserError, match="data.window"):
+        check_options(DataOptions(intensity="window"))
+    check_options(DataOptions(intensity="window", window=[-1000, 1000]))
+    check_options(DataOptions())
+
+
+def test_hippocampi_keep_their_voxels(medaug_data):
+    headers = [read_header(f) for f in sorted((medaug_data / "Task04_Hippocampus/imagesTr").glob("[!.]*.nii*"))]
+    scans = [(header.shape, header.affine) for header in headers]
+    fitted = fit_preprocessing(scans, DataOptions(shape=[40, 56, 40]), 8)
+    assert fitted == Preprocessing((40, 56, 40), None, (0.5, 99.5))

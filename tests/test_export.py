@@ -1,0 +1,89 @@
+"""The export stage: what it is asked, what it writes, and what it notes down."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from medaug.cohort import provenance
+from medaug.cohort.manifest import Case, Manifest
+from medaug.cohort.schema import LabelSchema
+from medaug.errors import UserError
+from medaug.export import main
+from medaug.imaging.nifti import write_volume
+from medaug.options import ExportOptions, Options
+from medaug.runs import finish, stage_folder
+from medaug.synthesis.generation import finished_pairs
+
+SCHEMA = LabelSchema(((0, "background"), (3, "lesion")))
+
+
+def cohort(root) -> Manifest:
+    cases = []
+    for name in ("one", "two"):
+        write_volume(root / f"{name}.nii.gz", np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.eye(4))
+        write_volume(root / f"{name}_seg.nii.gz", np.full((3, 4, 5), 3, np.uint8), np.eye(4))
+        cases.append(Case(name, (f"{name}.nii.gz",), f"{name}_seg.nii.gz", name))
+    manifest = Manifest("toy", "", ("MR",), SCHEMA, tuple(cases), str(root))
+    manifest.save(root / "manifest.json")
+    return manifest
+
+
+def options(tmp_path, **export) -> Options:
+    experiment = export.pop("experiment", "")
+    return Options(experiment=experiment, runs=str(tmp_path / "runs"), export=ExportOptions(**export))
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    folder = stage_folder(options(tmp_path, experiment="toy"), "generate")
+    folder.mkdir(parents=True)
+    for index, case in enumerate(cohort(folder).cases):
+        record = {"index": index, "attempt": 0, "subjects": [case.subject], "name": case.name}
+        provenance.append(folder / "provenance.jsonl", record)
+    finish(folder, {"pairs": 2})
+    return finished_pairs(folder)
+
+
+@pytest.mark.parametrize("layout", ["msd", "nnunet"])
+def test_a_cohort_is_exported_without_an_experiment(tmp_path, layout):
+    cohort(tmp_path)
+    main(options(tmp_path, manifest=str(tmp_path / "manifest.json"), format=layout, out=str(tmp_path / "out")))
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["numTraining"] == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_every_export_of_pairs_is_noted(tmp_path, pairs):
+    outs = [tmp_path / "a", tmp_path / "b"]
+    for out, layout in zip(outs, ("msd", "nnunet"), strict=True):
+        main(options(tmp_path, experiment="toy", format=layout, out=str(out)))
+    lines = (tmp_path / "runs/toy/exports.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"out": str(out), "format": layout, "pairs": 2, "digest": pairs.digest}
+        for out, layout in zip(outs, ("msd", "nnunet"), strict=True)
+    ]
+
+
+def test_an_export_that_failed_is_not_noted(tmp_path, pairs):
+    pairs.manifest.label_path(pairs.manifest.cases[1]).unlink()
+    with pytest.raises(UserError, match="two_seg.nii.gz"):
+        main(options(tmp_path, experiment="toy", out=str(tmp_path / "out")))
+    assert not (tmp_path / "runs/toy/exports.jsonl").exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("export", "reason"),
+    [
+        ({"manifest": "x.json"}, "out=DIR is missing"),
+        ({"out": "x"}, "nothing to export; give experiment=NAME for its synthetic pairs, or manifest=FILE"),
+        ({"out": "x", "manifest": "x.json", "format": "bids"}, "format=bids: not one of msd, nnunet"),
+        ({"out": "x", "manifest": "nowhere.json"}, "nowhere.json: no such file"),
+        ({"out": "x", "experiment": "toy"}, "no finished synthetic pairs"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line(tmp_path, export, reason):
+    with pytest.raises(UserError, match=reason) as error:
+        main(options(tmp_path, **export))
+    assert "\n" not in str(error.value)

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medaug.cohort import provenance
+from medaug.cohort.manifest import Case, Manifest
+from medaug.cohort.provenance import Recipe
+from medaug.cohort.schema import LabelSchema
+from medaug.comparison.jobs import SCORE_COLUMNS, write_csv
+from medaug.data.cache import add_owner, write_entry
+from medaug.data.preprocessing import Preprocessing
+from medaug.errors import UserError
+from medaug.imaging.dicom.privacy import Private, save_private
+from medaug.runs import claim, finish
+from medaug.synthesis.generation import finished_pairs, synthetic_manifest
+from medaug.training.checkpoint import Card, file_sha256
+from medaug.withdrawal import withdraw
+
+SCHEMA = LabelSchema(((0, "background"), (1, "core")))
+SUBJECTS = {"Sa": "train", "Sb": "train", "Sc": "val", "Sd": "test"}
+CARD = Card(
+    experiment="demo",
+    options={},
+    preprocessing=Preprocessing((8, 8, 8), (1.0, 1.0, 1.0), (0.5, 99.5)),
+    schema=SCHEMA,
+    modalities=("T1",),
+    subjects={"train": ["Sa", "Sb"], "val": ["Sc"]},
+    phantom=False,
+)
+PRIVATE = Private(
+    "00" * 32,
+    subjects={"Sa": "ID-A", "Sb": "ID-B", "Sz": "ID-Z"},
+    cases={"Sa_1": {"subject": "Sa", "study": "1", "series": {}, "files": []}},
+)
+
+
+def cohort(root: Path, subjects: dict[str, str] = SUBJECTS) -> Manifest:
+    cases = tuple(
+        Case(f"{s}_1", (f"images/{s}_1_T1.nii.gz",), f"labels/{s}_1.nii.gz", s, k) for s, k in subjects.items()
+    )
+    return Manifest("cohort", "", ("T1",), SCHEMA, cases, str(root))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A cohort with its private file, report and folds, and an experiment with everything that stages leave."""
+    cohort(tmp_path / "cohort").save(tmp_path / "cohort.json")
+    save_private(tmp_path / "cohort.private.json", PRIVATE)
+    (tmp_path / "cohort.report.json").write_text(json.dumps([{"case": "Sa_1", "what": "x"}]))
+    (tmp_path / "other.json").write_text(json.dumps(["Sa_10", "Sab"]))
+    demo = tmp_path / "runs" / "demo"
+    train, synthetic = demo / "train", demo / "synthetic"
+    (train / "pictures").mkdir(parents=True)
+    cohort(tmp_path / "cohort").save(train / "manifest.json")
+    torch.save({"medaug": CARD.to_dict(), "state_dict": {}}, train / "last.ckpt")
+    digest = file_sha256(train / "last.ckpt")
+    for key, name in (("k1", "Sa"), ("k2", "Sb")):
+        write_entry(demo / "cache" / key, np.zeros((1, 2, 2, 2), np.float32), None, {"owners": []})
+        add_owner(demo / "cache" / key, {"case": f"{name}_1", "subject": name})
+    claim(synthetic, {"checkpoint": digest}, False)
+    for index, subject in enumerate(("Sa", "Sb")):
+        recipe = Recipe(index, 0, f"{subject}_1", subject, "real", {}, 1.0, "ddim", 1, 0.0, 0, digest)
+        files = {
+            "name": f"p{index}",
+            "images": [f"imagesTr/p{index}_0000.nii.gz"],
+            "label": f"labelsTr/p{index}.nii.gz",
+        }
+        provenance.append(synthetic / "provenance.jsonl", recipe.to_mapping() | files | {"subjects": [subject]})
+    synthetic_manifest(CARD, synthetic, 2).save(synthetic / "manifest.json")
+    finish(synthetic, {})
+    line = {"out": "/somewhere/nnunet", "format": "nnunet", "digest": finished_pairs(synthetic).digest}
+    (demo / "exports.jsonl").write_text(json.dumps(line) + '\n{"out": "/cut')
+    claim(demo / "audit", {"checkpoint": digest}, False)
+    (demo / "audit" / "judge.pt").touch()
+    rows = [("real_validation", "Sc_1", "Sc", 0.5), ("synthetic", "p0", "Sa", 0.5)]
+    write_csv(demo / "audit" / "faithfulness.csv", ("images", "case", "subject", "dice"), rows)
+    claim(demo / "benchmark", {"checkpoint": digest}, False)
+    scores = demo / "benchmark" / "jobs" / "real" / "seed_0" / "scores.csv"
+    scores.parent.mkdir(parents=True)
+    write_csv(scores, SCORE_COLUMNS, [("real", 0, "Sd_1", "core", "dice", 0.5)])
+    (demo / "benchmark" / "report.html").touch()
+    return tmp_path
+
+
+def listed(home: Path, subject: str, **options: Path | None) -> set[tuple[str, str]]:
+    files = {"private": home / "cohort.private.json", "manifest": home / "cohort.json"} | options
+    found = withdraw(subject, home / "runs", **files)
+    names = [str(artefact.path).removeprefix(f"{home}/").removeprefix("runs/demo/") for artefact in found]
+    assert all(artefact.certain for artefact in found) and "ID-" not in str(found)
+    return {(artefact.kind, name) for artefact, name in zip(found, names, strict=True)}
+
+
+MODEL = {
+    ("checkpoint", "train/last.ckpt"),
+    ("log", "train/pictures"),
+    ("pairs", "synthetic"),
+    ("export", "/somewhere/nnunet"),
+    ("audit", "audit/judge.pt"),
+    ("audit", "audit/faithfulness.csv"),
+    ("benchmark", "benchmark/jobs"),
+    ("benchmark", "benchmark/report.html"),
+}
+
+
+def files(subject: str) -> set[tuple[str, str]]:
+    images, labels = (
+        f"cohort/{kind}/{subject}_1{end}" for kind, end in (("images", "_T1.nii.gz"), ("labels", ".nii.gz"))
+    )
+    return {("manifest", "cohort.json"), ("manifest", "train/manifest.json"), ("scan", images), ("scan", labels)}
+
+
+def test_a_training_subject_is_in_everything(home: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in home.rglob("*")}
+    expected = files("Sa") | MODEL | {("private", "cohort.private.json"), ("record", "cohort.report.json")}
+    expected |= {("cache", f"cache/k1.{part}") for part in ("json", "image.npy")}
+    expected |= {("pair", "synthetic/imagesTr/p0_0000.nii.gz"), ("pair", "synthetic/labelsTr/p0.nii.gz")}
+    assert listed(home, "Sa") == expected
+    assert listed(home, "ID-A") == expected
+    assert {path: path.stat().st_mtime_ns for path in home.rglob("*")} == before
+
+
+def test_a_validation_subject_is_in_what_the_model_made(home: Path) -> None:
+    assert listed(home, "Sc") == files("Sc") | MODEL
+    whys = {a.kind: a.why for a in withdraw("Sc", home / "runs")}
+    assert whys["checkpoint"] == "a model that was validated on the subject"
+    assert whys["pairs"] == "all pairs: made with a model that was validated on the subject"
+    assert whys["audit"].startswith("holds scores of the subject's scans")
+
+
+def test_a_test_subject_is_in_the_benchmark_alone(home: Path) -> None:
+    expected = {("benchmark", "benchmark/jobs"), ("benchmark", "benchmark/report.html")}
+    assert listed(home, "Sd") == files("Sd") | expected
+    assert listed(home, "Sd", private=None, manifest=None) == expected | {("manifest", "train/manifest.json")}
+
+
+def test_a_subject_that_was_renamed_is_found_by_its_cases(home: Path) -> None:
+    subjects = dict(SUBJECTS)
+    renamed = tuple(
+        replace(case, subject="person 7") if case.subject == "Sa" else case for case in cohort(home, subjects).cases
+    )
+    replace(cohort(home / "cohort"), cases=renamed).save(home / "cohort.json")
+    assert ("scan", "cohort/labels/Sa_1.nii.gz") in listed(home, "ID-A")
+
+
+def test_what_cannot_be_told_is_said_to_be_so(home: Path) -> None:
+    demo = home / "runs" / "demo"
+    (demo / "cache" / "old.json").write_text('{"affine": []}')
+    others = replace(CARD, subjects={"train": ["Sb"], "val": ["Sc"]})
+    torch.save({"medaug": others.to_dict(), "state_dict": {}}, demo / "train" / "last.ckpt")
+    cohort(home, {"Sb": "train", "Sc": "val"}).save(demo / "train" / "manifest.json")
+    found = withdraw("Sd", home / "runs", manifest=home / "cohort.json")
+    unsure = {artefact.path for artefact in found if not artefact.certain}
+    results = {
+        demo / name for name in ("audit/judge.pt", "audit/faithfulness.csv", "benchmark/jobs", "benchmark/report.html")
+    }
+    assert unsure == {demo / "cache", demo / "synthetic", Path("/somewhere/nnunet")} | results
+    assert {artefact.kind for artefact in found if artefact.certain} == {"manifest", "scan"}
+    (demo / "train" / "last.ckpt").write_bytes(b"x")
+    found = withdraw("Sb", home / "runs", manifest=home / "cohort.json")
+    assert [a.certain for a in found if a.kind == "checkpoint"] == [False]
+    assert {a.path.name for a in found if a.kind == "pair"} == {"p1_0000.nii.gz", "p1.nii.gz"}
+
+
+@pytest.mark.parametrize("subject", ["Sx", "ID-A", ""])
+def test_a_subject_that_nobody_knows(home: Path, subject: str) -> None:
+    (home / "runs" / "demo" / "cache" / "old.json").write_text("{}")
+    with pytest.raises(UserError, match="knows that subject; ") as error:
+        withdraw(subject, home / "runs", manifest=home / "cohort.json")
+    assert "ID-A" not in str(error.value)
+
+
+def test_a_subject_whose_ingest_failed_is_in_the_private_file_alone(home: Path) -> None:
+    assert listed(home, "ID-Z") == {("private", "cohort.private.json")}
+
+
+def test_files_that_are_not_there(home: Path) -> None:
+    with pytest.raises(UserError, match="no such file; give private=FILE"):
+        withdraw("Sa", home / "runs", private=home / "absent.json")
+    with pytest.raises(UserError, match="knows that subject"):
+        withdraw("Sa", home / "absent")
