@@ -11,15 +11,13 @@ page cache.
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from common import machine, print_table, times
 
 from medaug.cohort.manifest import Manifest
 from medaug.config import manifests_dir
@@ -29,24 +27,6 @@ from medaug.options import DataOptions
 
 FULL = "full preprocessing"
 TARGET = 10
-
-
-def processor() -> str:
-    """The processor's name, as the kernel gives it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def times(epoch: Callable[[], float], repeats: int) -> list[float]:
-    """Seconds of each of several epochs, after one that is not counted."""
-    taken = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        epoch()
-        taken.append(time.perf_counter() - start)
-    return taken[1:]
 
 
 def main(root: Path) -> None:
@@ -86,13 +66,9 @@ def main(root: Path) -> None:
             "epoch, memory": times(lambda: handed_over(memory), 20),
         }
 
-    where = f"{processor()}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}"
-    print(f"{where}; n = {len(train)} scans")
-    print(f"{'':24}{'repeats':>8}{'min s':>10}{'median s':>10}{'max s':>10}{'ratio':>8}")
+    print(f"{machine()}; n = {len(train)} scans")
     slow = statistics.median(epochs[FULL])
-    for name, taken in epochs.items():
-        median = statistics.median(taken)
-        print(f"{name:24}{len(taken):8}{min(taken):10.4f}{median:10.4f}{max(taken):10.4f}{slow / median:8.1f}")
+    print_table(epochs, "ratio", dict.fromkeys(epochs, slow))
     ratio = slow / statistics.median(epochs["epoch, disk"])
     print(f"target: an epoch from the disk at least {TARGET} times faster; {'met' if ratio >= TARGET else 'missed'}")
 

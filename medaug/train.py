@@ -31,7 +31,7 @@ def main(options: Options) -> None:
         from medaug.data.grid import check_options
 
         check_options(options.data)
-        if options.data.roots:
+        if options.data.roots or (options.data.manifest is None and options.data.layout != "phantom"):
             find_root(options.data)
     if not claim(folder, identity, options.overwrite, growable):
         return

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
 import fcntl
 import hashlib
 import http.client
@@ -31,6 +30,7 @@ from urllib.parse import urlsplit
 from rich.filesize import decimal
 
 from medaug.errors import UserError
+from medaug.files import temporary_folder, writing
 from medaug.progress import track, track_bytes
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def download_task(name: str, folder: Path, mirror: str | None = None) -> Path:
     url = f"{ADDRESS if mirror is None else _checked(mirror)}/{name}.tar"
     target = folder / name
     part = folder / f".{name}.tar.part"
-    with _writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / f".{name}.lock"):
         if (target / "dataset.json").exists():
@@ -107,7 +107,6 @@ def download_task(name: str, folder: Path, mirror: str | None = None) -> Path:
             return target
         if os.path.lexists(target):
             raise UserError(f"{target}: exists but holds no dataset.json; move it away or choose another folder")
-        _clear_leftovers(folder, name)
         _fetch(url, part)
         _check_space(folder, part.stat().st_size)
         with open(part, "rb") as archive:
@@ -148,7 +147,7 @@ def _checked(mirror: str) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with _writing(path):
+    with writing(path):
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
@@ -168,29 +167,6 @@ def _locked(path: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
     finally:
         os.close(handle)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Say in one line what the disk refuses."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(f"{path}: the disk is full; free some space and run the same command again") from error
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error
-
-
-def _clear_leftovers(folder: Path, name: str) -> None:
-    """Remove what killed processes had unpacked; an export to the same name may be alive beside us."""
-    for path in folder.glob(f".tmp-*-{name}"):
-        if match := re.fullmatch(rf"\.tmp-(\d+)-{name}", path.name):
-            try:
-                os.kill(int(match[1]), 0)
-            except ProcessLookupError:
-                shutil.rmtree(path, ignore_errors=True)
-            except OSError:  # alive, and somebody else's
-                continue
 
 
 def _fetch(url: str, part: Path) -> None:
@@ -256,7 +232,7 @@ def _go_on(url: str, part: Path) -> None:
         if not size:
             raise UserError(f"{url}: the server does not say how large it is; choose another mirror")
         _check_space(part.parent, 2 * size - have)
-        with _writing(part), open(part, "ab" if have else "wb") as file:
+        with writing(part), open(part, "ab" if have else "wb") as file:
             # After the old bytes are gone, before new ones come.
             about.write_text(json.dumps(heard))
             for chunk in track_bytes(_received(response), _archive(url), size, have):
@@ -321,21 +297,22 @@ def _unpack(part: Path, target: Path) -> None:
         tarfile.TarError: damaged, or it holds anything that a task has no need of.
         UserError: the disk is full.
     """
-    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
     # Tasks are plain archives ("r:"): what comes out cannot be larger than what went in.
-    with open(part, "rb") as archive, tarfile.open(fileobj=archive, mode="r:") as tar, _writing(target):
+    with (
+        open(part, "rb") as archive,
+        tarfile.open(fileobj=archive, mode="r:") as tar,
+        writing(target),
+        temporary_folder(target) as temporary,
+    ):
         members = _checked_members(tar, target.name, part.stat().st_size)
-        try:
-            for path, member in track(members.items(), "unpacking"):
-                content = tar.extractfile(member)
-                assert content is not None
-                out = temporary.joinpath(*path.parts[1:])
-                out.parent.mkdir(parents=True, exist_ok=True)
-                with open(out, "xb") as file:
-                    shutil.copyfileobj(content, file, CHUNK_BYTES)
-            os.rename(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        for path, member in track(members.items(), "unpacking"):
+            content = tar.extractfile(member)
+            assert content is not None
+            out = temporary.joinpath(*path.parts[1:])
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with open(out, "xb") as file:
+                shutil.copyfileobj(content, file, CHUNK_BYTES)
+        os.rename(temporary, target)
 
 
 def _checked_members(tar: tarfile.TarFile, name: str, size: int) -> dict[PurePosixPath, tarfile.TarInfo]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import LabelSchema
 from medaug.errors import UserError
-from medaug.files import atomic_write
+from medaug.files import atomic_write, temporary_folder, writing
 from medaug.imaging.layouts import PHANTOM_MARK
 from medaug.imaging.nifti import write_volume
 from medaug.imaging.reading import read_label, read_volumes
@@ -160,8 +159,7 @@ def _filled_whole(
         raise UserError(f"out={out}: exists already; give a folder that does not")
     if left := len(manifest.cases) - len(cases):
         log.warning("%d cases for training have no label and are left out", left)
-    unfinished = out.with_name(f".tmp-{os.getpid()}-{out.name}")
-    try:
+    with temporary_folder(out) as unfinished:
         for case in track(cases, "exporting"):
             write_case(case, unfinished)
         for name, content in files(cases).items():
@@ -170,9 +168,8 @@ def _filled_whole(
         if manifest.phantom:
             with atomic_write(unfinished / PHANTOM_MARK) as temporary:
                 temporary.write_text(f"{manifest.name}: computer-made phantoms, not patients\n")
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        with writing(out):
+            os.replace(unfinished, out)
 
 
 def _part(case: Case) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import LabelSchema
 from medaug.errors import UserError
+from medaug.files import temporary_folder
 from medaug.imaging.dicom.headers import scan_tree
 from medaug.imaging.dicom.instance import quiet
 from medaug.imaging.dicom.masks import NamedMask, combine
@@ -128,13 +128,10 @@ def ingest_dicom(
     studies = name_studies(patients, private, options.pseudonyms)
     plan = plan_cohort(tree, rules, schema, studies, root, options.on_gap, options.on_grid)
 
-    temporary = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
-    try:
+    with temporary_folder(folder) as temporary:
         manifest, failed = convert(plan, temporary, options.workers, options.name or out.stem)
         save_private(private_file, _explained(private, plan, studies, patients, {**plan.files, **failed}))
         yield Ingested(manifest, (*plan.findings, *failed), folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def convert(
@@ -251,9 +248,9 @@ def _read_label(plan: Plan, planned: PlannedCase, grid: Header, findings: list[F
 
 
 def resample(volume: Volume, grid: Header) -> Volume:
-    """A volume on another grid by linear interpolation; what it does not cover gets its smallest value.
+    """A volume on another grid by cubic B-splines; what it does not cover gets its smallest value.
 
-    Integers are rounded to the type on disk, so the values keep their unit and range.
+    Overshoot is clipped and integers are rounded to the type on disk, so the values keep their unit and range.
     """
     filter_ = sitk.ResampleImageFilter()
     origin, step, direction = _geometry(grid.affine)
@@ -261,14 +258,14 @@ def resample(volume: Volume, grid: Header) -> Volume:
     filter_.SetOutputOrigin(origin)
     filter_.SetOutputSpacing(step)
     filter_.SetOutputDirection(direction)
-    filter_.SetInterpolator(sitk.sitkLinear)
+    filter_.SetInterpolator(sitk.sitkBSpline)
     filter_.SetDefaultPixelValue(float(volume.array.min()))
     image = sitk.GetImageFromArray(volume.array.astype(np.float64).T)
     origin, step, direction = _geometry(volume.affine)
     image.SetOrigin(origin)
     image.SetSpacing(step)
     image.SetDirection(direction)
-    values = sitk.GetArrayFromImage(filter_.Execute(image)).T
+    values = sitk.GetArrayFromImage(filter_.Execute(image)).T.clip(volume.array.min(), volume.array.max())
     if volume.array.dtype.kind in "iu":
         values = np.rint(values)
     return Volume(values.astype(volume.array.dtype), grid.affine, volume.dtype)
