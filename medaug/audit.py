@@ -114,7 +114,9 @@ def main(options: Options) -> None:
         log.info("guidance scale %g, %d pairs", scale, len(swept))
         images = np.concatenate(
             [
-                sample_images(model, [recipes[c.case.name] for c in some], [np.array(c.label) for c in some], scale)
+                sample_images(
+                    model, card.schema, [recipes[c.case.name] for c in some], [np.array(c.label) for c in some], scale
+                )
                 for some in (swept[i : i + batch] for i in range(0, len(swept), batch))
             ]
         )

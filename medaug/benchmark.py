@@ -46,12 +46,13 @@ def main(options: Options) -> None:
         refuse_leaks(cohort, pairs.manifest, pairs.records, card.subjects, digest)
         cache = folder.parent / "cache"
         labelled = [case for case in cohort.split("train") if case.label is not None]
-        if not cohort.split("test"):
-            raise UserError(f"{cohort.root}: no test subjects; raise data.test_fraction and train again")
-        if unlabelled := [case.name for case in cohort.split("test") if case.label is None]:
-            raise UserError(f"{unlabelled[0]}: a test case without a label cannot be scored; leave it out")
+        scored = [case for case in cohort.split("test") if case.label is not None]
+        if not scored:
+            raise UserError(f"{cohort.root}: no labelled test subjects; raise data.test_fraction and train again")
+        if left := len(cohort.split("test")) - len(scored):
+            log.warning("%d test scans have no label and are not scored", left)
         real = load_cases(cohort, labelled, card.preprocessing, cache)
-        test = load_cases(cohort, cohort.split("test"), card.preprocessing, cache)
+        test = load_cases(cohort, scored, card.preprocessing, cache)
         synthetic = load_cases(pairs.manifest, pairs.manifest.cases, card.preprocessing, cache)
         jobs = [Job(arm, seed) for seed in options.benchmark.seeds for arm in options.arms.names]
         for job in jobs:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def main(options: Options) -> None:
     """Write pairs or cohort in the layout that was asked for, to a folder that must not exist yet.
 
-    What became of an experiment's pairs is noted in `runs/<experiment>/exports.jsonl`, for `medaug.ingest withdraw`.
+    What was exported is noted for `medaug.ingest withdraw`: in `runs/EXP/exports.jsonl`, or beside the manifest.
     """
     wanted = options.export
     if wanted.out is None:
@@ -38,16 +38,14 @@ def main(options: Options) -> None:
         raise UserError(f"format={wanted.format}: not one of {', '.join(WRITERS)}")
     out = Path(wanted.out)
     if wanted.manifest is not None:
-        cohort = Manifest.load(wanted.manifest)
-        WRITERS[wanted.format](cohort, out)
-        log.info("%s is in %s", cohort.name, out)
-        return
-    folder = stage_folder(options, "generate")
-    pairs = finished_pairs(folder)
-    WRITERS[wanted.format](pairs.manifest, out)
-    number = len(pairs.manifest.cases)
-    line = {"out": str(out.resolve()), "format": wanted.format, "pairs": number, "digest": pairs.digest}
-    record = folder.parent / "exports.jsonl"
+        source = Path(wanted.manifest)
+        cohort, digest, record = Manifest.load(source), "", source.with_suffix(".exports.jsonl")
+    else:
+        folder = stage_folder(options, "generate")
+        pairs = finished_pairs(folder)
+        cohort, digest, record = pairs.manifest, pairs.digest, folder.parent / "exports.jsonl"
+    WRITERS[wanted.format](cohort, out)
+    line = {"out": str(out.resolve()), "format": wanted.format, "cases": len(cohort.cases), "digest": digest}
     try:
         with record.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -55,7 +53,7 @@ def main(options: Options) -> None:
         raise UserError(
             f"{record}: cannot be written ({error.strerror}); remove {out}, which is not on record, and export again"
         ) from error
-    log.info("%d pairs are in %s", number, out)
+    log.info("%d cases of %s are in %s", len(cohort.cases), cohort.name, out)
 
 
 if __name__ == "__main__":

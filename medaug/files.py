@@ -24,6 +24,7 @@ _NOT_WRITABLE = {
     errno.ENAMETOOLONG,
     errno.EIO,
     errno.ESTALE,
+    errno.ENXIO,
 }
 
 

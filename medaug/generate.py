@@ -15,15 +15,16 @@ log = logging.getLogger(__name__)
 
 
 def main(options: Options) -> None:
-    """Write pairs, their provenance, their manifest and a contact sheet."""
+    """Write pairs, their provenance, their manifest and a contact sheet; on request, how the first pair comes about."""
     import torch
 
     from medaug.errors import UserError
+    from medaug.synthesis.recipes import check_options, write_recipe
     from medaug.training.checkpoint import file_sha256, load_model
 
-    for name in ("num", "batch_size"):
-        if getattr(options.generate, name) < 1:
-            raise UserError(f"{name}={getattr(options.generate, name)}: at least 1 is needed")
+    for name, least in (("num", 1), ("batch_size", 1), ("strip", 0)):
+        if getattr(options.generate, name) < least:
+            raise UserError(f"{name}={getattr(options.generate, name)}: at least {least} is needed")
     train, folder = stage_folder(options, "train"), stage_folder(options, "generate")
     checkpoint = trained_checkpoint(options)
     digest = file_sha256(checkpoint)
@@ -33,8 +34,10 @@ def main(options: Options) -> None:
         raise UserError(
             f"{checkpoint}: of experiment {card.experiment}, not {options.experiment}; train that one first"
         )
+    check_options(model.process, card.schema, options.generate, options.sampler)
     identity = part(options, "generate", "masks", "sampler") | {"checkpoint": digest}
-    if not claim(folder, identity, options.overwrite, growable=("generate.num",)):
+    work = claim(folder, identity, options.overwrite, growable=("generate.num",))
+    if not work and not options.generate.strip:
         return
 
     import numpy as np
@@ -42,8 +45,8 @@ def main(options: Options) -> None:
     from medaug.cohort.manifest import Manifest
     from medaug.data.cases import load_cases
     from medaug.reporting.figures import contact_sheet
-    from medaug.synthesis.generation import generate_pairs, synthetic_manifest
-    from medaug.synthesis.recipes import write_recipe
+    from medaug.reporting.strip import busiest_slice, denoising_strip, evenly
+    from medaug.synthesis.generation import generate_pairs, sample_images, synthetic_manifest
 
     manifest = Manifest.load(train / "manifest.json")
     labelled = [case for case in manifest.split("train") if case.label is not None]
@@ -53,6 +56,18 @@ def main(options: Options) -> None:
 
     def plan(index: int):  # type: ignore[no-untyped-def]
         return write_recipe(index, hosts, options.generate, options.masks, options.sampler, digest)
+
+    if options.generate.strip:
+        recipe, _, mask = plan(0)
+        seen: list[tuple[float, np.ndarray]] = []
+        last = sample_images(
+            model, card.schema, [recipe], [mask], recipe.guidance_scale, lambda t, x0: seen.append((t, x0[0, 0]))
+        )
+        frames = [seen[i] for i in evenly(len(seen), options.generate.strip)]
+        denoising_strip([*frames, (0.0, last[0, 0])], busiest_slice(mask), folder / "strip")
+        log.info("how pair 0 comes out of the noise is shown by %s and .gif", folder / "strip.png")
+    if not work:
+        return
 
     generate_pairs(model, card, plan, options.generate.num, options.generate.batch_size, folder)
     synthetic = synthetic_manifest(card, folder, options.generate.num)

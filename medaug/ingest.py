@@ -13,7 +13,7 @@ import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from medaug.config import launch
 from medaug.errors import UserError
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from medaug.imaging.preflight.findings import Finding
 
 log = logging.getLogger(__name__)
+
+Folds = list[dict[str, list[str]]]  # as nnU-Net's splits_final.json has them
 
 
 def main(options: Options) -> None:
@@ -48,17 +50,24 @@ def _ingest(wanted: IngestOptions, data: DataOptions) -> None:
     out = Path(wanted.out)
     if out.suffix != ".json":
         raise UserError(f"out={out}: a manifest is a .json file")
-    if out.exists():
-        raise UserError(f"out={out}: exists already; remove it or give another name")
+    folds_file = out.with_name(f"{out.stem}_splits_final.json")
+    for path in (out, *([folds_file] if wanted.folds is not None else [])):
+        if path.exists():
+            raise UserError(f"out={out}: {path} exists already; remove it or give another name")
+    if wanted.report is not None and Path(wanted.report).resolve() == out.resolve():
+        raise UserError(f"report={wanted.report}: is the manifest's name too; give another one")
+    if wanted.workers < 0:
+        raise UserError(f"workers={wanted.workers}: a number of processes is 0 (one per processor) or more")
     if wanted.check not in {"voxels", "headers", "none"}:
         raise UserError(f"check={wanted.check}: not one of voxels, headers, none")
 
     from medaug.cohort import LabelSchema
     from medaug.data.grid import check_options
     from medaug.imaging.dicom.convert import ingest_dicom
+    from medaug.imaging.dicom.privacy import private_path
     from medaug.imaging.intensity import Intensity
     from medaug.imaging.layouts import detect_layout, read_layout
-    from medaug.imaging.preflight import Expectations
+    from medaug.imaging.preflight import Expectations, Report
     from medaug.imaging.rules import NO_RULES, read_rules, with_pairs
 
     rules = read_rules(Path(wanted.rules)) if wanted.rules is not None else NO_RULES
@@ -72,19 +81,25 @@ def _ingest(wanted: IngestOptions, data: DataOptions) -> None:
     intensity = Intensity(data.intensity, (low, high), window, data.zscore_clip)
     expected = Expectations(intensity=intensity, labelled=data.labelled, subjects_named=named)
     if layout == "dicom":
+        if wanted.report is not None and Path(wanted.report).resolve().is_relative_to(Path(wanted.root).resolve()):
+            raise UserError("report: lies inside root, where nothing is ever written; give a path outside of it")
         schema = LabelSchema.from_mapping(rules.schema, rules.source) if rules.schema else None
         with ingest_dicom(wanted.root, rules, schema, wanted, out) as ingested:
             # Files are named as they will be: the temporary folder is gone when the user reads of them.
-            manifest = _checked(ingested.manifest, ingested.findings, wanted, expected, ingested.folder)
-            _write(replace(manifest, root=ingested.keep().root), wanted, out)
+            names = (ingested.manifest.root, str(ingested.folder))
+            remedy = f"; {private_path(out, wanted.private)} says which files are meant"
+            rest = replace(wanted, exclude=[])  # they are left out already
+            manifest, folds = _checked(ingested.manifest, ingested.findings, rest, expected, names, remedy)
+            _write(replace(manifest, root=ingested.keep().root), folds, out, folds_file)
         return
     found = read_layout(wanted.root, layout, rules)
     if found.proposed and not wanted.accept_labels:
+        _say(Report(found.problems), wanted)  # they may say that this is no such layout
         raise UserError(
             f"{wanted.root}: by its file names layout {layout} has the labels {_told(found.manifest.schema)}; "
             "confirm them with accept_labels=true, or give your own with rules=FILE.yaml"
         )
-    _write(_checked(found.manifest, found.problems, wanted, expected), wanted, out)
+    _write(*_checked(found.manifest, found.problems, wanted, expected), out, folds_file)
 
 
 def _checked(
@@ -92,55 +107,80 @@ def _checked(
     problems: tuple[Finding, ...],
     wanted: IngestOptions,
     expected: Expectations,
-    folder: Path | None = None,
-) -> Manifest:
-    """The manifest, named, looked through and split.
+    renamed: tuple[str, str] = ("", ""),
+    remedy: str = "",
+) -> tuple[Manifest, Folds | None]:
+    """The manifest, named, looked through and split, and the folds if they are wanted.
 
     Args:
         manifest: every case in "train".
         problems: what was found wrong on the way here.
         wanted: names, splits, depth of the check.
         expected: what the cohort is meant for.
-        folder: what the manifest's root is called in findings; None: as it is.
+        renamed: what is called otherwise in findings, and how.
+        remedy: what else the user is told where there are errors.
 
     Raises:
         UserError: there are errors; all findings have been said by then, and are in the report.
     """
+    from medaug.cohort.folds import splits_final
     from medaug.data.cohorts import name_subjects, split_cohort
     from medaug.imaging.preflight import CaseFacts, Report, check, check_manifest
     from medaug.imaging.preflight.findings import Finding
 
-    findings: list[Finding] = list(problems)
+    manifest, findings = _without(wanted.exclude, manifest, problems)
     facts: dict[str, CaseFacts] = {}
+    folds: Folds | None = None
     if wanted.name is not None:
         manifest = replace(manifest, name=wanted.name)
-    if manifest.cases:
+    lost = {finding.case for finding in findings if finding.severity == "error"} - {c.name for c in manifest.cases}
+    if not manifest.cases:
+        findings.append(
+            Finding(manifest.name, "error", "no-case", "no case is left", "see what was found, or check root")
+        )
+    else:
         manifest = name_subjects(manifest, wanted)
         if wanted.check != "none":
-            found = check(manifest, "headers" if wanted.check == "headers" else "voxels", expected, wanted.workers)
+            depth: Literal["headers", "voxels"] = "headers" if wanted.check == "headers" else "voxels"
+            # How many keep their labels is counted below, among those that are for training.
+            found = check(manifest, depth, replace(expected, labelled=None), wanted.workers)
             findings += found.findings
             facts = dict(found.facts)
-        strata = {name: fact.classes for name, fact in facts.items()} if wanted.check == "voxels" else None
-        try:
-            manifest = split_cohort(manifest, wanted, strata)
-        except UserError as error:
-            findings.append(Finding.from_error(manifest.name, "splits", error))
-        else:
-            findings += check_manifest(manifest, expected) if wanted.check != "none" else ()
-    if folder is not None:
-        findings = [replace(finding, what=finding.what.replace(manifest.root, str(folder))) for finding in findings]
+        if not lost:  # with cases missing, numbers say nothing
+            strata = {name: fact.classes for name, fact in facts.items()} if wanted.check == "voxels" else None
+            try:
+                manifest = split_cohort(manifest, wanted, strata)
+                folds = None if wanted.folds is None else splits_final(manifest.cases, wanted.folds, wanted.split_seed)
+            except UserError as error:
+                findings.append(Finding.from_error(manifest.name, "splits", error))
+            else:
+                findings += check_manifest(manifest, expected) if wanted.check != "none" else ()
+    if renamed[0]:
+        findings = [replace(finding, what=finding.what.replace(*renamed)) for finding in findings]
     report = Report(tuple(dict.fromkeys(findings)), facts)
     _say(report, wanted)
     if errors := report.count("error"):
         # The root stays unnamed: a folder of DICOM may be called by a patient's name.
-        raise UserError(f"{wanted.out}: not written; mend the {errors} error(s) listed above, or leave those cases out")
-    return manifest
+        raise UserError(
+            f"{wanted.out}: not written; mend the {errors} error(s) listed above, or leave their cases out with "
+            f"exclude=[CASE,...]{remedy}"
+        )
+    return manifest, folds
+
+
+def _without(exclude: list[str], manifest: Manifest, problems: tuple[Finding, ...]) -> tuple[Manifest, list[Finding]]:
+    """The cohort and its findings less the cases that the user leaves out."""
+    known = {case.name for case in manifest.cases} | {finding.case for finding in problems}
+    if unknown := [name for name in exclude if name not in known]:
+        raise UserError(f"exclude: {', '.join(unknown)}: no such case; give names as the findings have them")
+    cases = tuple(case for case in manifest.cases if case.name not in exclude)
+    return replace(manifest, cases=cases), [finding for finding in problems if finding.case not in exclude]
 
 
 def _say(report: Report, wanted: IngestOptions) -> None:
-    """All findings: as a table on a terminal, as lines in a log, and as JSON where a report is wanted."""
+    """The findings: as a table on a terminal, as lines in a log (errors last), all of them as JSON in the report."""
     from medaug.files import atomic_write
-    from medaug.imaging.preflight import report_json, report_table
+    from medaug.imaging.preflight import report_json, report_table, summary
 
     if sys.stderr.isatty() and report.findings:
         from rich.console import Console
@@ -148,21 +188,22 @@ def _say(report: Report, wanted: IngestOptions) -> None:
         Console(stderr=True).print(report_table(report.findings))
     else:
         levels = {"error": logging.ERROR, "warning": logging.WARNING, "note": logging.INFO}
-        for finding in report.findings:
-            log.log(levels[finding.severity], "%s", finding)
+        for severity, alike, rest in reversed(list(summary(report.findings))):
+            for line in [*alike, *([rest] if rest else [])]:
+                log.log(levels[severity], "%s", line)
     if wanted.report is not None:
         with atomic_write(wanted.report) as temporary:
             temporary.write_text(json.dumps(report_json(report), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        log.info("all findings are in %s", wanted.report)
 
 
-def _write(manifest: Manifest, wanted: IngestOptions, out: Path) -> None:
-    from medaug.cohort.folds import splits_final
+def _write(manifest: Manifest, folds: Folds | None, out: Path, folds_file: Path) -> None:
     from medaug.files import atomic_write
 
-    if wanted.folds is not None:
-        folds = splits_final(manifest.cases, wanted.folds, wanted.split_seed)
-        with atomic_write(out.with_name(f"{out.stem}_splits_final.json")) as temporary:
+    if folds is not None:
+        with atomic_write(folds_file) as temporary:
             temporary.write_text(json.dumps(folds, indent=1) + "\n")
+        log.info("%d folds are in %s", len(folds), folds_file)
     manifest.save(out)
     counts = ", ".join(f"{len(manifest.subjects(s))} {s}" for s in ("train", "val", "test"))
     subjects = len({case.subject for case in manifest.cases})
@@ -175,12 +216,13 @@ def _told(schema: LabelSchema) -> str:
 
 
 def _list_withdrawn(subject: str, wanted: IngestOptions, runs: Path) -> None:
+    from medaug.imaging.dicom.privacy import private_path
     from medaug.withdrawal import withdraw
 
     manifest = None if wanted.out is None else Path(wanted.out)
     private = None if wanted.private is None else Path(wanted.private)
-    if private is None and manifest is not None and manifest.with_suffix(".private.json").exists():
-        private = manifest.with_suffix(".private.json")
+    if private is None and manifest is not None and private_path(manifest, None).exists():
+        private = private_path(manifest, None)
     artefacts = withdraw(subject, runs, private, manifest)
     for artefact in artefacts:
         log.info("%s%s: %s: %s", "" if artefact.certain else "perhaps ", artefact.kind, artefact.path, artefact.why)

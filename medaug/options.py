@@ -80,10 +80,17 @@ class NetworkOptions:
 class ProcessOptions:
     """The forward process and what the network predicts."""
 
-    noise_schedule: str = option("linear, cosine or rectified_flow", "rectified_flow")
-    prediction_type: str = option("epsilon, sample, v_prediction or flow", "flow")
-    num_train_timesteps: int = option("steps of a discrete schedule; rectified_flow is continuous", 1000)
+    noise_schedule: str = option("linear, cosine, rectified_flow or edm", "rectified_flow")
+    prediction_type: str = option("epsilon, sample, v_prediction, flow or edm", "flow")
+    num_train_timesteps: int | None = option("linear, cosine: noise levels; null: continuous time", 1000)
     time_shift: float = option("rectified_flow: above 1 spends more on noisy times, as large volumes want", 1.0)
+    zero_terminal_snr: bool = option("linear, cosine: make the noisiest time pure noise, as sampling assumes", False)
+    sigma_min: float = option("edm: least noise, in standard deviations of the (standardised) data", 0.002)
+    sigma_max: float = option("edm: most noise, from which sampling starts", 80.0)
+    sigma_data: float = option("edm: standard deviation of the data, which the codec makes 1", 1.0)
+    log_sigma_mean: float = option("edm: mean of the logarithm of the noise in training", -0.5)
+    log_sigma_std: float = option("edm: standard deviation of that logarithm", 1.2)
+    loss_weight: str = option("of a time in the loss: uniform or min_snr (noisy times count less)", "uniform")
 
 
 @dataclass
@@ -98,6 +105,7 @@ class TrainerOptions:
     gradient_clip: float = option("largest gradient norm", 1.0)
     ema_decay: float = option("decay of the moving average of the weights", 0.999)
     condition_dropout: float = option("share of masks dropped to train the null condition", 0.1)
+    region_weight: float = option("how many times more than background a foreground voxel counts in the loss", 1.0)
     augment: bool = option("small random rotation, scaling and shift of image and mask together", True)
     checkpoint_every: int = option("steps between checkpoints", 200, identity=False)
     validate_every: int = option("steps between validation loss and sample pictures", 500)
@@ -121,9 +129,10 @@ class LoggerOptions:
 class SamplerOptions:
     """How noise becomes an image."""
 
-    name: str = option("dpmpp_2m, ddim or ddpm", "dpmpp_2m")
-    num_inference_steps: int = option("evaluations of the denoiser", 20)
+    name: str = option("dpmpp_2m, dpmpp_2m_sde, heun, ddim or ddpm", "dpmpp_2m")
+    num_inference_steps: int = option("steps, each one evaluation of the denoiser (heun: two, but for the last)", 20)
     eta: float = option("ddim only: 0 deterministic, 1 as noisy as ddpm", 0.0)
+    spacing: str = option("of the steps: trailing, uniform or karras (not from pure noise)", "trailing")
 
 
 @dataclass
@@ -154,8 +163,16 @@ class GenerateOptions:
 
     num: int = option("image-mask pairs to write", 64)
     guidance_scale: float = option("classifier-free guidance: 0 ignores the mask, 1 is the plain conditional", 2.0)
+    guidance_interval: list[float] | None = option(
+        "times in [0, 1], 1 being noise, between which there is guidance; null: always", None
+    )
+    guidance_rescale: float = option("0 to 1: bring guided contrast back to that of the plain conditional", 0.0)
+    negative_classes: list[str] = option(
+        "guide away from the same mask without these classes; none: from no mask at all", []
+    )
     seed: int = option("root of every pair's own seed", 0)
     batch_size: int = option("pairs sampled together; changes no sample", 4, identity=False)
+    strip: int = option("pictures of how the first pair comes out of the noise; 0: none", 0, identity=False)
 
 
 @dataclass
@@ -214,12 +231,13 @@ class IngestOptions:
     subjects: str | None = option("CSV file with the columns case and subject", None)
     subject_pattern: str | None = option("regular expression whose group 1 in a case's name is its subject", None)
     subject_consecutive: int = option("this many consecutive numbers are one subject", 1)
-    splits: str | None = option("splits to keep: nnU-Net's splits_final.json, or a CSV file with case and split", None)
+    splits: str | None = option("splits to keep: splits_final.json, or a CSV with case or subject, and split", None)
     splits_fold: int = option("which fold of splits_final.json", 0)
     val_fraction: float = option("share of subjects for validation", 0.1)
     test_fraction: float = option("share of subjects that no model may see", 0.2)
     split_seed: int = option("seed of the split by subject, and of the folds", 0)
     folds: int | None = option("also write that many folds as nnU-Net's splits_final.json beside the manifest", None)
+    exclude: list[str] = option("cases to leave out, by name", [])
     check: str = option("voxels (read everything), headers (large cohorts) or none", "voxels")
     report: str | None = option("JSON file for the findings", None)
     workers: int = option("processes that read; 0: one per processor", 0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medaug.config import launch, part
+from medaug.errors import UserError
 from medaug.options import Options
 from medaug.runs import claim, finish, finished, stage_folder
 
@@ -27,19 +28,22 @@ def main(options: Options) -> None:
     growable = ("trainer.max_steps",) if options.resume else ()
     identity = part(options, *MODEL_NODES)
     if finished(folder) is None:  # before anything is written
-        from medaug.data.cohorts import find_root
+        from medaug.data.cohorts import require_data
         from medaug.data.grid import check_options
+        from medaug.diffusion.process import Process
 
         check_options(options.data)
-        if options.data.roots or (options.data.manifest is None and options.data.layout != "phantom"):
-            find_root(options.data)
+        require_data(options.data)
+        try:
+            Process(**identity["process"])
+        except ValueError as error:
+            raise UserError(f"process: {error}") from error
     if not claim(folder, identity, options.overwrite, growable):
         return
 
     from medaug.data.cases import load_cases, read_grids
     from medaug.data.cohorts import find_cohort
     from medaug.data.preprocessing import fit_preprocessing
-    from medaug.errors import UserError
     from medaug.networks.codecs import codec_stride
     from medaug.reporting.figures import comparison_picture
     from medaug.training.checkpoint import Card

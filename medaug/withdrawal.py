@@ -113,10 +113,13 @@ def _in_cohort(cohort: Manifest, path: Path, who: _Who, private: Path | None) ->
             yield Artefact("scan", image, f"image of {case.name}")
         if label := cohort.label_path(case):
             yield Artefact("scan", label, f"label of {case.name}")
+    for out, _ in _exports(path.with_suffix(".exports.jsonl")):
+        yield Artefact("export", out, "a copy of the cohort as it was then")
     # The report and the folds lie beside the manifest, under names of the user's choice.
     names = {json.dumps(name) for case in cases for name in (case.name, case.subject)}
+    known = {file.resolve() for file in (path, private) if file is not None}
     for other in sorted(path.parent.glob("*.json")):
-        if other not in {path, private} and any(name in other.read_text(errors="replace") for name in names):
+        if other.resolve() not in known and any(name in other.read_text(errors="replace") for name in names):
             yield Artefact("record", other, "names the subject or a scan of it")
 
 
@@ -219,22 +222,28 @@ def _rows(folder: Path) -> Iterator[Mapping[str, str]]:
 def _in_exports(folder: Path, pairs: Sequence[Artefact]) -> Iterator[Artefact]:
     from medaug.synthesis.generation import finished_pairs
 
-    path = folder / "exports.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
+    exports = _exports(folder / "exports.jsonl")
     try:
-        digest = finished_pairs(folder / "synthetic").digest if lines else None
+        digest = finished_pairs(folder / "synthetic").digest if exports else None
     except UserError:
         digest = None
-    for line in lines:
-        try:
-            record = json.loads(line)
-            out, exported = Path(record["out"]), record["digest"]
-        except (ValueError, KeyError, TypeError):
-            continue  # cut short by a killed process
+    for out, exported in exports:
         if exported != digest:
             yield Artefact("export", out, "of pairs that are gone, so it cannot be told", certain=False)
         elif pairs:
             yield Artefact("export", out, f"a copy of {pairs[0].path}, {pairs[0].why}", pairs[0].certain)
+
+
+def _exports(path: Path) -> list[tuple[Path, str]]:
+    """Folder and digest of each export on record."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+            found.append((Path(record["out"]), str(record["digest"])))
+        except (ValueError, KeyError, TypeError):
+            continue  # cut short by a killed process
+    return found
 
 
 def _made_by(checkpoint: str | None, models: Mapping[str, str]) -> tuple[str, bool]:

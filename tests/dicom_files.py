@@ -149,17 +149,17 @@ def write_enhanced(
     dataset.InstanceNumber = 1
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "M", "NONE"]
     organisation = uid("organisation", number)
-    dataset.DimensionOrganizationSequence = [_item(DimensionOrganizationUID=organisation)]
+    dataset.DimensionOrganizationSequence = [item(DimensionOrganizationUID=organisation)]
     pointers = [0x00209056, 0x00209057, 0x00209128]  # StackID, InStackPositionNumber, TemporalPositionIndex
     dataset.DimensionIndexSequence = [
-        _item(DimensionOrganizationUID=organisation, DimensionIndexPointer=tag, FunctionalGroupPointer=0x00209111)
+        item(DimensionOrganizationUID=organisation, DimensionIndexPointer=tag, FunctionalGroupPointer=0x00209111)
         for tag in pointers
     ]
-    shared = _item(
+    shared = item(
         PixelMeasuresSequence=[
-            _item(PixelSpacing=_decimals((spacing[1], spacing[0])), SliceThickness="1.25", SpacingBetweenSlices="9.5")
+            item(PixelSpacing=_decimals((spacing[1], spacing[0])), SliceThickness="1.25", SpacingBetweenSlices="9.5")
         ],
-        PlaneOrientationSequence=[_item(ImageOrientationPatient=_decimals((lps[:3, :2] / spacing[:2]).T.ravel()))],
+        PlaneOrientationSequence=[item(ImageOrientationPatient=_decimals((lps[:3, :2] / spacing[:2]).T.ravel()))],
     )
     if shared_values:
         shared.PixelValueTransformationSequence = [_values(slope, intercept)]
@@ -167,21 +167,21 @@ def write_enhanced(
     per_frame, planes = [], []
     for position in order if order is not None else range(len(frames)):
         time, index = frames[position]
-        item = _item(
+        group = item(
             FrameContentSequence=[
-                _item(
+                item(
                     StackID="1",
                     InStackPositionNumber=index + 1,
                     TemporalPositionIndex=time + 1,
                     DimensionIndexValues=[1, index + 1, time + 1],
                 )
             ],
-            PlanePositionSequence=[_item(ImagePositionPatient=_decimals((lps @ [0, 0, index, 1])[:3]))],
+            PlanePositionSequence=[item(ImagePositionPatient=_decimals((lps @ [0, 0, index, 1])[:3]))],
         )
         if not shared_values:
             per_slope, per_intercept = (np.broadcast_to(value, len(frames))[position] for value in (slope, intercept))
-            item.PixelValueTransformationSequence = [_values(per_slope, per_intercept)]
-        per_frame.append(item)
+            group.PixelValueTransformationSequence = [_values(per_slope, per_intercept)]
+        per_frame.append(group)
         planes.append(stack[:, :, index, time].T)
     dataset.PerFrameFunctionalGroupsSequence = per_frame
     dataset.NumberOfFrames = len(planes)
@@ -270,7 +270,8 @@ def _save(dataset: FileDataset, path: Path) -> Path:
     return path
 
 
-def _item(**tags: Any) -> Dataset:
+def item(**tags: Any) -> Dataset:
+    """An item of a sequence."""
     item = Dataset()
     for keyword, value in tags.items():
         setattr(item, keyword, value)
@@ -278,7 +279,7 @@ def _item(**tags: Any) -> Dataset:
 
 
 def _values(slope: float, intercept: float) -> Dataset:
-    return _item(RescaleSlope=_decimal(slope), RescaleIntercept=_decimal(intercept), RescaleType="US")
+    return item(RescaleSlope=_decimal(slope), RescaleIntercept=_decimal(intercept), RescaleType="US")
 
 
 def _decimal(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import resource
 import tempfile
 import time
@@ -125,4 +126,7 @@ def _try(reader: Callable[[Path], object], limit: int, trial: Trial) -> Outcome:
         except Exception as other:
             raise AssertionError(f"{trial.name}, seed {trial.seed}: {type(other).__name__}") from other
         seconds = time.monotonic() - start
-    return Outcome(trial, error.replace(folder, ""), seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    # Not getrusage: its maximum outlives exec, so it would be that of whoever started this worker.
+    peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert peak is not None
+    return Outcome(trial, error.replace(folder, ""), seconds, int(peak[1]) / 1024)

@@ -214,7 +214,16 @@ def test_cfg_prints_what_would_run(capsys):
 
     assert config.run("generate", body, ["experiment=demo", "preset=smoke", "--cfg", "seed=5"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
-    assert shown["generate"] == {"num": 4, "guidance_scale": 2.0, "seed": 5, "batch_size": 4}
+    assert shown["generate"] == {
+        "num": 4,
+        "guidance_scale": 2.0,
+        "guidance_interval": None,
+        "guidance_rescale": 0.0,
+        "negative_classes": [],
+        "seed": 5,
+        "batch_size": 4,
+        "strip": 0,
+    }
     assert set(shown) == {*STAGES["generate"].reads, "generate"}
 
 

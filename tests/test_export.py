@@ -53,6 +53,8 @@ def test_a_cohort_is_exported_without_an_experiment(tmp_path, layout):
     main(options(tmp_path, manifest=str(tmp_path / "manifest.json"), format=layout, out=str(tmp_path / "out")))
     assert json.loads((tmp_path / "out/dataset.json").read_text())["numTraining"] == 2
     assert not (tmp_path / "runs").exists()
+    (line,) = (tmp_path / "manifest.exports.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"out": str(tmp_path / "out"), "format": layout, "cases": 2, "digest": ""}
 
 
 def test_every_export_of_pairs_is_noted(tmp_path, pairs):
@@ -61,7 +63,7 @@ def test_every_export_of_pairs_is_noted(tmp_path, pairs):
         main(options(tmp_path, experiment="toy", format=layout, out=str(out)))
     lines = (tmp_path / "runs/toy/exports.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
-        {"out": str(out), "format": layout, "pairs": 2, "digest": pairs.digest}
+        {"out": str(out), "format": layout, "cases": 2, "digest": pairs.digest}
         for out, layout in zip(outs, ("msd", "nnunet"), strict=True)
     ]
 

@@ -184,3 +184,14 @@ def test_files_that_are_not_there(home: Path) -> None:
         withdraw("Sa", home / "runs", private=home / "absent.json")
     with pytest.raises(UserError, match="knows that subject"):
         withdraw("Sa", home / "absent")
+
+
+def test_a_copy_of_the_cohort_is_on_record(home: Path) -> None:
+    (home / "cohort.exports.jsonl").write_text('{"out": "/elsewhere/msd", "format": "msd", "digest": ""}\n{"out": "/cu')
+    assert ("export", "/elsewhere/msd") in listed(home, "Sa")
+
+
+def test_the_private_file_is_listed_once_however_it_is_named(home: Path) -> None:
+    private = home / "runs" / ".." / "cohort.private.json"
+    found = withdraw("Sa", home / "runs", private=private, manifest=home / "cohort.json")
+    assert [a.kind for a in found if a.path.name == "cohort.private.json"] == ["private"]

@@ -55,11 +55,16 @@ def hold_out_fold(
 def splits_final(cases: Iterable[Case], k: int, seed: int, strata: Strata | None = None) -> list[dict[str, list[str]]]:
     """Return `kfold` as nnU-Net's splits_final.json has it: per fold the names of the cases in "train" and "val".
 
-    Only labelled cases are named, for nnU-Net knows no others. Raises as `kfold`.
+    Only labelled cases are named, for nnU-Net knows no others.
+
+    Raises:
+        UserError: as `kfold`, or fewer labelled subjects than folds.
     """
     cases = tuple(cases)
     folds = kfold(cases, k, seed, strata)
     fold_of = {case.name: folds[case.subject] for case in cases if case.subject in folds and case.label is not None}
+    if (used := len(set(fold_of.values()))) < k:
+        raise UserError(f"folds={k}: the labelled subjects beside the test split fill {used}; choose fewer folds")
     return [
         {
             "train": sorted(name for name, fold in fold_of.items() if fold != val),
@@ -82,6 +87,8 @@ def hide_labels(cases: Iterable[Case], num: int, seed: int) -> tuple[Case, ...]:
     """
     cases = tuple(cases)
     labelled = {case.subject for case in cases if case.split == "train" and case.label is not None}
+    if not labelled:
+        raise UserError(f"labelled={num}: no training subject has a label; add labels, or leave labelled out")
     if not 1 <= num <= len(labelled):
         raise UserError(f"labelled={num}: {len(labelled)} training subjects have labels; choose 1 to {len(labelled)}")
     kept = sorted(labelled, key=lambda subject: subject_rank(f"labelled {seed}", subject))[:num]

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,10 +26,17 @@ class Recipe:
         mask_parameters: what the mask source needs beside the host, JSON values only.
         guidance_scale: classifier-free guidance; 1 is none, 0 ignores the mask.
         sampler: name of the sampler.
-        num_inference_steps: network evaluations at most per solver stage.
+        num_inference_steps: steps of the sampler.
         eta: share of noise added per step (DDIM): 0 deterministic, 1 ancestral.
         seed: of the noise of this pair.
         checkpoint: SHA-256 of the checkpoint file, hexadecimal.
+        spacing: of the sampler's steps.
+        guidance_interval: times between which there is guidance; None: at all times.
+        guidance_rescale: 0 to 1, how far guided contrast is brought back.
+        negative_classes: names of the classes without which the mask is what guidance leads away from; empty: from no
+            mask at all.
+
+    The last four came later; a recipe without them is from when there was nothing but their defaults.
     """
 
     index: int
@@ -44,6 +51,10 @@ class Recipe:
     eta: float
     seed: int
     checkpoint: str
+    spacing: str = "trailing"
+    guidance_interval: list[float] | None = None
+    guidance_rescale: float = 0.0
+    negative_classes: list[str] = field(default_factory=list)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the fields as a dictionary of JSON values."""
@@ -58,12 +69,13 @@ class Recipe:
         """Take the recipe out of a mapping that may hold more (a provenance record).
 
         Raises:
-            UserError: a field is missing.
+            UserError: a field without a default is missing.
         """
-        missing = [field.name for field in fields(cls) if field.name not in mapping]
+        needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+        missing = [name for name in needed if name not in mapping]
         if missing:
             raise UserError(f"recipe: {', '.join(missing)} missing; it was written by another version, generate again")
-        return cls(**{field.name: mapping[field.name] for field in fields(cls)})
+        return cls(**{f.name: mapping[f.name] for f in fields(cls) if f.name in mapping})
 
     @classmethod
     def from_json(cls, line: str) -> Recipe:

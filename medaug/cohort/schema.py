@@ -160,8 +160,8 @@ class LabelSchema:
             known += [] if self.ignore is None else [f"{self.ignore} ignored"]
             known += [f"{old} read as {new}" for old, new in self.remap]
             raise UserError(
-                f"{source}: label values {shown} are not in the schema ({', '.join(known)}); mend the file, add or "
-                "remap them"
+                f"{source}: label values {shown} are not in the schema ({', '.join(known)}); mend the file, or "
+                "add or remap them in the manifest or the rules file"
             )
         return indices.astype(np.uint8)
 

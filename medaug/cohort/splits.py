@@ -24,8 +24,11 @@ def subject_of(case_name: str, pattern: str | None, consecutive: int = 1) -> str
             a number. With 2, numbers 2k-1 and 2k give "<text before the number>subject_<k>".
 
     Raises:
-        UserError: the pattern is broken, has no group, does not match, or group 1 is not a number from 1 up.
+        UserError: the pattern is broken, has no group, does not match, or group 1 is not a number from 1 up; or
+            `consecutive` is below 1.
     """
+    if consecutive < 1:
+        raise UserError(f"subject_consecutive={consecutive}: at least 1 number is a subject; 1 says each is its own")
     if pattern is None:
         return case_name
     try:
@@ -65,7 +68,7 @@ def assign_splits(
         UserError: fractions that leave no training part, or too few subjects.
     """
     cases = tuple(cases)
-    if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
+    if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):  # not a number, too
         raise UserError(
             f"val_fraction={val_fraction:g}, test_fraction={test_fraction:g}: they must be 0 or more"
             " and add up to less than 1; choose smaller ones"

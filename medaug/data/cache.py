@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -90,7 +91,7 @@ def locked(stem: Path, wait: bool) -> Iterator[bool]:
             yield False
             return
         except OSError as error:  # some network file systems have no locks: the work is done twice, the result the same
-            log.warning("%s: cannot be locked (%s)", path, error.strerror)
+            _warn_of_no_locks(path.parent, error.strerror or str(error))
         yield True
         # Whoever waits for this file, or makes it anew, looks for the entry first, and finds it.
         path.unlink(missing_ok=True)
@@ -137,6 +138,12 @@ def add_owner(stem: Path, owner: dict[str, str]) -> None:
             about["owners"].append(owner)
             with atomic_write(stem.with_suffix(".json")) as temporary:
                 temporary.write_text(json.dumps(about))
+
+
+@functools.cache
+def _warn_of_no_locks(folder: Path, reason: str) -> None:
+    """Once per folder, not once per case."""
+    log.warning("%s: no locks there (%s); processes may prepare the same scan twice", folder, reason)
 
 
 def _load(path: Path, shape: list[int], memory: bool) -> NDArray[Any]:

@@ -22,14 +22,14 @@ from medaug.data.preprocessing import Placement, Preprocessing, body_box
 from medaug.errors import UserError
 from medaug.imaging.isolation import Failure, isolated
 from medaug.imaging.reading import read_header, read_images, read_label
-from medaug.imaging.volume import Volume, grid_difference
+from medaug.imaging.volume import Volume, grid_difference, times
 from medaug.progress import track
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 """Of the code: to be raised whenever the same files and preprocessing give other voxels than before."""
 _MANY = 32  # cases, from which on worker processes are worth their start
 
@@ -174,7 +174,11 @@ def _prepare(
         }
         write_entry(stem, image, placed, about)
     lost = label is not None and placed is not None and _has_foreground(label) and not _has_foreground(placed)
-    return True, f"its label lies wholly outside the model's grid {preprocessing.shape}" if lost else ""
+    grid = times(preprocessing.shape)
+    return (
+        True,
+        f"no label is left: it lies outside the model's grid {grid}, or is smaller than a voxel" if lost else "",
+    )
 
 
 def _each(

@@ -49,13 +49,38 @@ def _split_manifest(options: DataOptions, phantom_folder: Path) -> Manifest:
         phantoms = name_subjects(read_layout(folder, "brats2020").sound(), options)
         return replace(split_cohort(phantoms, options), name="phantom", phantom=True)
     if options.manifest is None:
+        if options.layout in {"pairs", "dicom"}:
+            raise UserError(
+                f"data.layout={options.layout}: such a folder needs rules; run medaug.ingest, and train on what it"
+                " writes: data.manifest=FILE.json"
+            )
         layout = read_layout(find_root(options), options.layout)
         if layout.proposed:
             labels = ", ".join(f"{value} {name}" for value, name in layout.manifest.schema.labels)
             log.info("layout %s: labels are taken to be %s; to say otherwise use medaug.ingest", layout.name, labels)
         return split_cohort(name_subjects(layout.sound(), options), options)
-    named = manifests_dir() / options.manifest
-    return Manifest.load(named if named.is_file() else options.manifest, find_root(options) if options.roots else None)
+    return _stored_manifest(options, options.manifest)
+
+
+def require_data(options: DataOptions) -> None:
+    """Look whether the files that `data` names can be there at all, before anything is written for their sake.
+
+    Raises:
+        UserError: as `find_root`, or the manifest cannot be read.
+    """
+    if options.manifest is not None:
+        _stored_manifest(options, options.manifest)
+    elif options.layout != "phantom":
+        find_root(options)
+
+
+def _stored_manifest(options: DataOptions, name: str) -> Manifest:
+    """A manifest by its name in data_manifests, its files where `roots` say, or by path, with a root of its own."""
+    named = manifests_dir() / name
+    if named.is_file():
+        return Manifest.load(named, find_root(options) if options.roots else None)
+    manifest = Manifest.load(name)
+    return manifest if Path(manifest.root).is_dir() or not options.roots else Manifest.load(name, find_root(options))
 
 
 def find_root(options: DataOptions) -> Path:
@@ -83,7 +108,7 @@ def name_subjects(manifest: Manifest, options: DataOptions | IngestOptions) -> M
     """Name the subjects by the options' rule or table; without one they stay as they are.
 
     Raises:
-        UserError: as `subject_of` and `read_subjects`, or there are both a rule and a table.
+        UserError: as `subject_of` and `read_subjects`, or there are both a rule and a table, or half of a rule.
     """
     pattern = options.subject_pattern
     table = options.subjects if isinstance(options, IngestOptions) else None
@@ -91,9 +116,13 @@ def name_subjects(manifest: Manifest, options: DataOptions | IngestOptions) -> M
         raise UserError("subjects and subject_pattern both name the subjects; give one of them")
     if table is not None:
         return replace(manifest, cases=read_subjects(Path(table), manifest.cases))
+    consecutive = options.subject_consecutive
+    if pattern is None and consecutive != 1:
+        raise UserError(
+            f"subject_consecutive={consecutive}: of which numbers is not said; give subject_pattern='(\\d+)$' as well"
+        )
     if pattern is None:
         return manifest
-    consecutive = options.subject_consecutive
     return replace(
         manifest,
         cases=tuple(replace(c, subject=subject_of(c.name, pattern, consecutive)) for c in manifest.cases),

@@ -39,11 +39,11 @@ def check_options(options: DataOptions) -> None:
     if not _ascending(options.percentiles, 0, 100):
         raise UserError(f"data.percentiles={list(options.percentiles)}: two ascending numbers within 0..100 are needed")
     window = options.window
-    if window is not None and not _ascending(window, -math.inf, math.inf):
+    if window is not None and not (_ascending(window, -math.inf, math.inf) and all(map(math.isfinite, window))):
         raise UserError(f"data.window={list(window)}: two ascending numbers are needed, such as [-1000,1000]")
     if options.intensity == "window" and window is None:
         raise UserError("data.intensity=window: no window is given; set data.window, such as [-1000,1000]")
-    if not options.zscore_clip > 0:
+    if not 0 < options.zscore_clip < math.inf:
         raise UserError(f"data.zscore_clip={options.zscore_clip:g}: a number above 0 is needed, such as 4")
     spacing = options.spacing
     if spacing is not None and (len(spacing) != 3 or not all(0 < size < math.inf for size in spacing)):

@@ -99,9 +99,7 @@ def download_task(name: str, folder: Path, mirror: str | None = None) -> Path:
     url = f"{ADDRESS if mirror is None else _checked(mirror)}/{name}.tar"
     target = folder / name
     part = folder / f".{name}.tar.part"
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / f".{name}.lock"):
+    with _made(folder), _locked(folder / f".{name}.lock"):
         if (target / "dataset.json").exists():
             log.info("%s: there already, nothing to do", target)
             return target
@@ -143,6 +141,20 @@ def _checked(mirror: str) -> str:
     if not valid or parts.query or parts.fragment or not re.fullmatch(r"[!-~]+", mirror):
         raise UserError(f"mirror={mirror!r}: not the address of a folder; give one like https://host/folder")
     return mirror.rstrip("/")
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder where there is none; what was made is not left behind empty."""
+    there = folder.exists()
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if not there:
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
 
 
 @contextlib.contextmanager

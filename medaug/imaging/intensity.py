@@ -45,7 +45,8 @@ class Intensity:
             low, high = mean - self.zscore_clip * deviation, mean + self.zscore_clip * deviation
         else:
             low, high = (float(value) for value in np.percentile(volume, self.percentiles))
-        return low, max(high, low + 1e-6)
+        # Where there is no contrast any will do, as long as it is not lost beside the value itself.
+        return low, high if high > low else low + 1e-6 * max(1.0, abs(low))
 
 
 def scale(volume: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:

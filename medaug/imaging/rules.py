@@ -28,6 +28,7 @@ import yaml
 
 from medaug.errors import UserError
 
+COMMAND_LINE = "command line"
 SCHEMA_KEYS = ("labels", "regions", "ignore", "remap")
 
 
@@ -69,7 +70,8 @@ class Rules:
                     f"{self.source}: {key}: {pattern} is not a regular expression ({error}); mend it"
                 ) from error
             if key == "case" and not groups:
-                raise UserError(f"{self.source}: case: {pattern} has no group; put the case's name in brackets ( )")
+                option = f"case_pattern={pattern}" if self.source == COMMAND_LINE else f"{self.source}: case: {pattern}"
+                raise UserError(f"{option} has no group; put the part that names the case in brackets ( )")
         if len({isinstance(rule, str) for rule in self.modalities.values()}) > 1:
             raise UserError(
                 f"{self.source}: modalities are named partly by globs, partly by DICOM tags; use globs for layout"
@@ -164,7 +166,7 @@ def with_pairs(
         changes[key] = value
     if not changes:
         return rules
-    return replace(rules, **changes, source="command line" if rules == NO_RULES else rules.source)
+    return replace(rules, **changes, source=COMMAND_LINE if rules == NO_RULES else rules.source)
 
 
 def _is_rule(rule: Any) -> bool:

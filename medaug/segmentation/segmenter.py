@@ -25,7 +25,7 @@ from medaug.files import atomic_write
 from medaug.networks.condition import one_hot
 from medaug.options import SegmenterOptions
 from medaug.progress import track
-from medaug.training.model import has_bf16
+from medaug.training.model import has_bf16, sound_in_bf16
 
 log = logging.getLogger(__name__)
 
@@ -123,8 +123,11 @@ def train_segmenter(
     )
     for step in track(range(steps), name):
         batch = next(batches)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bf16(device)):
-            logits = net(batch["image"].to(device))
+        image = batch["image"].to(device)
+        sides = [-(-image.shape[2] // 2**level) for level in range(len(options.channels))]
+        bf16 = has_bf16(device) and sound_in_bf16(device, sides)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            logits = net(image)
         loss = dice_and_cross_entropy(logits.float(), batch["label"].to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

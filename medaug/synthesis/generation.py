@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from medaug.cohort import provenance
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.provenance import Recipe
+from medaug.cohort.schema import LabelSchema
 from medaug.data.cases import ModelCase
 from medaug.errors import UserError
 from medaug.imaging.nifti import write_volume
@@ -30,15 +31,22 @@ Plan = Callable[[int], tuple[Recipe, ModelCase, NDArray[np.uint8]]]
 
 def sample_images(
     model: DiffusionModel,
+    schema: LabelSchema,
     recipes: Sequence[Recipe],
     masks: Sequence[NDArray[np.uint8]],
     guidance_scale: float,
+    watch: Callable[[float, NDArray[np.float32]], None] | None = None,
 ) -> NDArray[np.float32]:
-    """Images (B, M, X, Y, Z) in [-1, 1] for masks (X, Y, Z), each by its recipe's seed; recipes share a sampler."""
+    """Images (B, M, X, Y, Z) in [-1, 1] for masks (X, Y, Z), each by its recipe's seed.
+
+    Recipes share sampler and guidance; `guidance_scale` stands in for theirs. `schema` is the model's.
+    `watch` is called at each evaluation of the model with its time and the images expected there.
+    """
     device = model.codec.mean.device
     label = torch.from_numpy(np.stack(masks)).long().to(device)
     seeds = [recipe.seed for recipe in recipes]
     first = recipes[0]
+    interval = first.guidance_interval
     try:
         images = model.sample(
             label,
@@ -47,6 +55,11 @@ def sample_images(
             sampler=first.sampler,
             num_inference_steps=first.num_inference_steps,
             eta=first.eta,
+            spacing=first.spacing,
+            guidance_interval=None if interval is None else (interval[0], interval[1]),
+            guidance_rescale=first.guidance_rescale,
+            negative_classes=[schema.names.index(name) for name in first.negative_classes],
+            watch=None if watch is None else lambda t, images: watch(t, images.cpu().numpy()),
         )
     except ValueError as error:
         raise UserError(f"sampler: {error}") from error
@@ -65,7 +78,7 @@ def generate_pairs(model: DiffusionModel, card: Card, plan: Plan, num: int, batc
     batches = [pending[i : i + batch_size] for i in range(0, len(pending), batch_size)]
     for batch in track(batches, "generating"):
         recipes, hosts, masks = zip(*(plan(index) for index in batch), strict=True)
-        images = sample_images(model, recipes, masks, recipes[0].guidance_scale)
+        images = sample_images(model, card.schema, recipes, masks, recipes[0].guidance_scale)
         for recipe, host, mask, image in zip(recipes, hosts, masks, images, strict=True):
             files = _write_pair(folder, card, recipe, host, mask, image)
             line = {**recipe.to_mapping(), **files, "subjects": [recipe.host_subject]}

@@ -9,14 +9,55 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medaug.cohort.provenance import Recipe
+from medaug.cohort.schema import LabelSchema
 from medaug.data.batches import shuffled_index
 from medaug.data.cases import ModelCase
+from medaug.diffusion.guidance import check_guidance
 from medaug.diffusion.noise import named_seed
+from medaug.diffusion.process import Process
+from medaug.diffusion.samplers import check, times
 from medaug.errors import UserError
 from medaug.options import GenerateOptions, MasksOptions, SamplerOptions
 from medaug.synthesis.masks import make_mask, rejection
 
 MOST_ATTEMPTS = 100
+
+
+def check_options(process: Process, schema: LabelSchema, generate: GenerateOptions, sampler: SamplerOptions) -> None:
+    """Refuse options that the model cannot obey, or that would have no effect, before anything is written.
+
+    Args:
+        process, schema: of the model.
+        generate, sampler: options.
+
+    Raises:
+        UserError: names the option and the way out.
+    """
+    interval = generate.guidance_interval
+    if interval is not None and len(interval) != 2:
+        raise UserError(f"guidance_interval has {len(interval)} values; give two times, as in [0.2,0.8]")
+    try:
+        check(process, sampler.name, sampler.spacing, sampler.eta)
+        times(sampler.num_inference_steps)
+        check_guidance(None if interval is None else (interval[0], interval[1]), generate.guidance_rescale)
+    except ValueError as error:
+        raise UserError(f"sampler: {error}") from error
+    unknown = [name for name in generate.negative_classes if name not in schema.foreground]
+    if unknown:
+        raise UserError(
+            f"negative_classes: {', '.join(unknown)} is no class of the masks; choose of {', '.join(schema.foreground)}"
+        )
+    unread = [
+        name
+        for name, value in (
+            ("guidance_interval", interval),
+            ("guidance_rescale", generate.guidance_rescale),
+            ("negative_classes", generate.negative_classes),
+        )
+        if value and generate.guidance_scale == 1
+    ]
+    if unread:
+        raise UserError(f"{unread[0]}: guidance_scale=1 is no guidance and does not read it; choose another scale")
 
 
 def write_recipe(
@@ -62,6 +103,10 @@ def write_recipe(
                 eta=sampler.eta,
                 seed=seed,
                 checkpoint=checkpoint,
+                spacing=sampler.spacing,
+                guidance_interval=generate.guidance_interval,
+                guidance_rescale=generate.guidance_rescale,
+                negative_classes=generate.negative_classes,
             )
             return recipe, host, mask
     raise UserError(

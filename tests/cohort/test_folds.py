@@ -51,8 +51,9 @@ def test_fold_properties(subjects: list[tuple[str, list[bool]]], k: int, seed: i
     assert kfold(random.Random(order).sample(cases, len(cases)), k, seed) == folds
 
     validated: list[str] = []
-    exported = splits_final(cases, k, seed)
     labelled = {case.name for case in cases if case.label is not None and case.split != "test"}
+    used = {folds[case.subject] for case in cases if case.name in labelled}
+    exported = splits_final(cases, k, seed) if len(used) == k else None
     for fold in range(k):
         result = hold_out_fold(cases, k, fold, seed)
         assert [case.name for case in result] == [case.name for case in cases]
@@ -63,7 +64,7 @@ def test_fold_properties(subjects: list[tuple[str, list[bool]]], k: int, seed: i
         validated += sorted(val)
         for name in ("train", "val"):
             wanted = {case.name for case in result if case.split == name} & labelled
-            assert exported[fold][name] == sorted(wanted)
+            assert exported is None or exported[fold][name] == sorted(wanted)
     assert sorted(validated) == sorted(inside)
 
 
@@ -95,6 +96,13 @@ def test_folds_that_are_not(k: int, fold: int, reason: str) -> None:
         hold_out_fold(_cases([("train", [True])] * 6), k, fold, 0)
 
 
+def test_folds_without_a_label_are_no_use_to_nnunet() -> None:
+    cases = _cases([("train", [index < 2]) for index in range(9)])
+    assert all(fold["train"] and fold["val"] for fold in splits_final(cases, 2, 0))
+    with pytest.raises(UserError, match="folds=3: the labelled subjects beside the test split fill 2; choose fewer"):
+        splits_final(cases, 3, 0)
+
+
 @given(subjects=SUBJECTS, seed=st.integers(0, 1000), order=st.integers(0, 100), data=st.data())
 def test_hidden_label_properties(
     subjects: list[tuple[str, list[bool]]], seed: int, order: int, data: st.DataObject
@@ -102,7 +110,7 @@ def test_hidden_label_properties(
     cases = _cases(subjects)
     labelled = {case.subject for case in cases if case.split == "train" and case.label is not None}
     if not labelled:
-        with pytest.raises(UserError, match="labelled=1: 0 training subjects have labels"):
+        with pytest.raises(UserError, match="labelled=1: no training subject has a label; "):
             hide_labels(cases, 1, seed)
         return
     large = data.draw(st.integers(1, len(labelled)))

@@ -34,6 +34,10 @@ RECIPE = Recipe(
     eta=0.0,
     seed=2**63,
     checkpoint="ab" * 32,
+    spacing="karras",
+    guidance_interval=[0.2, 0.8],
+    guidance_rescale=0.7,
+    negative_classes=["lesion"],
 )
 
 
@@ -63,6 +67,15 @@ def test_a_recipe_of_another_version_is_named() -> None:
         Recipe.from_json(json.dumps(mapping))
     with pytest.raises(UserError, match="not JSON"):
         Recipe.from_json("{")
+
+
+def test_a_recipe_from_before_the_later_fields_is_one_of_their_defaults() -> None:
+    mapping = RECIPE.to_mapping()
+    for name in ("spacing", "guidance_interval", "guidance_rescale", "negative_classes"):
+        del mapping[name]
+    old = Recipe.from_mapping(mapping)
+    assert (old.spacing, old.guidance_interval, old.guidance_rescale) == ("trailing", None, 0.0)
+    assert old.negative_classes == [] and replace(old, spacing="karras").seed == RECIPE.seed
 
 
 def test_append_and_read(tmp_path: Path) -> None:

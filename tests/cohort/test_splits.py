@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from dataclasses import replace
@@ -125,7 +126,7 @@ def test_more_scans_of_the_same_subjects_change_no_split() -> None:
     assert one_scan == two_scans
 
 
-@pytest.mark.parametrize(("val", "test"), [(-0.1, 0.2), (0.5, 0.5), (0.2, 0.9)])
+@pytest.mark.parametrize(("val", "test"), [(-0.1, 0.2), (0.5, 0.5), (0.2, 0.9), (math.nan, 0.2), (0.1, math.nan)])
 def test_impossible_fractions(val: float, test: float) -> None:
     with pytest.raises(UserError, match="val_fraction"):
         assign_splits(_cases([1] * 10), val, test, 0)
@@ -158,8 +159,10 @@ def test_subject_of(name: str, pattern: str | None, consecutive: int, subject: s
         (r"liver_(\d+)", 1, "no group 1"),
         (r"case_\d+", 1, "no group 1"),
         (r"(case)_", 2, "not a number"),
+        (r"case_(\d+)", 0, "subject_consecutive=0: at least 1"),
+        (None, -2, "subject_consecutive=-2: at least 1"),
     ],
 )
-def test_subject_patterns_that_do_not_work(pattern: str, consecutive: int, reason: str) -> None:
+def test_subject_patterns_that_do_not_work(pattern: str | None, consecutive: int, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         subject_of("case_7", pattern, consecutive)

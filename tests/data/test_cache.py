@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -325,6 +327,15 @@ def test_a_cache_that_cannot_be_written_is_one_line(manifest, tmp_path):
     with pytest.raises(UserError, match="cannot be written") as caught:
         load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "cache")
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_system_without_locks_is_told_of_once(manifest, tmp_path, monkeypatch, caplog):
+    def flock(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert len(load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "cache")) == len(NAMES)
+    assert caplog.text.count("No locks available") == 1
 
 
 def test_placements_survive_the_disk(manifest, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_a_label_outside_the_grid_is_warned_about(manifest, tmp_path, caplog):
     label[0, 0, 0] = 1
     write_volume(manifest.label_path(manifest.cases[0]), label, AFFINE)
     load_cases(manifest, manifest.cases[:1], replace(PREPROCESSING, shape=(2, 2, 2)), tmp_path / "cache")
-    assert "outside the model's grid" in caplog.text
+    assert "outside the model's grid 2x2x2, or is smaller than a voxel" in caplog.text
 
 
 def test_grids_are_those_of_the_files(manifest):
@@ -85,6 +86,7 @@ def test_grids_of_the_crop_are_what_the_crop_keeps(manifest):
 def test_many_cases_in_worker_processes_are_those_of_one(manifest, tmp_path, monkeypatch):
     alone = load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "one")
     monkeypatch.setattr(module, "_MANY", 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(os.cpu_count()))  # one worker is enough to be another process
     together = load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "two")
     assert [case.case for case in together] == [case.case for case in alone]
     for a, b in zip(alone, together, strict=True):

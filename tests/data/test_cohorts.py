@@ -135,6 +135,7 @@ def test_folds_and_hidden_labels_of_a_committed_manifest(tmp_path):
         ({"fold": 2}, "data.fold=2: there are no folds; set data.folds"),
         ({"labelled": 15}, "labelled=15: 14 training subjects have labels"),
         ({"labelled": 0}, "labelled=0: 14 training subjects have labels"),
+        ({"subject_consecutive": 2}, "subject_consecutive=2: .* give subject_pattern="),
     ],
 )
 def test_folds_and_numbers_that_cannot_be(tmp_path, options, reason):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 
 import numpy as np
@@ -105,7 +106,9 @@ def test_what_shapes_the_model_space_comes_from_the_options():
         {"intensity": "minmax"},
         {"window": [100, -100]},
         {"window": [0, 1, 2]},
+        {"window": [0, math.inf]},
         {"zscore_clip": 0.0},
+        {"zscore_clip": math.inf},
         {"spacing": [1.0, 1.0]},
         {"spacing": [1.0, 0.0, 1.0]},
         {"resample": "always"},

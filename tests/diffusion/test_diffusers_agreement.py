@@ -8,10 +8,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.schedulers.scheduling_dpmsolver_multistep import rescale_zero_terminal_snr
 from torch import Tensor
 
 from medaug.diffusion.process import Process, predicted_sample
-from medaug.diffusion.samplers import sample, times
+from medaug.diffusion.samplers import sample, spaced_times, times
 
 T = 1000
 SHAPE = (2, 3, 4, 5, 6)
@@ -31,7 +32,7 @@ def ours(name: str, process: Process, grid: Tensor, eta: float = 0.0) -> Tensor:
     return sample(
         name,
         lambda x, t: predicted_sample(process, network(x, t), x, t),
-        start(),
+        process.schedule.initial_std * start(),
         process,
         grid,
         lambda: torch.randn(SHAPE, generator=generator, dtype=torch.float64),
@@ -138,3 +139,113 @@ def test_dpmpp_2m_on_rectified_flow(steps: int) -> None:
     grid = scheduler.sigmas.double()  # starts just below 1: at 1 it would be NaN
     expected = theirs(scheduler, grid[:-1])
     assert_same(ours("dpmpp_2m", Process("rectified_flow", "flow"), grid), expected, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("steps", [10, 50])
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
+@pytest.mark.parametrize("schedule", BETA_SCHEDULES)
+def test_ddim_from_zero_terminal_snr(schedule: str, prediction: str, steps: int) -> None:
+    scheduler, grid = scheduler_and_grid(
+        "DDIMScheduler", steps, schedule, prediction_type=prediction, clip_sample=False
+    )
+    scheduler.alphas_cumprod = torch.cumprod(1 - rescale_zero_terminal_snr(scheduler.betas.double()), dim=0)
+    expected = theirs(scheduler, grid[:-1], eta=0.3, generator=torch.Generator().manual_seed(1))
+    assert_same(ours("ddim", Process(schedule, prediction, T, zero_terminal_snr=True), grid, 0.3), expected)
+
+
+@pytest.mark.parametrize("steps", [7, 10, 50])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("schedule", BETA_SCHEDULES)
+def test_dpmpp_2m_sde(schedule: str, prediction: str, steps: int) -> None:
+    scheduler, grid = scheduler_and_grid(
+        "DPMSolverMultistepScheduler",
+        steps,
+        schedule,
+        prediction_type=prediction,
+        algorithm_type="sde-dpmsolver++",
+        solver_order=2,
+        final_sigmas_type="zero",
+    )
+    x, generator = start(), torch.Generator().manual_seed(1)
+    for timestep, t in zip(scheduler.timesteps, grid, strict=False):
+        # handed over, because it would draw float32
+        z = torch.randn(SHAPE, generator=generator, dtype=torch.float64)
+        x = scheduler.step(network(x, t.expand(len(x))), timestep, x, variance_noise=z).prev_sample
+    assert_same(ours("dpmpp_2m_sde", Process(schedule, prediction, T), grid), x, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("steps", [2, 7, 50])
+def test_heun_on_rectified_flow(steps: int) -> None:
+    scheduler: Any = diffusers.FlowMatchHeunDiscreteScheduler(num_train_timesteps=T)
+    scheduler.set_timesteps(steps)
+    process = Process("rectified_flow", "flow")
+    grid = spaced_times(process, steps, "uniform")
+    expected = theirs(scheduler, scheduler.timesteps.double() / T)
+    assert_same(ours("heun", process, grid), expected)
+
+
+EDM = Process("edm", "edm", sigma_data=0.5)
+
+
+def edm_network(process: Process, x: Tensor, t: Tensor) -> Tensor:
+    """The network behind the scaled input and the time that EDM tells it."""
+    scale = process.schedule.input_scale(t).reshape(-1, 1, 1, 1, 1)
+    return network(scale * x, process.schedule.network_time(t))
+
+
+def ours_edm(name: str, process: Process, steps: int) -> Tensor:
+    """A sample by this project at Karras' levels."""
+    generator = torch.Generator().manual_seed(1)
+    return sample(
+        name,
+        lambda x, t: predicted_sample(process, edm_network(process, x, t), x, t),
+        process.schedule.initial_std * start(),
+        process,
+        spaced_times(process, steps, "karras"),
+        lambda: torch.randn(SHAPE, generator=generator, dtype=torch.float64),
+    )
+
+
+@pytest.mark.parametrize("steps", [2, 7, 18, 50])
+@pytest.mark.parametrize(
+    ("name", "kind", "options"),
+    [
+        ("ddim", "EDMEulerScheduler", {}),
+        ("dpmpp_2m", "EDMDPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+        ("dpmpp_2m_sde", "EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    ],
+)
+def test_edm(name: str, kind: str, options: dict[str, Any], steps: int) -> None:
+    scheduler = getattr(diffusers, kind)(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, **options)
+    scheduler.set_timesteps(steps)
+    x, generator = 80.0 * start(), torch.Generator().manual_seed(1)
+    for c_noise in scheduler.timesteps:
+        output = network(scheduler.scale_model_input(x, c_noise), c_noise.double().expand(len(x)))
+        if name == "dpmpp_2m_sde":  # its own noise, drawn in float32 but with our numbers
+            scheduler_noise = torch.randn(SHAPE, generator=generator, dtype=torch.float64)
+            x = step_with(scheduler, output, c_noise, x, scheduler_noise)
+        else:
+            x = scheduler.step(output, c_noise, x).prev_sample
+    assert_same(ours_edm(name, EDM, steps), x, tolerance=1e-4)
+
+
+def step_with(scheduler: Any, output: Tensor, timestep: Tensor, x: Tensor, noise: Tensor) -> Tensor:
+    """A step of a scheduler that can only draw its noise itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        module = "diffusers.schedulers.scheduling_edm_dpmsolver_multistep.randn_tensor"
+        patch.setattr(module, lambda *_, **__: noise)
+        return scheduler.step(output, timestep, x).prev_sample
+
+
+@pytest.mark.parametrize("steps", [2, 7, 18, 50])
+def test_heun_on_edm(steps: int) -> None:
+    """HeunDiscreteScheduler works on x / alpha, which is edm's x, at the sigma / alpha of its own table."""
+    scheduler: Any = diffusers.HeunDiscreteScheduler(beta_schedule="linear", use_karras_sigmas=True)
+    scheduler.set_timesteps(steps)
+    sigmas = scheduler.sigmas.double()
+    process = Process("edm", "epsilon", sigma_min=sigmas[-2].item(), sigma_max=sigmas[0].item())
+    x = sigmas[0] * start()
+    for timestep, sigma in zip(scheduler.timesteps, sigmas, strict=False):
+        told = (sigma.log() / 4).expand(len(x))
+        x = scheduler.step(network(x / (sigma**2 + 1).sqrt(), told), timestep, x).prev_sample
+    assert_same(ours_edm("heun", process, steps), x, tolerance=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.guiders.guider_utils import rescale_noise_cfg
 from torch import Tensor
 
 from medaug.diffusion.guidance import guided
@@ -63,3 +64,67 @@ def test_classes_of_one_width_are_pushed_apart_in_proportion(scale: float) -> No
 def test_conditions_of_different_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="differ in shape"):
         guided(Network(), CONDITION, NULL[:1], 2.0)
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.0])
+def test_outside_the_interval_the_conditional_model_is_run_alone(scale: float) -> None:
+    network, x = Network(), torch.randn(3, 1, 2, 2)
+    denoise = guided(network, CONDITION, NULL, scale, (0.3, 0.7))
+    for time in (0.29, 0.71, 1.0):
+        t = torch.full((3,), time)
+        assert torch.equal(denoise(x, t), network(x, t, CONDITION))
+    assert network.batches == [3] * 6
+    network.batches.clear()
+    for time in (0.3, 0.5, 0.7):
+        t = torch.full((3,), time, dtype=torch.float64)
+        torch.testing.assert_close(denoise(x, t), guided(network, CONDITION, NULL, scale)(x, t))
+    assert network.batches == [3 if scale == 0 else 6] * 6
+
+
+def test_samples_at_times_of_their_own_each_keep_to_the_interval() -> None:
+    network, x, t = Network(), torch.randn(3, 1, 2, 2), torch.tensor([0.1, 0.5, 0.9])
+    together = guided(network, CONDITION, NULL, 3.0, (0.3, 0.7))(x, t)
+    everywhere, nowhere = guided(network, CONDITION, NULL, 3.0)(x, t), network(x, t, CONDITION)
+    torch.testing.assert_close(together, torch.stack([nowhere[0], everywhere[1], nowhere[2]]))
+
+
+def test_a_whole_sampling_runs_the_second_branch_inside_the_interval_only() -> None:
+    network, process = Network(), Process("rectified_flow", "flow")
+    denoise = guided(network, CONDITION, NULL, 2.0, (0.35, 0.75))
+    sample("dpmpp_2m", denoise, torch.randn(3, 1, 2, 2), process, times(10), lambda: torch.zeros(()))
+    assert network.batches == [3, 3, 3, 6, 6, 6, 6, 3, 3, 3]  # at 1.0, 0.9, ..., 0.1
+
+
+@pytest.mark.parametrize("rescale", [0.3, 1.0])
+@pytest.mark.parametrize("scale", [0.0, 2.0, 7.0])
+def test_rescaling_is_that_of_diffusers(scale: float, rescale: float) -> None:
+    network, x, t = Network(), torch.randn(3, 1, 2, 2), torch.tensor([0.1, 0.5, 1.0])
+    towards = network(x, t, CONDITION)
+    expected = rescale_noise_cfg(guided(network, CONDITION, NULL, scale)(x, t), towards, rescale)
+    actual = guided(network, CONDITION, NULL, scale, rescale=rescale)(x, t)
+    torch.testing.assert_close(actual, expected)
+    if rescale == 1:
+        torch.testing.assert_close(actual.flatten(1).std(1), towards.flatten(1).std(1))
+
+
+def test_scale_one_needs_no_second_branch_whatever_else_is_said() -> None:
+    network, x, t = Network(), torch.randn(3, 1, 2, 2), torch.full((3,), 0.5)
+    result = guided(network, CONDITION, NULL, 1.0, (0.2, 0.8), 0.7)(x, t)
+    assert torch.equal(result, network(x, t, CONDITION)) and network.batches == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("interval", "rescale", "complaint"),
+    [
+        ((0.5, 0.5), 0.0, r"guidance_interval is \[0.5, 0.5\]"),
+        ((-0.1, 0.5), 0.0, "rising times"),
+        ((0.5, 1.1), 0.0, "rising times"),
+        (None, 1.5, "guidance_rescale is 1.5"),
+        (None, -0.1, "guidance_rescale is -0.1"),
+    ],
+)
+def test_guidance_that_means_nothing_is_refused(
+    interval: tuple[float, float] | None, rescale: float, complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        guided(Network(), CONDITION, NULL, 2.0, interval, rescale)

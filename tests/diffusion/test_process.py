@@ -22,11 +22,12 @@ from medaug.diffusion.process import (
 )
 
 VARIANCE_PRESERVING = ("linear", "cosine")
+REFUSED = {("rectified_flow", "epsilon"), ("edm", "v_prediction")}
 PAIRS = [
     (schedule, prediction)
     for schedule in NOISE_SCHEDULES
     for prediction in PREDICTION_TYPES
-    if (schedule, prediction) != ("rectified_flow", "epsilon")
+    if (schedule, prediction) not in REFUSED
 ]
 
 
@@ -53,7 +54,7 @@ def test_marginals_equal_the_composition_of_all_single_steps(schedule: str, step
     np.testing.assert_allclose(torch.stack([process.alpha(t), process.sigma(t)], 1), expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("schedule", NOISE_SCHEDULES)
+@pytest.mark.parametrize("schedule", [*VARIANCE_PRESERVING, "rectified_flow"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_time_runs_from_exactly_clean_to_noise_without_turning_back(schedule: str, dtype: torch.dtype) -> None:
     process = Process(schedule, "sample")
@@ -98,8 +99,15 @@ def test_each_sample_has_its_own_time_and_the_target_its_definition(pair: tuple[
     x_t, target = add_noise(process, x0, noise, t), training_target(process, x0, noise, t)
     for i, (a, s) in enumerate(zip(process.alpha(t), process.sigma(t), strict=True)):
         torch.testing.assert_close(x_t[i], a * x0[i] + s * noise[i])
-        by_name = {"epsilon": noise[i], "sample": x0[i], "v_prediction": a * noise[i] - s * x0[i]}
-        torch.testing.assert_close(target[i], by_name.get(pair[1], noise[i] - x0[i]))
+        scale = (a**2 + s**2).sqrt()
+        by_name = {
+            "epsilon": noise[i],
+            "sample": x0[i],
+            "v_prediction": a * noise[i] - s * x0[i],
+            "flow": noise[i] - x0[i],
+            "edm": (s * x0[i] - a * noise[i]) / scale,
+        }
+        torch.testing.assert_close(target[i], by_name[pair[1]])
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -147,8 +155,14 @@ def test_training_times_of_rectified_flow_are_logit_normal_and_seeded() -> None:
         (("quadratic", "epsilon"), "noise_schedule 'quadratic' is unknown; choose one of linear, cosine"),
         (("linear", "score"), "prediction_type 'score' is unknown; choose one of epsilon, sample"),
         (("linear", "epsilon", 20), "needs more than 20"),
-        (("cosine", "epsilon", 0), "at least 1"),
+        (("cosine", "epsilon", 0), "at least 1, or null"),
         (("rectified_flow", "epsilon"), "cannot go with noise_schedule rectified_flow"),
+        (("linear", "epsilon", 1000, 1.0, True), "epsilon cannot go with zero_terminal_snr"),
+        (("rectified_flow", "flow", 1000, 1.0, True), "rectified_flow does not read it"),
+        (("cosine", "sample", 1, 1.0, True), "needs at least 2"),
+        (("edm", "v_prediction"), "v_prediction cannot go with noise_schedule edm"),
+        (("edm", "edm", None, 1.0, False, 80.0, 1.0), "sigma_min and sigma_max are 80 and 1"),
+        (("edm", "edm", None, 1.0, False, 0.002, 80.0, 0.0), "sigma_data is 0"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(arguments: tuple[Any, ...], complaint: str) -> None:

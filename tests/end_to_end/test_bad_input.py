@@ -85,7 +85,8 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def test_an_unknown_experiment_names_the_nearest(stage, tmp_path):
-    assert_refused(stage("train", "experiment=hippocampos"), "train", "did you mean hippocampus?", "brats, demo")
+    done = stage("train", "experiment=hippocampos")
+    assert_refused(done, "train", "did you mean hippocampus?", "brats, cohort, demo")
     assert not list(tmp_path.iterdir())
 
 
@@ -96,6 +97,7 @@ def test_missing_data_say_where_to_get_them_and_how_to_do_without(stage, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_stage_out_of_turn_names_the_one_before(stage, tmp_path):
     assert_refused(stage("generate", "experiment=demo"), "generate", "not trained yet", "make train EXP=demo")
     assert_refused(stage("export", "experiment=demo", "out=x"), "export", "run medaug.generate first")

@@ -377,8 +377,7 @@ def test_hostile_archive(
     server = serve(pack(extra))
     folder = tmp_path / "a" / "b"
     assert reason in refused(folder, server.address)
-    assert os.listdir(folder) == []
-    assert [p.name for p in tmp_path.rglob("*")] == ["a", "b"]
+    assert [p.name for p in tmp_path.rglob("*")] == ["a"]
 
 
 @pytest.mark.parametrize("size", [len(ARCHIVE) + 30_000, 10**15, -512, -1024])
@@ -579,11 +578,10 @@ def test_two_at_once(tmp_path: Path, serve: Callable[..., Server]) -> None:
     server = serve(stalls=[100_000])
     first = child(tmp_path, server, "never")
     try:
-        while not server.seen:
+        while not part(tmp_path).exists():
             assert first.poll() is None
             time.sleep(0.02)
         assert "another process is downloading" in refused(tmp_path, server.address)
-        assert part(tmp_path).exists()
         server.released.set()
         assert first.wait(60) == 0
     finally:

@@ -35,6 +35,18 @@ def test_a_constant_volume_still_has_a_scale(method):
     assert np.isfinite(scale(np.full((4, 4, 4), 7.0), low, high)).all()
 
 
+@pytest.mark.parametrize("value", [0.0, -7.0, 7e8, -1e15, 1e30])
+def test_a_constant_volume_of_any_size_has_a_scale(value):
+    low, high = Intensity().limits(np.full((4, 4, 4), value))
+    assert np.isfinite(scale(np.full((4, 4, 4), value), low, high)).all()
+
+
+def test_small_units_keep_their_contrast():
+    diffusivity = np.linspace(0.5e-9, 3e-9, 1000).reshape(10, 10, 10)  # m2/s
+    found = scale(diffusivity, *Intensity(percentiles=(0, 100)).limits(diffusivity))
+    np.testing.assert_allclose(found.ravel(), np.linspace(-1, 1, 1000), atol=1e-6)
+
+
 def test_scale_is_linear_and_clipped():
     found = scale(np.array([-5, 0, 25, 50, 100, 400]), 0.0, 100.0)
     assert found.dtype == np.float32

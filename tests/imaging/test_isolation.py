@@ -166,6 +166,7 @@ def test_the_main_script_is_not_run_again(tmp_path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_their_parent(tmp_path: Path, how: signal.Signals) -> None:
+    seconds = 4 if how == signal.SIGINT else 1  # longer than we wait below, or what we wait for
     (tmp_path / "slow.py").write_text(
         "import os, pathlib, time\n"
         "def work(item):\n"
@@ -175,7 +176,7 @@ def test_workers_end_with_their_parent(tmp_path: Path, how: signal.Signals) -> N
     (tmp_path / "main.py").write_text(
         "import slow\n"
         "from medaug.imaging.isolation import isolated\n"
-        "list(isolated(slow.work, [3, 3], '', workers=2, timeout=4))\n"
+        f"list(isolated(slow.work, [{seconds}, {seconds}], '', workers=2, timeout=4))\n"
     )
     process = subprocess.Popen(
         [sys.executable, "main.py"], cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True

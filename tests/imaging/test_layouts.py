@@ -283,7 +283,7 @@ def test_dicom_is_detected_and_sent_to_its_stage(tmp_path: Path, name: str) -> N
     (tmp_path / "a/readme.txt").write_text("short")
     (tmp_path / "a/b" / name).write_bytes(bytes(128) + b"DICM")
     assert detect_layout(tmp_path) == "dicom"
-    with pytest.raises(UserError, match=r"medaug\.ingest root=DIR layout=dicom"):
+    with pytest.raises(UserError, match=r"medaug\.ingest root=DIR out="):
         read_layout(tmp_path)
 
 

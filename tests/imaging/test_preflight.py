@@ -327,6 +327,14 @@ def test_a_window_that_all_values_miss(good: Manifest, in_process: None) -> None
     assert len(findings) == 24
 
 
+def test_a_window_of_normalised_values_asks_for_no_hounsfield_units(tmp_path: Path, in_process: None) -> None:
+    case = replace(write_case(tmp_path, "c", 0), images=("c_t1.nii.gz",))
+    array = scan(0)["t1"].astype("f4")
+    write_volume(path_of(tmp_path, case, "t1"), (array - array.mean()) / array.std(), AFFINE)
+    manifest = Manifest("mr", "", ("T1",), SCHEMA, (case,), str(tmp_path))
+    assert check(manifest, expected=Expectations(Intensity("window", window=(-3, 3)))).findings == ()
+
+
 def test_the_cohort_is_judged_after_normalisation(tmp_path: Path, in_process: None) -> None:
     manifest = write_good_cohort(tmp_path)
     path = path_of(tmp_path, manifest.cases[5], "t1")

@@ -94,5 +94,5 @@ def test_the_command_line_adds_what_the_file_does_not_say() -> None:
     for key, changes in (("images", {"images": "i/*"}), ("classes", {"classes": ["background"]})):
         with pytest.raises(UserError, match=f"{key}: rules.yaml says .*; remove one"):
             with_pairs(file, **changes)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="command line: case: a has no group"):
+    with pytest.raises(UserError, match="case_pattern=a has no group"):
         with_pairs(NO_RULES, case_pattern="a")

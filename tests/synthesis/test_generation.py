@@ -27,7 +27,7 @@ from medaug.imaging import nifti
 from medaug.imaging.nifti import write_volume
 from medaug.options import GenerateOptions, MasksOptions, SamplerOptions
 from medaug.synthesis import generation
-from medaug.synthesis.generation import finished_pairs, generate_pairs, synthetic_manifest
+from medaug.synthesis.generation import finished_pairs, generate_pairs, sample_images, synthetic_manifest
 from medaug.synthesis.recipes import write_recipe
 from medaug.training.checkpoint import Card
 
@@ -304,6 +304,28 @@ def test_finished_pairs_are_refused_until_the_generation_is_finished(make, tmp_p
     lines[0]["seed"] += 1
     (tmp_path / "provenance.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert finished_pairs(tmp_path).digest != pairs.digest
+
+
+def test_guidance_and_spacing_of_the_recipe_reach_the_sampler(model, card, cohort, tmp_path):
+    hosts = load_cases(cohort, cohort.cases[:1], card.preprocessing, tmp_path)
+
+    def images(sampler=None, scale=2.0, **guidance):
+        options = GenerateOptions(**guidance), MasksOptions(source="real"), sampler or SamplerOptions("ddim", 4)
+        recipe, _, mask = write_recipe(0, hosts, *options, "")
+        return sample_images(model, SCHEMA, [recipe], [mask], scale)
+
+    plain = images()
+    for other in (
+        images(guidance_interval=[0.3, 0.6]),
+        images(guidance_rescale=1.0),
+        images(negative_classes=["core"]),
+        images(SamplerOptions("ddim", 4, spacing="uniform")),
+    ):
+        assert np.isfinite(other).all() and np.abs(other - plain).max() > 1e-3
+    np.testing.assert_array_equal(images(guidance_interval=[0.3, 0.6], scale=1.0), images(scale=1.0))
+    np.testing.assert_allclose(
+        images(negative_classes=["shell", "core"], scale=0.0), images(negative_classes=["core", "shell"], scale=0.0)
+    )
 
 
 def test_an_unknown_sampler_is_the_users_mistake(model, card, cohort, tmp_path):

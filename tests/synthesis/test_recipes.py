@@ -10,13 +10,15 @@ import pytest
 
 from medaug.cohort.manifest import Case
 from medaug.cohort.provenance import Recipe
+from medaug.cohort.schema import LabelSchema
 from medaug.data.cases import ModelCase
 from medaug.data.preprocessing import Placement
+from medaug.diffusion.process import Process
 from medaug.errors import UserError
 from medaug.options import GenerateOptions, MasksOptions, SamplerOptions
 from medaug.synthesis import recipes as module
 from medaug.synthesis.masks import rejection
-from medaug.synthesis.recipes import MOST_ATTEMPTS, write_recipe
+from medaug.synthesis.recipes import MOST_ATTEMPTS, check_options, write_recipe
 
 SIDE = 12
 
@@ -69,11 +71,15 @@ def test_hosts_are_used_equally_often_and_in_another_order_each_round():
 
 
 def test_the_recipe_says_what_was_done():
-    generate = GenerateOptions(guidance_scale=1.25)
-    sampler = SamplerOptions(name="ddim", num_inference_steps=7, eta=0.5)
+    generate = GenerateOptions(
+        guidance_scale=1.25, guidance_interval=[0.1, 0.6], guidance_rescale=0.3, negative_classes=["lesion"]
+    )
+    sampler = SamplerOptions(name="ddim", num_inference_steps=7, eta=0.5, spacing="uniform")
     recipe, chosen, mask = write(3, generate=generate, sampler=sampler)
     assert (recipe.index, recipe.checkpoint, recipe.guidance_scale) == (3, "abc", 1.25)
     assert (recipe.sampler, recipe.num_inference_steps, recipe.eta) == ("ddim", 7, 0.5)
+    assert (recipe.spacing, recipe.guidance_interval, recipe.guidance_rescale) == ("uniform", [0.1, 0.6], 0.3)
+    assert recipe.negative_classes == ["lesion"]
     assert (recipe.host, recipe.host_subject) == (chosen.case.name, chosen.case.subject)
     options = dataclasses.asdict(MasksOptions())
     assert recipe.mask_source == options.pop("source") and recipe.mask_parameters == options
@@ -102,3 +108,41 @@ def test_a_host_that_no_deformation_suits_is_named_in_one_line(monkeypatch):
     with pytest.raises(UserError, match=r"case_\d: no plausible mask in 100 attempts \(the last: class 1 vanished\)"):
         write(0)
     assert len(asked) == MOST_ATTEMPTS
+
+
+SCHEMA = LabelSchema(((0, "background"), (1, "organ"), (2, "lesion")))
+
+
+def refuse(generate=None, sampler=None, process=None):
+    check_options(
+        process or Process("rectified_flow", "flow"), SCHEMA, generate or GenerateOptions(), sampler or SamplerOptions()
+    )
+
+
+def test_options_that_work_are_let_through():
+    refuse()
+    refuse(GenerateOptions(guidance_interval=[0.2, 0.8], guidance_rescale=0.7, negative_classes=["lesion"]))
+    refuse(sampler=SamplerOptions("heun", 18, spacing="karras"), process=Process("edm", "edm"))
+    refuse(GenerateOptions(guidance_scale=1.0))
+
+
+@pytest.mark.parametrize(
+    ("generate", "sampler", "complaint"),
+    [
+        ({}, {"name": "euler"}, "sampler: sampler 'euler' is unknown; choose one of"),
+        ({}, {"spacing": "karras"}, "karras cannot go with rectified_flow: .*; use trailing or uniform"),
+        ({}, {"eta": 0.5}, "only the sampler ddim reads it"),
+        ({}, {"num_inference_steps": 0}, "must be at least 1"),
+        ({"guidance_interval": [0.5]}, {}, "guidance_interval has 1 values; give two times"),
+        ({"guidance_interval": [0.8, 0.2]}, {}, r"guidance_interval is \[0.8, 0.2\]"),
+        ({"guidance_rescale": 2.0}, {}, "guidance_rescale is 2"),
+        ({"negative_classes": ["organ", "tumour"]}, {}, "tumour is no class of the masks; choose of organ, lesion"),
+        ({"negative_classes": ["background"]}, {}, "background is no class of the masks"),
+        ({"guidance_scale": 1.0, "negative_classes": ["organ"]}, {}, "negative_classes: guidance_scale=1 is no guid"),
+        ({"guidance_scale": 1.0, "guidance_interval": [0.1, 0.5]}, {}, "guidance_interval: guidance_scale=1"),
+    ],
+)
+def test_options_that_cannot_be_obeyed_are_one_line(generate, sampler, complaint):
+    with pytest.raises(UserError, match=complaint) as caught:
+        refuse(GenerateOptions(**generate), SamplerOptions(**sampler))
+    assert "\n" not in str(caught.value)

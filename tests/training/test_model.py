@@ -7,6 +7,9 @@ import pytest
 import torch
 from helpers import model_options
 
+from medaug.cohort.schema import IGNORE
+from medaug.diffusion.noise import named_seed
+from medaug.diffusion.process import Process
 from medaug.errors import UserError
 from medaug.training.model import DiffusionModel
 
@@ -15,7 +18,14 @@ PROCESSES = [
     {"noise_schedule": "rectified_flow", "prediction_type": "flow", "num_train_timesteps": 1000},
     {"noise_schedule": "linear", "prediction_type": "epsilon", "num_train_timesteps": 1000},
     {"noise_schedule": "cosine", "prediction_type": "v_prediction", "num_train_timesteps": 1000},
+    {"noise_schedule": "edm", "prediction_type": "edm", "num_train_timesteps": None},
 ]
+MIN_SNR = {
+    "noise_schedule": "linear",
+    "prediction_type": "v_prediction",
+    "zero_terminal_snr": True,
+    "loss_weight": "min_snr",
+}
 
 
 def make_options(process=PROCESSES[0], codec="haar", **network):
@@ -45,7 +55,7 @@ def one(batch, i):
     return {key: value[i : i + 1] for key, value in batch.items()}
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: p["noise_schedule"])
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: f"{p['noise_schedule']}-{p['prediction_type']}")
 @torch.no_grad()
 def test_loss_is_a_function_of_the_samples_own_seed(process):
     model, batch = make_model(process=process), make_batch()
@@ -94,6 +104,136 @@ def draw_samples(model, label, seeds, sampler=SAMPLERS[0], scale=2.0):
     return model.sample(label, seeds, guidance_scale=scale, sampler=sampler[0], num_inference_steps=4, eta=sampler[1])
 
 
+@torch.no_grad()
+def test_an_untrained_edm_loss_is_the_unit_variance_of_its_target():
+    model = make_model(process=PROCESSES[3], randomised=False)
+    image = torch.randn(64, 1, *SHAPE, generator=torch.Generator().manual_seed(3))
+    batch = {key: value.expand(64, *value.shape[1:]) for key, value in make_batch(1).items()}
+    loss = model.loss(batch | {"image": image, "seed": torch.arange(64)}, 0.1).mean()
+    assert float(loss) == pytest.approx(1.0, rel=0.02)
+
+
+@torch.no_grad()
+def test_the_network_sees_scaled_inputs_and_the_time_of_its_schedule():
+    model, seen = make_model(process=PROCESSES[3]), []
+    model.network.forward = lambda x, t, condition: seen.append((x, t)) or x
+    x, t = torch.randn(2, 8, 4, 4, 4) * 80, torch.ones(2)
+    model.predict(x, t, torch.zeros(2, 1))
+    torch.testing.assert_close(seen[0][0], x / (80**2 + 1) ** 0.5)
+    torch.testing.assert_close(seen[0][1], torch.full((2,), 80.0).log() / 4)
+
+
+@pytest.mark.parametrize("codec", ["identity", "haar"])
+@torch.no_grad()
+def test_region_weights_count_each_block_that_holds_foreground_that_many_times(codec):
+    options = make_options(codec=codec)
+    plain, weighted = (make_model(options | {"trainer": {"region_weight": w}}) for w in (1.0, 5.0))
+    batch = make_batch(2)
+    label = torch.zeros(2, *SHAPE, dtype=torch.long)
+    label[:, 0, 0, 0] = 2  # one voxel, in the first block
+    label[:, 7, 7, 7] = IGNORE
+    batch["label"] = label
+
+    for model in (plain, weighted):
+        model.network.forward = lambda x, t, condition: torch.zeros_like(x)
+    # a network that says nothing: the error is the target, epsilon - x_0, which the two share
+    x0 = plain.codec.encode(batch["image"])
+    draws = [torch.Generator().manual_seed(named_seed(int(seed), "diffusion")) for seed in batch["seed"]]
+    for draw in draws:
+        torch.rand((), generator=draw)
+    for draw in draws:
+        torch.randn(1, generator=draw)
+    noise = torch.stack([torch.randn(x0.shape[1:], generator=draw) for draw in draws])
+    squares = (noise - x0).square().mean(1)  # over channels
+    torch.testing.assert_close(plain.loss(batch, 0.0), squares.flatten(1).mean(1))
+    weight = torch.ones_like(squares)
+    weight[:, 0, 0, 0] = 5
+    expected = (squares * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+    torch.testing.assert_close(weighted.loss(batch, 0.0), expected)
+    unlabelled = batch | {"labelled": torch.zeros(2).bool()}
+    torch.testing.assert_close(weighted.loss(unlabelled, 0.0), squares.flatten(1).mean(1))
+
+
+@pytest.mark.parametrize("process", [*PROCESSES, MIN_SNR], ids=lambda p: f"{p['noise_schedule']}-{len(p)}")
+@pytest.mark.parametrize("codec", ["identity", "haar"])  # with haar, the deeper level has sides of 2: see `predict`
+def test_gradients_in_bf16_are_finite_at_the_ends_of_time(codec, process, monkeypatch):
+    model = DiffusionModel(make_options(process=process, codec=codec), 1, 3, "bf16")
+    for ends in ([0.0, 1.0, 1.0], [1e-6, 0.5, 1 - 1e-6]):
+        times = iter(ends)
+        monkeypatch.setattr(Process, "training_times", lambda self, n, draw, times=times: torch.tensor([next(times)]))
+        model.zero_grad()
+        model.loss(make_batch(), 0.1).mean().backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        assert gradients and all(g.isfinite().all() for g in gradients)
+    assert any(g.abs().max() > 0 for g in gradients)
+
+
+@pytest.mark.parametrize("codec", ["identity", "haar"])
+def test_gradients_in_bf16_are_those_of_float32_to_its_precision(codec):
+    gradients = []
+    for precision in ("bf16", "fp32"):
+        model = DiffusionModel(make_options(codec=codec, channels=[16, 16]), 1, 3, precision)
+        for i, parameter in enumerate(model.parameters()):
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(i))
+        model.loss(make_batch(), 0.1).mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert (gradients[0] - gradients[1]).norm() < 0.1 * gradients[1].norm()
+
+
+@pytest.mark.parametrize("process", [PROCESSES[2], PROCESSES[3]], ids=lambda p: p["noise_schedule"])
+@pytest.mark.parametrize(("sampler", "spacing"), [("dpmpp_2m_sde", "uniform"), ("heun", "karras")])
+def test_a_sample_alone_is_the_one_in_a_batch_of_eight(process, sampler, spacing):
+    model = make_model(process=process)
+    label = make_batch(8)["label"]
+
+    def draw(label, seeds):
+        return model.sample(
+            label,
+            seeds,
+            guidance_scale=2.0,
+            sampler=sampler,
+            num_inference_steps=4,
+            spacing=spacing,
+            guidance_interval=(0.2, 0.8),
+            guidance_rescale=0.5,
+            negative_classes=[2],
+        )
+
+    together = draw(label, range(8))
+    assert together.isfinite().all() and together.std() > 0
+    for i in (0, 5):
+        torch.testing.assert_close(draw(label[i : i + 1], [i]), together[i : i + 1], atol=1e-3, rtol=1e-3)
+
+
+def test_negative_classes_lead_away_from_the_same_mask_without_them():
+    model, label, conditions = make_model(), make_batch(1)["label"], []
+    denoise = model.denoise
+
+    def record(x, t, condition):
+        conditions.append(condition)
+        return denoise(x, t, condition)
+
+    model.denoise = record
+    options = {"guidance_scale": 2.0, "sampler": "ddim", "num_inference_steps": 1}
+    model.sample(label, [0], **options, negative_classes=[2])
+    known = torch.ones(1, 2)
+    without, whole = model.condition(label.where(label != 2, 0), known), model.condition(label, known)
+    assert torch.equal(conditions[0], torch.cat([without, whole]))
+    model.sample(label, [0], **options)
+    assert torch.equal(conditions[1], torch.cat([model.condition(label, torch.zeros(1, 2)), whole]))
+
+
+def test_watching_shows_the_expected_image_at_every_evaluation_and_changes_nothing():
+    model, label = make_model(process=PROCESSES[3]), make_batch(2)["label"]
+    options = {"guidance_scale": 1.0, "sampler": "heun", "num_inference_steps": 3, "spacing": "karras"}
+    seen = []
+    result = model.sample(label, [1, 2], **options, watch=lambda t, image: seen.append((t, image)))
+    assert torch.equal(result, model.sample(label, [1, 2], **options))
+    assert len(seen) == 5 and seen[0][0] == 1 and all(image.shape == result.shape for _, image in seen)
+    # the last step, Euler's to t = 0, ends in what was expected there
+    torch.testing.assert_close(seen[-1][1], result)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 def test_a_sample_is_a_function_of_its_own_seed_and_mask(sampler):
     model, label = make_model(process=PROCESSES[2]), make_batch()["label"]
@@ -138,6 +278,8 @@ def test_sampling_leaves_the_global_random_stream_alone():
         (make_options(codec="wavelet"), "fp32"),
         (make_options(process=PROCESSES[0] | {"prediction_type": "epsilon"}), "fp32"),
         (make_options(norm_num_groups=3), "fp32"),
+        (make_options(process=PROCESSES[0] | {"loss_weight": "snr"}), "fp32"),
+        (make_options() | {"trainer": {"region_weight": 0.0}}, "fp32"),
         (make_options(), "fp16"),
     ],
 )
@@ -156,10 +298,15 @@ def toy_sample(rng):
 
 
 @pytest.mark.slow
-def test_training_learns_what_the_mask_says():
+@pytest.mark.parametrize(
+    ("process", "fall"),
+    [(PROCESSES[0], 0.75), (PROCESSES[3], 0.85), (MIN_SNR, 0.75)],
+    ids=["rectified_flow", "edm", "zero_terminal_snr"],
+)
+def test_training_learns_what_the_mask_says(process, fall):
     rng = np.random.default_rng(0)
     images, labels = map(torch.stack, zip(*(toy_sample(rng) for _ in range(200)), strict=True))
-    model = make_model(randomised=False, channels=[16, 32])
+    model = make_model(process=process, randomised=False, channels=[16, 32])
     model.codec.fit(images)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
@@ -176,7 +323,7 @@ def test_training_learns_what_the_mask_says():
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert np.mean(losses[-20:]) < 0.75 * np.mean(losses[:5])
+    assert np.mean(losses[-20:]) < fall * np.mean(losses[:5])
     fresh = torch.stack([toy_sample(rng)[1] for _ in range(8)])
     sampled = model.sample(fresh, range(8), guidance_scale=1.0, sampler="dpmpp_2m", num_inference_steps=10)
 

@@ -24,8 +24,10 @@ from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import LabelSchema
 from medaug.errors import UserError
 from medaug.files import temporary_folder
+from medaug.imaging.dicom.book import files_of, without_paths
 from medaug.imaging.dicom.headers import scan_tree
 from medaug.imaging.dicom.instance import quiet
+from medaug.imaging.dicom.labels import list_structures
 from medaug.imaging.dicom.masks import NamedMask, combine
 from medaug.imaging.dicom.privacy import (
     Name,
@@ -33,13 +35,14 @@ from medaug.imaging.dicom.privacy import (
     identifying_terms,
     load_private,
     name_studies,
+    private_path,
     save_private,
     scrub_quoted,
 )
 from medaug.imaging.dicom.rtstruct import read_rtstruct
 from medaug.imaging.dicom.seg import read_seg
-from medaug.imaging.dicom.series import read_series
-from medaug.imaging.dicom.tree import Plan, PlannedCase, list_structures, plan_cohort, said, without_paths
+from medaug.imaging.dicom.series import is_image, read_series
+from medaug.imaging.dicom.tree import Plan, PlannedCase, plan_cohort
 from medaug.imaging.isolation import Failure, isolated
 from medaug.imaging.nifti import write_volume
 from medaug.imaging.preflight.findings import Finding
@@ -93,7 +96,7 @@ def ingest_dicom(
         root: folder of the tree; nothing is written into it.
         rules: which series is which modality, which file is a label, which segment is which class.
         schema: of the labels; None where the rules say nothing of them.
-        options: name, on_gap, on_grid, pseudonyms, private, workers.
+        options: name, exclude, on_gap, on_grid, pseudonyms, private, workers.
         out: the manifest to be written.
 
     Raises:
@@ -102,7 +105,7 @@ def ingest_dicom(
     """
     root, out = Path(os.path.abspath(root)), Path(os.path.abspath(out))
     folder = out.with_suffix("")
-    private_file = out.with_suffix(".private.json") if options.private is None else Path(options.private).absolute()
+    private_file = private_path(out, options.private).absolute()
     for path in (folder, private_file):
         if path.resolve().is_relative_to(root.resolve()):
             raise UserError("out: lies inside root, where nothing is ever written; give a path outside of it")
@@ -124,9 +127,17 @@ def ingest_dicom(
                 "of the segments' names)"
             )
         schema = LabelSchema(((0, "background"),))
-    patients = {series.study_uid: series.patient_id for series in tree.series}
+    # Images come last and win: who draws a segmentation often writes another PatientID, or none.
+    patients = {series.study_uid: series.patient_id for series in sorted(tree.series, key=is_image)}
     studies = name_studies(patients, private, options.pseudonyms)
+    if unknown := set(options.exclude) - {name.case for name in studies.values()}:
+        raise UserError(f"exclude: {', '.join(sorted(unknown))}: no such case; give names as the findings have them")
     plan = plan_cohort(tree, rules, schema, studies, root, options.on_gap, options.on_grid)
+    plan = replace(
+        plan,
+        cases=tuple(case for case in plan.cases if case.name.case not in options.exclude),
+        findings=tuple(finding for finding in plan.findings if finding.case not in options.exclude),
+    )
 
     with temporary_folder(folder) as temporary:
         manifest, failed = convert(plan, temporary, options.workers, options.name or out.stem)
@@ -205,19 +216,19 @@ def _read_images(plan: Plan, planned: PlannedCase, findings: list[Finding]) -> l
             continue
         volumes.append(volume)
         first = volumes[0]
+        titles = f"{modality} ({series.title})", f"{plan.modalities[0]} ({planned.series[0].title})"
         difference = grid_difference(first.header, volume.header, TOLERANCE_MM)
-        if not difference:
-            continue
-        what = f"{modality} ({said(series)}) {difference} of {plan.modalities[0]} ({said(planned.series[0])})"
-        if plan.on_grid == "refuse":
+        if difference and plan.on_grid == "refuse":
             remedy = "on_grid=resample brings it there; or choose series on one grid by the rules"
+            what = f"{titles[0]} {difference} of {titles[1]}"
             findings.append(Finding(name, "error", "dicom-grid", what, remedy))
             continue
-        volumes[-1] = resample(volume, first.header)
         if series.frame_of_reference != planned.series[0].frame_of_reference:
-            what = f"{what}, and in another frame of reference"
-            remedy = "look whether the resampled scans cover each other; if not, register them first"
+            what = f"{titles[0]} lies in another frame of reference than {titles[1]}"
+            remedy = "look whether the scans cover each other; if not, register them first"
             findings.append(Finding(name, "warning", "dicom-frame", what, remedy))
+        if difference:
+            volumes[-1] = resample(volume, first.header)
     return volumes
 
 
@@ -229,9 +240,9 @@ def _read_label(plan: Plan, planned: PlannedCase, grid: Header, findings: list[F
     source = " and ".join(label.said for label in planned.labels)
     try:
         if planned.labels[0].kind == "file":
-            volume = _turned(read_label(planned.labels[0].path), grid)
+            volume = _turned(_read_label_file(planned.labels[0].path), grid)
             if difference := grid_difference(grid, volume.header, TOLERANCE_MM):
-                what = f"the label file {difference} of {plan.modalities[0]} ({said(planned.series[0])})"
+                what = f"the label file {difference} of {plan.modalities[0]} ({planned.series[0].title})"
                 remedy = "resample it onto that series"
                 findings.append(Finding(name, "error", "dicom-label-grid", what, remedy))
                 return None
@@ -245,6 +256,16 @@ def _read_label(plan: Plan, planned: PlannedCase, grid: Header, findings: list[F
     remedy = "nothing, if that is meant; else mend the rules' structures"
     findings += [Finding(name, "note", "dicom-label-names", note, remedy) for note in notes]
     return indices
+
+
+def _read_label_file(path: Path) -> Volume:
+    """A label file; an error names neither it nor what its header says, which may be another file's name."""
+    try:
+        return read_label(path)
+    except UserError as error:
+        what, _, remedy = without_paths(str(error), [path]).removeprefix("a file: ").rpartition("; ")
+        ours = re.split(r' (?:[("]|from )', what)[0]
+        raise UserError(f"{ours}; {remedy}") from None
 
 
 def resample(volume: Volume, grid: Header) -> Volume:
@@ -288,8 +309,7 @@ def _turned(volume: Volume, grid: Header) -> Volume:
 
 
 def _sources(planned: PlannedCase) -> tuple[Path, ...]:
-    images = [instance.path for series in planned.series for instance in series.instances]
-    return (*images, *(label.path for label in planned.labels))
+    return (*files_of(planned.series), *(label.path for label in planned.labels))
 
 
 def _explained(

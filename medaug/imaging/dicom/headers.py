@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medaug.errors import UserError
@@ -32,7 +32,7 @@ class Series:
         frame_of_reference: FrameOfReferenceUID, "" where it is missing.
         attributes: text of the header values that rules may match on, by keyword, several values joined by a
             backslash; those of the first instance.
-        instances: sorted by SOPInstanceUID.
+        instances: sorted by SOPInstanceUID; files that are exact copies of one another are one.
         sop_class: SOPClassUID of the first instance.
     """
 
@@ -45,6 +45,16 @@ class Series:
     attributes: Mapping[str, str]
     instances: tuple[Instance, ...]
     sop_class: str
+
+    @property
+    def title(self) -> str:
+        """The series in words that a message may use: they name nobody."""
+        return "series without a number" if self.number is None else f"series {self.number}"
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All of its files, copies too."""
+        return tuple(path for one in self.instances for path in one.paths)
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,11 @@ def scan_here(root: str | os.PathLike[str]) -> Tree:
     return _tree(paths, read_headers(paths), unreadable)
 
 
+def is_passed_over(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or one of those that macOS adds."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def _files(root: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     """All files below root, sorted, and the folders that cannot be listed."""
     found: list[Path] = []
@@ -108,11 +123,11 @@ def _files(root: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
         kept = []
         for name in sorted(folders):
             real = os.path.realpath(os.path.join(folder, name))
-            if not name.startswith(".") and name != "__MACOSX" and real not in seen:
+            if not is_passed_over(name) and real not in seen:
                 seen.add(real)
                 kept.append(name)
         folders[:] = kept
-        found += [Path(folder, name) for name in files if not name.startswith(".") and name.upper() != "DICOMDIR"]
+        found += [Path(folder, name) for name in files if not is_passed_over(name) and name.upper() != "DICOMDIR"]
     return sorted(found), closed
 
 
@@ -131,6 +146,13 @@ def _tree(
 def _series(records: list[Record]) -> Series:
     records = sorted(records, key=lambda record: (record.instance.sop_instance_uid, record.instance.path))
     first = records[0]
+    instances: list[Instance] = []
+    for one in (record.instance for record in records):
+        last = instances[-1] if instances else None
+        if last and last.sop_instance_uid == one.sop_instance_uid and _is_copy(last.path, one.path):
+            instances[-1] = replace(last, copies=(*last.copies, one.path))
+        else:
+            instances.append(one)
     return Series(
         uid=first.series_uid,
         study_uid=first.study_uid,
@@ -139,9 +161,16 @@ def _series(records: list[Record]) -> Series:
         number=first.number,
         frame_of_reference=first.frame_of_reference,
         attributes=first.attributes,
-        instances=tuple(record.instance for record in records),
+        instances=tuple(instances),
         sop_class=first.instance.sop_class,
     )
+
+
+def _is_copy(a: Path, b: Path) -> bool:
+    try:
+        return a.stat().st_size == b.stat().st_size and a.read_bytes() == b.read_bytes()
+    except OSError:
+        return False
 
 
 def _series_order(series: Series) -> tuple[str, str, bool, int, str]:

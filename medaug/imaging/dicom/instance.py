@@ -26,10 +26,11 @@ from pydicom.uid import (
 
 SEGMENTATIONS = "1.2.840.10008.5.1.4.1.1.66."  # SOP classes of segmentations and surfaces begin so
 
-# What user rules may match on: no patient, person, place or date.
+# What user rules may match on. Descriptions can name a patient, so values are said nowhere without `scrub`.
 ATTRIBUTES = [
     "Modality",
     "SeriesDescription",
+    "StudyDescription",
     "ProtocolName",
     "SequenceName",
     "ScanningSequence",
@@ -41,6 +42,7 @@ ATTRIBUTES = [
     "RepetitionTime",
     "InversionTime",
     "FlipAngle",
+    "DiffusionBValue",
     "EchoTrainLength",
     "MagneticFieldStrength",
     "ContrastBolusAgent",
@@ -154,6 +156,7 @@ class Instance:
         complete: whether the file is long enough for its pixels (always true where they are compressed).
         frames: NumberOfFrames, 1 where it is missing.
         planes: one per frame where functional groups describe them, in the order of the frames; else one.
+        copies: other files of the same bytes, as exports with a DICOMDIR like to hold.
     """
 
     path: Path
@@ -168,6 +171,12 @@ class Instance:
     complete: bool
     frames: int
     planes: tuple[Plane, ...]
+    copies: tuple[Path, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The file and its copies."""
+        return self.path, *self.copies
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,9 @@ def decode(instance: Instance) -> NDArray[Any]:
             raise PixelError(f"has a file that cannot be read ({type(error).__name__}); {_COPY}") from None
         if not any(keyword in dataset for keyword in _PIXELS):
             raise PixelError(f"has a file without pixel data, or cut short; {_COPY}")
+        bits, high = dataset.get("BitsStored"), dataset.get("HighBit")
+        if bits and high is not None and high != bits - 1:
+            raise PixelError(f"has pixels whose lowest bit is not their first (HighBit {high} of {bits} bits); {_COPY}")
         if "TransferSyntaxUID" not in dataset.file_meta:
             # Files without the standard's preamble; they are never compressed.
             implicit, little = dataset.original_encoding

@@ -6,19 +6,20 @@ the user, readable by its owner alone, and nothing reads it but another ingest a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pydicom
-from pydicom.errors import InvalidDicomError
+from pydicom.tag import Tag
 
 from medaug.cohort.manifest import read_json
 from medaug.errors import UserError
@@ -41,6 +42,7 @@ _NEVER_SAID = (
     "InstitutionalDepartmentName",
     "StationName",
 )
+_MANY = {Tag("PerFrameFunctionalGroupsSequence"), Tag("ROIContourSequence")}  # long, and about no person
 _WORD = re.compile(r"[^\W_]{2,}")
 
 
@@ -69,6 +71,11 @@ class Name:
     case: str
 
 
+def private_path(out: Path, chosen: str | None) -> Path:
+    """Where the private file of the manifest `out` lies: where the user chose, or beside it."""
+    return out.with_suffix(".private.json") if chosen is None else Path(chosen)
+
+
 def load_private(path: Path) -> Private:
     """Read a private file; one with a fresh salt where there is none yet.
 
@@ -80,7 +87,9 @@ def load_private(path: Path) -> Private:
     content = read_json(path)
     version = content.pop("format", None)
     kinds = {"salt": str, "subjects": dict, "cases": dict, "problems": list}
-    if version != FORMAT or any(not isinstance(content.get(key), kind) for key, kind in kinds.items()):
+    is_whole = version == FORMAT and all(isinstance(content.get(key), kind) for key, kind in kinds.items())
+    # A salt that was cut would be no secret any more.
+    if not is_whole or not re.fullmatch("[0-9a-f]{64}", content["salt"]):
         raise UserError(
             f"{path}: not a private file that medaug.ingest wrote (format {FORMAT}); "
             "restore it, or give another with private=FILE"
@@ -98,7 +107,8 @@ def save_private(path: Path, private: Private) -> None:
     with atomic_write(path) as temporary:
         temporary.unlink(missing_ok=True)  # of a killed process of the same number, with any mode
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(handle, "w", encoding="utf-8") as file:
+        # What is no UTF-8 in a path becomes JSON's own escape, \udcfc.
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -160,16 +170,24 @@ def identifying_terms(paths: Iterable[Path]) -> frozenset[str]:
     Args:
         paths: one file of a series says as much as all of them; what cannot be read says nothing.
     """
-    texts: list[str] = []
+    texts: set[str] = set()
     for path in paths:
-        try:
-            with quiet():
-                header = pydicom.dcmread(path, stop_before_pixels=True)
-                texts += [str(header.get(keyword, "")) for keyword in _NEVER_SAID]
-                texts += [str(element.value) for element in header if element.VR == "PN"]
-        except (InvalidDicomError, OSError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError):
-            continue  # a damaged header raises anything, and is a finding elsewhere
+        # A damaged header raises anything, and is a finding elsewhere.
+        with quiet(), contextlib.suppress(Exception):
+            texts |= set(_identifying(pydicom.dcmread(path, stop_before_pixels=True, force=True)))
     return frozenset(word for text in texts for word in [text.strip(), *_WORD.findall(text)] if len(word) > 1)
+
+
+def _identifying(dataset: pydicom.Dataset) -> Iterator[str]:
+    """The identifying values of a dataset and of the sequences in it."""
+    for tag in dataset.keys() - _MANY:
+        with contextlib.suppress(Exception):  # one damaged element hides no other
+            element = dataset[tag]
+            if element.VR == "SQ":
+                for item in element.value:
+                    yield from _identifying(item)
+            elif element.VR == "PN" or element.keyword in _NEVER_SAID:
+                yield str(element.value)
 
 
 def scrub(text: str, terms: Iterable[str]) -> str:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from medaug.errors import UserError
 from medaug.imaging.dicom.headers import Series, scan_here
-from medaug.imaging.dicom.instance import SEGMENTATIONS, Instance, Plane, uid_name
+from medaug.imaging.dicom.instance import SEGMENTATIONS, Instance, uid_name
 from medaug.imaging.dicom.pixels import PixelError, decode, rescale, rescaled_dtype
+from medaug.imaging.dicom.stack import LPS, Slice, Stack, by_position, slices_of, stack_of
 from medaug.imaging.volume import Header, Volume, bad_file
 
 _DOSE = "1.2.840.10008.5.1.4.1.1.481.2"  # RT Dose has rows and columns, but its frames lie by other rules
@@ -27,7 +28,6 @@ _MAX_SIDE = 16384
 _COSINES = 1e-3  # headers are often rounded to three or four decimals
 _SIDEWAYS = 1e-3  # mm per mm along the normal: what such rounding does to slices that lie straight
 _EXPORT = "export the series again from its archive"
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -45,35 +45,9 @@ class Problem:
     remedy: str
 
 
-@dataclass(frozen=True)
-class _Slice:
-    instance: Instance
-    frame: int
-    plane: Plane
-
-    @property
-    def position(self) -> NDArray[np.float64]:
-        return np.array(self.plane.position)
-
-    @property
-    def directions(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Unit vectors (3,) along which the column index grows, and the row index."""
-        row, column = np.array(self.plane.orientation).reshape(2, 3)
-        return row / np.linalg.norm(row), column / np.linalg.norm(column)
-
-
-@dataclass(frozen=True)
-class _Stack:
-    """Slices in ascending order along their normal, and the regular grid on which they lie.
-
-    Attributes:
-        places: index of each slice on the grid; a number that is left out is a missing slice.
-        affine: (4, 4) of the grid, (column, row, place) to RAS mm.
-    """
-
-    slices: tuple[_Slice, ...]
-    places: NDArray[np.int64]
-    affine: NDArray[np.float64]
+def is_image(series: Series) -> bool:
+    """Whether it has slices at all, whatever may be wrong with them: no segmentation, dose, report or contours."""
+    return all(map(_has_slices, series.instances))
 
 
 def series_problems(series: Series) -> list[Problem]:
@@ -86,7 +60,7 @@ def series_problems(series: Series) -> list[Problem]:
     problems = _object_problems(series)
     if problems:
         return problems
-    slices = _slices(series)
+    slices = slices_of(series)
     return _value_problems(slices) + (_plane_problems(slices) or _stack_problems(slices))
 
 
@@ -97,7 +71,7 @@ def series_header(series: Series) -> Header:
         UserError: as `read_series` with `on_gap="resample"`, as far as headers tell.
     """
     _refuse(series, "resample")
-    return _header(series, _stack(_slices(series)))
+    return _header(series, stack_of(slices_of(series)))
 
 
 def read_series(series: Series, on_gap: str = "refuse") -> Volume:
@@ -116,12 +90,12 @@ def read_series(series: Series, on_gap: str = "refuse") -> Volume:
         UserError: "series N: what; remedy" for the first problem. No partial volume is ever returned.
     """
     _refuse(series, on_gap)
-    stack = _stack(_slices(series))
+    stack = stack_of(slices_of(series))
     header = _header(series, stack)
     try:
         array = _fill(stack, _values(stack, header))
     except PixelError as error:
-        raise UserError(f"{_name(series)}: {error}") from None
+        raise UserError(f"{series.title}: {error}") from None
     return Volume(array.transpose(2, 1, 0), stack.affine, array.dtype)
 
 
@@ -138,9 +112,10 @@ def read_folder(path: str | os.PathLike[str]) -> Volume:
     if tree.unreadable:
         first, reason = tree.unreadable[0]
         raise bad_file(first, reason, f"{_EXPORT}, or take the file away")
-    images = [series for series in tree.series if not any(p.code == "not-an-image" for p in series_problems(series))]
+    images = [series for series in tree.series if is_image(series)]
     if len(images) != 1:
-        found = f"holds {len(images)} image series ({', '.join(map(_name, images))})" if images else "holds no image"
+        titles = ", ".join(one.title for one in images)
+        found = f"holds {len(images)} image series ({titles})" if images else "holds no image"
         raise bad_file(path, found, "give a folder with one DICOM series, or a multi-frame file")
     try:
         return read_series(images[0])
@@ -148,31 +123,25 @@ def read_folder(path: str | os.PathLike[str]) -> Volume:
         raise UserError(f"{os.fspath(path)}: {error}") from None
 
 
-def _name(series: Series) -> str:
-    return "series without a number" if series.number is None else f"series {series.number}"
-
-
 def _refuse(series: Series, on_gap: str) -> None:
     if on_gap not in {"refuse", "resample"}:
         raise UserError(f"on_gap={on_gap}: is not known; use refuse or resample")
     for problem in series_problems(series):
         if problem.code == "duplicate-slices":
-            problem = _look_at_duplicates(_slices(series), problem)
+            problem = _look_at_duplicates(slices_of(series), problem)
         if problem.code != "gap" or on_gap == "refuse":
-            raise UserError(f"{_name(series)}: {problem.what}; {problem.remedy}")
+            raise UserError(f"{series.title}: {problem.what}; {problem.remedy}")
 
 
-def _slices(series: Series) -> list[_Slice]:
-    return [_Slice(one, frame, plane) for one in series.instances for frame, plane in enumerate(one.planes)]
+def _has_slices(instance: Instance) -> bool:
+    return bool(instance.rows and instance.columns) and not instance.sop_class.startswith((SEGMENTATIONS, _DOSE))
 
 
 def _object_problems(series: Series) -> list[Problem]:
     """What forbids to look at planes at all."""
     instances = series.instances
-    for one in instances:
-        if not one.rows or not one.columns or one.sop_class.startswith((SEGMENTATIONS, _DOSE)):
-            what = f"is no image ({uid_name(one.sop_class)})"
-            return [Problem("not-an-image", what, "choose an image series")]
+    if other := next((one for one in instances if not _has_slices(one)), None):
+        return [Problem("not-an-image", f"is no image ({uid_name(other.sop_class)})", "choose an image series")]
     classes = {one.sop_class for one in instances}
     if len(classes) > 1:
         names = ", ".join(sorted(uid_name(name) for name in classes))
@@ -196,7 +165,7 @@ def _object_problems(series: Series) -> list[Problem]:
     return []
 
 
-def _value_problems(slices: Sequence[_Slice]) -> list[Problem]:
+def _value_problems(slices: Sequence[Slice]) -> list[Problem]:
     planes = [one.plane for one in slices]
     if not all(np.isfinite([plane.slope, plane.intercept]).all() and plane.slope for plane in planes):
         return [Problem("bad-rescale", "has a rescale slope that is zero or not finite", _EXPORT)]
@@ -209,7 +178,7 @@ def _value_problems(slices: Sequence[_Slice]) -> list[Problem]:
     return []
 
 
-def _plane_problems(slices: Sequence[_Slice]) -> list[Problem]:
+def _plane_problems(slices: Sequence[Slice]) -> list[Problem]:
     """What forbids to order the slices."""
     planes = [one.plane for one in slices]
     spacings = np.array([plane.pixel_spacing or (np.nan, np.nan) for plane in planes])
@@ -238,17 +207,17 @@ def _plane_problems(slices: Sequence[_Slice]) -> list[Problem]:
     return problems
 
 
-def _stack_problems(slices: Sequence[_Slice]) -> list[Problem]:
+def _stack_problems(slices: Sequence[Slice]) -> list[Problem]:
     """What is wrong with the order."""
-    groups = _by_position(slices)
+    groups = by_position(slices)
     if most := max(len(group) for group in groups) - 1:
         return [_shared_position(groups, most + 1)]
-    stack = _stack(slices)
-    normal, steps = _normal(slices[0]), np.diff(stack.places)
+    stack = stack_of(slices)
+    normal, steps = slices[0].normal, np.diff(stack.places)
     positions = np.array([one.position for one in stack.slices])
     distances = positions @ normal
     gaps = np.diff(distances)
-    step, origin = (_LPS @ stack.affine)[:3, 2:].T
+    step, origin = (LPS @ stack.affine)[:3, 2:].T
     spacing = float(step @ normal)
     misses = positions - origin - stack.places[:, None] * step
     along = misses @ normal
@@ -277,7 +246,7 @@ def _stack_problems(slices: Sequence[_Slice]) -> list[Problem]:
     return problems
 
 
-def _shared_position(groups: Sequence[Sequence[_Slice]], most: int) -> Problem:
+def _shared_position(groups: Sequence[Sequence[Slice]], most: int) -> Problem:
     """Several slices at one position: copies, or acquisitions that should be series of their own."""
     shared = [group for group in groups if len(group) > 1]
     if all(
@@ -304,9 +273,9 @@ def _two_acquisitions(count: int, difference: str) -> Problem:
     return Problem("two-acquisitions", what, "export each acquisition as its own series")
 
 
-def _look_at_duplicates(slices: Sequence[_Slice], problem: Problem) -> Problem:
+def _look_at_duplicates(slices: Sequence[Slice], problem: Problem) -> Problem:
     """Where headers cannot tell copies from acquisitions, the pixels of one position do."""
-    group = next(group for group in _by_position(slices) if len(group) > 1)
+    group = next(group for group in by_position(slices) if len(group) > 1)
     try:
         pixels = [decode(one.instance)[one.frame] for one in group]
     except PixelError:
@@ -315,52 +284,13 @@ def _look_at_duplicates(slices: Sequence[_Slice], problem: Problem) -> Problem:
     return problem if is_copy else _two_acquisitions(len(group), "their pixels differ")
 
 
-def _normal(one: _Slice) -> NDArray[np.float64]:
-    normal = np.cross(*one.directions)
-    return normal / np.linalg.norm(normal)
-
-
-def _by_position(slices: Sequence[_Slice]) -> list[list[_Slice]]:
-    """Slices in ascending order along the normal, those at one position together."""
-    normal = _normal(slices[0])
-    ordered = sorted(slices, key=lambda one: (one.position @ normal, one.instance.sop_instance_uid, one.frame))
-    distances = np.array([one.position @ normal for one in ordered])
-    same = min(0.01, 0.01 * np.diff(distances).max())
-    groups = [[ordered[0]]]
-    for one, gap in zip(ordered[1:], np.diff(distances), strict=True):
-        if gap > same:
-            groups.append([])
-        groups[-1].append(one)
-    return groups
-
-
-def _stack(slices: Sequence[_Slice]) -> _Stack:
-    """Put slices, all at different positions, onto the regular grid that fits them best."""
-    ordered = [group[0] for group in _by_position(slices)]
-    normal = _normal(ordered[0])
-    gaps = np.diff([one.position @ normal for one in ordered])
-    # The usual gap, from all that are no multiples of it: one rounded number among them does no harm.
-    usual = gaps[gaps < 1.5 * gaps.min()].mean()
-    places = np.concatenate([[0], np.cumsum(np.maximum(1, np.rint(gaps / usual)))]).astype(np.int64)
-    row, column = ordered[0].directions
-    between_rows, between_columns = ordered[0].plane.pixel_spacing or (np.nan, np.nan)
-    affine = np.eye(4)
-    affine[:3, 0] = row * between_columns
-    affine[:3, 1] = column * between_rows
-    # The straight line nearest to all positions: they are often rounded, the first and the last one too.
-    positions, centred = np.array([one.position for one in ordered]), places - places.mean()
-    affine[:3, 2] = centred @ positions / (centred @ centred)
-    affine[:3, 3] = positions.mean(axis=0) - places.mean() * affine[:3, 2]
-    return _Stack(tuple(ordered), places, _LPS @ affine)
-
-
-def _header(series: Series, stack: _Stack) -> Header:
+def _header(series: Series, stack: Stack) -> Header:
     first = series.instances[0]
     shape = (first.columns, first.rows, int(stack.places[-1]) + 1)
     return Header(shape, stack.affine, rescaled_dtype(series.instances))
 
 
-def _values(stack: _Stack, header: Header) -> NDArray[Any]:
+def _values(stack: Stack, header: Header) -> NDArray[Any]:
     """Rescaled values (places, rows, columns); places without a slice are left as they come."""
     array = np.empty(header.shape[::-1], header.dtype)
     by_file = defaultdict(list)
@@ -378,7 +308,7 @@ def _values(stack: _Stack, header: Header) -> NDArray[Any]:
     return array
 
 
-def _fill(stack: _Stack, array: NDArray[Any]) -> NDArray[Any]:
+def _fill(stack: Stack, array: NDArray[Any]) -> NDArray[Any]:
     """Interpolate the missing places linearly, in place."""
     for low, high in zip(stack.places[:-1], stack.places[1:], strict=True):
         for place in range(low + 1, high):

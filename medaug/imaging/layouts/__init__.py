@@ -91,9 +91,8 @@ def read_layout(root: str | os.PathLike[str], layout: str = "auto", rules: Rules
         layout = detect_layout(root, rules)
         logger.info("%s: layout %s detected", root, layout)
     if layout == "dicom":
-        raise UserError(
-            f"{root}: DICOM is converted first; run python -m medaug.ingest root=DIR layout=dicom out=FILE.json"
-        )
+        # The root stays unnamed: a folder of DICOM may be called by a patient's name.
+        raise UserError("root: holds DICOM, to be converted first; run python -m medaug.ingest root=DIR out=FILE.json")
     if layout not in LAYOUTS:
         raise UserError(f"layout={layout}: no such layout; choose auto, {', '.join(LAYOUTS)} or dicom")
     for key in ("structures",) if layout == "pairs" else ("structures", "modalities", "label", "case"):

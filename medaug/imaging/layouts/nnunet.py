@@ -106,7 +106,7 @@ def _found(root: Path, ending: Any, modalities: tuple[str, ...], path: Path) -> 
             problems.append(Finding(name, "error", "missing-modality", what, "add it or take the case out"))
         if name not in labels:
             what = f"{root / 'labelsTr' / (name + ending)}: the label of case {name} is missing"
-            problems.append(Finding(name, "warning", "missing-label", what, "add it, or mean the scan as unlabelled"))
+            problems.append(Finding(name, "warning", "missing-label", what, "add it, or leave the scan unlabelled"))
         if not missing:
             cases[name] = Case(name, tuple(files[i] for i in sorted(files)), labels.get(name), person_of(name))
     for name in sorted(labels.keys() - images.keys()):
@@ -140,7 +140,7 @@ def _listed(
             continue
         if label is None:
             what = f"{path}: case {name} lists no label"
-            problems.append(Finding(name, "warning", "missing-label", what, "add it, or mean the scan as unlabelled"))
+            problems.append(Finding(name, "warning", "missing-label", what, "add it, or leave the scan unlabelled"))
         found[name] = ([absolute(file) for file in images], None if label is None else absolute(label))
     folders = [
         os.path.dirname(file) for images, label in found.values() for file in (*images, *([label] if label else []))

@@ -8,12 +8,22 @@ from typing import Literal
 
 from medaug.cohort.manifest import Manifest
 from medaug.imaging.isolation import Failure, isolated
-from medaug.imaging.preflight.cohort import Expectations, check_manifest, compare_cases
+from medaug.imaging.preflight.cohort import Expectations, check_manifest, compare_cases, subjects_named
 from medaug.imaging.preflight.files import examine, read_alone
 from medaug.imaging.preflight.findings import CaseFacts, Finding, Report
-from medaug.imaging.preflight.table import report_json, report_table
+from medaug.imaging.preflight.table import report_json, report_table, summary
 
-__all__ = ["CaseFacts", "Expectations", "Finding", "Report", "check", "check_manifest", "report_json", "report_table"]
+__all__ = [
+    "CaseFacts",
+    "Expectations",
+    "Finding",
+    "Report",
+    "check",
+    "check_manifest",
+    "report_json",
+    "report_table",
+    "summary",
+]
 
 
 def check(
@@ -52,5 +62,8 @@ def check(
             result = [Finding(case.name, "error", "reader-crash", what, remedy)], CaseFacts()
         findings += result[0]
         facts.append(result[1])
+    if depth == "headers" and not subjects_named(manifest, expected):
+        what, remedy = "headers do not tell whether two cases are one person", "name the subjects, or check=voxels"
+        findings.append(Finding(manifest.name, "note", "subjects-not-compared", what, remedy))
     findings += compare_cases(manifest, facts, expected)
     return Report(tuple(findings), dict(zip([case.name for case in manifest.cases], facts, strict=True)))

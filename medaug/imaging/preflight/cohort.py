@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medaug.cohort.manifest import Case, Manifest
 from medaug.imaging.intensity import Intensity
@@ -35,8 +36,9 @@ class Expectations:
 
     Attributes:
         intensity: the normalisation that the scans will go through, by which they are compared.
-        subjects_named: somebody said who the subjects are. If not, each case is its own, and two cases that are likely
-            one person are an error, for the split would tear them apart.
+        subjects_named: somebody said who the subjects are. If not, and if the names of the cases do not say it either,
+            each case is its own, and two cases that are likely one person are an error, for the split would tear them
+            apart.
         labelled: training subjects that will keep their labels (`data.labelled`); None: all that have one.
         min_train_subjects: fewer are an error.
         min_train_scans: with fewer, a generator learns scans by heart.
@@ -73,7 +75,7 @@ def check_manifest(manifest: Manifest, expected: Expectations) -> Iterator[Findi
     unlabelled = [case.name for case in manifest.cases if case.label is None]
     if unlabelled:
         what = f"{len(unlabelled)} of {len(manifest.cases)} cases have no label (the first is {unlabelled[0]})"
-        remedy = "add labels, or mean them to be unlabelled scans"
+        remedy = "add labels, or leave them as unlabelled scans"
         yield Finding(manifest.name, "warning", "missing-label", what, remedy)
     if any(case.split != "train" for case in manifest.cases):
         yield from _check_numbers(manifest, expected)
@@ -95,7 +97,7 @@ def _check_numbers(manifest: Manifest, expected: Expectations) -> Iterator[Findi
         yield Finding(manifest.name, "warning", "few-training-scans", what, "add scans; unlabelled ones help as well")
     if test < expected.min_test_subjects:
         what = f"{test} labelled test subjects: below {expected.min_test_subjects} the benchmark gives no verdict"
-        yield Finding(manifest.name, "warning", "few-test-subjects", what, "add subjects or set test_fraction higher")
+        yield Finding(manifest.name, "warning", "few-test-subjects", what, "put more labelled subjects there")
 
 
 def compare_cases(
@@ -113,9 +115,7 @@ def compare_cases(
     findings, copies = _find_copies(manifest, facts)
     yield from findings
     names = [case.name for case in manifest.cases]
-    yield from find_outliers(
-        names, manifest.modalities, [[v.profile if v else None for v in fact.volumes] for fact in facts]
-    )
+    yield from find_outliers(names, manifest.modalities, [_profiles(fact) for fact in facts])
     signed = [
         (case, fact.signature)
         for index, (case, fact) in enumerate(zip(manifest.cases, facts, strict=True))
@@ -125,8 +125,13 @@ def compare_cases(
         [case.name for case, _ in signed],
         [case.subject for case, _ in signed],
         [signature for _, signature in signed],
-        "warning" if expected is None or expected.subjects_named else "error",
+        "warning" if expected is None or subjects_named(manifest, expected) else "error",
     )
+
+
+def subjects_named(manifest: Manifest, expected: Expectations) -> bool:
+    """Whether the user said who the subjects are, or the names of the cases do, as those of BraTS 2023."""
+    return expected.subjects_named or any(case.subject != case.name for case in manifest.cases)
 
 
 def _check_geometry(name: str, facts: Sequence[CaseFacts]) -> Iterator[Finding]:
@@ -215,6 +220,12 @@ def _find_copies(manifest: Manifest, facts: Sequence[CaseFacts]) -> tuple[list[F
                 remedy = "make sure that each label is of its own image"
                 findings.append(Finding(case.name, "warning", "same-label", what, remedy))
     return findings, copies
+
+
+def _profiles(fact: CaseFacts) -> list[NDArray[np.float32] | None]:
+    """The profiles of a case, without those of a copy of another modality: that it is one has been said."""
+    contents = [volume.content if volume else None for volume in fact.volumes]
+    return [v.profile if v and v.content not in contents[:place] else None for place, v in enumerate(fact.volumes)]
 
 
 def _file(case: Case, place: int) -> str:

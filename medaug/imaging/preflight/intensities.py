@@ -17,6 +17,7 @@ from medaug.imaging.volume import is_finite
 MIN_CASES = 10
 """Fewer scans than this say nothing of what is usual among them."""
 
+_LEAST_HOUNSFIELD = 20  # of a scan or a window, from its lowest to its highest value
 _QUANTILES = (2, 10, 25, 50, 75, 90, 98)
 # Measured on 199 hippocampus crops (percentile): the strangest lies 0.28 from the medians on average, at a root mean
 # square of 6.2 spreads; its texture is between 0.7 and 1.15 times the median's. Phantoms: 0.26, 2.5, 0.7 to 1.3.
@@ -42,15 +43,15 @@ def check_window(
 ) -> Iterator[Finding]:
     """Find a scan whose values do not suit the window; at most one finding.
 
-    Where the modality is called CT or the window begins below 0, values should be Hounsfield units: air -1000,
-    water 0, bone up to 2000.
+    Where the modality is called CT, or the window begins below 0 and is no narrower than any window for CT, values
+    should be Hounsfield units: air -1000, water 0, bone up to 2000. A narrower one is for normalised values.
     """
     lowest, highest = float(array.min()), float(array.max())
     low, high = (float(value) for value in np.percentile(array, (1, 99)))
     values = f"{name} has values from {lowest:g} to {highest:g}"
     code = "ct-not-hounsfield"
-    if window[0] < 0 or re.search(r"\bCT\b", modality, re.IGNORECASE):
-        if highest - lowest < 20:
+    if (window[0] < 0 and window[1] - window[0] >= _LEAST_HOUNSFIELD) or re.search(r"\bCT\b", modality, re.IGNORECASE):
+        if highest - lowest < _LEAST_HOUNSFIELD:
             remedy = "give the scan in Hounsfield units: it looks as if it was normalised before"
             yield Finding(case, "error", code, f"{values}, too few for Hounsfield units", remedy)
             return
@@ -104,9 +105,9 @@ def find_outliers(
 ) -> Iterator[Finding]:
     """Find scans unlike the others of their modality, and modalities that changed places, by `profile`.
 
-    A scan is strange where its quantiles lie both far from the cohort's medians and many robust spreads away
-    (median absolute deviation, at least 0.05), or where it is three times as rough or smooth. Modalities with fewer
-    than `MIN_CASES` scans are not judged.
+    A scan is strange where its quantiles lie many robust spreads (median absolute deviation, at least 0.05) away from
+    the cohort's medians and far as well, the less far the more spreads, or where it is three times as rough or smooth.
+    Modalities with fewer than `MIN_CASES` scans are not judged.
 
     Args:
         cases: N names.
@@ -148,7 +149,8 @@ def _strange(values: NDArray[Any], median: NDArray[Any], others: NDArray[Any]) -
         return f"it is {'rougher' if texture > usual else 'smoother'} ({texture:.2g} against {usual:.2g})"
     away = np.abs(values - median)[:-1]
     spread = np.maximum(1.4826 * np.median(np.abs(others - median), axis=0)[:-1], _SPREAD_FLOOR)
-    if away.mean() > _FAR and np.sqrt(np.mean((away / spread) ** 2)) > _FAR_SPREADS:
+    spreads = np.sqrt(np.mean((away / spread) ** 2))
+    if spreads > _FAR_SPREADS and away.mean() * spreads > _FAR * _FAR_SPREADS:
         shown = ", ".join(f"{v:.2f}" for v in values[:-1][1::2])
         expected = ", ".join(f"{v:.2f}" for v in median[:-1][1::2])
         return f"its 10th, 50th and 90th percentiles are {shown} where {expected} are usual (range -1 to 1)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from medaug.imaging.preflight.findings import Finding, Report, Severity
@@ -15,12 +15,11 @@ _ORDER: tuple[Severity, ...] = ("error", "warning", "note")
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
-def report_table(findings: Sequence[Finding], shown: int = 5) -> Table:
-    """The findings as a table, errors first, of equal kind side by side; of each kind `shown`, and how many more."""
-    from rich.table import Table
-    from rich.text import Text
+def summary(findings: Sequence[Finding], shown: int = 5) -> Iterator[tuple[Severity, list[Finding], str]]:
+    """Findings of equal kind side by side, errors first: severity, at most `shown` of them, and words for the rest.
 
-    table = Table("severity", "case", "what", "remedy")
+    Of fewer than two more than `shown` all are there: a line that says "and 1 more" saves none.
+    """
     kinds: dict[tuple[Severity, str], list[Finding]] = defaultdict(list)
     for finding in findings:
         kinds[finding.severity, finding.code].append(finding)
@@ -28,12 +27,24 @@ def report_table(findings: Sequence[Finding], shown: int = 5) -> Table:
         for (of_severity, code), alike in kinds.items():
             if of_severity != severity:
                 continue
-            for finding in alike[:shown]:
-                # Text, not markup: names of files may hold brackets.
-                words = map(Text, (finding.case, finding.what, finding.remedy))
-                table.add_row(Text(severity, _STYLES[severity]), *words)
-            if len(alike) > shown:
-                table.add_row("", "", f"and {len(alike) - shown} more of this kind ({code})", "")
+            first = alike if len(alike) <= shown + 1 else alike[:shown]
+            more = len(alike) - len(first)
+            yield severity, first, f"and {more} more of this kind ({code}); report=FILE.json lists all" if more else ""
+
+
+def report_table(findings: Sequence[Finding], shown: int = 5) -> Table:
+    """The findings as a table, as `summary` orders and shortens them."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("severity", "case", "what", "remedy")
+    for severity, alike, rest in summary(findings, shown):
+        for finding in alike:
+            # Text, not markup: names of files may hold brackets.
+            words = severity, finding.case, finding.what, finding.remedy
+            table.add_row(*(Text(word, _STYLES[severity] if word is severity else "") for word in words))
+        if rest:
+            table.add_row("", "", rest, "")
     return table
 
 

@@ -34,7 +34,10 @@ _STEP_TOLERANCE = 1e-6  # relative; float32 holds the largest value of a scan to
 _LEAST_CORRELATION = 0.72
 _OUTLIER = 8.0  # robust standard deviations above the cohort's pairs
 _FEWEST_PAIRS = 3  # from which a rule of numbering is inferred
-_REMEDY = "name the subject of each case with subject_pattern, subject_consecutive or subjects=FILE.csv"
+_REMEDY = "name their subject with subject_pattern or subjects=FILE.csv; subject_pattern='(.*)' says that they are not"
+_REMEDY_FOR_PAIRS = (
+    "subject_pattern='(\\d+)$' subject_consecutive=2 says that they are, subject_pattern='(.*)' that they are not"
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def likely_same_subject(
     rule = _numbered_in_pairs(names, list(evidence))
     for pair in rule:
         evidence.setdefault(pair, "by their numbers, as in the pairs that their values give away")
-    hint = "if they are, subject_pattern='(\\d+)$' subject_consecutive=2 says so" if rule else f"if they are, {_REMEDY}"
+    hint = _REMEDY_FOR_PAIRS if rule else _REMEDY
     return [
         Finding(
             names[i], severity, "likely-same-subject", f"likely the same subject as {names[j]}: {evidence[i, j]}", hint
@@ -190,7 +193,8 @@ def _finest_peak(cross: NDArray[np.complex64], shape: Sequence[int]) -> float:
         (a, b) for a in (slice(0, x // 2), slice(-(x // 2), None)) for b in (slice(0, y // 2), slice(-(y // 2), None))
     ):
         padded[source][..., : cross.shape[-1]] = cross[source]
-    return float(8 * irfftn(padded, (2 * x, 2 * y, 2 * z)).max())
+    # The interpolated peak may overshoot.
+    return min(1.0, float(8 * irfftn(padded, (2 * x, 2 * y, 2 * z)).max()))
 
 
 def _numbered_in_pairs(names: Sequence[str], found: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -11,9 +11,10 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
-from dicom_files import axial, oblique, ramp, write_series
-from test_tree import box, scan, t1, write_rtstruct, write_seg
+from dicom_files import axial, oblique, ramp, uid, write_series
+from test_tree import box, draw_rtstruct, draw_seg, scan, t1
 
 from medaug.cohort.manifest import Manifest
 from medaug.cohort.schema import LabelSchema
@@ -66,8 +67,8 @@ def out(tmp_path: Path) -> Path:
 def test_scans_and_labels_arrive_on_their_grid(root: Path, out: Path) -> None:
     images = write_series(root / "a", ramp(), oblique(), SeriesDescription="T1", PatientID="P1")
     write_series(root / "b", 2 * ramp(), oblique(), number=2, SeriesDescription="T2", PatientID="P1")
-    write_seg(root / "seg.dcm", images, {"core": box(), "scalp": ~box()})
-    write_rtstruct(root / "rt.dcm", images, ["oedema"])
+    draw_seg(root / "seg.dcm", images, {"core": box(), "scalp": ~box()})
+    draw_rtstruct(root / "rt.dcm", images, ["oedema"])
     with ingested(root, out, TWO, schema=SCHEMA) as result:
         manifest = result.keep()
         manifest.save(out)
@@ -138,6 +139,27 @@ def test_an_unreadable_series_is_a_finding_and_the_others_go_on(root: Path, out:
     assert str(damaged) in problem["files"] and problem["code"] == finding.code
 
 
+def test_the_subject_is_that_of_the_images(root: Path, out: Path) -> None:
+    """Those who draw write other PatientIDs, or none, into their files."""
+    images = t1(root, "P1")
+    t1(root, "P1", 2, StudyInstanceUID=uid("second visit"))
+    path = draw_seg(root / "seg.dcm", images, {"core": box()})
+    dataset = pydicom.dcmread(path)
+    dataset.PatientID = "ZZZ"
+    dataset.save_as(path)
+    with ingested(root, out, schema=SCHEMA) as result:
+        first, second = result.manifest.cases
+    assert first.subject == second.subject and {first.label, second.label} > {None}
+
+
+def test_another_frame_of_reference_on_the_same_grid_is_a_warning(root: Path, out: Path) -> None:
+    write_series(root / "a", ramp(), SeriesDescription="T1")
+    write_series(root / "b", ramp(), number=2, SeriesDescription="T2", FrameOfReferenceUID="1.2.3")
+    with ingested(root, out, TWO) as result:
+        (finding,) = result.findings
+    assert (finding.severity, finding.code) == ("warning", "dicom-frame") and len(result.manifest.cases) == 1
+
+
 @pytest.mark.parametrize("on_grid", ["refuse", "resample"])
 def test_modalities_on_two_grids(root: Path, out: Path, on_grid: str) -> None:
     coarse, fine = axial((2, 2, 4)), axial((1, 1, 2))
@@ -197,7 +219,7 @@ def test_a_nifti_label_may_run_the_other_way(root: Path, out: Path) -> None:
     [
         (box().astype(np.uint8), axial(), "dicom-label", "the label file: label values 1 are not in the schema"),
         (box().astype(np.uint8), axial(origin=(0, 0, 0)), "dicom-label-grid", "the label file lies 37.4 mm away"),
-        (None, None, "dicom-label", "the label file: a file: is empty (zero bytes)"),
+        (None, None, "dicom-label", "the label file: is empty"),
     ],
 )
 def test_a_wrong_nifti_label(root: Path, out: Path, values: Any, affine: Any, code: str, what: str) -> None:
@@ -211,9 +233,31 @@ def test_a_wrong_nifti_label(root: Path, out: Path, values: Any, affine: Any, co
     assert finding.code == code and finding.what.startswith(what)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("x.nii.gz", b"Quax", "is cut short or damaged"),
+        ("x.mhd", b"NDims = 3\nBinaryData = True\nElementDataFile = /Quax/Quax.raw\n", "takes its voxels"),
+    ],
+)
+@pytest.mark.parametrize("folder", ["Quax", "Q\udcffuax", "Quax\nQuax"])
+def test_what_is_wrong_with_a_label_file_names_nothing(
+    root: Path, out: Path, name: str, content: bytes, what: str, folder: str
+) -> None:
+    write_series(root / folder, ramp(), SeriesDescription="T1")
+    (root / folder / name).write_bytes(content)
+    with ingested(root, out, rules={"label": f"**/{name}"}, schema=SCHEMA) as result:
+        (finding,) = result.findings
+    if folder.isascii() or name == "x.nii.gz":
+        assert finding.what == f"the label file: {what}"
+    assert "uax" not in str(finding) and finding.remedy
+    (problem,) = json.loads(out.with_suffix(".private.json").read_text())["problems"]
+    assert str(root / folder / name) in problem["files"]
+
+
 def test_segments_that_no_rule_wants_are_told_without_the_patients_name(root: Path, out: Path) -> None:
     images = t1(root, "P1", PatientName="Zebra^Quirin")
-    write_seg(root / "seg.dcm", images, {"GTV zebra": box()})
+    draw_seg(root / "seg.dcm", images, {"GTV zebra": box()})
     with ingested(root, out, schema=SCHEMA) as result:
         (finding,) = result.findings
     assert finding.code == "dicom-label" and '"GTV [removed]"' in finding.what and "series 90" in finding.what
@@ -221,7 +265,7 @@ def test_segments_that_no_rule_wants_are_told_without_the_patients_name(root: Pa
 
 def test_without_labels_in_the_rules_the_segments_are_listed(root: Path, out: Path) -> None:
     images = t1(root, "P1", PatientName="Zebra^Quirin")
-    write_seg(root / "seg.dcm", images, {"GTV zebra": box(), "core": box()})
+    draw_seg(root / "seg.dcm", images, {"GTV zebra": box(), "core": box()})
     rules = Rules(modalities=MODALITIES)
     with (
         pytest.raises(UserError, match=r'"GTV \[removed\]" \(1\), "core" \(1\);'),

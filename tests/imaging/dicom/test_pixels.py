@@ -144,6 +144,31 @@ def test_values_beyond_bits_stored_are_refused(tmp_path, tool):
     refused(tmp_path / "copy", "beyond its BitsStored")
 
 
+def test_bits_that_the_header_leaves_out_are_no_part_of_the_values(tmp_path):
+    """Old overlays lie above the stored bits, and the sign of 12 bits does not always go on to the 16th."""
+    array = STORED["12-bit"]
+    write_series(tmp_path / "overlay", array | 0x8000, edit=of_12_bits)
+    write_series(tmp_path / "sign", array.astype(np.int16), edit=of_12_bits)
+    np.testing.assert_array_equal(read_folder(tmp_path / "overlay").array, array)
+    np.testing.assert_array_equal(read_folder(tmp_path / "sign").array, (array.astype(int) + 2048) % 4096 - 2048)
+
+
+def test_bits_that_are_stored_high_are_refused(tmp_path):
+    def high(index, dataset):
+        dataset.BitsStored, dataset.HighBit = 12, 15
+
+    write_series(tmp_path, STORED["12-bit"] << 4, edit=high)
+    refused(tmp_path, "HighBit 15 of 12 bits")
+
+
+def test_signs_may_differ_from_slice_to_slice(tmp_path):
+    array = STORED["uint16"]
+    write_series(tmp_path, array, edit=lambda index, dataset: setattr(dataset, "PixelRepresentation", index % 2))
+    expected = array.astype(int)
+    expected[:, :, 1] = array.astype(np.int16)[:, :, 1]
+    np.testing.assert_array_equal(read_folder(tmp_path).array, expected)
+
+
 # Damage
 
 

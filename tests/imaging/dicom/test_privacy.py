@@ -19,7 +19,8 @@ import pytest
 from dicom_files import axial, ramp, uid, write_series
 from hypothesis import given
 from hypothesis import strategies as st
-from test_tree import box, write_rtstruct, write_seg
+from pydicom.dataset import Dataset
+from test_tree import box, draw_rtstruct, draw_seg
 
 from medaug.cohort.schema import LabelSchema
 from medaug.errors import UserError
@@ -91,7 +92,17 @@ def test_the_private_file_is_its_owners_from_the_first_byte(tmp_path: Path, monk
     assert load_private(tmp_path / "other").salt != private.salt
 
 
-@pytest.mark.parametrize("content", ["{}", "x", '{"format": 1, "salt": 3}', '{"format": 2, "salt": "ab"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        "x",
+        '{"format": 1, "salt": 3}',
+        '{"format": 2, "salt": "ab"}',
+        '{"format": 1, "salt": "zz", "subjects": {}, "cases": {}, "problems": []}',
+        '{"format": 1, "salt": "", "subjects": {}, "cases": {}, "problems": []}',
+    ],
+)
 def test_a_damaged_private_file_is_never_replaced(tmp_path: Path, content: str) -> None:
     path = tmp_path / "p.json"
     path.write_text(content)
@@ -113,6 +124,16 @@ def test_what_identifies_in_a_header(tmp_path: Path) -> None:
     path = write_series(tmp_path, ramp(), **tags)[0]
     assert {"Zebra", "Quirin", "Ideo", "One", "Two", "Xan", "MADE", "ACC0001", "19500101"} <= identifying_terms([path])
     assert identifying_terms([tmp_path / "absent", Path(__file__)]) == frozenset()
+
+
+def test_names_are_known_from_damaged_headers_and_from_within_sequences(tmp_path: Path) -> None:
+    path = write_series(tmp_path, ramp(), PatientName="Zebra^Quirin", RequestAttributesSequence=[Dataset()])[0]
+    dataset = pydicom.dcmread(path)
+    dataset.RequestAttributesSequence[0].RequestingPhysician = "Ottokar^Xan"
+    dataset.file_meta, dataset.preamble = pydicom.dataset.FileMetaDataset(), None
+    pydicom.dcmwrite(path, dataset, implicit_vr=True, little_endian=True, force_encoding=True)
+    path.write_bytes(path.read_bytes().replace(b"1.25", b"1.2x"))  # SliceThickness
+    assert {"Zebra", "Quirin", "Ottokar", "Xan"} <= identifying_terms([path])
 
 
 # What is planted: nothing of it may be found anywhere, whole or in parts.
@@ -154,8 +175,8 @@ def hostile_tree(root: Path) -> None:
         return write_series(root / FOLDER / folder, ramp(), number=number, names=name, **tags)
 
     good = series("good Quetzal", "A", IrradiationEventUID="Quetzal")
-    write_seg(good[0].parent / f"{FILE}.seg", good, {"core Zephyrine": box(), "Quetzal scalp": box(low=3)})
-    write_rtstruct(good[0].parent / f"{FILE}.rt", good, ["oedema", "Wolframsky"])
+    draw_seg(good[0].parent / f"{FILE}.seg", good, {"core Zephyrine": box(), "Quetzal scalp": box(low=3)})
+    draw_rtstruct(good[0].parent / f"{FILE}.rt", good, ["oedema", "Wolframsky"])
     series("gap", "B")[1].unlink()
     series("two", "C")
     series("two", "C")
@@ -168,18 +189,18 @@ def hostile_tree(root: Path) -> None:
     (cut.parent / f"{FILE}_empty.dcm").touch()
     (cut.parent / f"{FILE}_bad.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"Quetzal" * 9)
     readers = series("readers", "H")
-    write_seg(readers[0].parent / f"{FILE}_s1", readers, {"core": box()}, 91)
-    write_seg(readers[0].parent / f"{FILE}_s2", readers, {"core": box()}, 92)
+    draw_seg(readers[0].parent / f"{FILE}_s1", readers, {"core": box()}, 91)
+    draw_seg(readers[0].parent / f"{FILE}_s2", readers, {"core": box()}, 92)
     unknown = series("unknown", "I")
-    write_seg(unknown[0].parent / f"{FILE}_s3", unknown, {"Zephyrine": box()})
-    broken = write_seg(unknown[0].parent.parent / "broken" / FILE, series("broken", "J"), {"core": box()})
+    draw_seg(unknown[0].parent / f"{FILE}_s3", unknown, {"Zephyrine": box()})
+    broken = draw_seg(unknown[0].parent.parent / "broken" / FILE, series("broken", "J"), {"core": box()})
     dataset = pydicom.dcmread(broken)
     dataset.SegmentSequence[0].SegmentNumber = 7
     del dataset.PerFrameFunctionalGroupsSequence
     dataset.save_as(broken)
     lost = series("lost", "K", "scout")
-    write_seg(lost[0].parent / f"{FILE}_s4", lost, {"core": box()})
-    frame = write_seg(root / FOLDER / "frame" / "s5", series("frame", "L"), {"core": box()})
+    draw_seg(lost[0].parent / f"{FILE}_s4", lost, {"core": box()})
+    frame = draw_seg(root / FOLDER / "frame" / "s5", series("frame", "L"), {"core": box()})
     dataset = pydicom.dcmread(frame)
     dataset.FrameOfReferenceUID, dataset.IrradiationEventUID = uid("another"), "Quetzal"
     dataset.save_as(frame)

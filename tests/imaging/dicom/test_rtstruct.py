@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,77 +10,18 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_files import axial, oblique, uid, write_series
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.dataset import Dataset
+from pydicom.uid import RTStructureSetStorage
+from seg_files import Contours, write_rtstruct
 
 from medaug.errors import UserError
 from medaug.imaging.dicom.rtstruct import describe_rtstruct, read_rtstruct
 from medaug.imaging.volume import Header, spacing
 
-SOP_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
-Contours = Sequence[np.ndarray]  # each (N, 3) RAS mm
-
 
 def grid_of(affine: Any, shape: Sequence[int]) -> Header:
     x, y, z = shape
     return Header((x, y, z), np.asarray(affine, float), np.dtype(np.int16))
-
-
-def item(**tags: Any) -> Dataset:
-    dataset = Dataset()
-    for keyword, value in tags.items():
-        setattr(dataset, keyword, value)
-    return dataset
-
-
-def write_rtstruct(
-    path: Path,
-    rois: Mapping[str, Contours],
-    kind: str | Callable[[str, int], str] = "CLOSED_PLANAR",
-    edit: Callable[[Dataset], None] | None = None,
-) -> Path:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = SOP_CLASS
-    meta.MediaStorageSOPInstanceUID = uid("rtstruct")
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.SOPClassUID = SOP_CLASS
-    dataset.SOPInstanceUID = uid("rtstruct")
-    dataset.Modality = "RTSTRUCT"
-    dataset.PatientName = "Nobody^Made Up"
-    series = item(
-        SeriesInstanceUID=uid("series"),
-        ContourImageSequence=[item(ReferencedSOPClassUID="1.2", ReferencedSOPInstanceUID=uid("image"))],
-    )
-    dataset.ReferencedFrameOfReferenceSequence = [
-        item(
-            FrameOfReferenceUID=uid("frame"),
-            RTReferencedStudySequence=[item(RTReferencedSeriesSequence=[series])],
-        )
-    ]
-    numbers = range(11, 11 + len(rois))
-    dataset.StructureSetROISequence = [
-        item(ROINumber=number, ROIName=name, ReferencedFrameOfReferenceUID=uid("frame"))
-        for number, name in zip(numbers, rois, strict=True)
-    ]
-    dataset.ROIContourSequence = [
-        item(
-            ReferencedROINumber=number,
-            ContourSequence=[
-                item(
-                    ContourGeometricType=kind if isinstance(kind, str) else kind(name, index),
-                    NumberOfContourPoints=len(points),
-                    ContourData=[f"{value:.10g}"[:16] for value in (points * (-1, -1, 1)).ravel()],
-                )
-                for index, points in enumerate(contours)
-            ],
-        )
-        for number, (name, contours) in zip(numbers, rois.items(), strict=True)
-    ]
-    if edit:
-        edit(dataset)
-    dataset.save_as(path, enforce_file_format=True)
-    return path
 
 
 def circle(radius: float, centre: Sequence[float] = (0, 0), points: int = 400) -> np.ndarray:
@@ -336,7 +277,7 @@ def check_plastimatch(tmp_path: Path, plastimatch: str, series: Path, grid: Head
     (structure_set,) = (
         file
         for file in (tmp_path / "out").iterdir()
-        if pydicom.dcmread(file, stop_before_pixels=True).SOPClassUID == SOP_CLASS
+        if pydicom.dcmread(file, stop_before_pixels=True).SOPClassUID == RTStructureSetStorage
     )
     convert("--input", structure_set, "--fixed", tmp_path / "fixed.nii.gz", "--xor-contours",
             "--output-prefix", tmp_path / "back", "--prefix-format", "nii.gz")  # fmt: skip

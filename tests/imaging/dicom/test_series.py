@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -18,9 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medaug.errors import UserError
-from medaug.imaging.dicom.headers import Series, scan_here, scan_tree
+from medaug.imaging.dicom.headers import Series, scan_here
 from medaug.imaging.dicom.series import read_folder, read_series, series_header, series_problems
-from medaug.imaging.volume import corner_distance
 
 
 def only(folder: Path) -> Series:
@@ -211,10 +208,27 @@ def test_one_shifted_slice(tmp_path):
     refused(tmp_path, "shifted-slices", "beside the line")
 
 
-def test_copies_are_duplicates(tmp_path):
+def test_exact_copies_are_read_once(tmp_path):
     paths = write_series(tmp_path, ramp())
-    (tmp_path / "copy.dcm").write_bytes(paths[1].read_bytes())
+    for name in ("copy.dcm", "other/0.dcm"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(paths[1].read_bytes())
+    np.testing.assert_array_equal(read_folder(tmp_path).array, ramp())
+    (one,) = [one for one in only(tmp_path).instances if one.copies]
+    assert set(one.paths) == {paths[1], tmp_path / "copy.dcm", tmp_path / "other" / "0.dcm"}
+
+
+def test_copies_that_were_written_anew_are_duplicates(tmp_path):
+    dataset = pydicom.dcmread(write_series(tmp_path, ramp())[1])
+    dataset.SeriesDescription = "another"
+    dataset.save_as(tmp_path / "copy.dcm")
     refused(tmp_path, "duplicate-slices", "the same image twice 1 times")
+
+
+@pytest.mark.parametrize("jitter", [0, 1e-5])
+def test_one_place_again_and_again_is_no_volume(tmp_path, jitter):
+    write_series(tmp_path, ramp(), positions=[[0, 0, 7 + jitter * index] for index in range(4)])
+    refused(tmp_path, "duplicate-slices", "4 acquisitions in one series (their pixels differ)")
 
 
 def rename(number: int):
@@ -379,45 +393,3 @@ def test_enhanced_with_a_missing_frame(tmp_path):
 def test_enhanced_with_a_wrong_number_of_frames(tmp_path):
     write_enhanced(tmp_path / "e.dcm", ramp(), edit=lambda dataset: setattr(dataset, "NumberOfFrames", 3))
     refused(tmp_path, "frame-count")
-
-
-# The real study
-
-
-@pytest.fixture(scope="session")
-def study(medaug_data):
-    return medaug_data / "dicom" / "PGBM-002"
-
-
-def canonical(array, affine):
-    image = nib.as_closest_canonical(nib.Nifti1Image(np.asarray(array), affine))
-    return np.asarray(image.dataobj), image.affine
-
-
-def test_study_equals_dcm2niix(study, tool, tmp_path):
-    command = [tool("dcm2niix"), "-z", "n", "-b", "n", "-f", "%j", "-o", str(tmp_path), str(study)]
-    subprocess.run(command, check=True, capture_output=True)
-    tree = scan_tree(study)
-    assert len(tree.series) == 5 and not tree.unreadable
-    for series in tree.series:
-        assert series_problems(series) == []
-        volume = read_series(series)
-        array, affine = canonical(volume.array, volume.affine)
-        other = nib.load(tmp_path / f"{series.uid}.nii")
-        other_array, other_affine = canonical(other.dataobj, other.affine)
-        np.testing.assert_array_equal(array, other_array)
-        assert corner_distance(array.shape, affine, other_affine) < 5e-3
-
-
-def test_study_without_a_slice(study):
-    series = only(study / "12-T1post-05670")
-    whole = read_series(series)
-    kept = tuple(sorted(series.instances, key=lambda one: one.planes[0].position[2]))
-    holed = replace(series, instances=kept[:9] + kept[10:])
-    with pytest.raises(UserError, match=r"series 12: misses 1 slice: 1 after slice 9 \(13 mm to the next, 6.5 mm"):
-        read_series(holed)
-    mended = read_series(holed, "resample")
-    assert mended.array.shape == whole.array.shape
-    assert corner_distance(whole.array.shape, mended.affine, whole.affine) < 1e-4
-    others = [index for index in range(22) if index != 9]
-    np.testing.assert_array_equal(mended.array[:, :, others], whole.array[:, :, others])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,11 +9,8 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import ramp, uid, write_series
-from highdicom.seg import Segmentation, SegmentDescription
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.sr.codedict import codes
-from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage
+from dicom_files import LPS, ramp, uid, write_series
+from seg_files import write_rtstruct, write_seg
 
 from medaug.cohort.schema import LabelSchema
 from medaug.errors import UserError
@@ -28,67 +26,18 @@ T1 = {"T1": {"SeriesDescription": "t1"}}
 BOTH = T1 | {"FLAIR": {"SeriesDescription": "flair", "EchoTime": "^1"}}
 
 
-def write_seg(path: Path, images: Sequence[Path], masks: Mapping[str, Any], number: int = 90) -> Path:
-    """A SEG of named masks (columns, rows, slices) on a series whose files are in slice order."""
-    pixels = np.stack([np.transpose(mask, (2, 1, 0)) for mask in masks.values()], axis=-1).astype(np.uint8)
-    descriptions = [
-        SegmentDescription(index, name, codes.SCT.Tissue, codes.SCT.Tissue, "MANUAL")
-        for index, name in enumerate(masks, 1)
-    ]
-    sources = [pydicom.dcmread(image) for image in images]
-    segmentation = Segmentation(
-        source_images=sources,
-        pixel_array=pixels,
-        segmentation_type="BINARY",
-        segment_descriptions=descriptions,
-        series_instance_uid=uid("seg", sources[0].PatientID, number),
-        series_number=number,
-        sop_instance_uid=uid("seg instance", sources[0].PatientID, number),
-        instance_number=1,
-        manufacturer="nobody",
-        manufacturer_model_name="none",
-        software_versions="1",
-        device_serial_number="1",
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    segmentation.save_as(path)
-    return path
+def draw_seg(path: Path, images: Sequence[Path], masks: Mapping[str, Any], number: int = 90) -> Path:
+    return write_seg(path, images, list(masks.values()), names=list(masks), number=number)
 
 
-def write_rtstruct(path: Path, images: Sequence[Path], rois: Sequence[str], number: int = 95) -> Path:
-    """An RTSTRUCT whose every ROI is the rectangle of columns 1 to 3, rows 1 to 2, on the second slice."""
-    first = pydicom.dcmread(images[1])
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = RTStructureSetStorage, ExplicitVRLittleEndian
-    meta.MediaStorageSOPInstanceUID = uid("rt", first.PatientID, number)
-    dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    for keyword in ("PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID", "AccessionNumber"):
-        setattr(dataset, keyword, first.get(keyword))
-    dataset.SOPClassUID, dataset.SOPInstanceUID = RTStructureSetStorage, meta.MediaStorageSOPInstanceUID
-    dataset.Modality, dataset.SeriesNumber = "RTSTRUCT", number
-    dataset.SeriesInstanceUID = uid("rt series", first.PatientID, number)
-    dataset.ReferringPhysicianName = first.get("ReferringPhysicianName", "")
-    dataset.ReferencedFrameOfReferenceSequence = [Dataset()]
-    dataset.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID = first.FrameOfReferenceUID
-    rows, columns = (float(side) for side in first.PixelSpacing)
-    origin, across, down = (
-        np.array(v, float)
-        for v in (first.ImagePositionPatient, first.ImageOrientationPatient[:3], first.ImageOrientationPatient[3:])
-    )
+def draw_rtstruct(path: Path, images: Sequence[Path], rois: Sequence[str]) -> Path:
+    """Every ROI is the rectangle of columns 1 to 3, rows 1 to 2, on the second slice."""
+    header = pydicom.dcmread(images[1], stop_before_pixels=True)
+    rows, columns = header.PixelSpacing
+    across, down = np.reshape(header.ImageOrientationPatient, (2, 3)).astype(float)
     corners = [(0.5, 0.5), (3.5, 0.5), (3.5, 2.5), (0.5, 2.5)]
-    points = np.concatenate([origin + across * columns * x + down * rows * y for x, y in corners])
-    dataset.StructureSetROISequence, dataset.ROIContourSequence = [], []
-    for index, name in enumerate(rois, 1):
-        roi, contour, shape = Dataset(), Dataset(), Dataset()
-        roi.ROINumber, roi.ROIName, roi.ReferencedFrameOfReferenceUID = index, name, first.FrameOfReferenceUID
-        shape.ContourGeometricType, shape.NumberOfContourPoints = "CLOSED_PLANAR", len(corners)
-        shape.ContourData = [f"{value:.6f}" for value in points]
-        contour.ReferencedROINumber, contour.ContourSequence = index, [shape]
-        dataset.StructureSetROISequence.append(roi)
-        dataset.ROIContourSequence.append(contour)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    dataset.save_as(path, enforce_file_format=True)
-    return path
+    points = [header.ImagePositionPatient + across * columns * x + down * rows * y for x, y in corners]
+    return write_rtstruct(path, dict.fromkeys(rois, [points * LPS.diagonal()[:3]]), images[1])
 
 
 def box(shape: Sequence[int] = (6, 5, 4), low: int = 1) -> np.ndarray:
@@ -221,7 +170,8 @@ def test_without_modalities_the_series_are_listed_without_names(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("rule", "said"),
     [
-        ({"SeriesDescripton": "x"}, "SeriesDescripton is no DICOM keyword; did you mean SeriesDescription?"),
+        ({"SeriesDescripton": "x"}, "SeriesDescripton is no keyword that rules know; did you mean SeriesDescription?"),
+        ({"OperatorsName": "x"}, "OperatorsName is no keyword that rules know; "),
         ("*t1*", '"*t1*" is no regular expression'),
     ],
 )
@@ -235,7 +185,7 @@ def test_rules_that_cannot_be_meant(tmp_path: Path, rule: Any, said: str) -> Non
 def test_a_label_finds_its_case_by_series_then_frame_then_study(tmp_path: Path) -> None:
     for patient in "ABC":
         images = t1(tmp_path, patient)
-        write_seg(tmp_path / f"{patient}.dcm", images, {"core": box()})
+        draw_seg(tmp_path / f"{patient}.dcm", images, {"core": box()})
 
     def unmoor(path: Path, **changes: Any) -> None:
         dataset = pydicom.dcmread(path)
@@ -256,11 +206,21 @@ def test_a_label_finds_its_case_by_series_then_frame_then_study(tmp_path: Path) 
     assert sorted(codes_of(made)) == [("warning", "dicom-label-missing"), ("warning", "dicom-label-unlinked")]
 
 
+def test_exact_copies_are_a_note_and_compete_with_nothing(tmp_path: Path) -> None:
+    images = t1(tmp_path / "a")
+    draw_seg(tmp_path / "a" / "seg.dcm", images, {"core": box()})
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for label in (None, "a/seg*", "b/seg*"):
+        made = labelled(tmp_path, label=label)
+        assert codes_of(made) == [("note", "dicom-copies")] and len(made.cases[0].labels) == 1
+        assert set(made.files[made.findings[0]]) == set(tmp_path.rglob("*.dcm"))
+
+
 def test_labels_of_two_readers_compete_and_of_two_classes_do_not(tmp_path: Path) -> None:
     images = t1(tmp_path)
-    write_seg(tmp_path / "one" / "x.dcm", images, {"Core": box()}, 90)
-    write_seg(tmp_path / "two" / "x.dcm", images, {"core": box(low=2)}, 91)
-    write_rtstruct(tmp_path / "rt.dcm", images, ["oedema"])
+    draw_seg(tmp_path / "one" / "x.dcm", images, {"Core": box()}, 90)
+    draw_seg(tmp_path / "two" / "x.dcm", images, {"core": box(low=2)}, 91)
+    draw_rtstruct(tmp_path / "rt.dcm", images, ["oedema"])
     made = labelled(tmp_path)
     (finding,) = made.findings
     assert (finding.code, finding.what) == ("dicom-two-labels", "core is drawn by series 90 and series 91")
@@ -272,7 +232,7 @@ def test_labels_of_two_readers_compete_and_of_two_classes_do_not(tmp_path: Path)
 
 
 def test_a_damaged_label_object_is_a_finding_without_its_path(tmp_path: Path) -> None:
-    path = write_seg(tmp_path / "Smith" / "x.dcm", t1(tmp_path), {"core": box()})
+    path = draw_seg(tmp_path / "Smith" / "x.dcm", t1(tmp_path), {"core": box()})
     dataset = pydicom.dcmread(path)
     del dataset.SegmentSequence
     dataset.save_as(path)
@@ -297,6 +257,29 @@ def test_a_nifti_label_belongs_to_the_nearest_study(tmp_path: Path) -> None:
     assert codes_of(labelled(tmp_path, label="**/label.nii")) == [("error", "dicom-label-ambiguous")]
     (tmp_path / "label.nii").rename(tmp_path / "C" / "2.nii")
     assert codes_of(labelled(tmp_path, label="**/*.nii")) == [("error", "dicom-two-labels")]
+    (tmp_path / "C" / "2.nii").rename(tmp_path / "C" / "._2.nii")
+    assert codes_of(labelled(tmp_path, label="**/*.nii")) == []
+    (tmp_path / "C" / "._2.nii").rename(tmp_path / "C" / "2.nii")
     (tmp_path / "B" / "labels" / "label.nii").unlink()
     (tmp_path / "C" / "2.nii").unlink()
     assert codes_of(labelled(tmp_path, label="**/*.nii")) == [("warning", "dicom-label-missing")]
+
+
+def test_the_label_of_a_study_that_is_left_out_goes_to_no_other(tmp_path: Path) -> None:
+    t1(tmp_path / "A", "A")
+    scan(tmp_path / "B", PatientID="B", SeriesDescription="scout")
+    write_volume(tmp_path / "B" / "label.nii", box().astype(np.uint8), np.eye(4))
+    made = labelled(tmp_path, label="**/label.nii")
+    assert sorted(code for _, code in codes_of(made)) == [
+        "dicom-label-missing",
+        "dicom-label-unlinked",
+        "dicom-study-not-used",
+    ]
+    assert not made.cases[0].labels
+
+
+@pytest.mark.parametrize("label", ["/*.nii", ""])
+def test_a_glob_that_is_none(tmp_path: Path, label: str) -> None:
+    t1(tmp_path)
+    with pytest.raises(UserError, match="rules: label: "):
+        labelled(tmp_path, label=label)

@@ -1,0 +1,235 @@
+"""Noise schedules: alpha(t) and sigma(t) of x_t = alpha x_0 + sigma epsilon, the times to train at, and what of x and
+t a network is shown.
+
+Time t runs over [0, 1]: t = 0 is clean (alpha 1, sigma 0), t = 1 the noisiest. Results are float32, or float64 if t is.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: keeps the last step of the cosine schedule finite
+MIN_ALPHA_BAR = 2.4e-9  # what MAX_BETA leaves of the cosine schedule of 1000 steps at t = 1
+RHO = 7.0  # Karras et al. 2022, table 1: the power in which noise levels are evenly spaced
+
+
+class Schedule(ABC):
+    """What all schedules have in common.
+
+    initial_std: standard deviation of x at t = 1, from which sampling starts.
+    least_time: the smallest time that sampling stops at before it goes to 0.
+    """
+
+    initial_std: float = 1.0
+    least_time: float = 1e-3  # Song et al. 2021 (VP-SDE), appendix C
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Weight of x_0 at times t in [0, 1]: same shape, from 1 down."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Standard deviation of the noise at times t: same shape, rising from 0."""
+
+    @abstractmethod
+    def training_times(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw n times to train at, float32 (n,), on the generator's device."""
+
+    def input_scale(self, t: Tensor) -> Tensor:
+        """What x_t is multiplied by before a network sees it: the shape of t; 1 where x_t has unit variance anyway."""
+        return torch.ones_like(t)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """How a network is told the time: the shape of t, of order 1."""
+        return t
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(Schedule):
+    """alpha = 1 - t, sigma = t (Liu et al. 2022, eq. 1).
+
+    Training times are logit-normal(0, 1), shifted (Esser et al. 2024, section 3.1).
+    """
+
+    time_shift: float
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """1 - t."""
+        return 1 - t.to(arithmetic_dtype(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """The time t itself."""
+        return t.to(arithmetic_dtype(t))
+
+    def training_times(self, n: int, generator: torch.Generator) -> Tensor:
+        """Shifted logit-normal times."""
+        return shifted(torch.randn(n, generator=generator, device=generator.device).sigmoid(), self.time_shift)
+
+
+@dataclass(frozen=True)
+class VariancePreserving(Schedule):
+    """alpha^2 = alpha_bar(t), sigma^2 = 1 - alpha_bar(t), for the betas of a linear or a cosine schedule.
+
+    With `steps` T, alpha_bar is a table, see `_log_alpha_bar_table`: time i of it (0 <= i < T) sits at t = (i + 1) / T,
+    and log alpha_bar is linear in between. Training times are uniform over the table (Ho et al. 2020, algorithm 1).
+
+    Without steps it is the closed form that the tables approach for large T, see `_log_alpha_bar`, and training times
+    are uniform over (0, 1].
+
+    `zero_terminal_snr` makes t = 1 pure noise by shifting and scaling alpha (Lin et al. 2024, algorithm 1).
+    """
+
+    shape: str
+    steps: int | None
+    zero_terminal_snr: bool
+
+    @property
+    def least_time(self) -> float:  # type: ignore[override]
+        """The first time of the table."""
+        return 1 / self.steps if self.steps else Schedule.least_time
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """The square root of alpha_bar."""
+        return torch.exp(self._log_alpha_bar(t) / 2)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """The square root of 1 - alpha_bar."""
+        # 1 - alpha^2 would cancel near t = 0
+        return torch.expm1(self._log_alpha_bar(t)).abs().sqrt()
+
+    def training_times(self, n: int, generator: torch.Generator) -> Tensor:
+        """Uniform times, of the table or of (0, 1]."""
+        if self.steps is None:
+            return 1 - torch.rand(n, generator=generator, device=generator.device)
+        return torch.randint(1, self.steps + 1, (n,), generator=generator, device=generator.device) / self.steps
+
+    def _log_alpha_bar(self, t: Tensor) -> Tensor:
+        dtype = arithmetic_dtype(t)
+        if self.steps is None:
+            return _log_alpha_bar(self.shape, self.zero_terminal_snr, t.double()).to(dtype)
+        t = t.to(dtype)
+        table = _log_alpha_bar_table(self.shape, self.steps, self.zero_terminal_snr, dtype, t.device)
+        position = t * self.steps
+        below = position.long().clamp(0, self.steps - 1)
+        low, high, share = table[below], table[below + 1], position - below
+        # to zero signal it is alpha that is linear
+        return torch.where(high.isinf(), low + 2 * torch.log1p(-share), torch.lerp(low, high, share))
+
+
+@dataclass(frozen=True)
+class VarianceExploding(Schedule):
+    """alpha = 1, sigma from 0 to sigma_max: the noise and the preconditioning of EDM (Karras et al. 2022, table 1).
+
+    sigma(t) = (a + t (b - a))^rho - sigma_min, with a = sigma_min^(1 / rho), b = (sigma_max + sigma_min)^(1 / rho): the
+    paper's even steps in sigma^(1 / rho), moved down by sigma_min so that t = 0 is clean.
+    In training log sigma is normal, within [sigma_min, sigma_max]. A network sees c_in x and c_noise.
+    """
+
+    sigma_min: float
+    sigma_max: float
+    sigma_data: float
+    log_sigma_mean: float
+    log_sigma_std: float
+
+    @property
+    def initial_std(self) -> float:  # type: ignore[override]
+        """sigma_max, beside which x_0 does not count."""
+        return self.sigma_max
+
+    @property
+    def least_time(self) -> float:  # type: ignore[override]
+        """Where sigma is sigma_min."""
+        return float(self._time(torch.tensor(self.sigma_min, dtype=torch.float64)))
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(t, dtype=arithmetic_dtype(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """The noise level, up to sigma_max."""
+        # sigma_min factored out, so that nothing cancels and t = 0 gives 0
+        sigma = self.sigma_min * torch.expm1(RHO * torch.log1p(self._slope * t.double()))
+        return sigma.to(arithmetic_dtype(t))
+
+    def training_times(self, n: int, generator: torch.Generator) -> Tensor:
+        """Times of log-normal noise levels."""
+        z = torch.randn(n, generator=generator, device=generator.device)
+        sigma = torch.exp(self.log_sigma_mean + self.log_sigma_std * z.double())
+        return self._time(sigma.clamp(self.sigma_min, self.sigma_max)).float()
+
+    def input_scale(self, t: Tensor) -> Tensor:
+        """c_in = 1 / sqrt(sigma^2 + sigma_data^2)."""
+        return (self.sigma(t).square() + self.sigma_data**2).rsqrt()
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """c_noise = log(sigma) / 4; below sigma_min, where nothing is trained, that of sigma_min."""
+        return self.sigma(t).clamp(min=self.sigma_min).log() / 4
+
+    @property
+    def _slope(self) -> float:
+        """(b - a) / a."""
+        return (self.sigma_max / self.sigma_min + 1) ** (1 / RHO) - 1
+
+    def _time(self, sigma: Tensor) -> Tensor:
+        """The time at which a noise level is reached."""
+        return torch.expm1(torch.log1p(sigma / self.sigma_min) / RHO) / self._slope
+
+
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """Times s t / (1 + (s - 1) t) for t in [0, 1], s being `shift`: 0 and 1 stay where they are."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def arithmetic_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that the process computes in when given x: float32, or float64 if x is."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+@lru_cache
+def _log_alpha_bar_table(
+    shape: str, steps: int, zero_terminal_snr: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """log of the cumulative product of 1 - beta, (steps + 1,), with 0 (clean) in front.
+
+    linear: beta from 1e-4 to 0.02 (Ho et al. 2020, section 4); cosine: alpha_bar = cos^2 (Nichol & Dhariwal 2021,
+    eq. 17). With zero_terminal_snr, alpha is moved to end at 0 and scaled to begin where it was (Lin et al. 2024).
+    """
+    if shape == "linear":
+        # the classic betas belong to 1000 steps; with more, each is proportionally smaller
+        betas = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64) * (1000 / steps)
+    else:
+        grid = torch.arange(steps + 1, dtype=torch.float64) / steps
+        alpha_bar = torch.cos((grid + 0.008) / 1.008 * math.pi / 2) ** 2
+        betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=MAX_BETA)
+    log_alpha_bar = torch.cumsum(torch.log1p(-betas), dim=0)
+    if zero_terminal_snr:
+        alpha = torch.exp(log_alpha_bar / 2)
+        log_alpha_bar = 2 * torch.log((alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1])))
+    return torch.nn.functional.pad(log_alpha_bar, (1, 0)).to(device=device, dtype=dtype)
+
+
+def _log_alpha_bar(shape: str, zero_terminal_snr: bool, t: Tensor) -> Tensor:
+    """log alpha_bar at float64 times t, in closed form.
+
+    linear: the VP-SDE with beta from 0.1 to 20 (Song et al. 2021, eq. 33). cosine: cos^2, mixed with MIN_ALPHA_BAR so
+    that something of x_0 is left at t = 1. With zero_terminal_snr, alpha becomes (alpha - alpha(1)) / (1 - alpha(1)).
+    """
+    if shape == "linear":
+        log_alpha_bar = -(0.1 * t + (20 - 0.1) * t.square() / 2)
+        end = -(0.1 + 20) / 2
+    else:
+        angle, start = (t + 0.008) / 1.008 * math.pi / 2, 0.008 / 1.008 * math.pi / 2
+        # cos^2 / cos^2(start) - 1, free of cancellation at t = 0
+        fall = torch.sin(angle - start) * torch.sin(angle + start) / math.cos(start) ** 2
+        log_alpha_bar = torch.log1p(-(1 - MIN_ALPHA_BAR) * fall)
+        end = math.log(MIN_ALPHA_BAR)
+    if zero_terminal_snr:
+        falling = torch.expm1(log_alpha_bar / 2) / -math.expm1(end / 2)  # from 0 to -1
+        log_alpha_bar = 2 * torch.log1p(falling.clamp(min=-1.0))
+    return log_alpha_bar

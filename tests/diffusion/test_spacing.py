@@ -1,0 +1,113 @@
+"""Which process goes with which sampler and spacing, and where the steps lie."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from medaug.diffusion.process import NOISE_SCHEDULES, PREDICTION_TYPES, Process
+from medaug.diffusion.samplers import SAMPLERS, SPACINGS, check, sample, spaced_times, times
+
+PURE_NOISE = {("rectified_flow", False), ("linear", True), ("cosine", True)}
+COMBINATIONS = list(product(NOISE_SCHEDULES, PREDICTION_TYPES, (False, True), SAMPLERS, SPACINGS))
+
+
+def works(schedule: str, prediction: str, zero_terminal_snr: bool, spacing: str) -> bool:
+    """The table: what the documentation says goes together."""
+    if zero_terminal_snr and schedule not in ("linear", "cosine"):
+        return False
+    if prediction == "epsilon" and (schedule, zero_terminal_snr) in PURE_NOISE:
+        return False
+    if prediction == "v_prediction" and schedule == "edm":
+        return False
+    return not (spacing == "karras" and (schedule, zero_terminal_snr) in PURE_NOISE)
+
+
+@pytest.mark.parametrize(("schedule", "prediction", "zero_terminal_snr", "sampler", "spacing"), COMBINATIONS)
+def test_the_table_of_what_goes_together(
+    schedule: str, prediction: str, zero_terminal_snr: bool, sampler: str, spacing: str
+) -> None:
+    if not works(schedule, prediction, zero_terminal_snr, spacing):
+        with pytest.raises(ValueError, match=f"{prediction}|zero_terminal_snr|{spacing}"):
+            check(Process(schedule, prediction, zero_terminal_snr=zero_terminal_snr), sampler, spacing)
+        return
+    process = Process(schedule, prediction, zero_terminal_snr=zero_terminal_snr)
+    check(process, sampler, spacing)
+    x = process.schedule.initial_std * torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    end = sample(
+        sampler,
+        lambda x, t: torch.tanh(x) * (1 - t[:, None]),
+        x,
+        process,
+        spaced_times(process, 6, spacing),
+        lambda: torch.ones(2, 3),
+    )
+    assert end.isfinite().all() and end.abs().max() < 2
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 50, 1000])
+@pytest.mark.parametrize(
+    ("process", "spacing"),
+    [
+        (process, spacing)
+        for process in (
+            Process("linear", "sample"),
+            Process("cosine", "sample", None),
+            Process("edm", "edm"),
+            Process("rectified_flow", "flow"),
+        )
+        for spacing in SPACINGS
+        if (process.noise_schedule, spacing) != ("rectified_flow", "karras")  # refused by name
+    ],
+    ids=lambda value: getattr(value, "noise_schedule", value),
+)
+def test_times_fall_strictly_from_one_to_zero(process: Process, steps: int, spacing: str) -> None:
+    grid = spaced_times(process, steps, spacing)
+    assert grid.shape == (steps + 1,) and grid.dtype == torch.float64
+    assert grid[0] == 1 and grid[-1] == 0 and (grid.diff() < 0).all()
+
+
+def test_no_steps_are_refused_at_every_spacing() -> None:
+    for spacing in SPACINGS:
+        with pytest.raises(ValueError, match="num_inference_steps is 0"):
+            spaced_times(Process("edm", "edm"), 0, spacing)
+    with pytest.raises(ValueError, match="spacing 'leading' is unknown; choose one of trailing, uniform, karras"):
+        spaced_times(Process("edm", "edm"), 3, "leading")
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_trailing_and_uniform_times_are_shifted_and_their_ends_stay(shift: float) -> None:
+    process = Process("rectified_flow", "flow", time_shift=shift)
+    torch.testing.assert_close(spaced_times(process, 7), process.shifted(times(7)))
+    before = torch.cat([torch.linspace(1, 1e-3, 7, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
+    torch.testing.assert_close(spaced_times(process, 7, "uniform"), process.shifted(before))
+
+
+def test_uniform_times_are_those_of_diffusers_linspace() -> None:
+    scheduler = diffusers.EulerDiscreteScheduler(timestep_spacing="linspace")
+    scheduler.set_timesteps(13)
+    expected = torch.cat([(scheduler.timesteps.double() + 1) / 1000, torch.zeros(1, dtype=torch.float64)])
+    torch.testing.assert_close(spaced_times(Process("linear", "sample"), 13, "uniform"), expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(("schedule", "theirs"), [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
+def test_karras_levels_of_variance_preserving_schedules_are_those_of_diffusers(schedule: str, theirs: str) -> None:
+    scheduler = diffusers.EulerDiscreteScheduler(beta_schedule=theirs, use_karras_sigmas=True)
+    scheduler.set_timesteps(9)
+    process = Process(schedule, "sample")
+    grid = spaced_times(process, 9, "karras")
+    ratio = process.sigma(grid) / process.alpha(grid)
+    np.testing.assert_allclose(
+        ratio, scheduler.sigmas.double(), rtol=2e-3
+    )  # their alpha_bar is float32: 1 - it cancels
+
+
+def test_karras_levels_of_edm_are_the_papers() -> None:
+    process = Process("edm", "edm", sigma_min=0.003, sigma_max=60.0)
+    i = np.arange(18)
+    expected = (60 ** (1 / 7) + i / 17 * (0.003 ** (1 / 7) - 60 ** (1 / 7))) ** 7  # Karras et al. 2022, eq. 5
+    np.testing.assert_allclose(process.sigma(spaced_times(process, 18, "karras")), [*expected, 0], rtol=1e-9)
