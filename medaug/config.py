@@ -126,7 +126,11 @@ def _full_path(stage: Stage, word: str, known: dict[str, Key]) -> str:
         trained = stage.name != "ingest" and [reader.name for reader in readers] == ["train"]
         why = ": the generator is taken from its checkpoint" if trained else ""
         raise UserError(f"{word} is read by {names}, not by `{stage.name}`{why}")
-    mine = {*stage.own, *stage.reads, *(path for path in known if _accepts(stage, path))}
+    mine = {
+        *stage.own,
+        *stage.reads,
+        *(path for path in known if _accepts(stage, path) and path.split(".")[0] != stage.name),
+    }
     where = f"python -m medaug.{stage.name} --help"
     raise UserError(f"{word}: `{stage.name}` has no such key{_nearest(word, mine)} (all keys: {where})")
 

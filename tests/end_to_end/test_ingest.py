@@ -306,7 +306,9 @@ def test_warnings_do_not_stop_and_how_deep_to_look_is_the_users_choice(stage, in
     assert {check: one.returncode for check, one in done.items()} == {"voxels": 2, "headers": 0, "none": 0}
     codes = {c: {f["code"] for f in json.loads((tmp_path / f"{c}.json").read_text())["findings"]} for c in done}
     assert {"not-finite", "same-content", "empty-label"} <= codes["voxels"]
-    assert codes["headers"] == {"few-training-scans", "few-test-subjects"} and not codes["none"]
+    assert (
+        codes["headers"] == {"few-training-scans", "few-test-subjects", "subjects-not-compared"} and not codes["none"]
+    )
     assert "warning: data: " in done["headers"].stderr
     facts = json.loads((tmp_path / "headers.json").read_text())["cases"]
     assert facts["case_02"]["spacing"] == [2, 2, 2.5]
