@@ -115,6 +115,7 @@ def test_text_is_taken_as_it_was_typed(text, value):
     assert config.load_options("ingest", [f"root={text}"]).ingest.root == value
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(value=st.integers(-(10**9), 10**9), values=st.lists(st.integers(1, 999), max_size=4))
 def test_numbers_and_lists_arrive_as_written(value, values):

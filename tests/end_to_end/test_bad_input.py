@@ -90,6 +90,7 @@ def test_an_unknown_experiment_names_the_nearest(stage, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_missing_data_say_where_to_get_them_and_how_to_do_without(stage, tmp_path):
     for experiment, source in (("brats", "synapse.org"), ("hippocampus", "medicaldecathlon.com")):
         done = stage("train", f"experiment={experiment}")

@@ -349,6 +349,7 @@ def test_a_window_on_values_that_are_no_hounsfield_units(stage, tmp_path):
     assert_refused(done, "ingest", "data.window")
 
 
+@pytest.mark.slow
 def test_a_misspelt_key_names_the_nearest(stage, tmp_path):
     done = stage("ingest", "root=data", "out=x.json", "acept_labels=true")
     assert_refused(done, "ingest", "acept_labels", "did you mean accept_labels")

@@ -86,6 +86,7 @@ def test_seeds_that_disagree_widen_the_interval():
     assert disagreeing.high - disagreeing.low > 3 * (agreeing.high - agreeing.low)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("subjects", "lowest", "highest"), [(6, 0.92, 0.98), (40, 0.93, 0.97)])
 def test_coverage_is_what_the_docstring_says(subjects, lowest, highest):
     rng = np.random.default_rng(8)

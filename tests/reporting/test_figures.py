@@ -64,6 +64,7 @@ def test_the_outline_lies_on_the_second_picture_only_and_the_legend_names_every_
     assert _near(imread(tmp_path / "named.png"), figures.class_colour(1)).any()
 
 
+@pytest.mark.slow
 def test_a_sheet_stops_at_its_largest_number_of_pairs(tmp_path):
     rows = [("case", *_square((8, 8, 2 + 3)))] * figures.MAX_PAIRS
     figures.contact_sheet(rows, tmp_path / "full.png", "title")
