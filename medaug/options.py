@@ -38,6 +38,7 @@ class DataOptions:
     fold: int = option("which of the folds validates, from 0", 0)
     labelled: int | None = option("training subjects that keep their labels, the others' are hidden; null: all", None)
     labelled_seed: int = option("seed of the choice of those subjects", 0)
+    unlabelled: bool = option("train on scans without a label too, which teach what no mask says", True)
     max_side: int | None = option("coarsen the grid isotropically until no side has more voxels; null: never", None)
     spacing: list[float] | None = option("voxel size in mm to resample to; null: as resample says", None)
     resample: str = option("auto (to one voxel size where the training scans differ) or never", "auto")
@@ -54,6 +55,21 @@ class DataOptions:
     phantom_subjects: int = option("layout phantom: how many subjects to make", 24)
     phantom_side: int = option("layout phantom: voxels along each axis", 64)
     phantom_seed: int = option("layout phantom: seed of the cohort", 0)
+
+
+@dataclass
+class TaskOptions:
+    """What is drawn, and what it is drawn from."""
+
+    target: str = option("what is drawn: image, or label (the label map)", "image")
+    modalities: list[str] = option("target image: the modalities that are drawn; none named: all", [])
+    mask: bool = option("the label map is a condition", True)
+    given: list[str] = option("modalities that are a condition; [all]: those that are not drawn", [])
+    degradation: str = option(
+        "none, noise or low_resolution: what is drawn is also given, as a scan of so poor a quality", "none"
+    )
+    noise_std: float = option("degradation noise: its standard deviation, of intensities from -1 to 1", 0.25)
+    factor: int = option("degradation low_resolution: voxels along each axis that become one", 2)
 
 
 @dataclass
@@ -104,7 +120,14 @@ class TrainerOptions:
     warmup_steps: int = option("steps of linear warm-up; a cosine decay to a tenth follows", 100)
     gradient_clip: float = option("largest gradient norm", 1.0)
     ema_decay: float = option("decay of the moving average of the weights", 0.999)
-    condition_dropout: float = option("share of masks dropped to train the null condition", 0.1)
+    condition_dropout: float = option(
+        "share of masks (of images, in a task without masks) dropped to train the null condition", 0.1
+    )
+    class_dropout: float = option("share of classes of a mask that are made unknown, each by itself", 0.0)
+    image_dropout: float = option("share of given modalities that are made unknown, each by itself", 0.0)
+    labelled_share: float | None = option(
+        "share of each batch with a label, the rest without; null: as they come", None
+    )
     region_weight: float = option("how many times more than background a foreground voxel counts in the loss", 1.0)
     augment: bool = option("small random rotation, scaling and shift of image and mask together", True)
     checkpoint_every: int = option("steps between checkpoints", 200, identity=False)
@@ -261,6 +284,7 @@ class Options:
     overwrite: bool = option("begin again where the config differs from the run on disk", False)
     resume: bool = option("train a run further than it was meant to go; raise trainer.max_steps with it", False)
     data: DataOptions = field(default_factory=DataOptions)
+    task: TaskOptions = field(default_factory=TaskOptions)
     codec: CodecOptions = field(default_factory=CodecOptions)
     network: NetworkOptions = field(default_factory=NetworkOptions)
     process: ProcessOptions = field(default_factory=ProcessOptions)
@@ -297,7 +321,7 @@ class Stage:
 
 
 _RUN = ("experiment", "preset", "runs")
-_MODEL = ("data", "codec", "network", "process", "trainer", "logger")
+_MODEL = ("data", "task", "codec", "network", "process", "trainer", "logger")
 _JUDGED_BY = ("intensity", "percentiles", "window", "zscore_clip", "labelled")
 
 STAGES = {

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MODEL_NODES = ("data", "codec", "network", "process", "trainer")
+MODEL_NODES = ("data", "task", "codec", "network", "process", "trainer")
 
 
 def main(options: Options) -> None:
@@ -45,18 +45,25 @@ def main(options: Options) -> None:
     from medaug.data.cohorts import find_cohort
     from medaug.data.preprocessing import fit_preprocessing
     from medaug.networks.codecs import codec_stride
-    from medaug.reporting.figures import comparison_picture
+    from medaug.reporting.samples import samples_picture
     from medaug.training.checkpoint import Card
     from medaug.training.fit import fit
+    from medaug.training.tasks import resolve_task
 
     manifest = find_cohort(options.data, folder.parent / "phantom")
+    task = resolve_task(identity["task"], manifest.modalities, manifest.schema.num_classes)
+    data = options.data
     cases = {split: manifest.split(split) for split in ("train", "val")}
+    if options.task.target == "label":
+        cases = {split: tuple(case for case in members if case.label is not None) for split, members in cases.items()}
+    elif not data.unlabelled:
+        cases["train"] = tuple(case for case in cases["train"] if case.label is not None)
     for split, members in cases.items():
         if not members:
+            labelled = " of labelled scans" if options.task.target == "label" or not data.unlabelled else ""
             raise UserError(
-                f"data={options.data.name}: the {split} split is empty; add subjects or change its fraction"
+                f"data={data.name}: the {split} split{labelled} is empty; add subjects or change its fraction"
             )
-    data = options.data
     stride = codec_stride(options.codec.name, options.network.spatial_dims)
     preprocessing = fit_preprocessing(
         read_grids(manifest, cases["train"], data.crop),
@@ -76,15 +83,10 @@ def main(options: Options) -> None:
     loaded = {split: load_cases(manifest, c, preprocessing, cache, memory) for split, c in cases.items()}
     manifest.save(folder / "manifest.json")
 
-    def picture(step: int, label: Tensor, sample: Tensor, real: Tensor) -> Path:
+    def picture(step: int, batch: dict[str, Tensor], sample: Tensor) -> Path:
         path = folder / "pictures" / f"step_{step:06d}.png"
-        rows = [
-            (f"{name}, pair {i + 1}", label[i].numpy(), sample[i, m].numpy(), real[i, m].numpy())
-            for i in range(len(label))
-            for m, name in enumerate(manifest.modalities)
-        ]
         title = f"step {step}" + (", phantoms" if manifest.phantom else "")
-        comparison_picture(rows[:4], path, title, manifest.schema.foreground, window=(-1.0, 1.0))
+        samples_picture(batch, sample, task, manifest, path, title)
         return path
 
     summary = fit(

@@ -63,6 +63,17 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
         return sample | {"seed": torch.tensor(seed)}
 
 
+class MixedBatches(Dataset[dict[str, Tensor]]):
+    """Item `step` joins that step's batches of several orders: a fixed share of each batch from each."""
+
+    def __init__(self, parts: Sequence[TrainingBatches]) -> None:
+        self.parts = parts
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        batches = [part[step] for part in self.parts]
+        return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+
+
 class FixedBatches(Dataset[dict[str, Tensor]]):
     """Every case once, in order, each with a seed of its own: validation that means the same at every step."""
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from medaug.diffusion.samplers import Denoise
 
-ConditionalDenoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # x_t, t, condition -> x_0, each (B, ...)
+C = TypeVar("C", bound=Tensor | tuple[Tensor, ...])
+"""A condition: a tensor, or a named tuple of tensors, each (B, ...)."""
 
 
 def guided(
-    denoise: ConditionalDenoise,
-    condition: Tensor,
-    negative: Tensor,
+    denoise: Callable[[Tensor, Tensor, C], Tensor],
+    condition: C,
+    negative: C,
     scale: float,
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
@@ -26,6 +28,7 @@ def guided(
     paper's eq. 6, which mixes epsilon: the same thing, since x_0 is affine in epsilon at a given x_t. Both
     branches go through one forward of twice the batch; where one has no weight it is not run.
 
+    denoise: x_t (B, ...), t (B,), condition -> x_0 (B, ...).
     condition, negative: (B, ...), of one shape. The negative one is what guidance leads away from: the null condition,
     or that of another mask. What they mean is the network's business.
     interval: times between which, ends included, there is guidance; outside it the conditional model alone is run
@@ -37,11 +40,7 @@ def guided(
     Raises ValueError when the shapes differ, and as `check_guidance`.
     """
     check_guidance(interval, rescale)
-    if condition.shape != negative.shape:
-        raise ValueError(
-            f"condition and negative condition differ in shape: {tuple(condition.shape)} and {tuple(negative.shape)}"
-        )
-    both = torch.cat([negative, condition])
+    both = _stacked(negative, condition)
 
     def denoise_guided(x: Tensor, t: Tensor) -> Tensor:
         low, high = interval or (0.0, 1.0)
@@ -59,6 +58,19 @@ def guided(
         return torch.where(inside, mixed, towards)
 
     return denoise_guided
+
+
+def _stacked(negative: C, condition: C) -> C:
+    """Both along the batch."""
+    if isinstance(negative, Tensor) and isinstance(condition, Tensor):
+        if condition.shape != negative.shape:
+            raise ValueError(
+                f"condition and negative condition differ in shape: {tuple(condition.shape)} and "
+                f"{tuple(negative.shape)}"
+            )
+        return cast(C, torch.cat([negative, condition]))
+    parts = zip(cast(tuple[Tensor, ...], negative), cast(tuple[Tensor, ...], condition), strict=True)
+    return type(condition)(*(_stacked(a, b) for a, b in parts))
 
 
 def check_guidance(interval: tuple[float, float] | None, rescale: float) -> None:

@@ -8,6 +8,8 @@ import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
+from medaug.networks.condition import Condition
+
 
 class ConcatUNet(nn.Module):
     """U-Net with time embedding, skip connections and self-attention at chosen levels.
@@ -56,11 +58,11 @@ class ConcatUNet(nn.Module):
             use_flash_attention=True,
         )
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """Predict from x (B, C, X, Y, Z), times t (B,) in [0, 1] and condition (B, K, X, Y, Z): (B, C, X, Y, Z)."""
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Predict from x (B, C, X, Y, Z), times t (B,) in [0, 1] and the condition: (B, C, X, Y, Z)."""
         # The sinusoidal embedding was made for step numbers up to a thousand.
         steps = 1000 * t
-        inputs = torch.cat([x, condition, *([_positions(x)] if self.coordinates else [])], dim=1)
+        inputs = torch.cat([x, condition.planes, *([_positions(x)] if self.coordinates else [])], dim=1)
         if self.spatial_dims == 3:
             return self.unet(inputs, steps)
         b, _, width, height, depth = inputs.shape

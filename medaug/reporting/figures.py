@@ -76,32 +76,38 @@ def contact_sheet(
 
 
 def comparison_picture(
-    rows: Sequence[tuple[str, Array, Array, Array]],
+    rows: Sequence[tuple[Any, ...]],
     path: Path,
     title: str = "",
     classes: Sequence[str] = (),
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
     window: Window | None = None,
+    panels: Sequence[str] = ("mask", "synthetic", "real"),
 ) -> None:
-    """Mask, synthetic image and real image side by side, one slice per row.
+    """Volumes side by side, such as mask, synthetic image and real image, one slice per row.
 
     Args:
-        rows: (caption, label, synthetic, real), all of one shape.
+        rows: caption, then a volume per panel: integers are class indices, other numbers intensities. All of one shape.
+            The slice is that with most foreground in the row's last label map; the middle one where it has none.
         path: PNG to write.
         title: heading.
         classes: foreground names for the legend.
         spacing: voxel sides in mm.
         window: intensities shown black and white.
+        panels: names of the columns.
     """
-    axes, figure = _grid(len(rows), 3, rows[0][1].shape, spacing)
-    window = window or _window([image for _, _, *images in rows for image in images])
-    for (left, *others), (caption, label, *images) in zip(axes, rows, strict=True):
-        z = _busiest_slice(label)
-        _show_label(left, label[..., z], spacing)
-        for axis, image in zip(others, images, strict=True):
-            _show(axis, image[..., z], spacing, window)
-        _row_name(left, caption)
-    for axis, name in zip(axes[0], ("mask", "synthetic", "real"), strict=True):
+    axes, figure = _grid(len(rows), len(panels), rows[0][1].shape, spacing)
+    window = window or _window([v for _, *volumes in rows for v in volumes if v.dtype.kind == "f"])
+    for line, (caption, *volumes) in zip(axes, rows, strict=True):
+        labels = [volume for volume in volumes if volume.dtype.kind in "iu"]
+        z = _busiest_slice(labels[-1]) if labels else volumes[0].shape[2] // 2
+        for axis, volume in zip(line, volumes, strict=True):
+            if volume.dtype.kind in "iu":
+                _show_label(axis, volume[..., z], spacing)
+            else:
+                _show(axis, volume[..., z], spacing, window)
+        _row_name(line[0], caption)
+    for axis, name in zip(axes[0], panels, strict=True):
         axis.set_title(name, fontsize=9, pad=3)
     _legend(figure, classes)
     figure.suptitle(title, fontsize=11)

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from medaug.cohort.schema import IGNORE
-from medaug.data.batches import StepsFrom, TrainingBatches
+from medaug.data.batches import MixedBatches, StepsFrom, TrainingBatches
 from medaug.data.cases import ModelCase
 from medaug.data.transforms import classical
 from medaug.diffusion.noise import named_seed
@@ -47,23 +47,14 @@ class Diet:
     augment: bool = True
 
 
-class _Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """Step to batch: a fixed share synthetic, the rest real, each in its own seeded order."""
-
-    def __init__(self, diet: Diet, batch_size: int, seed: int) -> None:
-        num_synthetic = round(batch_size * diet.synthetic_share) if diet.synthetic else 0
-        augment = classical if diet.augment else None
-        parts = (
-            (diet.real, batch_size - num_synthetic, "real"),
-            (diet.synthetic, num_synthetic, "synthetic"),
-        )
-        self.parts = [
-            TrainingBatches(cases, count, named_seed(seed, name), augment) for cases, count, name in parts if count
-        ]
-
-    def __getitem__(self, step: int) -> dict[str, Tensor]:
-        batches = [part[step] for part in self.parts]
-        return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+def _batches(diet: Diet, batch_size: int, seed: int) -> MixedBatches:
+    """A fixed share synthetic, the rest real, each in its own seeded order."""
+    num_synthetic = round(batch_size * diet.synthetic_share) if diet.synthetic else 0
+    augment = classical if diet.augment else None
+    parts = ((diet.real, batch_size - num_synthetic, "real"), (diet.synthetic, num_synthetic, "synthetic"))
+    return MixedBatches(
+        [TrainingBatches(cases, count, named_seed(seed, name), augment) for cases, count, name in parts if count]
+    )
 
 
 def build_segmenter(num_modalities: int, num_classes: int, channels: Sequence[int]) -> nn.Module:
@@ -115,7 +106,7 @@ def train_segmenter(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     batches = iter(
         DataLoader(
-            _Batches(diet, options.batch_size, seed),
+            _batches(diet, options.batch_size, seed),
             batch_size=None,
             sampler=StepsFrom(0, steps),
             num_workers=options.num_workers,

@@ -13,6 +13,7 @@ from medaug.cohort.schema import LabelSchema
 from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
 from medaug.training.model import DiffusionModel
+from medaug.training.tasks import resolve_task
 
 FORMAT = 2
 """1 held the bare `labels` of a schema."""
@@ -24,7 +25,7 @@ class Card:
 
     Attributes:
         experiment: its name.
-        options: plain `codec`, `network`, `process`, `data` and `trainer` nodes.
+        options: plain `data`, `task`, `codec`, `network`, `process` and `trainer` nodes.
         preprocessing: fitted on the training split.
         schema: of the labels.
         modalities: of the images.
@@ -69,9 +70,9 @@ class Card:
 
     def build(self) -> DiffusionModel:
         """An untrained model of this make."""
-        return DiffusionModel(
-            self.options, len(self.modalities), self.schema.num_classes, self.options["trainer"]["precision"]
-        )
+        task = resolve_task(self.options.get("task", {}), self.modalities, self.schema.num_classes)
+        precision = self.options["trainer"]["precision"]
+        return DiffusionModel(self.options, len(self.modalities), self.schema.num_classes, precision, task)
 
 
 def read_checkpoint(path: Path) -> tuple[Card, dict[str, Any]]:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 
+from medaug.data.batches import as_tensors
 from medaug.data.cases import ModelCase
 from medaug.errors import UserError
 from medaug.options import TrainerOptions
@@ -47,7 +47,8 @@ def fit(
     if path.exists():
         _check(path, card, budget)
     task = DiffusionTask(card, budget, picture)
-    task.model.codec.fit(torch.from_numpy(case.image.copy()) for case in train)
+    samples = [as_tensors(case) for case in train]
+    task.model.fit_codec((s["image"] for s in samples), (s["label"] for s in samples))
     parameters = sum(p.numel() for p in task.model.parameters())
     labelled = sum(case.label is not None for case in train)
     log.info(

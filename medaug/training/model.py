@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,14 +16,30 @@ from medaug.diffusion.process import Process, add_noise, loss_weight, predicted_
 from medaug.diffusion.samplers import check, sample, spaced_times
 from medaug.errors import UserError
 from medaug.networks.codecs import Codec, space_to_depth
-from medaug.networks.condition import condition_channels, embed_mask
+from medaug.networks.condition import Condition, embed, embedded_channels, signed_planes
 from medaug.networks.unet import ConcatUNet
+from medaug.training.tasks import Task, resolve_task
 
 PRECISIONS = ("auto", "bf16", "fp32")
 
 
+@dataclass(frozen=True)
+class Dropout:
+    """Shares of the condition that training hides, each drawn per sample.
+
+    Attributes:
+        condition: of masks as a whole; of all images together in a task without masks. It trains the null condition.
+        classes: of the classes of a mask, each by itself.
+        images: of the given modalities, each by itself.
+    """
+
+    condition: float = 0.0
+    classes: float = 0.0
+    images: float = 0.0
+
+
 class DiffusionModel(nn.Module):
-    """p(image | mask) in codec space.
+    """p(target | condition) in codec space, for instance p(image | mask).
 
     Args:
         options: plain `codec`, `network` and `process` nodes of the options, and `trainer` for its `region_weight`
@@ -31,12 +48,20 @@ class DiffusionModel(nn.Module):
         num_classes: of the label map, with background.
         precision: of the network's matrix products: bf16, fp32, or auto (bf16 where the processor has it).
             Process, codec and loss are always computed in float32.
+        task: what is drawn, from what; None: images of all modalities, from masks.
 
     Raises:
         UserError: options that do not go together.
     """
 
-    def __init__(self, options: dict[str, Any], num_modalities: int, num_classes: int, precision: str = "auto") -> None:
+    def __init__(
+        self,
+        options: dict[str, Any],
+        num_modalities: int,
+        num_classes: int,
+        precision: str = "auto",
+        task: Task | None = None,
+    ) -> None:
         super().__init__()
         if precision not in PRECISIONS:
             raise UserError(f"trainer.precision={precision}: not one of {', '.join(PRECISIONS)}")
@@ -44,25 +69,49 @@ class DiffusionModel(nn.Module):
         if self.region_weight <= 0:
             raise UserError(f"trainer.region_weight={self.region_weight:g}: must be above 0; 1 weighs all alike")
         network = options["network"]
-        self.num_classes = num_classes
+        self.task = task or resolve_task({}, [str(m) for m in range(num_modalities)], num_classes)
         self.levels_3d = len(network["channels"]) if network["spatial_dims"] == 3 else 0
         self.precision = precision
         try:
             self.process = Process(**options["process"])
-            self.codec = Codec(options["codec"]["name"], num_modalities, network["spatial_dims"])
+            self.codec = Codec(options["codec"]["name"], self.task.num_targets, network["spatial_dims"])
             self.network = ConcatUNet(
                 in_channels=self.codec.channels,
-                condition_channels=condition_channels(num_classes, self.codec.stride),
+                condition_channels=embedded_channels(self.task.num_masks + self.task.num_images, self.codec.stride),
                 **network,
             )
         except ValueError as error:
             raise UserError(f"codec, network and process do not go together: {error}") from error
 
-    def condition(self, label: Tensor, known: Tensor) -> Tensor:
-        """Condition in codec space from label (B, X, Y, Z) and known (B, num_classes - 1), see `embed_mask`."""
-        return embed_mask(label, known, self.num_classes, self.codec.stride)
+    def fit_codec(self, images: Iterable[Tensor], labels: Iterable[Tensor]) -> None:
+        """Measure the codec's statistics on what is drawn: of images (M, X, Y, Z) and their labels (X, Y, Z)."""
+        targets = (self.task.target_of(i[None], m[None])[0] for i, m in zip(images, labels, strict=True))
+        self.codec.fit(targets)
 
-    def predict(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def condition(
+        self, label: Tensor, known: Tensor, images: Tensor | None = None, images_known: Tensor | None = None
+    ) -> Condition:
+        """The condition in codec space.
+
+        Args:
+            label: (B, X, Y, Z) class indices or IGNORE; not looked at in a task without masks.
+            known: (B, num_classes - 1), whether each class was looked for.
+            images: (B, num_images, X, Y, Z), see `Task.images_of`; None where the task is given none.
+            images_known: (B, num_images), whether each is there; None: all.
+        """
+        stride = self.codec.stride
+        grid = [side // s for side, s in zip(label.shape[1:], stride, strict=True)]
+        planes = [torch.zeros(len(label), 0, *grid, device=label.device)]
+        if self.task.mask:
+            planes.append(embed(signed_planes(label, self.task.num_classes), known, stride))
+        if self.task.num_images:
+            if images is None:
+                raise ValueError(f"the task is given {self.task.num_images} image(s), and there are none")
+            there = torch.ones(images.shape[:2], device=images.device) if images_known is None else images_known
+            planes.append(embed(images, there, stride))
+        return Condition(torch.cat(planes, dim=1), torch.zeros(len(label), 0, device=label.device))
+
+    def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The network's output at x (B, C, ...), float32, whatever it is computed in.
 
         The network sees x and t as the process's schedule shows them.
@@ -74,38 +123,67 @@ class DiffusionModel(nn.Module):
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
             return self.network(shown, schedule.network_time(t), condition).float()
 
-    def denoise(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The model's x_0 at x_t = x (B, C, ...), all in codec space."""
         return predicted_sample(self.process, self.predict(x, t, condition), x, t)
 
-    def loss(self, batch: dict[str, Tensor], condition_dropout: float) -> Tensor:
+    def loss(self, batch: dict[str, Tensor], dropout: Dropout = Dropout(), t: Tensor | None = None) -> Tensor:
         """Mean squared error of the prediction, times the process's weight of its time, per sample (B,).
 
         With a region weight w other than 1, positions in codec space whose block of voxels holds foreground count w
         times as much as the others in that mean; ignored voxels are no foreground, scans without a label have none.
+        Where the label is drawn, positions whose block holds ignored voxels do not count.
 
-        Each sample's time, noise and condition dropout come from a generator of its own, seeded by `batch["seed"]`.
-        Scans without a label train the null condition, as does a share `condition_dropout` of the others.
+        Each sample's time, noise and what is hidden of its condition come from generators of its own, seeded by
+        `batch["seed"]`. Scans without a label train the null condition.
+
+        Args:
+            batch: see `medaug.data.batches.TrainingBatches`.
+            dropout: what is hidden of the condition.
+            t: (B,) times to take in place of those that are drawn.
         """
-        x0 = self.codec.encode(batch["image"])
+        target = self.task.target_of(batch["image"], batch["label"])
+        x0 = self.codec.encode(target)
         draws = generators([named_seed(int(seed), "diffusion") for seed in batch["seed"]])
-        kept = torch.stack([torch.rand((), generator=draw) >= condition_dropout for draw in draws])
-        t = torch.cat([self.process.training_times(1, draw) for draw in draws]).to(x0.device)
+        kept = torch.stack([torch.rand((), generator=draw) >= dropout.condition for draw in draws]).to(x0.device)
+        drawn = torch.cat([self.process.training_times(1, draw) for draw in draws]).to(x0.device)
+        t = drawn if t is None else t
         noise = standard_normal(draws, x0.shape[1:], x0.device)
-        known = (batch["labelled"] & kept.to(x0.device))[:, None].expand(-1, self.num_classes - 1)
-        output = self.predict(add_noise(self.process, x0, noise, t), t, self.condition(batch["label"], known))
-        target = training_target(self.process, x0, noise, t)
-        squares = (output - target).square()
-        if self.region_weight != 1:
-            weight = self._region_weights(batch["label"], batch["labelled"])
-            squares = squares * weight / weight.flatten(1).mean(1).view(-1, 1, 1, 1, 1)
+        condition = self._training_condition(batch, kept, dropout)
+        output = self.predict(add_noise(self.process, x0, noise, t), t, condition)
+        squares = (output - training_target(self.process, x0, noise, t)).square()
+        if (weight := self._weights(batch)) is not None:
+            squares = squares * weight / weight.flatten(1).mean(1).clamp(min=1e-8).view(-1, 1, 1, 1, 1)
         return loss_weight(self.process, t) * squares.flatten(1).mean(1)
 
-    def _region_weights(self, label: Tensor, labelled: Tensor) -> Tensor:
-        """(B, 1, X/sx, Y/sy, Z/sz): `region_weight` where a block holds foreground, else 1."""
-        foreground = (label > 0) & (label != IGNORE) & labelled.view(-1, 1, 1, 1)
-        held = space_to_depth(foreground[:, None].float(), self.codec.stride).amax(1, keepdim=True)
-        return 1 + (self.region_weight - 1) * held
+    def _training_condition(self, batch: dict[str, Tensor], kept: Tensor, dropout: Dropout) -> Condition:
+        """The condition of a batch with what is hidden of it; kept (B,): whether it is there at all."""
+
+        def shown(name: str, share: float, number: int) -> Tensor:
+            draws = generators([named_seed(int(seed), name) for seed in batch["seed"]])
+            return torch.stack([torch.rand(number, generator=draw) >= share for draw in draws]).to(kept.device)
+
+        known = (batch["labelled"] & kept)[:, None] & shown("classes", dropout.classes, self.task.num_classes - 1)
+        if not self.task.num_images:
+            return self.condition(batch["label"], known)
+        there = shown("images", dropout.images, self.task.num_images) & (kept[:, None] | self.task.mask)
+        return self.condition(batch["label"], known, self.task.images_of(batch["image"], batch["seed"]), there)
+
+    def _weights(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """(B, 1, X/sx, Y/sy, Z/sz): what each position counts in the loss; None: all the same."""
+        weight = None
+        if self.region_weight != 1:
+            labelled = batch["labelled"].view(-1, 1, 1, 1)
+            held = self._holds((batch["label"] > 0) & (batch["label"] != IGNORE) & labelled)
+            weight = 1 + (self.region_weight - 1) * held
+        if (judged := self.task.judged(batch["label"])) is not None:
+            clean = 1 - self._holds(~judged)
+            weight = clean if weight is None else weight * clean
+        return weight
+
+    def _holds(self, voxels: Tensor) -> Tensor:
+        """(B, 1, X/sx, Y/sy, Z/sz): 1 where a block holds any of the voxels (B, X, Y, Z) bool, else 0."""
+        return space_to_depth(voxels[:, None].float(), self.codec.stride).amax(1, keepdim=True)
 
     @torch.no_grad()
     def sample(
@@ -121,38 +199,41 @@ class DiffusionModel(nn.Module):
         guidance_interval: tuple[float, float] | None = None,
         guidance_rescale: float = 0.0,
         negative_classes: Sequence[int] = (),
+        images: Tensor | None = None,
         progress: Callable[[int], None] | None = None,
         watch: Callable[[float, Tensor], None] | None = None,
     ) -> Tensor:
-        """Images for masks: label (B, X, Y, Z), see `embed_mask`, to (B, M, X, Y, Z) in [-1, 1].
+        """Draw targets: (B, num_targets, X, Y, Z) in [-1, 1], for instance images for masks.
 
-        Sample i depends on label[i] and seeds[i] alone, not on the batch that it is made in (to float rounding).
+        Sample i depends on its condition and seeds[i] alone, not on the batch that it is made in (to float rounding).
 
         Args:
-            label: class indices.
+            label: (B, X, Y, Z) class indices or IGNORE. Its shape is that of the samples; its values are not looked at
+                in a task without masks.
             seeds: of the noise, one per sample.
             guidance_scale, guidance_interval, guidance_rescale: see `guided`.
             sampler, num_inference_steps, eta, spacing: see `medaug.diffusion.samplers`.
             negative_classes: guidance leads away from the same mask with these classes made background; where there
-                are none, from the null condition.
+                are none, from the null condition: no mask, or in a task without masks no images.
+            images: (B, num_images, X, Y, Z), see `Task.images_of`.
             progress: called after each step with the number of steps done.
-            watch: called at each evaluation with its time and the x_0 that is expected there, as images like the
-                result.
+            watch: called at each evaluation with its time and the x_0 that is expected there, like the result.
 
         Raises:
-            ValueError: what `check` and `check_guidance` refuse.
+            ValueError: what `check` and `check_guidance` refuse, and images where the task needs them.
         """
         check(self.process, sampler, spacing, eta)
-        known = torch.ones(len(label), self.num_classes - 1, device=label.device)
-        condition = self.condition(label, known)
+        known = torch.ones(len(label), self.task.num_classes - 1, device=label.device)
+        condition = self.condition(label, known, images)
         if negative_classes:
             removed = torch.isin(label, torch.tensor(negative_classes, device=label.device))
-            negative = self.condition(label.masked_fill(removed, 0), known)
+            negative = self.condition(label.masked_fill(removed, 0), known, images)
         else:
-            negative = self.condition(label, torch.zeros_like(known))
+            there = None if images is None else images.new_full(images.shape[:2], float(self.task.mask))
+            negative = self.condition(label, torch.zeros_like(known), images, there)
         denoise = guided(self.denoise, condition, negative, guidance_scale, guidance_interval, guidance_rescale)
         draws = generators(seeds)
-        shape = (self.codec.channels, *condition.shape[2:])
+        shape = (self.codec.channels, *condition.planes.shape[2:])
 
         def noise() -> Tensor:
             return standard_normal(draws, shape, label.device)

@@ -14,15 +14,17 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from medaug.data.batches import FixedBatches, StepsFrom, TrainingBatches
+from medaug.data.batches import FixedBatches, MixedBatches, StepsFrom, TrainingBatches
 from medaug.data.cases import ModelCase
 from medaug.data.transforms import light_affine
 from medaug.diffusion.noise import named_seed
+from medaug.errors import UserError
 from medaug.options import TrainerOptions
 from medaug.training.checkpoint import Card
+from medaug.training.model import Dropout
 
-Picture = Callable[[int, Tensor, Tensor, Tensor], Path]
-"""(step, label (B, X, Y, Z), sampled and real image (B, M, X, Y, Z)) to the PNG that shows them."""
+Picture = Callable[[int, dict[str, Tensor], Tensor], Path]
+"""(step, batch, what was sampled for it (B, num_targets, X, Y, Z)), all on the CPU, to the PNG that shows them."""
 
 PICTURED = 3
 
@@ -41,6 +43,7 @@ class DiffusionTask(LightningModule):
         self.card = card
         self.budget = budget
         self.picture = picture
+        self.dropout = Dropout(budget.condition_dropout, budget.class_dropout, budget.image_dropout)
         # The weights' own stream: building the model draws from nothing else and disturbs nothing else.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(named_seed(self.budget.seed, "weights"))
@@ -48,7 +51,7 @@ class DiffusionTask(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss of the batch."""
-        loss = self.model.loss(batch, self.budget.condition_dropout).mean()
+        loss = self.model.loss(batch, self.dropout).mean()
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]))
         self.log("train/learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         self.log("train/samples", float((self.global_step + 1) * self.budget.batch_size * self.trainer.world_size))
@@ -56,20 +59,27 @@ class DiffusionTask(LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Loss of the averaged weights on held-out subjects, at the same times and noise every time; pictures."""
-        self.log("val/loss", self.model.loss(batch, 0.0).mean(), prog_bar=True, batch_size=len(batch["image"]))
+        self.log("val/loss", self.model.loss(batch).mean(), prog_bar=True, batch_size=len(batch["image"]))
         if batch_idx == 0 and self.picture is not None and self.trainer.is_global_zero:
             self._draw(batch, self.picture)
 
     def _draw(self, batch: dict[str, Tensor], picture: Picture) -> None:
-        label, image = batch["label"][:PICTURED], batch["image"][:PICTURED]
-        seeds = [named_seed(int(seed), "picture") for seed in batch["seed"][:PICTURED]]
-        samples = self.model.sample(label, seeds, guidance_scale=1.5, sampler="dpmpp_2m", num_inference_steps=12)
-        path = picture(self.global_step, label.cpu(), samples.cpu(), image.cpu())
+        few = {key: value[:PICTURED] for key, value in batch.items()}
+        images = self.model.task.images_of(few["image"], few["seed"])
+        samples = self.model.sample(
+            few["label"],
+            [named_seed(int(seed), "picture") for seed in few["seed"]],
+            guidance_scale=1.5 if self.model.task.mask else 1.0,
+            sampler="dpmpp_2m",
+            num_inference_steps=12,
+            images=images if images.shape[1] else None,
+        )
+        path = picture(self.global_step, {key: value.cpu() for key, value in few.items()}, samples.cpu())
         if isinstance(self.logger, TensorBoardLogger):
             from matplotlib.image import imread
 
             pixels = imread(path)[..., :3]
-            self.logger.experiment.add_image("mask, sample, real", pixels, self.global_step, dataformats="HWC")
+            self.logger.experiment.add_image("samples", pixels, self.global_step, dataformats="HWC")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, linear warm-up, cosine decay to a tenth."""
@@ -103,14 +113,8 @@ class DiffusionData(LightningDataModule):
         """One batch per step."""
         trainer = self.trainer
         assert trainer is not None
-        batches = TrainingBatches(
-            self.train_cases,
-            self.budget.batch_size,
-            self.budget.seed,
-            light_affine if self.budget.augment else None,
-            trainer.global_rank,
-            trainer.world_size,
-        )
+        ranks = trainer.global_rank, trainer.world_size
+        batches = training_batches(self.train_cases, self.budget, *ranks)
         steps = StepsFrom(trainer.global_step, self.budget.max_steps)
         workers = self.budget.num_workers
         return DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, persistent_workers=workers > 0)
@@ -118,3 +122,36 @@ class DiffusionData(LightningDataModule):
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Every validation case once."""
         return DataLoader(FixedBatches(self.val_cases, self.budget.batch_size, self.budget.seed), batch_size=None)
+
+
+def training_batches(
+    cases: Sequence[ModelCase], budget: TrainerOptions, rank: int = 0, world_size: int = 1
+) -> TrainingBatches | MixedBatches:
+    """The batches that a rank trains on, by step: cases as they come, or with a share of each batch labelled.
+
+    Raises:
+        UserError: `labelled_share` cannot be met.
+    """
+    augment = light_affine if budget.augment else None
+    if budget.labelled_share is None:
+        return TrainingBatches(cases, budget.batch_size, budget.seed, augment, rank, world_size)
+    labelled = [case for case in cases if case.label is not None]
+    unlabelled = [case for case in cases if case.label is None]
+    number = round(budget.batch_size * budget.labelled_share)
+    if not 0 < number < budget.batch_size:
+        raise UserError(
+            f"trainer.labelled_share={budget.labelled_share:g}: of a batch of {budget.batch_size} that is {number} "
+            "with a label; both kinds are needed, else leave it out"
+        )
+    if not labelled or not unlabelled:
+        raise UserError(
+            f"trainer.labelled_share={budget.labelled_share:g}: there are {len(labelled)} training scans with a label "
+            f"and {len(unlabelled)} without; both kinds are needed, else leave it out"
+        )
+    parts = ((labelled, number, "labelled"), (unlabelled, budget.batch_size - number, "unlabelled"))
+    return MixedBatches(
+        [
+            TrainingBatches(some, count, named_seed(budget.seed, name), augment, rank, world_size)
+            for some, count, name in parts
+        ]
+    )

@@ -16,7 +16,7 @@ from medaug.evaluation.scores import mean_foreground_dice
 from medaug.options import SegmenterOptions
 from medaug.segmentation.segmenter import (
     Diet,
-    _Batches,
+    _batches,
     dice_and_cross_entropy,
     load_segmenter,
     save_segmenter,
@@ -78,7 +78,7 @@ def test_the_number_of_loading_processes_changes_nothing():
 )
 def test_each_batch_holds_the_share_of_synthetic_volumes(batch_size, share, expected):
     real, synthetic = [toy(i, -0.5) for i in range(3)], [toy(i, 0.5) for i in range(5)]
-    batches = _Batches(Diet(real, synthetic, share, augment=False), batch_size, 0)
+    batches = _batches(Diet(real, synthetic, share, augment=False), batch_size, 0)
     for step in range(6):
         batch = batches[step]
         assert batch["image"].shape == (batch_size, 1, SIDE, SIDE, SIDE)
@@ -87,19 +87,19 @@ def test_each_batch_holds_the_share_of_synthetic_volumes(batch_size, share, expe
 
 
 def test_without_synthetic_volumes_every_batch_is_real_whatever_the_share():
-    batches = _Batches(Diet([toy(0, -0.5)], (), 0.5, augment=False), 4, 0)
+    batches = _batches(Diet([toy(0, -0.5)], (), 0.5, augment=False), 4, 0)
     assert (batches[0]["image"] == -0.5).all() and len(batches[0]["image"]) == 4
 
 
 def test_every_volume_is_used_equally_often():
     synthetic = [toy(i, (i + 1) / 10) for i in range(3)]
-    batches = _Batches(Diet([toy(0, -1)], synthetic, 0.5, augment=False), 2, 0)
+    batches = _batches(Diet([toy(0, -1)], synthetic, 0.5, augment=False), 2, 0)
     levels = [round(float(batches[step]["image"].max()), 1) for step in range(9)]
     assert sorted(levels) == [0.1] * 3 + [0.2] * 3 + [0.3] * 3
 
 
 def test_augmentation_moves_image_and_label_or_nothing():
-    plain, augmented = (_Batches(Diet(CASES, augment=a), 4, 0) for a in (False, True))
+    plain, augmented = (_batches(Diet(CASES, augment=a), 4, 0) for a in (False, True))
     assert torch.equal(plain[0]["image"], plain[0]["image"])
     assert torch.equal(augmented[0]["image"], augmented[0]["image"])
     assert not torch.equal(plain[0]["image"], augmented[0]["image"])

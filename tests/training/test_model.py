@@ -11,7 +11,8 @@ from medaug.cohort.schema import IGNORE
 from medaug.diffusion.noise import named_seed
 from medaug.diffusion.process import Process
 from medaug.errors import UserError
-from medaug.training.model import DiffusionModel
+from medaug.networks.condition import Condition
+from medaug.training.model import DiffusionModel, Dropout
 
 SHAPE = (8, 8, 8)
 PROCESSES = [
@@ -59,12 +60,12 @@ def one(batch, i):
 @torch.no_grad()
 def test_loss_is_a_function_of_the_samples_own_seed(process):
     model, batch = make_model(process=process), make_batch()
-    together = model.loss(batch, 0.5)
+    together = model.loss(batch, Dropout(0.5))
     assert together.shape == (3,) and torch.isfinite(together).all()
-    assert torch.equal(together, model.loss(batch, 0.5))
-    alone = torch.cat([model.loss(one(batch, i), 0.5) for i in range(3)])
+    assert torch.equal(together, model.loss(batch, Dropout(0.5)))
+    alone = torch.cat([model.loss(one(batch, i), Dropout(0.5)) for i in range(3)])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
-    other = model.loss(batch | {"seed": batch["seed"] + 10}, 0.5)
+    other = model.loss(batch | {"seed": batch["seed"] + 10}, Dropout(0.5))
     assert ((together - other).abs() > 1e-3).all()
 
 
@@ -72,18 +73,18 @@ def test_loss_is_a_function_of_the_samples_own_seed(process):
 def test_dropped_and_missing_masks_are_the_null_condition():
     model, batch = make_model(), make_batch()
     other = batch | {"label": (batch["label"] + 1) % 3}
-    assert ((model.loss(batch, 0.0) - model.loss(other, 0.0)).abs() > 1e-6).all()
-    null = model.loss(batch, 1.0)
-    assert torch.equal(null, model.loss(other, 1.0))
+    assert ((model.loss(batch) - model.loss(other)).abs() > 1e-6).all()
+    null = model.loss(batch, Dropout(1.0))
+    assert torch.equal(null, model.loss(other, Dropout(1.0)))
     unlabelled = batch | {"labelled": torch.zeros(3).bool()}
-    assert torch.equal(null, model.loss(unlabelled, 0.0)), "the same times and noise, the same null condition"
+    assert torch.equal(null, model.loss(unlabelled)), "the same times and noise, the same null condition"
 
 
 @torch.no_grad()
 def test_condition_dropout_takes_its_share():
     model, batch = make_model(), make_batch(1)
     many = {key: value.expand(200, *value.shape[1:]) for key, value in batch.items()} | {"seed": torch.arange(200)}
-    same = torch.isclose(model.loss(many, 0.3), model.loss(many, 1.0), rtol=1e-6)
+    same = torch.isclose(model.loss(many, Dropout(0.3)), model.loss(many, Dropout(1.0)), rtol=1e-6)
     assert 40 < int(same.sum()) < 80  # 60 on average, 3 standard deviations
 
 
@@ -93,7 +94,7 @@ def test_an_untrained_flow_loss_is_the_variance_of_its_target():
     model = make_model(randomised=False)
     image = torch.randn(64, 1, *SHAPE, generator=torch.Generator().manual_seed(3))
     batch = {key: value.expand(64, *value.shape[1:]) for key, value in make_batch(1).items()}
-    loss = model.loss(batch | {"image": image, "seed": torch.arange(64)}, 0.1).mean()
+    loss = model.loss(batch | {"image": image, "seed": torch.arange(64)}, Dropout(0.1)).mean()
     assert float(loss) == pytest.approx(2.0, rel=0.02)
 
 
@@ -109,7 +110,7 @@ def test_an_untrained_edm_loss_is_the_unit_variance_of_its_target():
     model = make_model(process=PROCESSES[3], randomised=False)
     image = torch.randn(64, 1, *SHAPE, generator=torch.Generator().manual_seed(3))
     batch = {key: value.expand(64, *value.shape[1:]) for key, value in make_batch(1).items()}
-    loss = model.loss(batch | {"image": image, "seed": torch.arange(64)}, 0.1).mean()
+    loss = model.loss(batch | {"image": image, "seed": torch.arange(64)}, Dropout(0.1)).mean()
     assert float(loss) == pytest.approx(1.0, rel=0.02)
 
 
@@ -118,7 +119,7 @@ def test_the_network_sees_scaled_inputs_and_the_time_of_its_schedule():
     model, seen = make_model(process=PROCESSES[3]), []
     model.network.forward = lambda x, t, condition: seen.append((x, t)) or x
     x, t = torch.randn(2, 8, 4, 4, 4) * 80, torch.ones(2)
-    model.predict(x, t, torch.zeros(2, 1))
+    model.predict(x, t, Condition(torch.zeros(2, 1), torch.zeros(2, 0)))
     torch.testing.assert_close(seen[0][0], x / (80**2 + 1) ** 0.5)
     torch.testing.assert_close(seen[0][1], torch.full((2,), 80.0).log() / 4)
 
@@ -145,13 +146,13 @@ def test_region_weights_count_each_block_that_holds_foreground_that_many_times(c
         torch.randn(1, generator=draw)
     noise = torch.stack([torch.randn(x0.shape[1:], generator=draw) for draw in draws])
     squares = (noise - x0).square().mean(1)  # over channels
-    torch.testing.assert_close(plain.loss(batch, 0.0), squares.flatten(1).mean(1))
+    torch.testing.assert_close(plain.loss(batch), squares.flatten(1).mean(1))
     weight = torch.ones_like(squares)
     weight[:, 0, 0, 0] = 5
     expected = (squares * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
-    torch.testing.assert_close(weighted.loss(batch, 0.0), expected)
+    torch.testing.assert_close(weighted.loss(batch), expected)
     unlabelled = batch | {"labelled": torch.zeros(2).bool()}
-    torch.testing.assert_close(weighted.loss(unlabelled, 0.0), squares.flatten(1).mean(1))
+    torch.testing.assert_close(weighted.loss(unlabelled), squares.flatten(1).mean(1))
 
 
 @pytest.mark.parametrize("process", [*PROCESSES, MIN_SNR], ids=lambda p: f"{p['noise_schedule']}-{len(p)}")
@@ -162,7 +163,7 @@ def test_gradients_in_bf16_are_finite_at_the_ends_of_time(codec, process, monkey
         times = iter(ends)
         monkeypatch.setattr(Process, "training_times", lambda self, n, draw, times=times: torch.tensor([next(times)]))
         model.zero_grad()
-        model.loss(make_batch(), 0.1).mean().backward()
+        model.loss(make_batch(), Dropout(0.1)).mean().backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         assert gradients and all(g.isfinite().all() for g in gradients)
     assert any(g.abs().max() > 0 for g in gradients)
@@ -175,7 +176,7 @@ def test_gradients_in_bf16_are_those_of_float32_to_its_precision(codec):
         model = DiffusionModel(make_options(codec=codec, channels=[16, 16]), 1, 3, precision)
         for i, parameter in enumerate(model.parameters()):
             torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(i))
-        model.loss(make_batch(), 0.1).mean().backward()
+        model.loss(make_batch(), Dropout(0.1)).mean().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert (gradients[0] - gradients[1]).norm() < 0.1 * gradients[1].norm()
 
@@ -218,9 +219,10 @@ def test_negative_classes_lead_away_from_the_same_mask_without_them():
     model.sample(label, [0], **options, negative_classes=[2])
     known = torch.ones(1, 2)
     without, whole = model.condition(label.where(label != 2, 0), known), model.condition(label, known)
-    assert torch.equal(conditions[0], torch.cat([without, whole]))
+    assert torch.equal(conditions[0].planes, torch.cat([without.planes, whole.planes]))
     model.sample(label, [0], **options)
-    assert torch.equal(conditions[1], torch.cat([model.condition(label, torch.zeros(1, 2)), whole]))
+    null = model.condition(label, torch.zeros(1, 2))
+    assert torch.equal(conditions[1].planes, torch.cat([null.planes, whole.planes]))
 
 
 def test_watching_shows_the_expected_image_at_every_evaluation_and_changes_nothing():
@@ -267,7 +269,7 @@ def test_sampling_leaves_the_global_random_stream_alone():
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    model.loss(make_batch(), 0.1)
+    model.loss(make_batch(), Dropout(0.1))
     draw_samples(model, label, [1], ("ddpm", 0.0))
     assert torch.equal(torch.rand(3), expected)
 
@@ -318,7 +320,7 @@ def test_training_learns_what_the_mask_says(process, fall):
             "labelled": torch.ones(8).bool(),
             "seed": chosen,
         }
-        loss = model.loss(batch, 0.1).mean()
+        loss = model.loss(batch, Dropout(0.1)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,0 +1,52 @@
+"""What a training shows of its samples, whatever its task is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medaug.cohort.manifest import Manifest
+from medaug.reporting.figures import comparison_picture
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from medaug.training.tasks import Task
+
+MOST_ROWS = 4
+
+
+def samples_picture(
+    batch: Mapping[str, Tensor], sample: Tensor, task: Task, manifest: Manifest, path: Path, title: str
+) -> None:
+    """Samples, between what they were drawn from (where it was anything) and the real thing, one slice per row.
+
+    Args:
+        batch: as a training has it, on the CPU.
+        sample: (B, num_targets, X, Y, Z), drawn for it.
+        task: what was drawn, from what.
+        manifest: of the cohort, for its names.
+        path: PNG to write.
+        title: heading.
+    """
+    label = batch["label"].numpy()
+    images = task.images_of(batch["image"], batch["seed"]).numpy()
+    rows = []
+    for i in range(len(label)):
+        if task.target == "label":
+            drawn = [("label", task.label_of(sample[i : i + 1])[0].numpy(), label[i])]
+        else:
+            real = batch["image"][i].numpy()
+            drawn = [(manifest.modalities[m], sample[i, c].numpy(), real[m]) for c, m in enumerate(task.drawn)]
+        for c, (name, synthetic, real) in enumerate(drawn):
+            if task.mask:
+                given = [label[i]]
+            elif task.degradation != "none":
+                given = [images[i, c - len(drawn)]]  # the degraded ones come last
+            else:
+                given = [*images[i, :1]]
+            rows.append((f"case {i + 1}, {name}", *given, synthetic, real))
+    first = ["mask"] if task.mask else ["given"] if task.num_images else []
+    panels = (*first, "synthetic", "real")
+    comparison_picture(rows[:MOST_ROWS], path, title, manifest.schema.foreground, window=(-1.0, 1.0), panels=panels)
