@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from medaug.cohort.schema import LabelSchema
+from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
 from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
 from medaug.training.model import DiffusionModel
@@ -30,6 +31,7 @@ class Card:
         modalities: of the images.
         subjects: per split, the subjects that training (`train`) and model selection (`val`) saw.
         phantom: whether the cohort is phantoms.
+        attributes: that the model is told, fitted on the training split.
     """
 
     experiment: str
@@ -39,6 +41,7 @@ class Card:
     modalities: tuple[str, ...]
     subjects: dict[str, list[str]]
     phantom: bool
+    attributes: AttributeEncoder = NO_ATTRIBUTES
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -51,6 +54,7 @@ class Card:
             "modalities": list(self.modalities),
             "subjects": self.subjects,
             "phantom": self.phantom,
+            "attributes": self.attributes.to_dict(),
         }
 
     @classmethod
@@ -65,12 +69,17 @@ class Card:
             modalities=tuple(values["modalities"]),
             subjects=values["subjects"],
             phantom=values["phantom"],
+            attributes=AttributeEncoder.from_dict(values.get("attributes", [])),
         )
 
     def build(self) -> DiffusionModel:
         """An untrained model of this make."""
         return DiffusionModel(
-            self.options, len(self.modalities), self.schema.num_classes, self.options["trainer"]["precision"]
+            self.options,
+            len(self.modalities),
+            self.schema.num_classes,
+            self.options["trainer"]["precision"],
+            self.attributes,
         )
 
 

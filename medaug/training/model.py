@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from medaug.cohort.schema import IGNORE
+from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
 from medaug.diffusion.guidance import guided
 from medaug.diffusion.noise import generators, named_seed, standard_normal
 from medaug.diffusion.process import Process, add_noise, loss_weight, predicted_sample, training_target
@@ -31,13 +32,22 @@ class DiffusionModel(nn.Module):
         num_classes: of the label map, with background.
         precision: of the network's matrix products: bf16, fp32, or auto (bf16 where the processor has it).
             Process, codec and loss are always computed in float32.
+        attributes: that the model is told beside the mask.
 
     Raises:
         UserError: options that do not go together.
     """
 
-    def __init__(self, options: dict[str, Any], num_modalities: int, num_classes: int, precision: str = "auto") -> None:
+    def __init__(
+        self,
+        options: dict[str, Any],
+        num_modalities: int,
+        num_classes: int,
+        precision: str = "auto",
+        attributes: AttributeEncoder = NO_ATTRIBUTES,
+    ) -> None:
         super().__init__()
+        self.attributes: AttributeEncoder = attributes
         if precision not in PRECISIONS:
             raise UserError(f"trainer.precision={precision}: not one of {', '.join(PRECISIONS)}")
         self.region_weight = float(options.get("trainer", {}).get("region_weight", 1.0))
@@ -52,15 +62,20 @@ class DiffusionModel(nn.Module):
             self.codec = Codec(options["codec"]["name"], num_modalities, network["spatial_dims"])
             self.network = ConcatUNet(
                 in_channels=self.codec.channels,
-                condition_channels=condition_channels(num_classes, self.codec.stride),
+                condition_channels=condition_channels(num_classes, self.codec.stride) + attributes.size,
                 **network,
             )
         except ValueError as error:
             raise UserError(f"codec, network and process do not go together: {error}") from error
 
-    def condition(self, label: Tensor, known: Tensor) -> Tensor:
-        """Condition in codec space from label (B, X, Y, Z) and known (B, num_classes - 1), see `embed_mask`."""
-        return embed_mask(label, known, self.num_classes, self.codec.stride)
+    def condition(self, label: Tensor, known: Tensor, attributes: Tensor | None = None) -> Tensor:
+        """Condition in codec space from label (B, X, Y, Z) and known (B, num_classes - 1), see `embed_mask`.
+
+        attributes: (B, A), see `AttributeEncoder`; None: all unknown.
+        """
+        planes = embed_mask(label, known, self.num_classes, self.codec.stride)
+        told = planes.new_zeros(len(label), self.attributes.size) if attributes is None else attributes
+        return torch.cat([planes, told[:, :, None, None, None].expand(-1, -1, *planes.shape[2:])], dim=1)
 
     def predict(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """The network's output at x (B, C, ...), float32, whatever it is computed in.
@@ -78,14 +93,15 @@ class DiffusionModel(nn.Module):
         """The model's x_0 at x_t = x (B, C, ...), all in codec space."""
         return predicted_sample(self.process, self.predict(x, t, condition), x, t)
 
-    def loss(self, batch: dict[str, Tensor], condition_dropout: float) -> Tensor:
+    def loss(self, batch: dict[str, Tensor], condition_dropout: float, attribute_dropout: float = 0.0) -> Tensor:
         """Mean squared error of the prediction, times the process's weight of its time, per sample (B,).
 
         With a region weight w other than 1, positions in codec space whose block of voxels holds foreground count w
         times as much as the others in that mean; ignored voxels are no foreground, scans without a label have none.
 
         Each sample's time, noise and condition dropout come from a generator of its own, seeded by `batch["seed"]`.
-        Scans without a label train the null condition, as does a share `condition_dropout` of the others.
+        Scans without a label train the null condition, as does a share `condition_dropout` of the others. A share
+        `attribute_dropout` of each attribute is hidden, by another generator of the sample's own.
         """
         x0 = self.codec.encode(batch["image"])
         draws = generators([named_seed(int(seed), "diffusion") for seed in batch["seed"]])
@@ -93,13 +109,21 @@ class DiffusionModel(nn.Module):
         t = torch.cat([self.process.training_times(1, draw) for draw in draws]).to(x0.device)
         noise = standard_normal(draws, x0.shape[1:], x0.device)
         known = (batch["labelled"] & kept.to(x0.device))[:, None].expand(-1, self.num_classes - 1)
-        output = self.predict(add_noise(self.process, x0, noise, t), t, self.condition(batch["label"], known))
+        condition = self.condition(batch["label"], known, self._told(batch, attribute_dropout))
+        output = self.predict(add_noise(self.process, x0, noise, t), t, condition)
         target = training_target(self.process, x0, noise, t)
         squares = (output - target).square()
         if self.region_weight != 1:
             weight = self._region_weights(batch["label"], batch["labelled"])
             squares = squares * weight / weight.flatten(1).mean(1).view(-1, 1, 1, 1, 1)
         return loss_weight(self.process, t) * squares.flatten(1).mean(1)
+
+    def _told(self, batch: dict[str, Tensor], dropout: float) -> Tensor | None:
+        if "attributes" not in batch:
+            return None
+        draws = generators([named_seed(int(seed), "attributes") for seed in batch["seed"]])
+        hidden = torch.stack([torch.rand(len(self.attributes.attributes), generator=draw) < dropout for draw in draws])
+        return self.attributes.hide(batch["attributes"], hidden.to(batch["attributes"].device))
 
     def _region_weights(self, label: Tensor, labelled: Tensor) -> Tensor:
         """(B, 1, X/sx, Y/sy, Z/sz): `region_weight` where a block holds foreground, else 1."""
@@ -121,6 +145,7 @@ class DiffusionModel(nn.Module):
         guidance_interval: tuple[float, float] | None = None,
         guidance_rescale: float = 0.0,
         negative_classes: Sequence[int] = (),
+        attributes: Tensor | None = None,
         progress: Callable[[int], None] | None = None,
         watch: Callable[[float, Tensor], None] | None = None,
     ) -> Tensor:
@@ -135,6 +160,7 @@ class DiffusionModel(nn.Module):
             sampler, num_inference_steps, eta, spacing: see `medaug.diffusion.samplers`.
             negative_classes: guidance leads away from the same mask with these classes made background; where there
                 are none, from the null condition.
+            attributes: (B, A), told in both branches of guidance; None: all unknown.
             progress: called after each step with the number of steps done.
             watch: called at each evaluation with its time and the x_0 that is expected there, as images like the
                 result.
@@ -144,12 +170,12 @@ class DiffusionModel(nn.Module):
         """
         check(self.process, sampler, spacing, eta)
         known = torch.ones(len(label), self.num_classes - 1, device=label.device)
-        condition = self.condition(label, known)
+        condition = self.condition(label, known, attributes)
         if negative_classes:
             removed = torch.isin(label, torch.tensor(negative_classes, device=label.device))
-            negative = self.condition(label.masked_fill(removed, 0), known)
+            negative = self.condition(label.masked_fill(removed, 0), known, attributes)
         else:
-            negative = self.condition(label, torch.zeros_like(known))
+            negative = self.condition(label, torch.zeros_like(known), attributes)
         denoise = guided(self.denoise, condition, negative, guidance_scale, guidance_interval, guidance_rescale)
         draws = generators(seeds)
         shape = (self.codec.channels, *condition.shape[2:])

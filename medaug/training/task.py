@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
 from medaug.data.batches import FixedBatches, StepsFrom, TrainingBatches
 from medaug.data.cases import ModelCase
 from medaug.data.transforms import light_affine
@@ -48,7 +49,7 @@ class DiffusionTask(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss of the batch."""
-        loss = self.model.loss(batch, self.budget.condition_dropout).mean()
+        loss = self.model.loss(batch, self.budget.condition_dropout, self.budget.attribute_dropout).mean()
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]))
         self.log("train/learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         self.log("train/samples", float((self.global_step + 1) * self.budget.batch_size * self.trainer.world_size))
@@ -63,7 +64,14 @@ class DiffusionTask(LightningModule):
     def _draw(self, batch: dict[str, Tensor], picture: Picture) -> None:
         label, image = batch["label"][:PICTURED], batch["image"][:PICTURED]
         seeds = [named_seed(int(seed), "picture") for seed in batch["seed"][:PICTURED]]
-        samples = self.model.sample(label, seeds, guidance_scale=1.5, sampler="dpmpp_2m", num_inference_steps=12)
+        samples = self.model.sample(
+            label,
+            seeds,
+            guidance_scale=1.5,
+            sampler="dpmpp_2m",
+            num_inference_steps=12,
+            attributes=batch["attributes"][:PICTURED],
+        )
         path = picture(self.global_step, label.cpu(), samples.cpu(), image.cpu())
         if isinstance(self.logger, TensorBoardLogger):
             from matplotlib.image import imread
@@ -93,11 +101,18 @@ class DiffusionTask(LightningModule):
 class DiffusionData(LightningDataModule):
     """Training batches from the step that the run stands at, and fixed validation batches."""
 
-    def __init__(self, train: Sequence[ModelCase], val: Sequence[ModelCase], budget: TrainerOptions) -> None:
+    def __init__(
+        self,
+        train: Sequence[ModelCase],
+        val: Sequence[ModelCase],
+        budget: TrainerOptions,
+        attributes: AttributeEncoder = NO_ATTRIBUTES,
+    ) -> None:
         super().__init__()
         self.train_cases = train
         self.val_cases = val
         self.budget = budget
+        self.attributes = attributes
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """One batch per step."""
@@ -110,6 +125,7 @@ class DiffusionData(LightningDataModule):
             light_affine if self.budget.augment else None,
             trainer.global_rank,
             trainer.world_size,
+            self.attributes,
         )
         steps = StepsFrom(trainer.global_step, self.budget.max_steps)
         workers = self.budget.num_workers
@@ -117,4 +133,5 @@ class DiffusionData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Every validation case once."""
-        return DataLoader(FixedBatches(self.val_cases, self.budget.batch_size, self.budget.seed), batch_size=None)
+        batches = FixedBatches(self.val_cases, self.budget.batch_size, self.budget.seed, self.attributes)
+        return DataLoader(batches, batch_size=None)
