@@ -160,7 +160,7 @@ def check_attributes(names: Sequence[str], cases: Iterable[Case]) -> None:
     Raises:
         UserError: names one that it has not, and those that there are; or one is given twice.
     """
-    there = dict.fromkeys([SPACING, *(name for case in cases for name in case.attributes)])
+    there = sorted({SPACING, *(name for case in cases for name in case.attributes)})
     for name in names:
         if name not in there:
             raise UserError(f"data.attributes: no training case has {name}; there are {', '.join(there)}")

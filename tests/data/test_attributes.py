@@ -119,7 +119,7 @@ def test_what_cannot_be_asked_for(words, reason):
 @pytest.mark.parametrize(
     ("names", "scans", "reason"),
     [
-        (["stie"], SCANS, "no training case has stie; there are spacing, site, grade, contrast"),
+        (["stie"], SCANS, "no training case has stie; there are contrast, grade, site, spacing"),
         (["site", "site"], SCANS, "site is given twice"),
         (["contrast"], SCANS, "contrast is yes in all training scans and tells nothing; leave it out"),
         (["grade"], SCANS[1:], "grade is 4 in all training scans"),
