@@ -34,7 +34,7 @@ def main(options: Options) -> None:
         raise UserError(
             f"{checkpoint}: of experiment {card.experiment}, not {options.experiment}; train that one first"
         )
-    check_options(model.process, card.schema, options.generate, options.sampler)
+    check_options(model.process, card.schema, options.generate, options.sampler, card.attributes)
     identity = part(options, "generate", "masks", "sampler") | {"checkpoint": digest}
     work = claim(folder, identity, options.overwrite, growable=("generate.num",))
     if not work and not options.generate.strip:
@@ -55,7 +55,7 @@ def main(options: Options) -> None:
     hosts = load_cases(manifest, labelled, card.preprocessing, folder.parent / "cache")
 
     def plan(index: int):  # type: ignore[no-untyped-def]
-        return write_recipe(index, hosts, options.generate, options.masks, options.sampler, digest)
+        return write_recipe(index, hosts, options.generate, options.masks, options.sampler, digest, card.attributes)
 
     if options.generate.strip:
         recipe, _, mask = plan(0)

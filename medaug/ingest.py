@@ -124,6 +124,7 @@ def _checked(
         UserError: there are errors; all findings have been said by then, and are in the report.
     """
     from medaug.cohort.folds import splits_final
+    from medaug.cohort.tables import read_attributes
     from medaug.data.cohorts import name_subjects, split_cohort
     from medaug.imaging.preflight import CaseFacts, Report, check, check_manifest
     from medaug.imaging.preflight.findings import Finding
@@ -140,6 +141,11 @@ def _checked(
         )
     else:
         manifest = name_subjects(manifest, wanted)
+        if wanted.attributes is not None and not lost:  # with cases missing, the table names more than there are
+            try:
+                manifest = replace(manifest, cases=read_attributes(Path(wanted.attributes), manifest.cases))
+            except UserError as error:
+                findings.append(Finding.from_error(manifest.name, "attributes", error))
         if wanted.check != "none":
             depth: Literal["headers", "voxels"] = "headers" if wanted.check == "headers" else "voxels"
             # How many keep their labels is counted below, among those that are for training.
@@ -208,6 +214,12 @@ def _write(manifest: Manifest, folds: Folds | None, out: Path, folds_file: Path)
     counts = ", ".join(f"{len(manifest.subjects(s))} {s}" for s in ("train", "val", "test"))
     subjects = len({case.subject for case in manifest.cases})
     log.info("labels: %s", _told(manifest.schema))
+    for name in dict.fromkeys(name for case in manifest.cases for name in case.attributes):
+        values = [case.attributes[name] for case in manifest.cases if name in case.attributes]
+        texts = sorted({value for value in values if isinstance(value, str)})
+        numbers = [value for value in values if not isinstance(value, str)]
+        told = ", ".join(texts) or f"numbers from {min(numbers):g} to {max(numbers):g}"
+        log.info("attribute %s: %s, known of %d cases", name, told, len(values))
     log.info("%d cases of %d subjects (%s) are in %s", len(manifest.cases), subjects, counts, out)
 
 

@@ -39,6 +39,7 @@ class DataOptions:
     labelled: int | None = option("training subjects that keep their labels, the others' are hidden; null: all", None)
     labelled_seed: int = option("seed of the choice of those subjects", 0)
     unlabelled: bool = option("train on scans without a label too, which teach what no mask says", True)
+    attributes: list[str] = option("what the model is told beside the mask: the manifest's attributes, or spacing", [])
     max_side: int | None = option("coarsen the grid isotropically until no side has more voxels; null: never", None)
     spacing: list[float] | None = option("voxel size in mm to resample to; null: as resample says", None)
     resample: str = option("auto (to one voxel size where the training scans differ) or never", "auto")
@@ -128,6 +129,7 @@ class TrainerOptions:
     labelled_share: float | None = option(
         "share of each batch with a label, the rest without; null: as they come", None
     )
+    attribute_dropout: float = option("share of each attribute hidden, so that it may be unknown", 0.1)
     region_weight: float = option("how many times more than background a foreground voxel counts in the loss", 1.0)
     augment: bool = option("small random rotation, scaling and shift of image and mask together", True)
     checkpoint_every: int = option("steps between checkpoints", 200, identity=False)
@@ -193,6 +195,7 @@ class GenerateOptions:
     negative_classes: list[str] = option(
         "guide away from the same mask without these classes; none: from no mask at all", []
     )
+    attributes: list[str] = option("name:value, as in [site:A,grade:2], in place of the host's own", [])
     seed: int = option("root of every pair's own seed", 0)
     batch_size: int = option("pairs sampled together; changes no sample", 4, identity=False)
     strip: int = option("pictures of how the first pair comes out of the noise; 0: none", 0, identity=False)
@@ -254,6 +257,7 @@ class IngestOptions:
     subjects: str | None = option("CSV file with the columns case and subject", None)
     subject_pattern: str | None = option("regular expression whose group 1 in a case's name is its subject", None)
     subject_consecutive: int = option("this many consecutive numbers are one subject", 1)
+    attributes: str | None = option("CSV file with case or subject, and a column per attribute (site, grade)", None)
     splits: str | None = option("splits to keep: splits_final.json, or a CSV with case or subject, and split", None)
     splits_fold: int = option("which fold of splits_final.json", 0)
     val_fraction: float = option("share of subjects for validation", 0.1)

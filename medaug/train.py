@@ -34,6 +34,10 @@ def main(options: Options) -> None:
 
         check_options(options.data)
         require_data(options.data)
+        if not 0 <= options.trainer.attribute_dropout <= 1:
+            raise UserError(
+                f"trainer.attribute_dropout={options.trainer.attribute_dropout:g}: a share is within 0 and 1"
+            )
         try:
             Process(**identity["process"])
         except ValueError as error:
@@ -41,6 +45,7 @@ def main(options: Options) -> None:
     if not claim(folder, identity, options.overwrite, growable):
         return
 
+    from medaug.data.attributes import fit_attributes
     from medaug.data.cases import load_cases, read_grids
     from medaug.data.cohorts import find_cohort
     from medaug.data.preprocessing import fit_preprocessing
@@ -65,8 +70,11 @@ def main(options: Options) -> None:
                 f"data={data.name}: the {split} split{labelled} is empty; add subjects or change its fraction"
             )
     stride = codec_stride(options.codec.name, options.network.spatial_dims)
+    grids = read_grids(manifest, cases["train"], data.crop)
+    affines = [affine for _, affine in grids]
+    attributes = fit_attributes(data.attributes, list(zip(cases["train"], affines, strict=True)))
     preprocessing = fit_preprocessing(
-        read_grids(manifest, cases["train"], data.crop),
+        grids,
         data,
         multiple=max(stride) * 2 ** (len(options.network.channels) - 1),
     )
@@ -78,9 +86,11 @@ def main(options: Options) -> None:
         modalities=manifest.modalities,
         subjects={split: sorted(manifest.subjects(split)) for split in cases},
         phantom=manifest.phantom,
+        attributes=attributes,
     )
     cache, memory = folder.parent / "cache", data.cache == "ram"
     loaded = {split: load_cases(manifest, c, preprocessing, cache, memory) for split, c in cases.items()}
+    attributes.warn_of_unknown((c.case, c.affine) for split in loaded.values() for c in split)
     manifest.save(folder / "manifest.json")
 
     def picture(step: int, batch: dict[str, Tensor], sample: Tensor) -> Path:

@@ -221,6 +221,7 @@ def test_cfg_prints_what_would_run(capsys):
         "guidance_interval": None,
         "guidance_rescale": 0.0,
         "negative_classes": [],
+        "attributes": [],
         "seed": 5,
         "batch_size": 4,
         "strip": 0,

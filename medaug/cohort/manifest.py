@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -15,13 +16,16 @@ from medaug.errors import UserError
 from medaug.files import atomic_write
 
 SPLITS = ("train", "val", "test")
+SPACING = "spacing"
+"""The attribute that no manifest holds: the voxel size, which the scan's own geometry says."""
 
 
 @dataclass(frozen=True)
 class Case:
     """One scan: file paths relative to the manifest's root, `label` None where unlabelled.
 
-    `images` has one file per modality, or a single 4-D file that holds them all.
+    `images` has one file per modality, or a single 4-D file that holds them all. `attributes` are what is known of the
+    scan beside its voxels (site, contrast, grade), each a text or a number by its name; what is not known is absent.
     """
 
     name: str
@@ -29,6 +33,7 @@ class Case:
     label: str | None
     subject: str
     split: str = "train"
+    attributes: Mapping[str, str | float] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,7 @@ class Manifest:
                     **({} if case.label is None else {"label": case.label}),
                     "subject": case.subject,
                     "split": case.split,
+                    **({"attributes": dict(case.attributes)} if case.attributes else {}),
                 }
                 for case in self.cases
             ],
@@ -169,6 +175,7 @@ class Manifest:
             if len(names) > 1:
                 found = ", ".join(sorted(names))
                 yield f"subject {subject} is in the splits {found}; keep all its cases in one split"
+        yield from attribute_problems(self.cases)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -204,6 +211,42 @@ def case_name(image: str) -> str:
     return PurePosixPath(image).name.removesuffix(".gz").removesuffix(".nii")
 
 
+def attribute_problems(cases: Iterable[Case]) -> Iterator[str]:
+    """Yield which attributes of cases do not go together, each as "what; way out"."""
+    first: dict[str, Case] = {}
+    for case in cases:
+        for name, value in case.attributes.items():
+            other = first.setdefault(name, case)
+            if name == SPACING:
+                yield f"case {case.name} has an attribute {SPACING}, which its geometry says; rename or remove it"
+            elif isinstance(value, str) != isinstance(other.attributes[name], str):
+                yield (
+                    f"attribute {name} is {other.attributes[name]!r} in case {other.name} and {value!r} in {case.name};"
+                    " write texts in all cases, or numbers in all"
+                )
+
+
+def attributes_from(value: Any, where: str) -> dict[str, str | float]:
+    """Attributes of a case from the content of a JSON file; those that are null are not known.
+
+    Raises:
+        UserError: something else than texts and finite numbers by their names; `where` is named.
+    """
+    if not isinstance(value, dict):
+        raise UserError(f'{where}: attributes are {value!r:.60}; write {{"site": "A", "grade": 2}}')
+    attributes: dict[str, str | float] = {}
+    for name, content in value.items():
+        is_text = isinstance(content, str) and bool(content)
+        is_number = type(content) in {int, float} and abs(content) <= sys.float_info.max
+        if content is not None and not is_text and not is_number:
+            raise UserError(f"{where}: attribute {name} is {content!r:.60}; write a text or a number, or remove it")
+        if not name:
+            raise UserError(f"{where}: an attribute has no name; give it one, or remove it")
+        if content is not None:
+            attributes[name] = content if is_text else float(content)
+    return attributes
+
+
 def _modalities(value: Any, source: str) -> tuple[str, ...]:
     if not isinstance(value, dict) or set(value) != {str(index) for index in range(len(value))} or not value:
         raise UserError(f'{source}: modality must number the modalities from 0; write {{"0": "T1", "1": "T2"}}')
@@ -222,13 +265,14 @@ def _case(entry: Any, source: str) -> Case:
         if not isinstance(text, str) or not text:
             raise UserError(f"{source}: {key} {text!r:.60} of {images[0]} is not a text; mend or remove it")
     name = texts.get("name", case_name(images[0]))
-    label = texts.get("label")
+    label, told = texts.get("label"), entry.get("attributes")
     return Case(
         name=name,
         images=tuple(PurePosixPath(image).as_posix() for image in images),  # "./a" becomes "a"
         label=None if label is None else PurePosixPath(label).as_posix(),
         subject=texts.get("subject", name),
         split=texts.get("split", "train"),
+        attributes={} if told is None else attributes_from(told, f"{source}: case {name}"),
     )
 
 

@@ -35,8 +35,10 @@ class Recipe:
         guidance_rescale: 0 to 1, how far guided contrast is brought back.
         negative_classes: names of the classes without which the mask is what guidance leads away from; empty: from no
             mask at all.
+        attributes: what the model is told of the scan, by name: texts, numbers, and "spacing" as three voxel sizes in
+            mm along R, A, S. What is not named is unknown.
 
-    The last four came later; a recipe without them is from when there was nothing but their defaults.
+    The last five came later; a recipe without them is from when there was nothing but their defaults.
     """
 
     index: int
@@ -55,6 +57,7 @@ class Recipe:
     guidance_interval: list[float] | None = None
     guidance_rescale: float = 0.0
     negative_classes: list[str] = field(default_factory=list)
+    attributes: dict[str, Any] = field(default_factory=dict)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the fields as a dictionary of JSON values."""

@@ -1,15 +1,18 @@
-"""Subjects and splits that a user brings along: CSV files and nnU-Net's splits_final.json."""
+"""Subjects, splits and attributes that a user brings along: CSV files and nnU-Net's splits_final.json."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from medaug.cohort.manifest import SPLITS, Case
+from medaug.cohort.manifest import SPLITS, Case, attribute_problems
 from medaug.errors import UserError
+
+_NUMBER = re.compile(r"[+-]?(\d{1,18}\.?\d*|\.\d+)(e[+-]?\d{1,2})?", re.ASCII | re.IGNORECASE)
 
 
 def read_subjects(path: Path, cases: Iterable[Case]) -> tuple[Case, ...]:
@@ -64,6 +67,63 @@ def read_splits(path: Path, cases: Iterable[Case], fold: int = 0) -> tuple[Case,
     return result
 
 
+def read_attributes(path: Path, cases: Iterable[Case]) -> tuple[Case, ...]:
+    """Give cases the attributes of a CSV file: a column case or subject, and one column per attribute.
+
+    A column in which every entry is a number holds numbers (with a decimal comma where semicolons divide the columns),
+    any other holds texts. An empty cell: nobody knows. The columns case, subject and split are no attributes, so that
+    one table may serve `read_subjects` and `read_splits` as well.
+
+    Returns:
+        The cases in the order given, with those of their attributes that the file does not name.
+
+    Raises:
+        UserError: the file is unreadable, does not name every case (or subject) once and no other, or has a column
+            that cannot be an attribute.
+    """
+    cases = tuple(cases)
+    header, rows, delimiter = _read_rows(path)
+    folded = [name.casefold() for name in header]
+    key = next((key for key in ("case", "subject") if key in folded), None)
+    columns = [index for index, name in enumerate(folded) if name not in {"case", "subject", "split"}]
+    if key is None or not columns:
+        raise UserError(f"{path}: lacks the column case or subject, or one per attribute; name them in the first line")
+    if len(set(folded)) < len(folded) or not all(folded):
+        raise UserError(f"{path}: two columns have one name, or one has none; name them in the first line")
+    found: dict[str, list[str]] = {}
+    for number, row in rows:
+        if len(row) != len(header):
+            raise UserError(
+                f"{path}: line {number} has {len(row)} cells for {len(header)} columns; put texts with commas in quotes"
+            )
+        name, entry = row[folded.index(key)], [row[index] for index in columns]
+        if not name:
+            raise UserError(f"{path}: line {number} lacks {key}; fill it in")
+        if found.setdefault(name, entry) != entry:
+            raise UserError(f"{path}: {key} {name} has two entries; remove one")
+    names = [case.name if key == "case" else case.subject for case in cases]
+    _match(path, key, {name: "" for name in found}, names)
+    attributes: dict[str, dict[str, str | float]] = {name: {} for name in found}
+    for place, index in enumerate(columns):
+        told = {name: entry[place] for name, entry in found.items() if entry[place]}
+        for name, cell in told.items():
+            if cell.casefold() in {"nan", "na", "n/a", "null"}:
+                raise UserError(
+                    f"{path}: {header[index]} of {key} {name} is {cell}; leave the cell empty where nobody knows"
+                )
+        plain = {name: cell.replace(",", ".") if delimiter == ";" else cell for name, cell in told.items()}
+        numbers = all(_NUMBER.fullmatch(cell) for cell in plain.values())
+        for name, cell in told.items():
+            attributes[name][header[index]] = float(plain[name]) if numbers else cell
+    result = tuple(
+        replace(case, attributes={**case.attributes, **attributes[name]})
+        for case, name in zip(cases, names, strict=True)
+    )
+    for problem in attribute_problems(result):
+        raise UserError(f"{path}: {problem}")
+    return result
+
+
 def _read_fold(path: Path, fold: int) -> dict[str, str]:
     try:
         content = json.loads(_text(path))
@@ -88,6 +148,23 @@ def _read_fold(path: Path, fold: int) -> dict[str, str]:
 
 def _read_columns(path: Path, value: str, *keys: str) -> tuple[str, dict[str, str]]:
     """The first of the columns `keys` that a CSV file (comma or semicolon) has, and that column -> column `value`."""
+    names, rows, _ = _read_rows(path)
+    header = [name.casefold() for name in names]
+    key = next((key for key in keys if key in header), None)
+    if key is None or value not in header:
+        raise UserError(f"{path}: lacks the columns {' or '.join(keys)}, {value}; name them in the first line")
+    found: dict[str, str] = {}
+    for number, row in rows:
+        entry = dict(zip(header, row, strict=False))
+        if not entry.get(key) or not entry.get(value):
+            raise UserError(f"{path}: line {number} lacks {key} or {value}; fill it in")
+        if found.setdefault(entry[key], entry[value]) != entry[value]:
+            raise UserError(f"{path}: {key} {entry[key]} has two entries for {value}; remove one")
+    return key, found
+
+
+def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
+    """Header, rows that are not empty with their line numbers, and the delimiter of a CSV file (comma or semicolon)."""
     text = _text(path)
     delimiter = ";" if ";" in text.partition("\n")[0] else ","
     try:
@@ -96,20 +173,8 @@ def _read_columns(path: Path, value: str, *keys: str) -> tuple[str, dict[str, st
         ]
     except csv.Error as error:
         raise UserError(f"{path}: not a CSV file ({error}); mend it") from error
-    header = [name.casefold() for name in rows[0]] if rows else []
-    key = next((key for key in keys if key in header), None)
-    if key is None or value not in header:
-        raise UserError(f"{path}: lacks the columns {' or '.join(keys)}, {value}; name them in the first line")
-    found: dict[str, str] = {}
-    for number, row in enumerate(rows[1:], start=2):
-        if not any(row):
-            continue
-        entry = dict(zip(header, row, strict=False))
-        if not entry.get(key) or not entry.get(value):
-            raise UserError(f"{path}: line {number} lacks {key} or {value}; fill it in")
-        if found.setdefault(entry[key], entry[value]) != entry[value]:
-            raise UserError(f"{path}: {key} {entry[key]} has two entries for {value}; remove one")
-    return key, found
+    numbered = [(number, row) for number, row in enumerate(rows[1:], start=2) if any(row)]
+    return rows[0] if rows else [], numbered, delimiter
 
 
 def _text(path: Path) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
 from medaug.data.cases import ModelCase
 from medaug.diffusion.noise import named_seed
 
@@ -30,8 +31,8 @@ def shuffled_index(position: int, length: int, seed: int) -> int:
 class TrainingBatches(Dataset[dict[str, Tensor]]):
     """Item `step` is this rank's batch of that step.
 
-    image (B, M, X, Y, Z) float32 in [-1, 1]; label (B, X, Y, Z) int64; labelled (B,) bool; seed (B,) int64, from which
-    the sample's time, noise and condition dropout are drawn.
+    image (B, M, X, Y, Z) float32 in [-1, 1]; label (B, X, Y, Z) int64; labelled (B,) bool; attributes (B, A) float32;
+    seed (B,) int64, from which the sample's time, noise and condition dropout are drawn.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
         augment: Augment | None = None,
         rank: int = 0,
         world_size: int = 1,
+        attributes: AttributeEncoder = NO_ATTRIBUTES,
     ) -> None:
         self.cases = cases
         self.batch_size = batch_size
@@ -49,6 +51,7 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
         self.augment = augment
         self.rank = rank
         self.world_size = world_size
+        self.attributes = attributes
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         first = (step * self.world_size + self.rank) * self.batch_size
@@ -56,7 +59,7 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
 
     def _sample(self, position: int) -> dict[str, Tensor]:
         case = self.cases[shuffled_index(position, len(self.cases), named_seed(self.seed, "order"))]
-        sample = as_tensors(case)
+        sample = as_tensors(case, self.attributes)
         seed = named_seed(self.seed, "sample", position)
         if self.augment is not None:
             sample["image"], sample["label"] = self.augment(sample["image"], sample["label"], seed)
@@ -77,10 +80,13 @@ class MixedBatches(Dataset[dict[str, Tensor]]):
 class FixedBatches(Dataset[dict[str, Tensor]]):
     """Every case once, in order, each with a seed of its own: validation that means the same at every step."""
 
-    def __init__(self, cases: Sequence[ModelCase], batch_size: int, seed: int) -> None:
+    def __init__(
+        self, cases: Sequence[ModelCase], batch_size: int, seed: int, attributes: AttributeEncoder = NO_ATTRIBUTES
+    ) -> None:
         self.cases = cases
         self.batch_size = batch_size
         self.seed = seed
+        self.attributes = attributes
 
     def __len__(self) -> int:
         return -(-len(self.cases) // self.batch_size)
@@ -89,9 +95,8 @@ class FixedBatches(Dataset[dict[str, Tensor]]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         chosen = range(index * self.batch_size, min((index + 1) * self.batch_size, len(self.cases)))
-        return collate(
-            [as_tensors(self.cases[i]) | {"seed": torch.tensor(named_seed(self.seed, "validation", i))} for i in chosen]
-        )
+        seeds = {i: torch.tensor(named_seed(self.seed, "validation", i)) for i in chosen}
+        return collate([as_tensors(self.cases[i], self.attributes) | {"seed": seeds[i]} for i in chosen])
 
 
 class StepsFrom(Sampler[int]):
@@ -108,14 +113,15 @@ class StepsFrom(Sampler[int]):
         return self.stop
 
 
-def as_tensors(case: ModelCase) -> dict[str, Tensor]:
-    """Image (M, X, Y, Z), label (X, Y, Z) int64 (zeros where there is none) and whether it is labelled."""
+def as_tensors(case: ModelCase, attributes: AttributeEncoder = NO_ATTRIBUTES) -> dict[str, Tensor]:
+    """Image (M, X, Y, Z), label (X, Y, Z) int64 (zeros: none), whether it is labelled, attributes (A,) float32."""
     image = torch.from_numpy(np.array(case.image))
     label = np.zeros(image.shape[1:], np.uint8) if case.label is None else np.array(case.label)
     return {
         "image": image,
         "label": torch.from_numpy(label).long(),
         "labelled": torch.tensor(case.label is not None),
+        "attributes": attributes.encode(attributes.of(case.case, case.affine)),
     }
 
 

@@ -11,6 +11,7 @@ from medaug.cohort.manifest import Manifest
 from medaug.cohort.splits import Strata, assign_splits, subject_of
 from medaug.cohort.tables import read_splits, read_subjects
 from medaug.config import manifests_dir
+from medaug.data.attributes import check_attributes
 from medaug.errors import UserError
 from medaug.imaging.layouts import read_layout
 from medaug.imaging.phantom import write_cohort
@@ -66,10 +67,11 @@ def require_data(options: DataOptions) -> None:
     """Look whether the files that `data` names can be there at all, before anything is written for their sake.
 
     Raises:
-        UserError: as `find_root`, or the manifest cannot be read.
+        UserError: as `find_root` and `check_attributes`, or the manifest cannot be read.
     """
     if options.manifest is not None:
-        _stored_manifest(options, options.manifest)
+        cases = _stored_manifest(options, options.manifest).cases
+        check_attributes(options.attributes, [case for case in cases if case.split != "test"])
     elif options.layout != "phantom":
         find_root(options)
 

@@ -75,6 +75,7 @@ def write_msd(manifest: Manifest, out: Path) -> None:
                     "label": f"./labelsTr/{c.name}.nii.gz",
                     "subject": c.subject,
                     "split": c.split,
+                    **({"attributes": dict(c.attributes)} if c.attributes else {}),
                 }
                 for c in listed["Tr"]
             ],
@@ -90,8 +91,8 @@ def write_nnunet(manifest: Manifest, out: Path) -> None:
 
     Label values must be consecutive there, so class indices are written, the ignore label after the last class. Test
     cases become `imagesTs` and `labelsTs`; the splits "train" and "val" become the one fold of `splits_final.json`.
-    `dataset.json` has a key "medaug" beside nnU-Net's own: subjects, and the label schema of the files, of which
-    nnU-Net's "labels" hold regions or classes but not both.
+    `dataset.json` has a key "medaug" beside nnU-Net's own: subjects, attributes, and the label schema of the files, of
+    which nnU-Net's "labels" hold regions or classes but not both.
 
     Raises:
         UserError: as `_filled_whole`, the readers, files of one case on different grids, or a class called "ignore".
@@ -115,6 +116,7 @@ def write_nnunet(manifest: Manifest, out: Path) -> None:
     def files(cases: list[Case]) -> dict[str, Any]:
         training = [case for case in cases if _part(case) == "Tr"]
         splits = {name: [case.name for case in training if case.split == name] for name in ("train", "val")}
+        attributes = {case.name: dict(case.attributes) for case in cases if case.attributes}
         dataset = {
             "name": manifest.name,
             "description": manifest.description,
@@ -126,7 +128,11 @@ def write_nnunet(manifest: Manifest, out: Path) -> None:
             "file_ending": ".nii.gz",
             # SimpleITK, its usual reader, would place predictions on the nearest axes at right angles.
             **({"overwrite_image_reader_writer": "NibabelIO"} if sheared else {}),
-            "medaug": {"subjects": {case.name: case.subject for case in cases}, **schema.to_mapping()},
+            "medaug": {
+                "subjects": {case.name: case.subject for case in cases},
+                **({"attributes": attributes} if attributes else {}),
+                **schema.to_mapping(),
+            },
         }
         return {"dataset.json": dataset, **({"splits_final.json": [splits]} if all(splits.values()) else {})}
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from medaug.cohort import provenance
-from medaug.cohort.manifest import Case, Manifest
+from medaug.cohort.manifest import SPACING, Case, Manifest
 from medaug.cohort.provenance import Recipe
 from medaug.cohort.schema import LabelSchema
 from medaug.data.cases import ModelCase
@@ -39,12 +39,14 @@ def sample_images(
 ) -> NDArray[np.float32]:
     """Images (B, M, X, Y, Z) in [-1, 1] for masks (X, Y, Z), each by its recipe's seed.
 
-    Recipes share sampler and guidance; `guidance_scale` stands in for theirs. `schema` is the model's.
+    Recipes share sampler and guidance, and each has attributes of its own; `guidance_scale` stands in for theirs.
+    `schema` is the model's.
     `watch` is called at each evaluation of the model with its time and the images expected there.
     """
     device = model.codec.mean.device
     label = torch.from_numpy(np.stack(masks)).long().to(device)
     seeds = [recipe.seed for recipe in recipes]
+    attributes = torch.stack([model.attributes.encode(recipe.attributes) for recipe in recipes]).to(device)
     first = recipes[0]
     interval = first.guidance_interval
     try:
@@ -58,6 +60,7 @@ def sample_images(
             spacing=first.spacing,
             guidance_interval=None if interval is None else (interval[0], interval[1]),
             guidance_rescale=first.guidance_rescale,
+            attributes=attributes,
             negative_classes=[schema.names.index(name) for name in first.negative_classes],
             watch=None if watch is None else lambda t, images: watch(t, images.cpu().numpy()),
         )
@@ -102,7 +105,8 @@ def synthetic_manifest(card: Card, folder: Path, num: int) -> Manifest:
 
 
 def _case(record: Mapping[str, Any]) -> Case:
-    return Case(record["name"], tuple(record["images"]), record["label"], record["host_subject"], "train")
+    told = {name: value for name, value in record.get("attributes", {}).items() if name != SPACING}
+    return Case(record["name"], tuple(record["images"]), record["label"], record["host_subject"], "train", told)
 
 
 def _write_pair(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from medaug.cohort.provenance import Recipe
 from medaug.cohort.schema import LabelSchema
+from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
 from medaug.data.batches import shuffled_index
 from medaug.data.cases import ModelCase
 from medaug.diffusion.guidance import check_guidance
@@ -23,11 +24,17 @@ from medaug.synthesis.masks import make_mask, rejection
 MOST_ATTEMPTS = 100
 
 
-def check_options(process: Process, schema: LabelSchema, generate: GenerateOptions, sampler: SamplerOptions) -> None:
+def check_options(
+    process: Process,
+    schema: LabelSchema,
+    generate: GenerateOptions,
+    sampler: SamplerOptions,
+    attributes: AttributeEncoder = NO_ATTRIBUTES,
+) -> None:
     """Refuse options that the model cannot obey, or that would have no effect, before anything is written.
 
     Args:
-        process, schema: of the model.
+        process, schema, attributes: of the model.
         generate, sampler: options.
 
     Raises:
@@ -42,6 +49,7 @@ def check_options(process: Process, schema: LabelSchema, generate: GenerateOptio
         check_guidance(None if interval is None else (interval[0], interval[1]), generate.guidance_rescale)
     except ValueError as error:
         raise UserError(f"sampler: {error}") from error
+    attributes.asked(generate.attributes)
     unknown = [name for name in generate.negative_classes if name not in schema.foreground]
     if unknown:
         raise UserError(
@@ -67,20 +75,22 @@ def write_recipe(
     masks: MasksOptions,
     sampler: SamplerOptions,
     checkpoint: str,
+    attributes: AttributeEncoder = NO_ATTRIBUTES,
 ) -> tuple[Recipe, ModelCase, NDArray[np.uint8]]:
     """Recipe number `index` with its host and its mask: a pure function of the options and the checkpoint.
 
     Hosts are taken in seeded permutations, so that each is used as often as any other. A mask that is not plausible is
-    drawn again under the next attempt number.
+    drawn again under the next attempt number. Its attributes are the host's, but for those that are asked for.
 
     Args:
         index: of the pair.
         hosts: labelled training cases.
         generate, masks, sampler: options.
         checkpoint: SHA-256 of the generator's checkpoint.
+        attributes: of the model.
 
     Raises:
-        UserError: no plausible mask in `MOST_ATTEMPTS` attempts.
+        UserError: no plausible mask in `MOST_ATTEMPTS` attempts, or attributes that the model was not trained with.
     """
     host = hosts[shuffled_index(index, len(hosts), named_seed(generate.seed, "host"))]
     assert host.label is not None
@@ -107,6 +117,7 @@ def write_recipe(
                 guidance_interval=generate.guidance_interval,
                 guidance_rescale=generate.guidance_rescale,
                 negative_classes=generate.negative_classes,
+                attributes=attributes.of(host.case, host.affine) | attributes.asked(generate.attributes),
             )
             return recipe, host, mask
     raise UserError(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from medaug.cohort.schema import LabelSchema
+from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
 from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
 from medaug.training.model import DiffusionModel
@@ -31,6 +32,7 @@ class Card:
         modalities: of the images.
         subjects: per split, the subjects that training (`train`) and model selection (`val`) saw.
         phantom: whether the cohort is phantoms.
+        attributes: that the model is told, fitted on the training split.
     """
 
     experiment: str
@@ -40,6 +42,7 @@ class Card:
     modalities: tuple[str, ...]
     subjects: dict[str, list[str]]
     phantom: bool
+    attributes: AttributeEncoder = NO_ATTRIBUTES
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -52,6 +55,7 @@ class Card:
             "modalities": list(self.modalities),
             "subjects": self.subjects,
             "phantom": self.phantom,
+            "attributes": self.attributes.to_dict(),
         }
 
     @classmethod
@@ -66,13 +70,16 @@ class Card:
             modalities=tuple(values["modalities"]),
             subjects=values["subjects"],
             phantom=values["phantom"],
+            attributes=AttributeEncoder.from_dict(values.get("attributes", [])),
         )
 
     def build(self) -> DiffusionModel:
         """An untrained model of this make."""
         task = resolve_task(self.options.get("task", {}), self.modalities, self.schema.num_classes)
         precision = self.options["trainer"]["precision"]
-        return DiffusionModel(self.options, len(self.modalities), self.schema.num_classes, precision, task)
+        return DiffusionModel(
+            self.options, len(self.modalities), self.schema.num_classes, precision, task, self.attributes
+        )
 
 
 def read_checkpoint(path: Path) -> tuple[Card, dict[str, Any]]:

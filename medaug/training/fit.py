@@ -93,7 +93,7 @@ def fit(
         )
         trainer.fit(
             task,
-            datamodule=DiffusionData(train, val, budget),
+            datamodule=DiffusionData(train, val, budget, card.attributes),
             ckpt_path=path if path.exists() else None,
             weights_only=True,
         )
@@ -116,7 +116,8 @@ def _check(path: Path, card: Card, budget: TrainerOptions) -> None:
     if former.experiment != card.experiment:
         raise UserError(f"{path}: of experiment {former.experiment}, not {card.experiment}; remove it to begin again")
     then, now = former.to_dict(), card.to_dict()
-    if changed := [key for key in ("subjects", "labels", "modalities", "preprocessing") if then[key] != now[key]]:
+    parts = ("subjects", "labels", "modalities", "preprocessing", "attributes")
+    if changed := [key for key in parts if then[key] != now[key]]:
         raise UserError(
             f"{path}: the cohort changed since this run began ({', '.join(changed)}); restore it, remove "
             f"{path.parent} to begin again, or keep both with runs=DIR"

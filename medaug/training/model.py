@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medaug.cohort.schema import IGNORE
+from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
 from medaug.diffusion.guidance import guided
 from medaug.diffusion.noise import generators, named_seed, standard_normal
 from medaug.diffusion.process import Process, add_noise, loss_weight, predicted_sample, training_target
@@ -31,11 +32,13 @@ class Dropout:
         condition: of masks as a whole; of all images together in a task without masks. It trains the null condition.
         classes: of the classes of a mask, each by itself.
         images: of the given modalities, each by itself.
+        attributes: of the attributes, each by itself.
     """
 
     condition: float = 0.0
     classes: float = 0.0
     images: float = 0.0
+    attributes: float = 0.0
 
 
 class DiffusionModel(nn.Module):
@@ -49,6 +52,7 @@ class DiffusionModel(nn.Module):
         precision: of the network's matrix products: bf16, fp32, or auto (bf16 where the processor has it).
             Process, codec and loss are always computed in float32.
         task: what is drawn, from what; None: images of all modalities, from masks.
+        attributes: that the model is told beside masks and images.
 
     Raises:
         UserError: options that do not go together.
@@ -61,8 +65,10 @@ class DiffusionModel(nn.Module):
         num_classes: int,
         precision: str = "auto",
         task: Task | None = None,
+        attributes: AttributeEncoder = NO_ATTRIBUTES,
     ) -> None:
         super().__init__()
+        self.attributes: AttributeEncoder = attributes
         if precision not in PRECISIONS:
             raise UserError(f"trainer.precision={precision}: not one of {', '.join(PRECISIONS)}")
         self.region_weight = float(options.get("trainer", {}).get("region_weight", 1.0))
@@ -89,7 +95,12 @@ class DiffusionModel(nn.Module):
         self.codec.fit(targets)
 
     def condition(
-        self, label: Tensor, known: Tensor, images: Tensor | None = None, images_known: Tensor | None = None
+        self,
+        label: Tensor,
+        known: Tensor,
+        images: Tensor | None = None,
+        images_known: Tensor | None = None,
+        attributes: Tensor | None = None,
     ) -> Condition:
         """The condition in codec space.
 
@@ -98,6 +109,7 @@ class DiffusionModel(nn.Module):
             known: (B, num_classes - 1), whether each class was looked for.
             images: (B, num_images, X, Y, Z), see `Task.images_of`; None where the task is given none.
             images_known: (B, num_images), whether each is there; None: all.
+            attributes: (B, A), see `AttributeEncoder`; None: all unknown.
         """
         stride = self.codec.stride
         grid = [side // s for side, s in zip(label.shape[1:], stride, strict=True)]
@@ -109,7 +121,8 @@ class DiffusionModel(nn.Module):
                 raise ValueError(f"the task is given {self.task.num_images} image(s), and there are none")
             there = torch.ones(images.shape[:2], device=images.device) if images_known is None else images_known
             planes.append(embed(images, there, stride))
-        return Condition(torch.cat(planes, dim=1), torch.zeros(len(label), 0, device=label.device))
+        told = planes[0].new_zeros(len(label), self.attributes.size) if attributes is None else attributes
+        return Condition(torch.cat(planes, dim=1), told)
 
     def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The network's output at x (B, C, ...), float32, whatever it is computed in.
@@ -164,10 +177,13 @@ class DiffusionModel(nn.Module):
             return torch.stack([torch.rand(number, generator=draw) >= share for draw in draws]).to(kept.device)
 
         known = (batch["labelled"] & kept)[:, None] & shown("classes", dropout.classes, self.task.num_classes - 1)
-        if not self.task.num_images:
-            return self.condition(batch["label"], known)
         there = shown("images", dropout.images, self.task.num_images) & (kept[:, None] | self.task.mask)
-        return self.condition(batch["label"], known, self.task.images_of(batch["image"], batch["seed"]), there)
+        told = None
+        if "attributes" in batch:
+            hidden = ~shown("attributes", dropout.attributes, len(self.attributes.attributes))
+            told = self.attributes.hide(batch["attributes"], hidden)
+        images = self.task.images_of(batch["image"], batch["seed"])
+        return self.condition(batch["label"], known, images, there, told)
 
     def _weights(self, batch: dict[str, Tensor]) -> Tensor | None:
         """(B, 1, X/sx, Y/sy, Z/sz): what each position counts in the loss; None: all the same."""
@@ -200,6 +216,7 @@ class DiffusionModel(nn.Module):
         guidance_rescale: float = 0.0,
         negative_classes: Sequence[int] = (),
         images: Tensor | None = None,
+        attributes: Tensor | None = None,
         progress: Callable[[int], None] | None = None,
         watch: Callable[[float, Tensor], None] | None = None,
     ) -> Tensor:
@@ -216,6 +233,7 @@ class DiffusionModel(nn.Module):
             negative_classes: guidance leads away from the same mask with these classes made background; where there
                 are none, from the null condition: no mask, or in a task without masks no images.
             images: (B, num_images, X, Y, Z), see `Task.images_of`.
+            attributes: (B, A), told in both branches of guidance; None: all unknown.
             progress: called after each step with the number of steps done.
             watch: called at each evaluation with its time and the x_0 that is expected there, like the result.
 
@@ -224,13 +242,13 @@ class DiffusionModel(nn.Module):
         """
         check(self.process, sampler, spacing, eta)
         known = torch.ones(len(label), self.task.num_classes - 1, device=label.device)
-        condition = self.condition(label, known, images)
+        condition = self.condition(label, known, images, None, attributes)
         if negative_classes:
             removed = torch.isin(label, torch.tensor(negative_classes, device=label.device))
-            negative = self.condition(label.masked_fill(removed, 0), known, images)
+            negative = self.condition(label.masked_fill(removed, 0), known, images, None, attributes)
         else:
             there = None if images is None else images.new_full(images.shape[:2], float(self.task.mask))
-            negative = self.condition(label, torch.zeros_like(known), images, there)
+            negative = self.condition(label, torch.zeros_like(known), images, there, attributes)
         denoise = guided(self.denoise, condition, negative, guidance_scale, guidance_interval, guidance_rescale)
         draws = generators(seeds)
         shape = (self.codec.channels, *condition.planes.shape[2:])

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
 from medaug.data.batches import FixedBatches, MixedBatches, StepsFrom, TrainingBatches
 from medaug.data.cases import ModelCase
 from medaug.data.transforms import light_affine
@@ -43,7 +44,9 @@ class DiffusionTask(LightningModule):
         self.card = card
         self.budget = budget
         self.picture = picture
-        self.dropout = Dropout(budget.condition_dropout, budget.class_dropout, budget.image_dropout)
+        self.dropout = Dropout(
+            budget.condition_dropout, budget.class_dropout, budget.image_dropout, budget.attribute_dropout
+        )
         # The weights' own stream: building the model draws from nothing else and disturbs nothing else.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(named_seed(self.budget.seed, "weights"))
@@ -73,6 +76,7 @@ class DiffusionTask(LightningModule):
             sampler="dpmpp_2m",
             num_inference_steps=12,
             images=images if images.shape[1] else None,
+            attributes=few["attributes"],
         )
         path = picture(self.global_step, {key: value.cpu() for key, value in few.items()}, samples.cpu())
         if isinstance(self.logger, TensorBoardLogger):
@@ -103,29 +107,41 @@ class DiffusionTask(LightningModule):
 class DiffusionData(LightningDataModule):
     """Training batches from the step that the run stands at, and fixed validation batches."""
 
-    def __init__(self, train: Sequence[ModelCase], val: Sequence[ModelCase], budget: TrainerOptions) -> None:
+    def __init__(
+        self,
+        train: Sequence[ModelCase],
+        val: Sequence[ModelCase],
+        budget: TrainerOptions,
+        attributes: AttributeEncoder = NO_ATTRIBUTES,
+    ) -> None:
         super().__init__()
         self.train_cases = train
         self.val_cases = val
         self.budget = budget
+        self.attributes = attributes
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """One batch per step."""
         trainer = self.trainer
         assert trainer is not None
         ranks = trainer.global_rank, trainer.world_size
-        batches = training_batches(self.train_cases, self.budget, *ranks)
+        batches = training_batches(self.train_cases, self.budget, *ranks, self.attributes)
         steps = StepsFrom(trainer.global_step, self.budget.max_steps)
         workers = self.budget.num_workers
         return DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, persistent_workers=workers > 0)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Every validation case once."""
-        return DataLoader(FixedBatches(self.val_cases, self.budget.batch_size, self.budget.seed), batch_size=None)
+        batches = FixedBatches(self.val_cases, self.budget.batch_size, self.budget.seed, self.attributes)
+        return DataLoader(batches, batch_size=None)
 
 
 def training_batches(
-    cases: Sequence[ModelCase], budget: TrainerOptions, rank: int = 0, world_size: int = 1
+    cases: Sequence[ModelCase],
+    budget: TrainerOptions,
+    rank: int = 0,
+    world_size: int = 1,
+    attributes: AttributeEncoder = NO_ATTRIBUTES,
 ) -> TrainingBatches | MixedBatches:
     """The batches that a rank trains on, by step: cases as they come, or with a share of each batch labelled.
 
@@ -134,7 +150,7 @@ def training_batches(
     """
     augment = light_affine if budget.augment else None
     if budget.labelled_share is None:
-        return TrainingBatches(cases, budget.batch_size, budget.seed, augment, rank, world_size)
+        return TrainingBatches(cases, budget.batch_size, budget.seed, augment, rank, world_size, attributes)
     labelled = [case for case in cases if case.label is not None]
     unlabelled = [case for case in cases if case.label is None]
     number = round(budget.batch_size * budget.labelled_share)
@@ -151,7 +167,7 @@ def training_batches(
     parts = ((labelled, number, "labelled"), (unlabelled, budget.batch_size - number, "unlabelled"))
     return MixedBatches(
         [
-            TrainingBatches(some, count, named_seed(budget.seed, name), augment, rank, world_size)
+            TrainingBatches(some, count, named_seed(budget.seed, name), augment, rank, world_size, attributes)
             for some, count, name in parts
         ]
     )

@@ -61,6 +61,7 @@ def test_splits_and_subjects(tmp_path: Path) -> None:
 
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=10)
+numbers = st.dictionaries(st.sampled_from(["grade", "age"]), st.floats(allow_nan=False, allow_infinity=False))
 
 
 @given(names=st.lists(texts, unique=True, min_size=1, max_size=5), data=st.data())
@@ -72,6 +73,7 @@ def test_json_keeps_every_text(names: list[str], data: st.DataObject) -> None:
             None,
             f"{name}{index}",
             data.draw(st.sampled_from(["train", "val"])),
+            data.draw(st.dictionaries(st.sampled_from(["site", "Größe"]), texts)) | data.draw(numbers),
         )
         for index, name in enumerate(names)
     )
@@ -137,6 +139,17 @@ def _entry(**changes: Any) -> dict[str, Any]:
         ({"training": ["a.nii"]}, "each case is an object"),
         ({"training": [_entry(label="/etc/passwd")]}, "not a path below root"),
         ({"training": [_entry(label="../l.nii")]}, "not a path below root"),
+        ({"training": [_entry(attributes=["A"])]}, "case a: attributes are ['A']"),
+        ({"training": [_entry(attributes={"site": ""})]}, "case a: attribute site is ''"),
+        ({"training": [_entry(attributes={"site": True})]}, "attribute site is True; write a text or a number"),
+        ({"training": [_entry(attributes={"age": float("nan")})]}, "attribute age is nan"),
+        ({"training": [_entry(attributes={"age": 10**400})]}, "attribute age is 1000"),
+        ({"training": [_entry(attributes={"": 1})]}, "an attribute has no name"),
+        ({"training": [_entry(attributes={"spacing": 1})]}, "attribute spacing, which its geometry says"),
+        (
+            {"training": [_entry(attributes={"x": 1}), _entry(name="b", attributes={"x": "1"})]},
+            "attribute x is 1.0 in case a and '1' in b",
+        ),
         ({"labels": {"1": "tumour"}}, "labels lack the background"),
         ({"labels": None}, "labels is not a mapping"),
         ({"modality": {"1": "T1"}}, "modality must number"),
@@ -190,6 +203,24 @@ def test_an_invalid_manifest_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="subject p1"):
         crossing.save(tmp_path / "m.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_attributes_are_what_is_known(tmp_path: Path) -> None:
+    from monai.data import load_decathlon_datalist
+
+    (tmp_path / "A").touch()  # MONAI takes a text that is the name of a file for that file, but not inside a mapping
+    manifest = _manifest(tmp_path)
+    told = [{"site": "A", "grade": 2.0}, {}, {"grade": -0.5}]
+    cases = tuple(replace(case, attributes=known) for case, known in zip(manifest.cases, told, strict=True))
+    replace(manifest, cases=cases).save(tmp_path / "m.json")
+    assert Manifest.load(tmp_path / "m.json") == replace(manifest, cases=cases) != manifest
+    items = load_decathlon_datalist(str(tmp_path / "m.json"), True, "training", base_dir=str(tmp_path))
+    assert [item.get("attributes", {}) for item in items] == told
+    content = json.loads((tmp_path / "m.json").read_text())
+    content["training"][0]["attributes"] = {"site": None, "grade": 2}
+    content["training"][2]["attributes"] = None
+    (tmp_path / "m.json").write_text(json.dumps(content))
+    assert [case.attributes for case in Manifest.load(tmp_path / "m.json").cases] == [{"grade": 2.0}, {}, {}]
 
 
 def test_monai_reads_it(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from medaug.cohort import Case
 from medaug.cohort.folds import hold_out_fold, splits_final
-from medaug.cohort.tables import read_splits, read_subjects
+from medaug.cohort.tables import read_attributes, read_splits, read_subjects
 from medaug.errors import UserError
 
 CASES = [Case(name, (f"{name}.nii",), "l", name[0]) for name in ("a1", "a2", "b1", "c1")]
@@ -65,6 +66,50 @@ def test_subjects_that_are_wrong(tmp_path: Path, text: str, reason: str) -> None
     with pytest.raises(UserError, match=reason) as error:
         read_subjects(path, CASES)
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "case,site,grade,age,note\na1,A,2,7.5,1_1\na2,A,2,7.5,1_1\nb1,B 1,3.0e0,,\nc1,,,-1,007\n",
+        "subject,split,site,grade,age,note\na,train,A,2,7.5,1_1\nb,val,B 1,3,,\nc,test,,,-1,007",
+        "\ufeffsite;Case;grade;age;note;subject\nA;a1;2;7,5;1_1;x\n A;a2;2;7,50;1_1;x\n\nB 1;b1;+3,;;;y\n;c1;;-1;007;z",
+    ],
+)
+def test_attributes(tmp_path: Path, text: str) -> None:
+    cases = [*CASES[:3], replace(CASES[3], attributes={"site": "Z", "contrast": "no"})]
+    result = read_attributes(_write(tmp_path, text), cases)
+    of_a = {"site": "A", "grade": 2.0, "age": 7.5, "note": "1_1"}
+    told = [of_a, of_a, {"site": "B 1", "grade": 3.0}, {"site": "Z", "contrast": "no", "age": -1.0, "note": "007"}]
+    assert [case.attributes for case in result] == told
+    assert [replace(case, attributes={}) for case in result] == CASES
+    assert all(isinstance(case.attributes.get("grade", 0.0), float) for case in result)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("case,site\na1,A\n", r"case a2 \(and 2 more\) is not in this file; add it"),
+        ("subject,site\na,A\nb,A\nc,A\nd,A\n", "subject d is not in the cohort"),
+        ("case,site\na1,A\na1,B\n", "case a1 has two entries"),
+        ("case,age\na1,7,5\n", "line 2 has 3 cells for 2 columns; put texts with commas in quotes"),
+        ("case,age,site\na1,7\n", "line 2 has 2 cells for 3 columns"),
+        ("case,site\n,A\n", "line 2 lacks case; fill it in"),
+        ("name,site\na1,A\n", "lacks the column case or subject"),
+        ("case,subject\na1,A\n", "lacks the column case or subject, or one per attribute"),
+        ("", "lacks the column case or subject"),
+        ("case,,site\na1,,A\n", "two columns have one name, or one has none"),
+        ("case,site,Site\na1,A,B\n", "two columns have one name"),
+        ("subject,age\na,1\nb,NaN\nc,2\n", "age of subject b is NaN; leave the cell empty"),
+        ("subject,spacing\na,1\nb,1\nc,1\n", "case a1 has an attribute spacing, which its geometry says"),
+        ('case,site\n"a1,A\n', "not a CSV file"),
+    ],
+)
+def test_attributes_that_are_wrong(tmp_path: Path, text: str, reason: str) -> None:
+    path = _write(tmp_path, text)
+    with pytest.raises(UserError, match=reason) as error:
+        read_attributes(path, CASES)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value) and "; " in str(error.value)
 
 
 FOLD = {"train": ["a1", "a2"], "val": ["b1", "c1"]}

@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from medaug.cohort.manifest import Case
+from medaug.data.attributes import Attribute, AttributeEncoder
 from medaug.data.batches import FixedBatches, StepsFrom, TrainingBatches, shuffled_index
 from medaug.data.cases import ModelCase
 from medaug.data.preprocessing import Placement
 from medaug.data.transforms import light_affine
+
+ATTRIBUTES = AttributeEncoder((Attribute("site", ("A", "B", "C")), Attribute("n", (), (2.0,), (0.5,), (0.0,), (9.0,))))
 
 
 def make_cases(num: int, labelled=lambda i: True) -> list[ModelCase]:
@@ -21,7 +24,7 @@ def make_cases(num: int, labelled=lambda i: True) -> list[ModelCase]:
     placement = Placement((4, 4, 4), ((0, 1), (1, 1), (2, 1)), (4, 4, 4), (0.0,), (1.0,))
     return [
         ModelCase(
-            case=Case(f"c{i}", (f"c{i}.nii.gz",), None, f"c{i}", "train"),
+            case=Case(f"c{i}", (f"c{i}.nii.gz",), None, f"c{i}", "train", {"site": "ABC"[i % 3], "n": float(i)}),
             image=np.full((1, 4, 4, 4), i / 100, np.float32),
             label=np.full((4, 4, 4), i % 3, np.uint8) if labelled(i) else None,
             affine=np.eye(4),
@@ -102,6 +105,22 @@ def test_batch_contents():
     assert batch["label"].shape == (4, 4, 4, 4) and batch["label"].dtype == torch.int64
     assert batch["labelled"].tolist() == [i % 2 == 0 for i in origin(batch)]
     assert not batch["label"][~batch["labelled"]].any()
+    assert batch["attributes"].shape == (4, 0) and batch["attributes"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        TrainingBatches(make_cases(7), 7, 0, light_affine, attributes=ATTRIBUTES),
+        FixedBatches(make_cases(7), 7, 0, ATTRIBUTES),
+    ],
+)
+def test_every_sample_has_the_attributes_of_its_case(batches):
+    batch = batches[0]
+    of = [min(range(7), key=lambda i: abs(i / 100 - float(image.mean()))) for image in batch["image"]]
+    assert sorted(of) == list(range(7))
+    told = [[*(float(c == i % 3) for c in range(3)), 1.0, (i - 2) / 0.5, 1.0] for i in of]
+    torch.testing.assert_close(batch["attributes"], torch.tensor(told))
 
 
 def test_cases_are_not_written_to():

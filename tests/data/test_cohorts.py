@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medaug.cohort.folds import kfold, splits_final
-from medaug.data.cohorts import find_cohort, find_root, name_subjects, split_cohort
+from medaug.data.cohorts import find_cohort, find_root, name_subjects, require_data, split_cohort
 from medaug.errors import UserError
 from medaug.imaging.layouts import read_layout
 from medaug.imaging.nifti import write_volume
@@ -94,6 +94,33 @@ def _msd(root, num):
     content = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "a"}, "training": training}
     (root / "dataset.json").write_text(json.dumps(content))
     return root
+
+
+def _with_sites(root):
+    path = _msd(root, 20) / "dataset.json"
+    content = json.loads(path.read_text())
+    for n, entry in enumerate(content["training"]):
+        entry["attributes"] = {"site": "AB"[n % 2], "grade": n}
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["manifest", "folder"])
+def test_attributes_outlast_splits_folds_and_hidden_labels(tmp_path, stored):
+    path = _with_sites(tmp_path / "msd")
+    where = {"manifest": str(path)} if stored else {"roots": [str(path.parent)]}
+    cohort = find_cohort(DataOptions(**where, folds=3, fold=1, labelled=4), tmp_path)
+    assert sum(case.label is not None for case in cohort.split("train")) == 4 and cohort.split("val")
+    assert {case.name: case.attributes for case in cohort.cases} == {
+        f"case_{n:02d}": {"site": "AB"[n % 2], "grade": float(n)} for n in range(20)
+    }
+
+
+def test_an_attribute_that_no_manifest_has_is_refused_before_anything_is_read(tmp_path):
+    path = _with_sites(tmp_path / "msd")
+    require_data(DataOptions(manifest=str(path), attributes=["site", "spacing"]))
+    with pytest.raises(UserError, match="no training case has scanner; there are grade, site, spacing"):
+        require_data(DataOptions(manifest=str(path), attributes=["site", "scanner"]))
 
 
 def test_folds_partition_what_is_not_for_testing(tmp_path):

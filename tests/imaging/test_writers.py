@@ -108,6 +108,15 @@ def test_nnunet_has_a_file_per_modality_and_consecutive_labels(tmp_path):
 
 
 @pytest.mark.parametrize("layout", WRITERS)
+def test_attributes_come_back(tmp_path, layout):
+    manifest = cohort(tmp_path, modalities=("T1",), num=3)
+    told = [{"site": "A", "grade": 2.0}, {}, {"site": "B"}]
+    cases = tuple(replace(case, attributes=known) for case, known in zip(manifest.cases, told, strict=True))
+    WRITERS[layout](replace(manifest, cases=cases), tmp_path / "out")
+    assert [case.attributes for case in read_layout(tmp_path / "out").sound().cases] == told
+
+
+@pytest.mark.parametrize("layout", WRITERS)
 def test_values_that_the_header_scales_keep_their_meaning(tmp_path, layout):
     manifest = cohort(tmp_path, modalities=("T1",), num=1)
     raw = np.arange(np.prod(SHAPE)).reshape(SHAPE).astype(np.int16)

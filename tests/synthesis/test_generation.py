@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -20,6 +21,7 @@ from helpers import model_options
 from medaug.cohort import provenance
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import LabelSchema
+from medaug.data.attributes import fit_attributes
 from medaug.data.cases import load_cases
 from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
@@ -326,6 +328,44 @@ def test_guidance_and_spacing_of_the_recipe_reach_the_sampler(model, card, cohor
     np.testing.assert_allclose(
         images(negative_classes=["shell", "core"], scale=0.0), images(negative_classes=["core", "shell"], scale=0.0)
     )
+
+
+def test_attributes_reach_the_model_and_stay_with_the_pair(cohort, card, tmp_path):
+    told = [{"site": "A"}, {"site": "B"}, {"site": "A"}, {}, {"site": "B"}]
+    cases = [replace(case, attributes=known) for case, known in zip(cohort.cases, told, strict=True)]
+    hosts = load_cases(cohort, cases, card.preprocessing, tmp_path / "cache")
+    encoder = fit_attributes(["site", "spacing"], [(h.case, h.affine) for h in hosts])
+    card = replace(card, attributes=encoder)
+    torch.manual_seed(0)
+    model = card.build().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.1)
+
+    def plan(index):
+        options = GenerateOptions(attributes=["site:B"] if index >= 5 else [])
+        sampler = SamplerOptions("ddim", 2)
+        return write_recipe(index, hosts, options, MasksOptions(source="real"), sampler, "", encoder)
+
+    generate_pairs(model, card, plan, 10, 4, tmp_path / "pairs")
+    pairs = synthetic_manifest(card, tmp_path / "pairs", 10)
+    host_of = {r["index"]: r["host"] for r in provenance.read(tmp_path / "pairs/provenance.jsonl").values()}
+    of_host = {case.name: case.attributes for case in cases}
+    assert [case.attributes for case in pairs.cases[:5]] == [of_host[host_of[i]] for i in range(5)]
+    assert all(case.attributes == {"site": "B"} for case in pairs.cases[5:])
+    pairs.save(tmp_path / "pairs/manifest.json")
+    assert Manifest.load(tmp_path / "pairs/manifest.json") == pairs
+
+    def image(**changes):
+        recipe, _, mask = plan(0)
+        recipe = replace(recipe, attributes={name: v for name, v in (recipe.attributes | changes).items() if v})
+        return sample_images(model, SCHEMA, [recipe], [mask], 2.0)
+
+    versions = [image(), image(site="A"), image(site="B"), image(site=None), image(spacing=[1.0, 1.0, 9.0])]
+    differ = [np.abs(one - other).max() > 1e-4 for i, one in enumerate(versions) for other in versions[:i]]
+    same = dict(zip(["A", "B", None], versions[1:4], strict=True))[of_host[host_of[0]].get("site")]
+    np.testing.assert_array_equal(versions[0], same)
+    assert differ.count(False) == 1
 
 
 def test_an_unknown_sampler_is_the_users_mistake(model, card, cohort, tmp_path):

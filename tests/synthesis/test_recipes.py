@@ -11,6 +11,7 @@ import pytest
 from medaug.cohort.manifest import Case
 from medaug.cohort.provenance import Recipe
 from medaug.cohort.schema import LabelSchema
+from medaug.data.attributes import fit_attributes
 from medaug.data.cases import ModelCase
 from medaug.data.preprocessing import Placement
 from medaug.diffusion.process import Process
@@ -87,6 +88,26 @@ def test_the_recipe_says_what_was_done():
     assert Recipe.from_json(recipe.to_json()) == recipe
 
 
+def told(index: int, generate: GenerateOptions) -> tuple[dict, ModelCase]:
+    known = {0: {"site": "A", "grade": 1.0}, 1: {"site": "B", "grade": 4.0}, 2: {"grade": 2.0, "age": 30.0}}
+    hosts = [
+        dataclasses.replace(h, case=dataclasses.replace(h.case, attributes=known[i % 3])) for i, h in enumerate(HOSTS)
+    ]
+    encoder = fit_attributes(["site", "grade"], [(h.case, h.affine) for h in hosts])
+    recipe, chosen, _ = write_recipe(index, hosts, generate, MasksOptions(), SamplerOptions(), "abc", encoder)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    return recipe.attributes, chosen
+
+
+def test_attributes_are_the_hosts_unless_others_are_asked_for():
+    for index in range(len(HOSTS)):
+        attributes, chosen = told(index, GenerateOptions())
+        assert attributes == {name: v for name, v in chosen.case.attributes.items() if name != "age"}
+        asked, _ = told(index, GenerateOptions(attributes=["site:B"]))
+        assert asked == attributes | {"site": "B"}
+    assert write(0)[0].attributes == {}
+
+
 def test_real_masks_are_the_hosts_and_need_no_parameters():
     recipe, chosen, mask = write(1, masks=MasksOptions(source="real"))
     assert recipe.mask_parameters == {} and recipe.attempt == 0
@@ -139,6 +160,7 @@ def test_options_that_work_are_let_through():
         ({"negative_classes": ["organ", "tumour"]}, {}, "tumour is no class of the masks; choose of organ, lesion"),
         ({"negative_classes": ["background"]}, {}, "background is no class of the masks"),
         ({"guidance_scale": 1.0, "negative_classes": ["organ"]}, {}, "negative_classes: guidance_scale=1 is no guid"),
+        ({"attributes": ["site:A"]}, {}, r"site is none that the model can be told; train with data.attributes=\[NAME"),
         ({"guidance_scale": 1.0, "guidance_interval": [0.1, 0.5]}, {}, "guidance_interval: guidance_scale=1"),
     ],
 )

@@ -12,6 +12,7 @@ import torch
 from helpers import model_options
 
 from medaug.cohort.schema import LabelSchema
+from medaug.data.attributes import Attribute, AttributeEncoder
 from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
 from medaug.training.checkpoint import FORMAT, Card, file_sha256, load_model, read_checkpoint
@@ -30,6 +31,9 @@ CARD = Card(
     modalities=("T1", "T2"),
     subjects={"train": ["a", "b"], "val": ["c"]},
     phantom=True,
+    attributes=AttributeEncoder(
+        (Attribute("site", ("A", "B")), Attribute("spacing", (), *((x, 1.0, 2.0) for x in (1.5, 1.0, 1.0, 3.0))))
+    ),
 )
 
 
@@ -49,6 +53,11 @@ def test_a_card_round_trips_through_plain_values():
 def test_a_card_of_format_1_held_the_labels_alone():
     old = CARD.to_dict() | {"format": 1, "labels": {"0": "background", "1": "core", "4": "rim"}}
     assert Card.from_dict(old).schema == LabelSchema(CARD.schema.labels)
+
+
+def test_a_card_from_before_attributes_has_none():
+    old = {key: value for key, value in CARD.to_dict().items() if key != "attributes"}
+    assert Card.from_dict(old).attributes == AttributeEncoder()
 
 
 def test_a_checkpoint_gives_card_and_weights(tmp_path):

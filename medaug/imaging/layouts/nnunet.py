@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from medaug.cohort.manifest import Case, Manifest, read_json
+from medaug.cohort.manifest import Case, Manifest, attributes_from, read_json
 from medaug.errors import UserError
 from medaug.imaging.layouts.common import Layout, image_files, person_of, schema_for
 from medaug.imaging.preflight.findings import Finding
@@ -41,7 +41,7 @@ def read_nnunet(root: Path, rules: Rules) -> Layout:
     if not isinstance(channels, dict) or not channels or set(channels) != {str(i) for i in range(len(channels))}:
         raise UserError(f'{path}: channel_names must number the channels from 0; write {{"0": "T1", "1": "T2"}}')
     modalities = tuple(str(channels[str(i)]) for i in range(len(channels)))
-    # What medaug.export says beside nnU-Net's own words: the values and subjects that they cannot hold.
+    # What medaug.export says beside nnU-Net's own words: the values, subjects and attributes that they cannot hold.
     beside = data.get("medaug")
     own: dict[str, Any] = beside if isinstance(beside, dict) else {}
     declared = {} if "labels" in rules.schema else own if "labels" in own else _schema(data["labels"], str(path))
@@ -57,7 +57,17 @@ def read_nnunet(root: Path, rules: Rules) -> Layout:
     subjects = own.get("subjects", {})
     if not isinstance(subjects, dict) or not all(isinstance(subject, str) and subject for subject in subjects.values()):
         raise UserError(f"{path}: medaug.subjects is not a mapping from cases to texts; mend or remove it")
-    cases = {name: replace(case, subject=subjects.get(name, case.subject)) for name, case in cases.items()}
+    told = own.get("attributes", {})
+    if not isinstance(told, dict):
+        raise UserError(f"{path}: medaug.attributes is not a mapping from cases to attributes; mend or remove it")
+    cases = {
+        name: replace(
+            case,
+            subject=subjects.get(name, case.subject),
+            attributes=attributes_from(told.get(name, {}), f"{path}: case {name}"),
+        )
+        for name, case in cases.items()
+    }
     manifest = Manifest(
         name=str(data.get("name") or root.name),
         description=str(data.get("description") or "nnU-Net raw data"),

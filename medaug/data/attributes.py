@@ -1,0 +1,206 @@
+"""Attributes of a scan (site, contrast, grade, voxel size): from what is known of it to what the network is told.
+
+Each attribute is some numbers and a "known" flag: a text one-hot among the values of the training split, a number
+standardised by it. What nobody knows, or training never saw, is all zeros.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medaug.cohort.manifest import SPACING, Case
+from medaug.data.grid import oriented_spacing
+from medaug.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Value = str | float | list[float]
+"""A text, a number, or the three voxel sizes in mm along R, A, S."""
+
+Scan = tuple[Case, NDArray[np.float64]]
+"""A case and its affine (4, 4), mm."""
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One attribute, as the training split has it.
+
+    Attributes:
+        name: the manifest's, or "spacing".
+        categories: the values of a text, sorted; empty for numbers.
+        mean, std: of each number, std 1 where it is constant; empty for a text.
+        low, high: least and greatest of each number; empty for a text.
+    """
+
+    name: str
+    categories: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Numbers that the network gets."""
+        return len(self.categories) + len(self.mean) + 1
+
+    @property
+    def seen(self) -> str:
+        """What training saw, in words."""
+        ranges = [f"{low:g} to {high:g}" for low, high in zip(self.low, self.high, strict=True)]
+        return ", ".join(self.categories or ranges)
+
+    def encode(self, value: Value | None) -> list[float]:
+        """The numbers of a value (None: unknown), the flag last."""
+        if value is None or (self.categories and value not in self.categories):
+            return [0.0] * self.size
+        if self.categories:
+            return [*(float(value == category) for category in self.categories), 1.0]
+        numbers = np.atleast_1d(np.asarray(value, dtype=np.float64))
+        return [*((numbers - self.mean) / self.std).tolist(), 1.0]
+
+
+@dataclass(frozen=True)
+class AttributeEncoder:
+    """The attributes that a model is conditioned on, fitted on the training split by `fit_attributes`."""
+
+    attributes: tuple[Attribute, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """A, the length of a vector."""
+        return sum(attribute.size for attribute in self.attributes)
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Plain values."""
+        return [{key: list(v) if isinstance(v, tuple) else v for key, v in asdict(a).items()} for a in self.attributes]
+
+    @classmethod
+    def from_dict(cls, values: Sequence[Mapping[str, Any]]) -> AttributeEncoder:
+        """The inverse of `to_dict`."""
+        numbers = ("categories", "mean", "std", "low", "high")
+        return cls(tuple(Attribute(entry["name"], *(tuple(entry[key]) for key in numbers)) for entry in values))
+
+    def of(self, case: Case, affine: NDArray[np.float64]) -> dict[str, Value]:
+        """What is known of a scan, of the encoder's attributes."""
+        found = {attribute.name: _value(attribute.name, case, affine) for attribute in self.attributes}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def encode(self, values: Mapping[str, Value]) -> Tensor:
+        """(A,) float32 of what is known; an attribute that is missing, or was never seen in training, is all zeros."""
+        numbers = [number for a in self.attributes for number in a.encode(values.get(a.name))]
+        return torch.tensor(numbers, dtype=torch.float32)
+
+    def hide(self, vector: Tensor, which: Tensor) -> Tensor:
+        """Vectors (B, A) with those of the n attributes unknown that `which` (B, n) bool marks."""
+        sizes = torch.tensor([a.size for a in self.attributes], dtype=torch.long, device=which.device)
+        return vector.masked_fill(which.repeat_interleave(sizes, dim=1), 0.0)
+
+    def asked(self, words: Sequence[str]) -> dict[str, Value]:
+        """What a user asks for, each as `name:value`.
+
+        Raises:
+            UserError: no attribute of the model, twice the same, or a value that training never saw.
+        """
+        known = {attribute.name: attribute for attribute in self.attributes if attribute.name != SPACING}
+        values: dict[str, Value] = {}
+        for word in words:
+            name, colon, text = word.partition(":")
+            if not colon:
+                raise UserError(f"attributes: {word} has no value; write {name}:VALUE")
+            if name == SPACING:
+                raise UserError(f"attributes: {SPACING} is the host's, on whose grid the pair lies; leave it out")
+            if name not in known:
+                choice = f"choose of {', '.join(known)}" if known else "train with data.attributes=[NAME,...]"
+                raise UserError(f"attributes: {name} is none that the model can be told; {choice}")
+            if name in values:
+                raise UserError(f"attributes: {name} is given twice; give one value")
+            attribute = known[name]
+            value: Value
+            if attribute.categories:
+                value, seen = text, text in attribute.categories
+            else:
+                value = _number(text)
+                seen = attribute.low[0] <= value <= attribute.high[0]
+            if not seen:
+                raise UserError(f"attributes: {word}: training saw no such {name}; choose of {attribute.seen}")
+            values[name] = value
+        return values
+
+    def warn_of_unknown(self, scans: Iterable[Scan]) -> None:
+        """Say which attributes count as unknown in which cases, a line per value."""
+        cases: dict[tuple[str, str], list[str]] = {}
+        for case, affine in scans:
+            values = self.of(case, affine)
+            for attribute in self.attributes:
+                value = values.get(attribute.name)
+                if not attribute.encode(value)[-1]:
+                    why = "it has none" if value is None else f"{value} was never seen in training"
+                    cases.setdefault((attribute.name, why), []).append(case.name)
+        for (name, why), names in cases.items():
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            log.warning("attribute %s counts as unknown in case %s%s: %s", name, names[0], more, why)
+
+
+NO_ATTRIBUTES = AttributeEncoder()
+
+
+def check_attributes(names: Sequence[str], cases: Iterable[Case]) -> None:
+    """Look whether a cohort has these attributes.
+
+    Raises:
+        UserError: names one that it has not, and those that there are; or one is given twice.
+    """
+    there = sorted({SPACING, *(name for case in cases for name in case.attributes)})
+    for name in names:
+        if name not in there:
+            raise UserError(f"data.attributes: no training case has {name}; there are {', '.join(there)}")
+        if names.count(name) > 1:
+            raise UserError(f"data.attributes: {name} is given twice; give it once")
+
+
+def fit_attributes(names: Sequence[str], scans: Sequence[Scan]) -> AttributeEncoder:
+    """An encoder of these attributes as the training scans have them.
+
+    Raises:
+        UserError: as `check_attributes`, or an attribute has fewer than two values and would tell nothing.
+    """
+    check_attributes(names, [case for case, _ in scans])
+    return AttributeEncoder(tuple(_fit(name, scans) for name in names))
+
+
+def _fit(name: str, scans: Sequence[Scan]) -> Attribute:
+    values = [value for case, affine in scans if (value := _value(name, case, affine)) is not None]
+    texts = tuple(sorted({value for value in values if isinstance(value, str)}))
+    if texts:
+        attribute = Attribute(name, texts)
+    else:
+        numbers = np.array(values, dtype=np.float64).reshape(len(values), -1)
+        low, high = numbers.min(0), numbers.max(0)
+        std = np.where(low == high, 1.0, numbers.std(0))
+        attribute = Attribute(name, (), *(tuple(each.tolist()) for each in (numbers.mean(0), std, low, high)))
+    if len(texts) == 1 or (not texts and attribute.low == attribute.high):
+        what = values[0] if isinstance(values[0], str) else " x ".join(f"{number:g}" for number in attribute.low)
+        raise UserError(f"data.attributes: {name} is {what} in all training scans and tells nothing; leave it out")
+    return attribute
+
+
+def _value(name: str, case: Case, affine: NDArray[np.float64]) -> Value | None:
+    # To a thousandth of a millimetre: what is stored differs by rounding between scans of one protocol.
+    return [round(size, 3) for size in oriented_spacing(affine)] if name == SPACING else case.attributes.get(name)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
