@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from medaug.diffusion.samplers import Denoise
 
-ConditionalDenoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # x_t, t, condition -> x_0, each (B, ...)
+Condition = TypeVar("Condition", bound=Tensor | tuple[Tensor, ...])
 
 
 def guided(
-    denoise: ConditionalDenoise,
-    condition: Tensor,
-    negative: Tensor,
+    denoise: Callable[[Tensor, Tensor, Condition], Tensor],
+    condition: Condition,
+    negative: Condition,
     scale: float,
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
@@ -26,8 +27,9 @@ def guided(
     paper's eq. 6, which mixes epsilon: the same thing, since x_0 is affine in epsilon at a given x_t. Both
     branches go through one forward of twice the batch; where one has no weight it is not run.
 
-    condition, negative: (B, ...), of one shape. The negative one is what guidance leads away from: the null condition,
-    or that of another mask. What they mean is the network's business.
+    denoise: x_t (B, ...), t (B,) and a condition to x_0 (B, ...).
+    condition, negative: a tensor (B, ...) or a (named) tuple of them, of one shape. The negative one is what guidance
+    leads away from: the null condition, or that of another mask. What they mean is the network's business.
     interval: times between which, ends included, there is guidance; outside it the conditional model alone is run
     (Kynkäänniemi et al. 2024).
     rescale: phi in [0, 1], how far each sample of the guided x_0 is brought back to the standard deviation of
@@ -37,11 +39,7 @@ def guided(
     Raises ValueError when the shapes differ, and as `check_guidance`.
     """
     check_guidance(interval, rescale)
-    if condition.shape != negative.shape:
-        raise ValueError(
-            f"condition and negative condition differ in shape: {tuple(condition.shape)} and {tuple(negative.shape)}"
-        )
-    both = torch.cat([negative, condition])
+    both = _batch(negative, condition)
 
     def denoise_guided(x: Tensor, t: Tensor) -> Tensor:
         low, high = interval or (0.0, 1.0)
@@ -59,6 +57,20 @@ def guided(
         return torch.where(inside, mixed, towards)
 
     return denoise_guided
+
+
+def _batch(negative: Condition, condition: Condition) -> Condition:
+    """The two conditions as one of twice the batch."""
+    if isinstance(negative, Tensor) and isinstance(condition, Tensor):
+        if negative.shape != condition.shape:
+            raise ValueError(
+                "condition and negative condition differ in shape: "
+                f"{tuple(condition.shape)} and {tuple(negative.shape)}"
+            )
+        return cast(Condition, torch.cat([negative, condition]))
+    parts = [_batch(a, b) for a, b in zip(negative, condition, strict=True)]
+    make = getattr(type(condition), "_make", tuple)  # a named tuple keeps its names
+    return cast(Condition, make(parts))
 
 
 def check_guidance(interval: tuple[float, float] | None, rescale: float) -> None:
