@@ -6,11 +6,25 @@ looked for (unknown) are different things. All unknown is the null condition of 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from medaug.cohort.schema import IGNORE
 from medaug.networks.codecs import space_to_depth
+
+
+class Condition(NamedTuple):
+    """What a network is told, per sample. All zero is the null condition: nothing is known.
+
+    Attributes:
+        planes: (B, K, X/sx, Y/sy, Z/sz): mask planes by space-to-depth, known flags, image channels; K may be 0.
+        attributes: (B, A): encoded attributes of the scan (one-hot or standardised, and known flags); A may be 0.
+    """
+
+    planes: Tensor
+    attributes: Tensor
 
 
 def one_hot(label: Tensor, num_classes: int) -> Tensor:

@@ -14,9 +14,9 @@ from medaug.diffusion.noise import generators, named_seed, standard_normal
 from medaug.diffusion.process import Process, add_noise, loss_weight, predicted_sample, training_target
 from medaug.diffusion.samplers import check, sample, spaced_times
 from medaug.errors import UserError
+from medaug.networks.build import build_network
 from medaug.networks.codecs import Codec, space_to_depth
-from medaug.networks.condition import condition_channels, embed_mask
-from medaug.networks.unet import ConcatUNet
+from medaug.networks.condition import Condition, condition_channels, embed_mask
 
 PRECISIONS = ("auto", "bf16", "fp32")
 
@@ -45,24 +45,21 @@ class DiffusionModel(nn.Module):
             raise UserError(f"trainer.region_weight={self.region_weight:g}: must be above 0; 1 weighs all alike")
         network = options["network"]
         self.num_classes = num_classes
-        self.levels_3d = len(network["channels"]) if network["spatial_dims"] == 3 else 0
         self.precision = precision
         try:
             self.process = Process(**options["process"])
             self.codec = Codec(options["codec"]["name"], num_modalities, network["spatial_dims"])
-            self.network = ConcatUNet(
-                in_channels=self.codec.channels,
-                condition_channels=condition_channels(num_classes, self.codec.stride),
-                **network,
-            )
+            planes = condition_channels(num_classes, self.codec.stride)
+            self.network = build_network(network, self.codec.channels, planes, 0, self.codec.block)
         except ValueError as error:
             raise UserError(f"codec, network and process do not go together: {error}") from error
 
-    def condition(self, label: Tensor, known: Tensor) -> Tensor:
+    def condition(self, label: Tensor, known: Tensor) -> Condition:
         """Condition in codec space from label (B, X, Y, Z) and known (B, num_classes - 1), see `embed_mask`."""
-        return embed_mask(label, known, self.num_classes, self.codec.stride)
+        planes = embed_mask(label, known, self.num_classes, self.codec.stride)
+        return Condition(planes, planes.new_zeros(len(planes), 0))
 
-    def predict(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The network's output at x (B, C, ...), float32, whatever it is computed in.
 
         The network sees x and t as the process's schedule shows them.
@@ -70,11 +67,11 @@ class DiffusionModel(nn.Module):
         schedule = self.process.schedule
         shown = schedule.input_scale(t).view(-1, *[1] * (x.ndim - 1)) * x
         bf16 = self.precision == "bf16" or (self.precision == "auto" and has_bf16(x.device))
-        bf16 = bf16 and sound_in_bf16(x.device, [x.shape[2] >> level for level in range(self.levels_3d)])
+        bf16 = bf16 and sound_in_bf16(x.device, self.network.first_sides(x.shape[2]))
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
             return self.network(shown, schedule.network_time(t), condition).float()
 
-    def denoise(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The model's x_0 at x_t = x (B, C, ...), all in codec space."""
         return predicted_sample(self.process, self.predict(x, t, condition), x, t)
 
@@ -152,7 +149,7 @@ class DiffusionModel(nn.Module):
             negative = self.condition(label, torch.zeros_like(known))
         denoise = guided(self.denoise, condition, negative, guidance_scale, guidance_interval, guidance_rescale)
         draws = generators(seeds)
-        shape = (self.codec.channels, *condition.shape[2:])
+        shape = (self.codec.channels, *condition.planes.shape[2:])
 
         def noise() -> Tensor:
             return standard_normal(draws, shape, label.device)
