@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from medaug.cohort.schema import LabelSchema
 from medaug.data.preprocessing import Preprocessing
@@ -16,6 +17,21 @@ from medaug.training.model import DiffusionModel
 
 FORMAT = 2
 """1 held the bare `labels` of a schema."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The checkpoint that a training began from.
+
+    Attributes:
+        experiment: its name.
+        sha256: of the file.
+        subjects: per split, whom its training and all that came before saw.
+    """
+
+    experiment: str
+    sha256: str
+    subjects: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -30,6 +46,7 @@ class Card:
         modalities: of the images.
         subjects: per split, the subjects that training (`train`) and model selection (`val`) saw.
         phantom: whether the cohort is phantoms.
+        base: what the training began from (`init_from`); None: from random weights.
     """
 
     experiment: str
@@ -39,6 +56,16 @@ class Card:
     modalities: tuple[str, ...]
     subjects: dict[str, list[str]]
     phantom: bool
+    base: Base | None = None
+
+    @property
+    def seen(self) -> dict[str, list[str]]:
+        """Per split, the subjects that this training or one before it saw."""
+        if self.base is None:
+            return self.subjects
+        splits = {*self.subjects, *self.base.subjects}
+        both = (self.subjects, self.base.subjects)
+        return {split: sorted({name for saw in both for name in saw.get(split, [])}) for split in sorted(splits)}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -51,6 +78,7 @@ class Card:
             "modalities": list(self.modalities),
             "subjects": self.subjects,
             "phantom": self.phantom,
+            "base": None if self.base is None else asdict(self.base),
         }
 
     @classmethod
@@ -65,6 +93,7 @@ class Card:
             modalities=tuple(values["modalities"]),
             subjects=values["subjects"],
             phantom=values["phantom"],
+            base=Base(**values["base"]) if values.get("base") else None,
         )
 
     def build(self) -> DiffusionModel:
@@ -103,10 +132,14 @@ def load_model(path: Path, device: torch.device) -> tuple[Card, DiffusionModel]:
     """
     card, contents = read_checkpoint(path)
     model = card.build()
-    prefix = "model."
-    weights = {k.removeprefix(prefix): v for k, v in contents["state_dict"].items() if k.startswith(prefix)}
-    model.load_state_dict(weights)
+    model.load_state_dict(averaged_weights(contents))
     return card, model.to(device).eval()
+
+
+def averaged_weights(contents: dict[str, Any]) -> dict[str, Tensor]:
+    """The averaged (EMA) state of the `DiffusionModel` in a checkpoint's contents."""
+    prefix = "model."
+    return {k.removeprefix(prefix): v for k, v in contents["state_dict"].items() if k.startswith(prefix)}
 
 
 def file_sha256(path: Path) -> str:
