@@ -43,7 +43,7 @@ def main(options: Options) -> None:
 
         card, _ = read_checkpoint(checkpoint)
         cohort = Manifest.load(stage_folder(options, "train") / "manifest.json")
-        refuse_leaks(cohort, pairs.manifest, pairs.records, card.subjects, digest)
+        refuse_leaks(cohort, pairs.manifest, pairs.records, card.seen, digest)
         cache = folder.parent / "cache"
         labelled = [case for case in cohort.split("train") if case.label is not None]
         scored = [case for case in cohort.split("test") if case.label is not None]

@@ -82,15 +82,22 @@ class CodecOptions:
 
 @dataclass
 class NetworkOptions:
-    """The denoising U-Net (MONAI DiffusionModelUNet, mask by concatenation)."""
+    """The denoising U-Net (MONAI), and how the mask enters it."""
 
+    name: str = option(
+        "unet (mask beside the image), spade (mask in the decoder), controlnet (on a frozen base)", "unet"
+    )
     spatial_dims: int = option("3: volumes; 2: every axial slice by itself", 3)
     channels: list[int] = option("features per level", [32, 64, 96])
-    attention: list[bool] = option("self-attention per level", [False, False, True])
+    attention: list[bool] = option("self-attention per level; the middle has it always", [False, False, True])
     num_res_blocks: int = option("residual blocks per level", 1)
     num_head_channels: int = option("features per attention head", 32)
     norm_num_groups: int = option("groups of the group normalisation", 16)
     coordinates: bool = option("voxel coordinates as inputs, for cohorts that are aligned", False)
+    stem: int | None = option(
+        "features of a learned stem of the mask; 0: none; null: 32 where blocks exceed 8 voxels", None
+    )
+    gradient_checkpointing: bool = option("compute inner activations twice and hold them less", False)
 
 
 @dataclass
@@ -287,6 +294,7 @@ class Options:
     runs: str = option("folder of all results", "runs")
     overwrite: bool = option("begin again where the config differs from the run on disk", False)
     resume: bool = option("train a run further than it was meant to go; raise trainer.max_steps with it", False)
+    init_from: str | None = option("checkpoint of an earlier training whose weights to begin from; null: none", None)
     data: DataOptions = field(default_factory=DataOptions)
     task: TaskOptions = field(default_factory=TaskOptions)
     codec: CodecOptions = field(default_factory=CodecOptions)
@@ -346,7 +354,7 @@ STAGES = {
             "the cohort's files, or data=phantom",
             "runs/EXP/train",
             "experiment=demo",
-            (*_RUN, "overwrite", "resume", *_MODEL),
+            (*_RUN, "overwrite", "resume", "init_from", *_MODEL),
         ),
         Stage(
             "generate",

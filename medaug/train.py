@@ -1,6 +1,6 @@
 """Stage: learn p(image | mask) from the training split.
 
-python -m medaug.train experiment=hippocampus [preset=cpu] [data=phantom] [trainer.max_steps=...]
+python -m medaug.train experiment=hippocampus [preset=cpu] [data=phantom] [trainer.max_steps=...] [init_from=FILE]
 """
 
 from __future__ import annotations
@@ -27,6 +27,19 @@ def main(options: Options) -> None:
     folder = stage_folder(options, "train")
     growable = ("trainer.max_steps",) if options.resume else ()
     identity = part(options, *MODEL_NODES)
+    base = Path(options.init_from) if options.init_from else None
+    if base is not None:
+        from medaug.training.checkpoint import file_sha256
+
+        if not base.is_file() or folder.resolve() in base.resolve().parents:
+            reason = "lies in the folder of this very run" if base.is_file() else "no such file"
+            raise UserError(f"init_from={base}: {reason}; give the last.ckpt of another training")
+        identity["init_from"] = file_sha256(base)
+    elif options.network.name == "controlnet":
+        raise UserError(
+            "network=controlnet: needs a base; train one with task=unconditional, then give its last.ckpt "
+            "as init_from=FILE"
+        )
     if finished(folder) is None:  # before anything is written
         from medaug.data.cohorts import require_data
         from medaug.data.grid import check_options
@@ -53,6 +66,7 @@ def main(options: Options) -> None:
     from medaug.reporting.samples import samples_picture
     from medaug.training.checkpoint import Card
     from medaug.training.fit import fit
+    from medaug.training.initial import read_base
     from medaug.training.tasks import resolve_task
 
     manifest = find_cohort(options.data, folder.parent / "phantom")
@@ -87,6 +101,7 @@ def main(options: Options) -> None:
         subjects={split: sorted(manifest.subjects(split)) for split in cases},
         phantom=manifest.phantom,
         attributes=attributes,
+        base=None if base is None else read_base(base, manifest.subjects("test")),
     )
     cache, memory = folder.parent / "cache", data.cache == "ram"
     loaded = {split: load_cases(manifest, c, preprocessing, cache, memory) for split, c in cases.items()}
@@ -107,6 +122,7 @@ def main(options: Options) -> None:
         options.trainer,
         options.logger.name,
         picture,
+        base,
     )
     finish(folder, summary)
     log.info("the model is %s", folder / "last.ckpt")

@@ -19,7 +19,7 @@ from medaug.errors import UserError
 from medaug.imaging.dicom.privacy import Private, save_private
 from medaug.runs import claim, finish
 from medaug.synthesis.generation import finished_pairs, synthetic_manifest
-from medaug.training.checkpoint import Card, file_sha256
+from medaug.training.checkpoint import Base, Card, file_sha256
 from medaug.withdrawal import withdraw
 
 SCHEMA = LabelSchema(((0, "background"), (1, "core")))
@@ -146,6 +146,15 @@ def test_a_subject_that_was_renamed_is_found_by_its_cases(home: Path) -> None:
     )
     replace(cohort(home / "cohort"), cases=renamed).save(home / "cohort.json")
     assert ("scan", "cohort/labels/Sa_1.nii.gz") in listed(home, "ID-A")
+
+
+def test_a_model_whose_base_saw_the_subject_is_found(home: Path) -> None:
+    path = home / "runs" / "demo" / "train" / "last.ckpt"
+    for base in (None, Base("first", "0" * 64, {"train": ["Sa"], "val": []})):
+        card = replace(CARD, subjects={"train": ["Sb"], "val": ["Sc"]}, base=base)
+        torch.save({"medaug": card.to_dict(), "state_dict": {}}, path)
+        found = withdraw("Sa", home / "runs", manifest=home / "cohort.json")
+        assert ("checkpoint" in {artefact.kind for artefact in found}) == (base is not None)
 
 
 def test_what_cannot_be_told_is_said_to_be_so(home: Path) -> None:

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from medaug.diffusion.samplers import Denoise
 
-C = TypeVar("C", bound=Tensor | tuple[Tensor, ...])
-"""A condition: a tensor, or a named tuple of tensors, each (B, ...)."""
+Condition = TypeVar("Condition", bound=Tensor | tuple[Tensor, ...])
 
 
 def guided(
-    denoise: Callable[[Tensor, Tensor, C], Tensor],
-    condition: C,
-    negative: C,
+    denoise: Callable[[Tensor, Tensor, Condition], Tensor],
+    condition: Condition,
+    negative: Condition,
     scale: float,
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
@@ -28,9 +27,9 @@ def guided(
     paper's eq. 6, which mixes epsilon: the same thing, since x_0 is affine in epsilon at a given x_t. Both
     branches go through one forward of twice the batch; where one has no weight it is not run.
 
-    denoise: x_t (B, ...), t (B,), condition -> x_0 (B, ...).
-    condition, negative: (B, ...), of one shape. The negative one is what guidance leads away from: the null condition,
-    or that of another mask. What they mean is the network's business.
+    denoise: x_t (B, ...), t (B,) and a condition to x_0 (B, ...).
+    condition, negative: a tensor (B, ...) or a (named) tuple of them, of one shape. The negative one is what guidance
+    leads away from: the null condition, or that of another mask. What they mean is the network's business.
     interval: times between which, ends included, there is guidance; outside it the conditional model alone is run
     (Kynkäänniemi et al. 2024).
     rescale: phi in [0, 1], how far each sample of the guided x_0 is brought back to the standard deviation of
@@ -40,7 +39,7 @@ def guided(
     Raises ValueError when the shapes differ, and as `check_guidance`.
     """
     check_guidance(interval, rescale)
-    both = _stacked(negative, condition)
+    both = _batch(negative, condition)
 
     def denoise_guided(x: Tensor, t: Tensor) -> Tensor:
         low, high = interval or (0.0, 1.0)
@@ -60,17 +59,18 @@ def guided(
     return denoise_guided
 
 
-def _stacked(negative: C, condition: C) -> C:
-    """Both along the batch."""
+def _batch(negative: Condition, condition: Condition) -> Condition:
+    """The two conditions as one of twice the batch."""
     if isinstance(negative, Tensor) and isinstance(condition, Tensor):
-        if condition.shape != negative.shape:
+        if negative.shape != condition.shape:
             raise ValueError(
-                f"condition and negative condition differ in shape: {tuple(condition.shape)} and "
-                f"{tuple(negative.shape)}"
+                "condition and negative condition differ in shape: "
+                f"{tuple(condition.shape)} and {tuple(negative.shape)}"
             )
-        return cast(C, torch.cat([negative, condition]))
-    parts = zip(cast(tuple[Tensor, ...], negative), cast(tuple[Tensor, ...], condition), strict=True)
-    return type(condition)(*(_stacked(a, b) for a, b in parts))
+        return cast(Condition, torch.cat([negative, condition]))
+    parts = [_batch(a, b) for a, b in zip(negative, condition, strict=True)]
+    make = getattr(type(condition), "_make", tuple)  # a named tuple keeps its names
+    return cast(Condition, make(parts))
 
 
 def check_guidance(interval: tuple[float, float] | None, rescale: float) -> None:

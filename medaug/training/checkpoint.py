@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from medaug.cohort.schema import LabelSchema
 from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
@@ -18,6 +19,21 @@ from medaug.training.tasks import resolve_task
 
 FORMAT = 2
 """1 held the bare `labels` of a schema."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The checkpoint that a training began from.
+
+    Attributes:
+        experiment: its name.
+        sha256: of the file.
+        subjects: per split, whom its training and all that came before saw.
+    """
+
+    experiment: str
+    sha256: str
+    subjects: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -33,6 +49,7 @@ class Card:
         subjects: per split, the subjects that training (`train`) and model selection (`val`) saw.
         phantom: whether the cohort is phantoms.
         attributes: that the model is told, fitted on the training split.
+        base: what the training began from (`init_from`); None: from random weights.
     """
 
     experiment: str
@@ -43,6 +60,16 @@ class Card:
     subjects: dict[str, list[str]]
     phantom: bool
     attributes: AttributeEncoder = NO_ATTRIBUTES
+    base: Base | None = None
+
+    @property
+    def seen(self) -> dict[str, list[str]]:
+        """Per split, the subjects that this training or one before it saw."""
+        if self.base is None:
+            return self.subjects
+        splits = {*self.subjects, *self.base.subjects}
+        both = (self.subjects, self.base.subjects)
+        return {split: sorted({name for saw in both for name in saw.get(split, [])}) for split in sorted(splits)}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -56,6 +83,7 @@ class Card:
             "subjects": self.subjects,
             "phantom": self.phantom,
             "attributes": self.attributes.to_dict(),
+            "base": None if self.base is None else asdict(self.base),
         }
 
     @classmethod
@@ -71,6 +99,7 @@ class Card:
             subjects=values["subjects"],
             phantom=values["phantom"],
             attributes=AttributeEncoder.from_dict(values.get("attributes", [])),
+            base=Base(**values["base"]) if values.get("base") else None,
         )
 
     def build(self) -> DiffusionModel:
@@ -111,10 +140,14 @@ def load_model(path: Path, device: torch.device) -> tuple[Card, DiffusionModel]:
     """
     card, contents = read_checkpoint(path)
     model = card.build()
-    prefix = "model."
-    weights = {k.removeprefix(prefix): v for k, v in contents["state_dict"].items() if k.startswith(prefix)}
-    model.load_state_dict(weights)
+    model.load_state_dict(averaged_weights(contents))
     return card, model.to(device).eval()
+
+
+def averaged_weights(contents: dict[str, Any]) -> dict[str, Tensor]:
+    """The averaged (EMA) state of the `DiffusionModel` in a checkpoint's contents."""
+    prefix = "model."
+    return {k.removeprefix(prefix): v for k, v in contents["state_dict"].items() if k.startswith(prefix)}
 
 
 def file_sha256(path: Path) -> str:

@@ -18,6 +18,7 @@ from medaug.errors import UserError
 from medaug.options import TrainerOptions
 from medaug.training.callbacks import LastCheckpoint, Progress, ProgressLines, ema
 from medaug.training.checkpoint import Card, read_checkpoint
+from medaug.training.initial import initialise
 from medaug.training.task import DiffusionData, DiffusionTask, Picture
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,9 @@ def fit(
     budget: TrainerOptions,
     logger: str,
     picture: Picture | None = None,
+    init_from: Path | None = None,
 ) -> dict[str, Any]:
-    """Train to `budget.max_steps`, from `last.ckpt` where there is one.
+    """Train to `budget.max_steps`, from `last.ckpt` where there is one, else from the weights of `init_from`.
 
     Returns:
         step, parameters, training and validation cases, for the run's summary.
@@ -47,8 +49,11 @@ def fit(
     if path.exists():
         _check(path, card, budget)
     task = DiffusionTask(card, budget, picture)
-    samples = [as_tensors(case) for case in train]
-    task.model.fit_codec((s["image"] for s in samples), (s["label"] for s in samples))
+    if init_from is not None and not path.exists():
+        log.info("init_from=%s: %s", init_from, initialise(task.model, init_from))
+    else:
+        samples = [as_tensors(case) for case in train]
+        task.model.fit_codec((s["image"] for s in samples), (s["label"] for s in samples))
     parameters = sum(p.numel() for p in task.model.parameters())
     labelled = sum(case.label is not None for case in train)
     log.info(

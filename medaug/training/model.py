@@ -16,9 +16,9 @@ from medaug.diffusion.noise import generators, named_seed, standard_normal
 from medaug.diffusion.process import Process, add_noise, loss_weight, predicted_sample, training_target
 from medaug.diffusion.samplers import check, sample, spaced_times
 from medaug.errors import UserError
+from medaug.networks.build import build_network
 from medaug.networks.codecs import Codec, space_to_depth
 from medaug.networks.condition import Condition, embed, embedded_channels, signed_planes
-from medaug.networks.unet import ConcatUNet
 from medaug.training.tasks import Task, resolve_task
 
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -76,16 +76,12 @@ class DiffusionModel(nn.Module):
             raise UserError(f"trainer.region_weight={self.region_weight:g}: must be above 0; 1 weighs all alike")
         network = options["network"]
         self.task = task or resolve_task({}, [str(m) for m in range(num_modalities)], num_classes)
-        self.levels_3d = len(network["channels"]) if network["spatial_dims"] == 3 else 0
         self.precision = precision
         try:
             self.process = Process(**options["process"])
             self.codec = Codec(options["codec"]["name"], self.task.num_targets, network["spatial_dims"])
-            self.network = ConcatUNet(
-                in_channels=self.codec.channels,
-                condition_channels=embedded_channels(self.task.num_masks + self.task.num_images, self.codec.stride),
-                **network,
-            )
+            planes = embedded_channels(self.task.num_masks + self.task.num_images, self.codec.stride)
+            self.network = build_network(network, self.codec.channels, planes, attributes.size, self.codec.block)
         except ValueError as error:
             raise UserError(f"codec, network and process do not go together: {error}") from error
 
@@ -132,7 +128,7 @@ class DiffusionModel(nn.Module):
         schedule = self.process.schedule
         shown = schedule.input_scale(t).view(-1, *[1] * (x.ndim - 1)) * x
         bf16 = self.precision == "bf16" or (self.precision == "auto" and has_bf16(x.device))
-        bf16 = bf16 and sound_in_bf16(x.device, [x.shape[2] >> level for level in range(self.levels_3d)])
+        bf16 = bf16 and sound_in_bf16(x.device, self.network.first_sides(x.shape[2]))
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
             return self.network(shown, schedule.network_time(t), condition).float()
 

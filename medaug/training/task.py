@@ -87,9 +87,8 @@ class DiffusionTask(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, linear warm-up, cosine decay to a tenth."""
-        optimizer = torch.optim.AdamW(
-            self.parameters(), lr=self.budget.learning_rate, weight_decay=self.budget.weight_decay
-        )
+        trained = [p for p in self.parameters() if p.requires_grad]  # a ControlNet's base is not
+        optimizer = torch.optim.AdamW(trained, lr=self.budget.learning_rate, weight_decay=self.budget.weight_decay)
         warmup, last = self.budget.warmup_steps, self.budget.max_steps
 
         def factor(step: int) -> float:

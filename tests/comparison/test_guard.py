@@ -9,7 +9,9 @@ import pytest
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import LabelSchema
 from medaug.comparison.guard import refuse_leaks
+from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
+from medaug.training.checkpoint import Base, Card
 
 SCHEMA = LabelSchema(((0, "background"), (1, "lesion")))
 SPLITS = {"train": ["A", "B", "C"], "val": ["V"], "test": ["T", "U"]}
@@ -27,6 +29,7 @@ COHORT = manifest(
 )
 PAIRS = manifest(Case(f"pair_{i}", (f"p{i}.nii.gz",), "l.nii.gz", SPLITS["train"][i], "train") for i in range(3))
 RECORDS = [{"name": c.name, "checkpoint": "sum", "subjects": [c.subject]} for c in PAIRS.cases]
+CARD = Card("toy", {}, Preprocessing((8, 8, 8), None, (0.0, 100.0)), SCHEMA, ("T1",), {}, False)
 SAW = {"train": SPLITS["train"], "val": SPLITS["val"]}
 
 
@@ -48,6 +51,15 @@ def test_a_sound_benchmark_passes():
 def test_a_test_subject_that_the_generator_saw(split):
     with pytest.raises(UserError, match=r"the generator saw test subject\(s\) T; train it again"):
         check(saw=SAW | {split: [*SAW[split], "T"]})
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_test_subject_that_the_base_of_the_generator_saw(split):
+    base = Base("base", "sum", {"train": ["A"], "val": []} | {split: ["U"]})
+    card = dataclasses.replace(CARD, subjects=SAW, base=base)
+    with pytest.raises(UserError, match=r"the generator saw test subject\(s\) U"):
+        check(saw=card.seen)
+    check(saw=dataclasses.replace(card, base=None).seen)
 
 
 def test_a_validation_subject_that_the_generator_trained_on():

@@ -1,0 +1,42 @@
+"""From the options of a network to the network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from medaug.networks.conditional import ConditionalUNet, UNetShape
+from medaug.networks.controlnet import ControlledUNet
+from medaug.networks.spade import SpadeUNet
+from medaug.networks.unet import ConcatUNet
+
+NETWORKS: dict[str, type[ConditionalUNet]] = {"unet": ConcatUNet, "spade": SpadeUNet, "controlnet": ControlledUNet}
+
+AUTOMATIC_STEM = 32
+LARGEST_BLOCK_WITHOUT_STEM = 8
+
+
+def build_network(
+    options: dict[str, Any], in_channels: int, condition_channels: int, attribute_channels: int, block: int
+) -> ConditionalUNet:
+    """An untrained network.
+
+    Args:
+        options: the plain `network` node; one from before a key existed has the value that the key then had.
+        in_channels: channels of x in codec space.
+        condition_channels: channels of the condition's planes, 0 for none.
+        attribute_channels: length of the condition's attributes, 0 for none.
+        block: voxels per block of the codec. `stem` null puts a stem in where that is above 8, since each voxel of a
+            block is a plane of its own.
+
+    Raises:
+        ValueError: names the key of what cannot be built.
+    """
+    rest = dict(options)
+    name = rest.pop("name", "unet")
+    if name not in NETWORKS:
+        raise ValueError(f"network.name={name}: not one of {', '.join(NETWORKS)}")
+    if (stem := rest.pop("stem", None)) is None:
+        stem = AUTOMATIC_STEM if block > LARGEST_BLOCK_WITHOUT_STEM else 0
+    channels, attention = tuple(rest.pop("channels")), tuple(rest.pop("attention"))
+    shape = UNetShape(channels=channels, attention=attention, stem=stem, **rest)
+    return NETWORKS[name](shape, in_channels, condition_channels, attribute_channels)

@@ -1,0 +1,236 @@
+"""Beginning from an earlier checkpoint: what fits is taken, the rest is said, what would mislead is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import assert_same_bits, model_options
+from test_fit import BUDGET, CARD, contents, make_cases
+
+from medaug.cohort.schema import LabelSchema
+from medaug.config import load_options
+from medaug.errors import UserError
+from medaug.networks.build import build_network
+from medaug.networks.condition import Condition
+from medaug.train import main
+from medaug.training.checkpoint import Base, Card, file_sha256, read_checkpoint
+from medaug.training.fit import fit
+from medaug.training.initial import initialise, read_base
+
+THREE = LabelSchema(((0, "background"), (1, "core"), (2, "rim")))
+
+
+def card_of(schema=CARD.schema, process=None, codec="haar", modalities=("T1",), **network) -> Card:
+    return replace(CARD, options=model_options(process, codec, **network), schema=schema, modalities=modalities)
+
+
+def randomised(card: Card, planes: int | None = None):
+    """A model with random weights and statistics; with `planes`, of a task with so many planes."""
+    torch.manual_seed(7)
+    model = card.build()
+    if planes is not None:
+        codec = model.codec
+        model.network = build_network(card.options["network"], codec.channels, planes, 0, codec.block)
+    for tensor in (*model.parameters(), model.codec.mean):
+        torch.nn.init.normal_(tensor, std=0.1)
+    model.codec.std.uniform_(0.5, 2.0)
+    return model.eval()
+
+
+def save(path: Path, card: Card, planes: int | None = None):
+    model = randomised(card, planes)
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"state_dict": state, "global_step": 3, "medaug": card.to_dict()}, path)
+    return model
+
+
+def told(model, planes: int, num=2):
+    x = torch.randn(num, model.codec.channels, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    return x, torch.linspace(0.2, 0.8, num), Condition(torch.ones(num, planes, 4, 4, 4), torch.zeros(num, 0))
+
+
+def test_the_same_make_is_taken_whole_with_the_codecs_statistics(tmp_path):
+    former, model = save(tmp_path / "a.ckpt", CARD), CARD.build()
+    report = initialise(model, tmp_path / "a.ckpt")
+    assert all(torch.equal(value, former.state_dict()[name]) for name, value in model.state_dict().items())
+    assert report.taken == report.total == len(model.network.state_dict()) and report.new == ()
+    assert str(report) == f"{report.total} of {report.total} tensors of the network begin from it"
+
+
+@pytest.mark.parametrize("coordinates", [False, True])
+@torch.no_grad()
+def test_a_mask_added_to_an_unconditional_model_changes_nothing_at_first(tmp_path, coordinates):
+    card = card_of(coordinates=coordinates)
+    former = save(tmp_path / "a.ckpt", card, planes=0)
+    model = card.build()
+    report = initialise(model, tmp_path / "a.ckpt")
+    assert report.taken == report.total
+    x, t, condition = told(model, 9)
+    expected = former.network(x, t, told(model, 0)[2])
+    assert expected.std() > 0
+    torch.testing.assert_close(model.network(x, t, condition), expected, atol=1e-5, rtol=1e-5)
+    # and it can learn: the mask's weights are zero, their gradients are not
+    with torch.enable_grad():
+        model.network(x, t, condition).square().mean().backward()
+    assert (model.network.unet.conv_in.conv.weight.grad[:, 8:17].abs().amax((0, 2, 3, 4)) > 0).all()
+
+
+@torch.no_grad()
+def test_other_classes_begin_from_the_null_condition(tmp_path):
+    """Two classes where there was one, and a stem where there was none: the masks are new, the rest is not."""
+    former = save(tmp_path / "a.ckpt", CARD)
+    expected = former.network(*told(former, 9)[:2], Condition(torch.zeros(2, 9, 4, 4, 4), torch.zeros(2, 0)))
+    for network, new in (({}, ()), ({"stem": 9}, ("stem.0",))):
+        model = card_of(THREE, **network).build()
+        assert initialise(model, tmp_path / "a.ckpt").new == new
+        torch.testing.assert_close(model.network(*told(model, 18)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_wider_or_another_network_says_what_is_new(tmp_path):
+    save(tmp_path / "a.ckpt", CARD)
+    spade = card_of(name="spade").build()
+    report = initialise(spade, tmp_path / "a.ckpt")
+    assert report.new == ("unet.up_blocks",) and 0 < report.taken < report.total
+    assert f"{report.taken} of {report.total} tensors" in str(report) and str(report).endswith("new: unet.up_blocks")
+    deeper = card_of(channels=[8, 8, 16], attention=[False] * 3).build()
+    report = initialise(deeper, tmp_path / "a.ckpt")
+    assert "unet.down_blocks" in report.new and "unet.time_embed" not in report.new and report.taken < report.total
+
+
+def test_a_controlnet_begins_from_its_base(tmp_path):
+    former = save(tmp_path / "a.ckpt", CARD, planes=0)
+    model = card_of(name="controlnet").build()
+    report = initialise(model, tmp_path / "a.ckpt")
+    parts = ("cond_embedding", "down_blocks", "mid_block")
+    assert report.new == tuple(f"control.controlnet_{part}" for part in parts)
+    former.network.requires_grad_(False)  # torch has other kernels, that round otherwise, for weights in training
+    with torch.no_grad():
+        assert torch.equal(model.network(*told(model, 9)), former.network(*told(model, 0)))
+
+
+EDM = {"noise_schedule": "edm", "prediction_type": "edm"}
+
+
+@pytest.mark.parametrize(
+    ("former", "now", "complaint"),
+    [
+        (card_of(codec="identity"), CARD, r"another space \(codec.name=identity, 1 channels of the scans\)"),
+        (card_of(modalities=("T1", "T2")), CARD, r"another space \(codec.name=haar, 2 channels"),
+        (CARD, card_of(coordinates=True), "network.coordinates=False, not True; set the same"),
+        (CARD, card_of(name="controlnet", norm_num_groups=8), "network.norm_num_groups=4, not 8"),
+        (card_of(num_head_channels=4), card_of(name="controlnet"), "network.num_head_channels=4, not 8"),
+        (card_of(channels=[8, 16]), card_of(name="controlnet"), r"network.channels=.8, 16., not .8, 8."),
+        (card_of(process=EDM), card_of(name="controlnet"), "another process .process.noise_schedule=edm"),
+        (card_of(name="spade"), card_of(name="controlnet"), "holds no base for this ControlNet"),
+        (card_of(), card_of(channels=[16, 16]), "no weight of its network fits this one"),
+    ],
+)
+def test_what_would_mislead_is_refused_in_one_line(tmp_path, former, now, complaint):
+    save(tmp_path / "a.ckpt", former)
+    model = now.build()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UserError, match=complaint) as caught:
+        initialise(model, tmp_path / "a.ckpt")
+    assert "\n" not in str(caught.value) and str(caught.value).startswith(f"init_from={tmp_path / 'a.ckpt'}: ")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Crash(Exception):
+    """The machine went down."""
+
+
+@pytest.mark.parametrize("name", ["unet", "controlnet"])
+def test_a_run_begins_from_the_averaged_weights_and_resuming_does_not_begin_again(tmp_path, name):
+    save(tmp_path / "a.ckpt", CARD, planes=0)
+    first = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
+    card = card_of(name=name)
+
+    def train(folder, picture=None):
+        folder.mkdir(exist_ok=True)
+        budget = replace(BUDGET, max_steps=4, checkpoint_every=1, validate_every=2)
+        fit(card, make_cases(4, 0), make_cases(2, 1), folder, budget, "csv", picture, tmp_path / "a.ckpt")
+        return contents(folder)
+
+    whole = train(tmp_path / "whole")
+    for statistic in ("model.codec.mean", "model.codec.std"):
+        assert torch.equal(whole["state_dict"][statistic], first[statistic])
+    current = whole["current_model_state"]
+    if name == "controlnet":  # the base stays what it was, in the raw weights and in their average
+        assert all(torch.equal(whole["state_dict"][key], first[key]) for key in first)
+        assert all(torch.equal(current[key], first[key]) for key in first)
+        control = card.build().network.control
+        assert len(whole["optimizer_states"][0]["state"]) == len(list(control.parameters()))
+    else:
+        shift = [(current[key] - first[key]).abs().max() for key in first if current[key].shape == first[key].shape]
+        assert 0 < max(shift) < 0.01, "four small steps from where it began"
+
+    def crash(step, *_):
+        raise Crash
+
+    with pytest.raises(Crash):
+        train(tmp_path / "parts", crash)
+    assert contents(tmp_path / "parts")["global_step"] == 2
+    (tmp_path / "a.ckpt").unlink()  # what goes on needs it no more
+    assert_same_bits(whole, train(tmp_path / "parts"))
+
+
+def test_the_card_names_the_base_and_counts_its_subjects_as_seen(tmp_path, caplog):
+    grandparent = Base("first", "0" * 64, {"train": ["g"], "val": ["h"]})
+    path = tmp_path / "a.ckpt"
+    save(path, replace(CARD, experiment="second", base=grandparent, subjects={"train": ["a"], "val": ["b"]}))
+    with caplog.at_level(logging.WARNING):
+        base = read_base(path, ["nobody"])
+    assert not caplog.records
+    assert base == Base("second", file_sha256(path), {"train": ["a", "g"], "val": ["b", "h"]})
+    card = replace(CARD, base=base, subjects={"train": ["c", "a"], "val": ["d"]})
+    assert Card.from_dict(json.loads(json.dumps(card.to_dict()))) == card
+    assert card.seen == {"train": ["a", "c", "g"], "val": ["b", "d", "h"]}
+    assert CARD.seen == CARD.subjects
+    without = CARD.to_dict()
+    del without["base"]
+    assert Card.from_dict(without) == CARD, "a card from before there were bases"
+    read_base(path, ["g"])
+    assert "saw 1 subject(s) of the test split (g first)" in caplog.text
+
+
+def run_train(runs: Path, *words: str) -> Path:
+    small = ("data.phantom_subjects=5", "data.max_side=16", "data.val_fraction=0.2", "data.test_fraction=0.2")
+    budget = ("trainer.max_steps=2", "trainer.precision=fp32", "logger=csv")
+    main(load_options("train", ["experiment=demo", "preset=smoke", f"runs={runs}", *small, *budget, *words]))
+    return runs / "demo" / "train"
+
+
+@pytest.mark.slow
+def test_the_stage_trains_a_control_on_a_base_and_remembers_which(tmp_path):
+    base = run_train(tmp_path / "base") / "last.ckpt"
+    words = ("network=controlnet", f"init_from={base}")
+    folder = run_train(tmp_path / "control", *words)
+    card, _ = read_checkpoint(folder / "last.ckpt")
+    former, _ = read_checkpoint(base)
+    assert card.base == Base("demo", file_sha256(base), former.subjects)
+    before = (folder / "last.ckpt").read_bytes()
+    run_train(tmp_path / "control", *words)  # finished: left alone
+    assert (folder / "last.ckpt").read_bytes() == before
+    moved = base.rename(tmp_path / "moved.ckpt")
+    run_train(tmp_path / "control", "network=controlnet", f"init_from={moved}")  # the same file elsewhere
+    other = run_train(tmp_path / "other", "trainer.seed=1") / "last.ckpt"
+    with pytest.raises(UserError, match="another configuration .init_from: "):
+        run_train(tmp_path / "control", "network=controlnet", f"init_from={other}")
+
+
+def test_what_cannot_begin_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match="network=controlnet: needs a base; train one with task=unconditional"):
+        run_train(tmp_path, "network=controlnet")
+    with pytest.raises(UserError, match="init_from=.*/none.ckpt: no such file"):
+        run_train(tmp_path, f"init_from={tmp_path / 'none.ckpt'}")
+    own = tmp_path / "demo" / "train" / "last.ckpt"
+    assert not own.parent.exists()
+    own.parent.mkdir(parents=True)
+    own.touch()
+    with pytest.raises(UserError, match="lies in the folder of this very run"):
+        run_train(tmp_path, f"init_from={own}")
