@@ -208,12 +208,12 @@ def test_the_interval_covers_the_distance_of_two_normals():
     truth = expected(a, a) + expected(b, b) - 2 * expected(a, b)
     rng = np.random.default_rng(10)
     hits = 0
-    for _ in range(100):
-        x, y = rng.normal(0, 1, (40, 1)), rng.normal(1, 1, (60, 1))
-        interval = kernel_distance_interval(x, y, [str(i) for i in range(40)], [str(i) for i in range(60)])
+    for _ in range(60):
+        x, y = rng.normal(0, 1, (30, 1)), rng.normal(1, 1, (50, 1))
+        interval = kernel_distance_interval(x, y, [str(i) for i in range(30)], [str(i) for i in range(50)])
         hits += interval.low <= truth <= interval.high
         assert interval.mean == kernel_distance(x, y)
-    assert 85 <= hits <= 100
+    assert 50 <= hits <= 60
 
 
 def test_copies_of_a_subjects_rows_do_not_narrow_the_interval():
