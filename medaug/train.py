@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from medaug.config import launch, part
 from medaug.errors import UserError
 from medaug.options import Options
-from medaug.runs import claim, finish, finished, stage_folder
+from medaug.runs import claim, finish, finished, process_rank, stage_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,10 +23,11 @@ MODEL_NODES = ("data", "codec", "network", "process", "trainer")
 
 
 def main(options: Options) -> None:
-    """Train, or go on training, and leave `last.ckpt` and `manifest.json` in the run's folder."""
+    """Train, or go on training, and leave `last.ckpt`, on request `best.ckpt`, and `manifest.json` in its folder."""
     folder = stage_folder(options, "train")
     growable = ("trainer.max_steps",) if options.resume else ()
-    identity = part(options, *MODEL_NODES)
+    scored = options.trainer.score_every != 0
+    identity = part(options, *MODEL_NODES, *(("segmenter", "masks") if scored else ()))
     if finished(folder) is None:  # before anything is written
         from medaug.data.cohorts import require_data
         from medaug.data.grid import check_options
@@ -35,9 +36,13 @@ def main(options: Options) -> None:
         check_options(options.data)
         require_data(options.data)
         try:
-            Process(**identity["process"])
+            process = Process(**identity["process"])
         except ValueError as error:
             raise UserError(f"process: {error}") from error
+        if scored:
+            from medaug.synthesis.scoring import check_scoring
+
+            check_scoring(process, options.trainer)
     if not claim(folder, identity, options.overwrite, growable):
         return
 
@@ -76,6 +81,15 @@ def main(options: Options) -> None:
     loaded = {split: load_cases(manifest, c, preprocessing, cache, memory) for split, c in cases.items()}
     manifest.save(folder / "manifest.json")
 
+    score = None
+    if scored:
+        from medaug.synthesis.scoring import sample_score
+
+        trainer, first = options.trainer, process_rank() == 0
+        score = sample_score(
+            card, loaded["train"], loaded["val"], trainer, options.segmenter, options.masks, folder, measures=first
+        )
+
     def picture(step: int, label: Tensor, sample: Tensor, real: Tensor) -> Path:
         path = folder / "pictures" / f"step_{step:06d}.png"
         rows = [
@@ -95,9 +109,11 @@ def main(options: Options) -> None:
         options.trainer,
         options.logger.name,
         picture,
+        score,
     )
     finish(folder, summary)
-    log.info("the model is %s", folder / "last.ckpt")
+    best = f"; the best by its samples (step {summary['best']['step']}) is best.ckpt" if summary["best"] else ""
+    log.info("the model is %s%s", folder / "last.ckpt", best)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ from medaug.evaluation.texture import CROP, central_box
 MOST_VOXELS = 20
 """Of a coarse volume along each axis: enough to tell two people, few enough that a shift by a voxel does not matter."""
 
-PERCENTILE = 95.0
+HELD_OUT_SHARE = 0.05
+"""Of held-out real scans, by the choice of the threshold, that are near copies."""
+
 ALARM = 0.01
 """Probability of a false alarm, one time in a hundred, where synthetic volumes are as new as held-out real ones."""
 
@@ -64,7 +66,7 @@ class TrainingNeighbours:
 
 def near_copy_threshold(held_out: Iterable[float]) -> float:
     """Similarity above which a volume is a near copy: the 95th percentile of that of held-out real scans."""
-    return float(np.percentile(list(held_out), PERCENTILE))
+    return float(np.quantile(list(held_out), 1 - HELD_OUT_SHARE))
 
 
 def memorises(flagged: int, num: int) -> bool:
@@ -72,7 +74,7 @@ def memorises(flagged: int, num: int) -> bool:
 
     By the binomial distribution, one-sided, at `ALARM`.
     """
-    return bool(binom.sf(flagged - 1, num, 1 - PERCENTILE / 100) < ALARM)
+    return bool(binom.sf(flagged - 1, num, HELD_OUT_SHARE) < ALARM)
 
 
 def _coarse(volume: NDArray[np.floating]) -> NDArray[np.float64]:
