@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binom
+from scipy.stats import betabinom
 from torch.nn.functional import adaptive_avg_pool3d
 
 from medaug.evaluation.texture import CROP, central_box
@@ -24,11 +24,11 @@ from medaug.evaluation.texture import CROP, central_box
 MOST_VOXELS = 20
 """Of a coarse volume along each axis: enough to tell two people, few enough that a shift by a voxel does not matter."""
 
-HELD_OUT_SHARE = 0.05
-"""Of held-out real scans, by the choice of the threshold, that are near copies."""
+SHARE = 0.05
+"""Of held-out real scans, that are above the threshold."""
 
 ALARM = 0.01
-"""Probability of a false alarm, one time in a hundred, where synthetic volumes are as new as held-out real ones."""
+"""Least `near_copies_p` that is put down to chance."""
 
 
 class TrainingNeighbours:
@@ -64,17 +64,30 @@ class TrainingNeighbours:
         return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
 
 
-def near_copy_threshold(held_out: Iterable[float]) -> float:
+def near_copy_threshold(held_out: Sequence[float]) -> float:
     """Similarity above which a volume is a near copy: the 95th percentile of that of held-out real scans."""
-    return float(np.quantile(list(held_out), 1 - HELD_OUT_SHARE))
+    return float(np.quantile(held_out, 1 - SHARE))
 
 
-def memorises(flagged: int, num: int) -> bool:
-    """Whether more of `num` samples are near copies than chance lets held-out scans be, of which 5% are.
+def expected_near_copies(held_out: int) -> float:
+    """Share of further real scans expected above the threshold of `held_out` scans: 1/2 for one, 5% for very many."""
+    return (SHARE * held_out + 1 - SHARE) / (held_out + 1)
 
-    By the binomial distribution, one-sided, at `ALARM`.
+
+def near_copies_p(flagged: int, num: int, held_out: int) -> float:
+    """Probability that so many or more of `num` further real scans are near copies.
+
+    Their number above the j-th smallest of n held-out values is beta-binomial with n + 1 - j and j, whatever the
+    distribution, for the order of exchangeable values is all that counts; the percentile is at j = 0.95 (n - 1) + 1.
+    So few held-out scans raise no alarm lightly.
+
+    Args:
+        flagged: samples above `near_copy_threshold`.
+        num: samples.
+        held_out: real scans that gave the threshold.
     """
-    return bool(binom.sf(flagged - 1, num, HELD_OUT_SHARE) < ALARM)
+    j = (1 - SHARE) * (held_out - 1) + 1
+    return float(betabinom.sf(flagged - 1, num, held_out + 1 - j, j))
 
 
 def _coarse(volume: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -24,7 +24,12 @@ from medaug.diffusion.samplers import check
 from medaug.errors import UserError
 from medaug.evaluation.faithfulness import agreement
 from medaug.evaluation.fidelity import kernel_distance, log_spectrum, spectral_distance
-from medaug.evaluation.memorisation import HELD_OUT_SHARE, TrainingNeighbours, near_copy_threshold
+from medaug.evaluation.memorisation import (
+    TrainingNeighbours,
+    expected_near_copies,
+    near_copies_p,
+    near_copy_threshold,
+)
 from medaug.evaluation.texture import mean_absolute_gradient
 from medaug.options import GenerateOptions, MasksOptions, SamplerOptions, SegmenterOptions, TrainerOptions
 from medaug.progress import track
@@ -98,9 +103,9 @@ def sample_score(
     - `kernel_distance` to the validation scans in the selecting segmenter's features, in standard deviations of the
       training scans.
     - `similarity` to the nearest training scan; `near_copies`: share of samples above the threshold that validation
-      scans give (`medaug.evaluation.memorisation`).
+      scans give; `near_copies_p`: the probability of so many among new scans (`medaug.evaluation.memorisation`).
     - `score`, 0..1: the harmonic mean of faithfulness (at most 1) and fidelity, so that the weaker of the two decides,
-      times the share of samples that are no near copies over that of held-out scans (at most 1): a copy is worth
+      times the share of samples that are no near copies over that of new scans (at most 1): a copy is worth
       nothing, however real it looks.
 
     Without a selecting segmenter (too few labelled scans, or it fails on real ones) its numbers are left out and
@@ -148,7 +153,7 @@ def sample_score(
             numbers |= selector.judge(images, [mask for _, _, mask in plans], card.schema)
             faithfulness = min(1.0, numbers["faithfulness"])
             worth *= 2 * faithfulness / (faithfulness + worth)
-        new = min(1.0, (1 - numbers["near_copies"]) / (1 - HELD_OUT_SHARE))
+        new = min(1.0, (1 - numbers["near_copies"]) / (1 - expected_near_copies(len(val))))
         return {"score": worth * new, **numbers}
 
     return score
@@ -164,16 +169,19 @@ class _Real:
     distance: float
     gradient: float
     near_copy: float
+    held_out: int
 
     def compare(self, images: Sequence[Image]) -> dict[str, float]:
         distance = float(np.mean([_distance(image, self.spectrum_mean, self.spectrum_std) for image in images]))
         similarity = np.array([self.neighbours.nearest(image)[0] for image in images])
+        copies = similarity > self.near_copy
         return {
             "fidelity": min(1.0, self.distance / distance),
             "spectral_distance": distance,
             "gradient": _gradient(images) / self.gradient,
             "similarity": float(similarity.mean()),
-            "near_copies": float((similarity > self.near_copy).mean()),
+            "near_copies": float(copies.mean()),
+            "near_copies_p": near_copies_p(int(copies.sum()), len(images), self.held_out),
         }
 
 
@@ -190,7 +198,8 @@ def _real(train: Sequence[ModelCase], val: Sequence[ModelCase]) -> _Real:
         neighbours=neighbours,
         distance=float(np.mean([_distance(image, mean, std) for image in held_out])),
         gradient=_gradient(held_out),
-        near_copy=near_copy_threshold(neighbours.nearest(image)[0] for image in held_out),
+        near_copy=near_copy_threshold([neighbours.nearest(image)[0] for image in held_out]),
+        held_out=len(held_out),
     )
 
 

@@ -68,7 +68,7 @@ def fit(
     last = LastCheckpoint(path, budget.checkpoint_every)
     progress = Progress if sys.stderr.isatty() else ProgressLines
     callbacks = [ema(budget.ema_decay), last, progress(budget.batch_size)]
-    scoring = None if score is None else SampleScoring(folder, budget.score_every, budget.score_num, score)
+    scoring = None if score is None else SampleScoring(folder, budget.score_every, score)
     if scoring is not None:
         callbacks.insert(1, scoring)
     for name in ("lightning.pytorch", "lightning.fabric"):

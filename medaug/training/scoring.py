@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 
-from medaug.evaluation.memorisation import memorises
+from medaug.evaluation.memorisation import ALARM
 from medaug.files import atomic_write
 from medaug.training.callbacks import save_whole
 from medaug.training.checkpoint import read_checkpoint
@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 Score = Callable[[DiffusionModel, int], dict[str, float]]
 """The averaged model, in evaluation mode, and the step, to named numbers: `score` in 0..1, to be maximised, and
-`near_copies`, the share of samples that are near copies of training scans. It must draw from no global random state."""
+`near_copies`, the share of samples that are near copies of training scans, with `near_copies_p`, the probability of so
+many among new scans. It must draw from no global random state."""
 
 
 class SampleScoring(Callback):
@@ -37,15 +38,13 @@ class SampleScoring(Callback):
     Args:
         folder: of the run.
         every: steps.
-        num: samples that each scoring looks at.
         score: computes the numbers. It is called on all processes, because weights may be split; the first one's count.
     """
 
-    def __init__(self, folder: Path, every: int, num: int, score: Score) -> None:
+    def __init__(self, folder: Path, every: int, score: Score) -> None:
         self.table = folder / "scores.csv"
         self.checkpoint = folder / "best.ckpt"
         self.every = every
-        self.num = num
         self.score = score
         self.best: dict[str, float] | None = None
         self._rows: list[dict[str, float]] = []
@@ -70,7 +69,7 @@ class SampleScoring(Callback):
         if better := self.best is None or numbers["score"] > self.best["score"]:
             self.best = {"step": step, "score": numbers["score"]}
             save_whole(trainer, self.checkpoint)
-        warned = any(self._memorises(row) for row in self._rows)
+        warned = any(row["near_copies_p"] < ALARM for row in self._rows)
         self._rows.append({"step": step, **numbers})
         if not trainer.is_global_zero:
             return
@@ -79,15 +78,14 @@ class SampleScoring(Callback):
             logger.log_metrics({f"sample/{name}": value for name, value in numbers.items()}, step)
         told = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items())
         log.info("samples at step %d: %s%s", step, told, "; the best so far" if better else "")
-        if self._memorises(numbers) and not warned:
+        if numbers["near_copies_p"] < ALARM and not warned:
             log.warning(
-                "step %d: %d of %d samples are near copies of training scans, where of held-out scans 1 in 20 is: the "
-                "model memorises; use the best checkpoint (step %d), train for fewer steps, or augment more "
+                "step %d: %.0f%% of the samples are near copies of training scans, more than new scans would be "
+                "(p = %.1g): the model memorises; stop early and use best.ckpt, train for fewer steps, or augment more "
                 "(trainer.augment)",
                 step,
-                round(numbers["near_copies"] * self.num),
-                self.num,
-                self.best["step"] if self.best is not None else step,
+                100 * numbers["near_copies"],
+                numbers["near_copies_p"],
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -106,9 +104,6 @@ class SampleScoring(Callback):
             for module, training in modes.items():
                 module.training = training
             averaging.on_validation_epoch_end(trainer, pl_module)
-
-    def _memorises(self, numbers: dict[str, float]) -> bool:
-        return memorises(round(numbers["near_copies"] * self.num), self.num)
 
 
 def _read(path: Path) -> list[dict[str, float]]:

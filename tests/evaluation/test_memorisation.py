@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from math import comb
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, shift
 
-from medaug.evaluation.memorisation import TrainingNeighbours, memorises, near_copy_threshold
+from medaug.evaluation.memorisation import (
+    ALARM,
+    TrainingNeighbours,
+    expected_near_copies,
+    near_copies_p,
+    near_copy_threshold,
+)
 
 SHAPE = (24, 30, 24)
 ATLAS = gaussian_filter(np.random.default_rng(99).normal(size=SHAPE), 4)
@@ -64,17 +72,17 @@ def test_a_training_scan_is_its_own_nearest(training, neighbours):
     ],
 )
 def test_a_planted_copy_is_found(training, neighbours, name, change):
-    threshold = near_copy_threshold(neighbours.nearest(person(seed))[0] for seed in range(100, 140))
+    threshold = near_copy_threshold([neighbours.nearest(person(seed))[0] for seed in range(100, 140)])
     similarity, index = neighbours.nearest(change(training[7]))
     assert index == 7
     assert similarity > threshold + 0.1
 
 
 def test_strangers_are_flagged_as_often_as_the_percentile_says(neighbours):
-    threshold = near_copy_threshold(neighbours.nearest(person(seed))[0] for seed in range(100, 160))
+    threshold = near_copy_threshold([neighbours.nearest(person(seed))[0] for seed in range(100, 160)])
     flagged = sum(neighbours.nearest(person(seed))[0] > threshold for seed in range(200, 260))
     assert flagged <= 10
-    assert not memorises(flagged, 60) or flagged > 7
+    assert near_copies_p(flagged, 60, 60) > ALARM
 
 
 def test_a_mixture_of_two_people_is_less_than_a_copy(training, neighbours):
@@ -107,11 +115,31 @@ def test_the_threshold_is_the_95th_percentile():
     assert near_copy_threshold(np.arange(101) / 100) == pytest.approx(0.95)
 
 
-def test_the_alarm_is_rare_where_nothing_is_copied():
-    """Of 16 samples, each flagged with probability 0.05, four or more are flagged in 0.7% of cases."""
-    assert [memorises(k, 16) for k in range(6)] == [False, False, False, False, True, True]
+@pytest.mark.parametrize("held_out", [1, 5, 22, 101])
+def test_the_expected_share_is_what_new_scans_show(held_out):
+    """Of any distribution; here the similarities are uniform, so the share above a threshold is 1 less it."""
     rng = np.random.default_rng(6)
+    shares = [1 - near_copy_threshold(rng.random(held_out)) for _ in range(4000)]
+    assert np.mean(shares) == pytest.approx(expected_near_copies(held_out), rel=0.05)
+    assert expected_near_copies(1) == 0.5
+
+
+@pytest.mark.parametrize("held_out", [1, 3, 21, 101])
+def test_the_alarm_is_rare_where_nothing_is_copied(held_out):
+    rng = np.random.default_rng(7)
     for num in (8, 16, 64):
-        false = np.mean([memorises(k, num) for k in rng.binomial(num, 0.05, 2000)])
-        assert false <= 0.015
-        assert memorises(num // 2, num)
+        flagged = [(rng.random(num) > near_copy_threshold(rng.random(held_out))).sum() for _ in range(2000)]
+        values = np.array([near_copies_p(int(k), num, held_out) for k in flagged])
+        for level in (0.01, 0.1):
+            assert (values < level).mean() <= 1.3 * level + 0.005
+    assert near_copies_p(0, 16, held_out) == pytest.approx(1)
+
+
+def test_copies_raise_the_alarm_where_enough_scans_are_held_out():
+    """With 21 held-out scans the percentile is the 20th smallest: one of 16 is nothing, nine of 16 are an alarm."""
+    p = [near_copies_p(k, 16, 21) for k in range(17)]
+    assert p == sorted(p, reverse=True)
+    assert p[1] > 0.5 and p[9] < ALARM < p[5]
+    # By counting: all 16 above the 20th of 21, that is the 19 smaller ones and it come first in the joint order.
+    assert p[16] == pytest.approx(comb(17, 16) / comb(37, 16))
+    assert near_copies_p(16, 16, 1) == pytest.approx(1 / 17), "one scan proves nothing"

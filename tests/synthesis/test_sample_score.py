@@ -17,6 +17,7 @@ from medaug.data.cases import ModelCase
 from medaug.data.preprocessing import Placement, Preprocessing
 from medaug.diffusion.process import Process
 from medaug.errors import UserError
+from medaug.evaluation.memorisation import expected_near_copies
 from medaug.options import MasksOptions, SegmenterOptions, TrainerOptions
 from medaug.synthesis import scoring
 from medaug.synthesis.scoring import check_scoring, sample_score
@@ -116,6 +117,7 @@ def test_what_is_worth_more_scores_higher(by_threshold, tmp_path):
     assert found["disobedient"]["fidelity"] > 0.75, "strangers look real"
     assert found["diverged"]["score"] < 0.05
     assert found["copying"]["near_copies"] == 1 and found["copying"]["score"] == 0
+    assert found["copying"]["near_copies_p"] < 0.01 < perfection["near_copies_p"]
     assert found["copying"]["fidelity"] > 0.8, "a copy looks real"
     others = ("blurred", "disobedient", "diverged", "copying")
     assert all(found[name]["score"] < 0.9 * perfection["score"] for name in others)
@@ -126,7 +128,7 @@ def test_what_is_worth_more_scores_higher(by_threshold, tmp_path):
 def test_the_score_is_made_of_its_parts(by_threshold, tmp_path):
     numbers = scorer(tmp_path)(Painter(blurred), 1)
     f, g = min(1.0, numbers["faithfulness"]), numbers["fidelity"]
-    new = min(1.0, (1 - numbers["near_copies"]) / 0.95)
+    new = min(1.0, (1 - numbers["near_copies"]) / (1 - expected_near_copies(len(VAL))))
     assert numbers["score"] == pytest.approx(2 * f * g / (f + g) * new)
 
 
@@ -181,7 +183,9 @@ def test_without_a_selector_fidelity_stands_for_both(tmp_path, caplog, train, va
     assert said.startswith("samples are scored by fidelity alone") and why in said
     numbers = score(Painter(perfect), 1)
     assert not {"dice", "faithfulness", "kernel_distance"} & numbers.keys()
-    assert numbers["score"] == pytest.approx(numbers["fidelity"] * min(1.0, (1 - numbers["near_copies"]) / 0.95))
+    assert numbers["score"] == pytest.approx(
+        numbers["fidelity"] * min(1.0, (1 - numbers["near_copies"]) / (1 - expected_near_copies(len(val))))
+    )
 
 
 def test_a_process_that_only_samples_reads_no_scan(tmp_path):

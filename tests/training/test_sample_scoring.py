@@ -26,9 +26,9 @@ class Crash(Exception):
 class Judge:
     """A score that follows a plan, and keeps what the model it was given draws."""
 
-    def __init__(self, worth=WORTH, copies=None):
+    def __init__(self, worth=WORTH, chance=None):
         self.worth = worth
-        self.copies = copies or {}
+        self.chance = chance or {}
         self.asked: list[int] = []
         self.seen: dict[int, torch.Tensor] = {}
 
@@ -40,7 +40,8 @@ class Judge:
         self.seen[step] = image
         return {
             "score": self.worth[step],
-            "near_copies": self.copies.get(step, 0.0),
+            "near_copies": 0.25,
+            "near_copies_p": self.chance.get(step, 1.0),
             "brightness": float(image.mean()),
         }
 
@@ -170,16 +171,16 @@ def test_without_the_best_file_the_next_scoring_is_the_best(tmp_path):
 
 
 def test_memorising_is_said_once_and_remembered(tmp_path, caplog):
-    copies = {2: 1 / 16, 4: 5 / 16, 6: 1.0, 7: 1.0}
+    chance = {2: 0.02, 4: 0.004, 6: 1e-9, 7: 1e-9}
     with caplog.at_level(logging.WARNING, "medaug.training.scoring"):
-        train(tmp_path, Judge(copies=copies), replace(SCORED, max_steps=4))
-        train(tmp_path, Judge(copies=copies))
+        train(tmp_path, Judge(chance=chance), replace(SCORED, max_steps=4))
+        train(tmp_path, Judge(chance=chance))
     (said,) = [record.getMessage() for record in caplog.records if record.name == scoring.__name__]
-    assert said.startswith("step 4: 5 of 16 samples are near copies of training scans")
-    assert "best checkpoint (step 4)" in said and "\n" not in said
+    assert said.startswith("step 4: 25% of the samples are near copies of training scans")
+    assert "(p = 0.004)" in said and "best.ckpt" in said and "\n" not in said
 
 
 def test_a_few_near_copies_are_chance(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "medaug.training.scoring"):
-        train(tmp_path, Judge(copies=dict.fromkeys(WORTH, 3 / 16)))
+        train(tmp_path, Judge(chance=dict.fromkeys(WORTH, 0.01)))
     assert not [record for record in caplog.records if record.name == scoring.__name__]
