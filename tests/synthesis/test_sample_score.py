@@ -107,18 +107,18 @@ def test_what_is_worth_more_scores_higher(by_threshold, tmp_path):
     score = scorer(tmp_path)
     found = {draw.__name__: score(Painter(draw), 1) for draw in (perfect, blurred, disobedient, diverged, copying)}
     perfection = found["perfect"]
-    assert perfection["score"] > 0.8
+    assert perfection["score"] > 0.7
     assert 0.9 < perfection["faithfulness"] < 1.1
     assert perfection["near_copies"] <= 0.25
     assert perfection["gradient"] == pytest.approx(1, abs=0.05)
-    assert found["blurred"]["fidelity"] < 0.5 < perfection["fidelity"]
+    assert found["blurred"]["fidelity"] < 0.3 and perfection["fidelity"] > 0.6
     assert found["blurred"]["gradient"] < 0.8
     assert found["disobedient"]["faithfulness"] < 0.75 * perfection["faithfulness"]
-    assert found["disobedient"]["fidelity"] > 0.75, "strangers look real"
+    assert found["disobedient"]["fidelity"] > 0.6, "strangers look real"
     assert found["diverged"]["score"] < 0.05
     assert found["copying"]["near_copies"] == 1 and found["copying"]["score"] == 0
     assert found["copying"]["near_copies_p"] < 0.01 < perfection["near_copies_p"]
-    assert found["copying"]["fidelity"] > 0.8, "a copy looks real"
+    assert found["copying"]["fidelity"] > 0.6, "a copy looks real"
     others = ("blurred", "disobedient", "diverged", "copying")
     assert all(found[name]["score"] < 0.9 * perfection["score"] for name in others)
     for numbers in found.values():
@@ -127,7 +127,7 @@ def test_what_is_worth_more_scores_higher(by_threshold, tmp_path):
 
 def test_the_score_is_made_of_its_parts(by_threshold, tmp_path):
     numbers = scorer(tmp_path)(Painter(blurred), 1)
-    f, g = min(1.0, numbers["faithfulness"]), numbers["fidelity"]
+    f, g = min(1.0, numbers["faithfulness"]), 1 / (1 + numbers["spectral_discrepancy"])
     new = min(1.0, (1 - numbers["near_copies"]) / (1 - expected_near_copies(len(VAL))))
     assert numbers["score"] == pytest.approx(2 * f * g / (f + g) * new)
 
