@@ -34,7 +34,10 @@ def main(options: Options) -> None:
     digest = file_sha256(checkpoint)
     pairs = finished_pairs(stage_folder(options, "generate"))
     if any(record["checkpoint"] != digest for record in pairs.records):
-        raise UserError(f"{checkpoint}: trained again since the pairs were made; generate them again (overwrite=true)")
+        raise UserError(
+            f"{checkpoint}: trained again since the pairs were made, or they were made with another checkpoint=; "
+            "generate them again (overwrite=true)"
+        )
     if len(pairs.records) < 2:
         raise UserError(f"{pairs.manifest.root}: the audit needs at least two pairs; generate more (num=2)")
     identity = part(options, "audit", "segmenter") | {"checkpoint": digest, "pairs": pairs.digest}

@@ -148,6 +148,11 @@ class TrainerOptions:
     precision: str = option("of the network: auto (bf16 where the processor has it), bf16 or fp32", "auto")
     num_workers: int = option("processes that load data", 1, identity=False)
     seed: int = option("seed of weights, data order, augmentation, times and noise", 0)
+    score_every: int = option("mask to image: steps between scorings of samples, which choose best.ckpt; 0: none", 0)
+    score_num: int = option("samples that are scored", 16)
+    score_inference_steps: int = option("steps of their sampler (dpmpp_2m)", 12)
+    score_guidance_scale: float = option("their guidance", 2.0)
+    selector_steps: int = option("optimisation steps of the segmenter that scores them, and nothing else", 600)
 
 
 @dataclass
@@ -181,7 +186,7 @@ class MasksOptions:
 
 @dataclass
 class SegmenterOptions:
-    """The downstream segmenter (MONAI U-Net, Dice and cross-entropy): arms of the benchmark and the audit's judge."""
+    """The segmenter (MONAI U-Net, Dice and cross-entropy) of benchmark, audit and scoring, trained apart for each."""
 
     channels: list[int] = option("features per level", [16, 32, 64, 96])
     learning_rate: float = option("peak learning rate of AdamW, cosine decay", 2e-3)
@@ -293,6 +298,7 @@ class Options:
     preset: str = option("size and budget (conf/preset); the experiment's own unless said, else cpu", "cpu")
     runs: str = option("folder of all results", "runs")
     overwrite: bool = option("begin again where the config differs from the run on disk", False)
+    checkpoint: str = option("auto (best where samples were scored, else last), best or last", "auto")
     resume: bool = option("train a run further than it was meant to go; raise trainer.max_steps with it", False)
     init_from: str | None = option("checkpoint of an earlier training whose weights to begin from; null: none", None)
     data: DataOptions = field(default_factory=DataOptions)
@@ -354,7 +360,7 @@ STAGES = {
             "the cohort's files, or data=phantom",
             "runs/EXP/train",
             "experiment=demo",
-            (*_RUN, "overwrite", "resume", "init_from", *_MODEL),
+            (*_RUN, "overwrite", "resume", "init_from", *_MODEL, "segmenter", "masks"),
         ),
         Stage(
             "generate",
@@ -362,7 +368,7 @@ STAGES = {
             "train",
             "runs/EXP/synthetic",
             "experiment=demo num=16",
-            (*_RUN, "overwrite", "sampler", "masks"),
+            (*_RUN, "overwrite", "checkpoint", "sampler", "masks"),
         ),
         Stage(
             "export",
@@ -379,7 +385,7 @@ STAGES = {
             "generate",
             "runs/EXP/audit",
             "experiment=demo",
-            (*_RUN, "overwrite", "segmenter"),
+            (*_RUN, "overwrite", "checkpoint", "segmenter"),
         ),
         Stage(
             "benchmark",
@@ -387,7 +393,7 @@ STAGES = {
             "generate (audit adds its figures to the report)",
             "runs/EXP/benchmark",
             "experiment=demo",
-            (*_RUN, "overwrite", "segmenter", "arms"),
+            (*_RUN, "overwrite", "checkpoint", "segmenter", "arms"),
         ),
     )
 }

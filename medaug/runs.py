@@ -193,17 +193,22 @@ def _unlock(folder: Path) -> None:
 
 
 def trained_checkpoint(options: Options) -> Path:
-    """The experiment's checkpoint; a training that stopped early is used as it stands, with a warning.
+    """The experiment's checkpoint that `checkpoint` names; a training that stopped early is used as it stands.
 
     Raises:
-        UserError: nothing was trained yet.
+        UserError: an unknown choice, nothing was trained yet, or samples were not scored, so that there is no best.
     """
-    path = stage_folder(options, "train") / "last.ckpt"
-    if not path.exists():
+    choice, folder = options.checkpoint, stage_folder(options, "train")
+    if choice not in ("auto", "best", "last"):
+        raise UserError(f"checkpoint={choice}: not one of auto, best, last")
+    last, best = folder / "last.ckpt", folder / "best.ckpt"
+    if not last.exists():
         raise UserError(
-            f"{path}: not trained yet; first run python -m medaug.train experiment={options.experiment} "
+            f"{last}: not trained yet; first run python -m medaug.train experiment={options.experiment} "
             f"(make train EXP={options.experiment})"
         )
-    if finished(path.parent) is None:
-        logger.warning("%s: the training is unfinished; its last checkpoint is used", path.parent)
-    return path
+    if choice == "best" and not best.exists():
+        raise UserError(f"{best}: no samples were scored; train with trainer.score_every=N, or use checkpoint=last")
+    if finished(folder) is None:
+        logger.warning("%s: the training is unfinished; its checkpoint is used as it stands", folder)
+    return best if choice != "last" and best.exists() else last

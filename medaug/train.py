@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from medaug.config import launch, part
 from medaug.errors import UserError
 from medaug.options import Options
-from medaug.runs import claim, finish, finished, stage_folder
+from medaug.runs import claim, finish, finished, process_rank, stage_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,10 +23,12 @@ MODEL_NODES = ("data", "task", "codec", "network", "process", "trainer")
 
 
 def main(options: Options) -> None:
-    """Train, or go on training, and leave `last.ckpt` and `manifest.json` in the run's folder."""
+    """Train, or go on training, and leave `last.ckpt`, on request `best.ckpt`, and `manifest.json` in its folder."""
     folder = stage_folder(options, "train")
     growable = ("trainer.max_steps",) if options.resume else ()
-    identity = part(options, *MODEL_NODES)
+    drawn = options.task
+    scored = options.trainer.score_every != 0 and drawn.target == "image" and drawn.mask and not drawn.modalities
+    identity = part(options, *MODEL_NODES, *(("segmenter", "masks") if scored else ()))
     base = Path(options.init_from) if options.init_from else None
     if base is not None:
         from medaug.training.checkpoint import file_sha256
@@ -52,9 +54,13 @@ def main(options: Options) -> None:
                 f"trainer.attribute_dropout={options.trainer.attribute_dropout:g}: a share is within 0 and 1"
             )
         try:
-            Process(**identity["process"])
+            process = Process(**identity["process"])
         except ValueError as error:
             raise UserError(f"process: {error}") from error
+        if scored:
+            from medaug.synthesis.scoring import check_scoring
+
+            check_scoring(process, options.trainer)
     if not claim(folder, identity, options.overwrite, growable):
         return
 
@@ -108,6 +114,15 @@ def main(options: Options) -> None:
     attributes.warn_of_unknown((c.case, c.affine) for split in loaded.values() for c in split)
     manifest.save(folder / "manifest.json")
 
+    score = None
+    if scored:
+        from medaug.synthesis.scoring import sample_score
+
+        trainer, first = options.trainer, process_rank() == 0
+        score = sample_score(
+            card, loaded["train"], loaded["val"], trainer, options.segmenter, options.masks, folder, measures=first
+        )
+
     def picture(step: int, batch: dict[str, Tensor], sample: Tensor) -> Path:
         path = folder / "pictures" / f"step_{step:06d}.png"
         title = f"step {step}" + (", phantoms" if manifest.phantom else "")
@@ -123,9 +138,11 @@ def main(options: Options) -> None:
         options.logger.name,
         picture,
         base,
+        score,
     )
     finish(folder, summary)
-    log.info("the model is %s", folder / "last.ckpt")
+    best = f"; the best by its samples (step {summary['best']['step']}) is best.ckpt" if summary["best"] else ""
+    log.info("the model is %s%s", folder / "last.ckpt", best)
 
 
 if __name__ == "__main__":

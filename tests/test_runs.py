@@ -190,3 +190,27 @@ def test_further_ranks_come_to_the_same_answer_and_write_nothing(folder, monkeyp
     assert not runs.claim(folder, IDENTITY, overwrite=False)
     assert runs.claim(folder, OTHER_SEED, overwrite=True)
     assert json.loads((folder / "finished.json").read_text()) == {"steps": 8}
+
+
+def trained(tmp_path, *names, **options):
+    folder = tmp_path / "demo" / "train"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text("weights")
+    return runs.trained_checkpoint(Options(experiment="demo", runs=str(tmp_path), **options)).name
+
+
+def test_the_best_checkpoint_is_used_where_there_is_one(tmp_path):
+    assert trained(tmp_path, "last.ckpt") == "last.ckpt"
+    with pytest.raises(UserError, match=r"no samples were scored; .*checkpoint=last"):
+        trained(tmp_path, checkpoint="best")
+    assert trained(tmp_path, "best.ckpt") == "best.ckpt"
+    assert trained(tmp_path, checkpoint="best") == "best.ckpt"
+    assert trained(tmp_path, checkpoint="last") == "last.ckpt"
+
+
+def test_an_unknown_or_absent_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UserError, match="checkpoint=first: not one of auto, best, last"):
+        trained(tmp_path, "last.ckpt", checkpoint="first")
+    with pytest.raises(UserError, match="not trained yet"):
+        trained(tmp_path / "empty")

@@ -1,4 +1,7 @@
-"""No test subject may have been seen by anything that is compared. Refuses, never repairs."""
+"""No test subject may have been seen by anything that is compared. Refuses, never repairs.
+
+A generator sees its validation subjects: they may have chosen its checkpoint.
+"""
 
 from __future__ import annotations
 

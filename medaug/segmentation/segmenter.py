@@ -139,6 +139,21 @@ def segment(net: nn.Module, image: NDArray | Tensor) -> NDArray:
     return logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
 
 
+@torch.no_grad()
+def encode(net: nn.Module, image: NDArray | Tensor) -> NDArray:
+    """Features (channels[-1],) of an image (M, X, Y, Z) in model space: the coarsest level's mean."""
+    device = next(net.parameters()).device
+    bottom: nn.Module = net
+    while inner := [child for child in bottom.modules() if hasattr(child, "submodule")]:
+        bottom = inner[0].get_submodule("submodule")  # what a skip connection leads around
+    kept: list[Tensor] = []
+    hook = bottom.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bf16(device)):
+        net(torch.as_tensor(image)[None].to(device))
+    hook.remove()
+    return kept[0].float().mean((2, 3, 4))[0].cpu().numpy()
+
+
 def save_segmenter(net: nn.Module, path: Path) -> None:
     """Write the weights, whole or not at all."""
     # By way of memory: on a full disk torch raises what nobody can tell from a defect.

@@ -31,6 +31,12 @@ def ema(decay: float) -> WeightAveraging:
     return WeightAveraging(use_buffers=False, avg_fn=average)
 
 
+def save_whole(trainer: Trainer, path: Path) -> None:
+    """Write a checkpoint, whole or not at all. All ranks take part in saving; the first one writes."""
+    with atomic_write(path) if trainer.is_global_zero else nullcontext(path) as target:
+        trainer.save_checkpoint(target)
+
+
 class LastCheckpoint(Callback):
     """Keeps `last.ckpt` whole: every so many steps, at the last one, and when the run is asked to stop.
 
@@ -56,9 +62,7 @@ class LastCheckpoint(Callback):
         step = trainer.global_step
         stop = trainer.strategy.reduce_boolean_decision(self.stopped_by is not None, all=False)
         if stop or step % self.every == 0 or step == trainer.max_steps:
-            # All ranks take part in saving; the first one writes.
-            with atomic_write(self.path) if trainer.is_global_zero else nullcontext(self.path) as target:
-                trainer.save_checkpoint(target)
+            save_whole(trainer, self.path)
             if stop:
                 trainer.should_stop = True
                 trainer.limit_val_batches = 0  # whoever asks to stop does not wait for a validation

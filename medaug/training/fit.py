@@ -19,6 +19,7 @@ from medaug.options import TrainerOptions
 from medaug.training.callbacks import LastCheckpoint, Progress, ProgressLines, ema
 from medaug.training.checkpoint import Card, read_checkpoint
 from medaug.training.initial import initialise
+from medaug.training.scoring import SampleScoring, Score
 from medaug.training.task import DiffusionData, DiffusionTask, Picture
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,11 @@ def fit(
     logger: str,
     picture: Picture | None = None,
     init_from: Path | None = None,
+    score: Score | None = None,
 ) -> dict[str, Any]:
     """Train to `budget.max_steps`, from `last.ckpt` where there is one, else from the weights of `init_from`.
+
+    With `score`, samples are scored every `budget.score_every` steps, and `best.ckpt` is kept beside it.
 
     Returns:
         step, parameters, training and validation cases, for the run's summary.
@@ -70,6 +74,9 @@ def fit(
     last = LastCheckpoint(path, budget.checkpoint_every)
     progress = Progress if sys.stderr.isatty() else ProgressLines
     callbacks = [ema(budget.ema_decay), last, progress(budget.batch_size)]
+    scoring = None if score is None else SampleScoring(folder, budget.score_every, score)
+    if scoring is not None:
+        callbacks.insert(1, scoring)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # what hardware there is not, and tips
     with warnings.catch_warnings():
@@ -113,6 +120,7 @@ def fit(
         "labelled_cases": labelled,
         "validation_cases": len(val),
         "validation_loss": None if loss is None else float(loss),
+        "best": None if scoring is None else scoring.best,
     }
 
 

@@ -18,11 +18,13 @@ from medaug.segmentation.segmenter import (
     Diet,
     _batches,
     dice_and_cross_entropy,
+    encode,
     load_segmenter,
     save_segmenter,
     segment,
     train_segmenter,
 )
+from medaug.training.model import has_bf16
 
 SIDE = 16
 TINY = SegmenterOptions(channels=[8, 16], batch_size=4, learning_rate=5e-3, num_workers=0)
@@ -169,3 +171,20 @@ def test_training_takes_ignored_voxels():
     for case in cases:
         case.label[:4] = IGNORE
     assert torch.isfinite(weights(diet=Diet(cases))).all()
+
+
+@pytest.mark.parametrize("channels", [[4, 8], [4, 8, 12]])
+def test_features_are_the_mean_of_the_coarsest_level(channels):
+    """An independent way down: the units before each skip connection, one after the other."""
+    net = train_segmenter(Diet(CASES), 3, SegmenterOptions(channels=channels, batch_size=2, num_workers=0), 1, 0, "toy")
+    x = torch.from_numpy(CASES[0].image)[None]
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_bf16(torch.device("cpu"))):
+        down, rest, _ = net.model
+        for _ in channels[:-2]:
+            x = down(x)
+            down, rest, _ = rest.submodule
+        x = rest.submodule(down(x))
+    assert x.shape[1] == channels[-1]
+    features = encode(net, CASES[0].image)
+    np.testing.assert_array_equal(features, x.float().mean((0, 2, 3, 4)).numpy())
+    assert not np.allclose(features, encode(net, CASES[1].image))

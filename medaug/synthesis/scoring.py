@@ -1,0 +1,276 @@
+"""What samples are worth while a model trains: do they obey their masks, do they look real, are they new?
+
+Samples are made from training masks and compared with training and validation scans; test subjects are never looked at.
+What is chosen by these numbers is chosen with the help of the validation subjects, and a checkpoint says that it saw
+them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from medaug.cohort.schema import LabelSchema
+from medaug.data.cases import ModelCase
+from medaug.diffusion.noise import named_seed
+from medaug.diffusion.process import Process
+from medaug.diffusion.samplers import check
+from medaug.errors import UserError
+from medaug.evaluation.faithfulness import agreement
+from medaug.evaluation.fidelity import kernel_distance, log_spectrum, spectral_discrepancy
+from medaug.evaluation.memorisation import (
+    TrainingNeighbours,
+    expected_near_copies,
+    near_copies_p,
+    near_copy_threshold,
+)
+from medaug.evaluation.texture import mean_absolute_gradient
+from medaug.options import GenerateOptions, MasksOptions, SamplerOptions, SegmenterOptions, TrainerOptions
+from medaug.segmentation.segmenter import (
+    Diet,
+    encode,
+    load_segmenter,
+    save_segmenter,
+    segment,
+    train_segmenter,
+)
+from medaug.synthesis.generation import sample_images
+from medaug.synthesis.recipes import write_recipe
+from medaug.training.checkpoint import Card
+from medaug.training.model import DiffusionModel
+from medaug.training.scoring import Score
+
+log = logging.getLogger(__name__)
+
+FEWEST_LABELLED = 4
+"""Labelled training scans from which a selecting segmenter is worth its training."""
+
+LEAST_DICE = 0.3
+"""On real validation scans; a segmenter below it says nothing about samples."""
+
+Image = NDArray[np.float32]
+"""(M, X, Y, Z) in [-1, 1]."""
+
+
+def check_scoring(process: Process, trainer: TrainerOptions) -> None:
+    """Refuse what would fail at the first scoring, long after the training began.
+
+    Args:
+        process: of the model.
+        trainer: its `score_` keys and `selector_steps`.
+
+    Raises:
+        UserError: names the key and the way out.
+    """
+    for key, least in (("score_every", 1), ("score_num", 2), ("score_inference_steps", 1), ("selector_steps", 1)):
+        if (value := getattr(trainer, key)) < least:
+            raise UserError(f"trainer.{key}={value}: at least {least} is needed; trainer.score_every=0 scores nothing")
+    sampler = SamplerOptions()
+    try:
+        check(process, sampler.name, sampler.spacing, sampler.eta)
+    except ValueError as error:
+        raise UserError(f"trainer.score_every: {error}; trainer.score_every=0 scores nothing") from error
+
+
+def sample_score(
+    card: Card,
+    train: Sequence[ModelCase],
+    val: Sequence[ModelCase],
+    trainer: TrainerOptions,
+    segmenter: SegmenterOptions,
+    masks: MasksOptions,
+    folder: Path,
+    measures: bool = True,
+) -> Score:
+    """The scoring that a training calls: averaged model and step to named numbers, the same samples at every step.
+
+    Sampled are `trainer.score_num` images from masks of labelled training scans, as `generate` makes them from `masks`.
+    The numbers, means over the samples:
+
+    - `dice`: a selecting segmenter's segmentation against the mask; `faithfulness`: that over its Dice on real
+      validation scans. It is trained on the labelled training scans, kept in `selector.pt`, and used for nothing else:
+      what audit and benchmark report comes from other segmenters.
+    - `spectral_discrepancy` d from the training scans, mean over modalities; `fidelity` is 1 / (1 + d): 1/2 where
+      samples are a standard deviation of real scans away (`medaug.evaluation.fidelity`).
+    - `gradient`: mean absolute gradient over that of validation scans.
+    - `kernel_distance` to the validation scans in the selecting segmenter's features, in standard deviations of the
+      training scans.
+    - `similarity` to the nearest training scan; `near_copies`: share of samples above the threshold that validation
+      scans give; `near_copies_p`: the probability of so many among new scans (`medaug.evaluation.memorisation`).
+    - `score`, 0..1: the harmonic mean of faithfulness (at most 1) and fidelity, so that the weaker of the two decides,
+      times the share of samples that are no near copies over that of new scans (at most 1): a copy is worth
+      nothing, however real it looks.
+
+    Without a selecting segmenter (too few labelled scans, or it fails on real ones) its numbers are left out and
+    fidelity stands for both.
+
+    Args:
+        card: of the model.
+        train, val: cases in model space, labelled or not.
+        trainer: `score_num`, `score_inference_steps`, `score_guidance_scale`, `selector_steps`, `batch_size`, `seed`.
+        segmenter: size of the selecting segmenter.
+        masks: where the masks come from.
+        folder: of the run.
+        measures: False on a process that only takes part in sampling, because weights may be split between them.
+
+    Raises:
+        UserError: as `write_recipe`, or there are too few training scans.
+    """
+    generate = GenerateOptions(guidance_scale=trainer.score_guidance_scale, seed=named_seed(trainer.seed, "scoring"))
+    sampler = SamplerOptions(num_inference_steps=trainer.score_inference_steps)
+    labelled = [case for case in train if case.label is not None]
+    if not labelled:
+        raise UserError("trainer.score_every: no training scan has a label to take a mask from; set it to 0")
+    if len(train) < 2:
+        raise UserError("trainer.score_every: a single training scan is nothing to compare samples with; set it to 0")
+    plans = [write_recipe(i, labelled, generate, masks, sampler, "", card.attributes) for i in range(trainer.score_num)]
+
+    def samples(model: DiffusionModel) -> list[Image]:
+        images = []
+        for first in range(0, len(plans), trainer.batch_size):
+            recipes, _, wanted = zip(*plans[first : first + trainer.batch_size], strict=True)
+            images += list(sample_images(model, card.schema, recipes, wanted, generate.guidance_scale))
+        # A model that diverged shows nothing: an empty scan.
+        return [np.nan_to_num(image, nan=-1.0) for image in images]
+
+    if not measures:
+        return lambda model, step: {} if samples(model) else {}
+    real = _real(train, val)
+    selector = _selector(labelled, val, card.schema, trainer, segmenter, folder)
+
+    def score(model: DiffusionModel, step: int) -> dict[str, float]:
+        images = samples(model)
+        numbers = real.compare(images)
+        worth = numbers["fidelity"]
+        if selector is not None:
+            numbers |= selector.judge(images, [mask for _, _, mask in plans], card.schema)
+            faithfulness = min(1.0, numbers["faithfulness"])
+            worth *= 2 * faithfulness / (faithfulness + worth)
+        new = min(1.0, (1 - numbers["near_copies"]) / (1 - expected_near_copies(len(val))))
+        return {"score": worth * new, **numbers}
+
+    return score
+
+
+@dataclass(frozen=True)
+class _Real:
+    """What real scans look like: spectra of the training scans, sharpness and novelty of the validation scans."""
+
+    spectrum_mean: NDArray[np.float64]
+    spectrum_std: NDArray[np.float64]
+    neighbours: TrainingNeighbours
+    gradient: float
+    near_copy: float
+    held_out: int
+
+    def compare(self, images: Sequence[Image]) -> dict[str, float]:
+        spectra = _spectra(images).swapaxes(0, 1)  # (M, n, bands)
+        modalities = list(zip(spectra, self.spectrum_mean, self.spectrum_std, strict=True))
+        discrepancy = np.mean([spectral_discrepancy(*modality) for modality in modalities])
+        similarity = np.array([self.neighbours.nearest(image)[0] for image in images])
+        copies = similarity > self.near_copy
+        return {
+            "fidelity": float(1 / (1 + discrepancy)),
+            "spectral_discrepancy": float(discrepancy),
+            "gradient": _gradient(images) / self.gradient,
+            "similarity": float(similarity.mean()),
+            "near_copies": float(copies.mean()),
+            "near_copies_p": near_copies_p(int(copies.sum()), len(images), self.held_out),
+        }
+
+
+def _real(train: Sequence[ModelCase], val: Sequence[ModelCase]) -> _Real:
+    # The many training scans say better than the few validation scans how spectra vary.
+    spectra = _spectra([case.image for case in train])
+    neighbours = TrainingNeighbours(case.image for case in train)
+    held_out = [np.asarray(case.image) for case in val]
+    return _Real(
+        spectrum_mean=spectra.mean(0),
+        spectrum_std=np.maximum(spectra.std(0), 1e-6),
+        neighbours=neighbours,
+        gradient=_gradient(held_out),
+        near_copy=near_copy_threshold([neighbours.nearest(image)[0] for image in held_out]),
+        held_out=len(held_out),
+    )
+
+
+def _spectra(images: Sequence[Image]) -> NDArray[np.float64]:
+    """(n, M, bands)."""
+    return np.array([[log_spectrum(volume) for volume in image] for image in images])
+
+
+def _gradient(images: Sequence[Image]) -> float:
+    return float(np.mean([mean_absolute_gradient(volume) for image in images for volume in image]))
+
+
+@dataclass(frozen=True)
+class _Selector:
+    """A segmenter that helps to choose a checkpoint, with what it makes of real scans."""
+
+    net: nn.Module
+    dice: float
+    features_mean: NDArray[np.float64]
+    features_std: NDArray[np.float64]
+    validation: Sequence[Image]
+
+    def judge(
+        self, images: Sequence[Image], masks: Sequence[NDArray[np.uint8]], schema: LabelSchema
+    ) -> dict[str, float]:
+        dice = float(agreement((segment(self.net, image) for image in images), masks, schema).mean())
+        numbers = {"faithfulness": dice / self.dice, "dice": dice}
+        if len(self.validation) > 1:
+            numbers["kernel_distance"] = kernel_distance(self._features(images), self._features(self.validation))
+        return numbers
+
+    def _features(self, images: Sequence[Image]) -> NDArray[np.float64]:
+        return (_features(self.net, images) - self.features_mean) / self.features_std
+
+
+def _selector(
+    labelled: Sequence[ModelCase],
+    val: Sequence[ModelCase],
+    schema: LabelSchema,
+    trainer: TrainerOptions,
+    segmenter: SegmenterOptions,
+    folder: Path,
+) -> _Selector | None:
+    """Trained once; None, and a warning, where there would be nothing to learn from it."""
+    judged = [case for case in val if case.label is not None]
+    if len(labelled) < FEWEST_LABELLED or not judged:
+        log.warning(
+            "samples are scored by fidelity alone: for a selecting segmenter %d labelled training and %d labelled "
+            "validation scans are too few",
+            len(labelled),
+            len(judged),
+        )
+        return None
+    path = folder / "selector.pt"
+    if not path.exists():
+        seed = named_seed(trainer.seed, "selector")
+        steps = trainer.selector_steps
+        save_segmenter(train_segmenter(Diet(labelled), schema.num_classes, segmenter, steps, seed, "selector"), path)
+    net = load_segmenter(path, len(labelled[0].image), schema.num_classes, segmenter.channels)
+    found = (segment(net, np.array(case.image)) for case in judged)
+    dice = float(agreement(found, [np.asarray(case.label) for case in judged], schema).mean())
+    log.info("the selecting segmenter's mean foreground Dice on %d validation scans: %.3f", len(judged), dice)
+    if dice < LEAST_DICE:
+        log.warning("samples are scored by fidelity alone: a selecting segmenter so poor would say nothing about them")
+        return None
+    features = _features(net, [np.asarray(case.image) for case in labelled])
+    return _Selector(
+        net=net,
+        dice=dice,
+        features_mean=features.mean(0),
+        features_std=np.maximum(features.std(0), 1e-6),
+        validation=[np.asarray(case.image) for case in val],
+    )
+
+
+def _features(net: nn.Module, images: Sequence[Image]) -> NDArray[np.float64]:
+    return np.array([encode(net, image) for image in images], dtype=np.float64)

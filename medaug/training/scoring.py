@@ -1,0 +1,120 @@
+"""Scores samples while a model trains, keeps the best checkpoint, and warns when the model memorises."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+
+from medaug.evaluation.memorisation import ALARM
+from medaug.files import atomic_write
+from medaug.training.callbacks import save_whole
+from medaug.training.checkpoint import read_checkpoint
+from medaug.training.model import DiffusionModel
+
+log = logging.getLogger(__name__)
+
+Score = Callable[[DiffusionModel, int], dict[str, float]]
+"""The averaged model, in evaluation mode, and the step, to named numbers: `score` in 0..1, to be maximised, and
+`near_copies`, the share of samples that are near copies of training scans, with `near_copies_p`, the probability of so
+many among new scans. It must draw from no global random state."""
+
+
+class SampleScoring(Callback):
+    """Every so many steps, and at the last, scores samples of the averaged weights.
+
+    `scores.csv` gets a row, the logger `sample/<name>`, and `best.ckpt`, a checkpoint like `last.ckpt`, is written
+    where the score exceeds all former ones: of equals the earliest is kept, which has memorised least.
+
+    It must come after the weight averaging and before `LastCheckpoint` in the list of callbacks, so that a step that a
+    run goes on from has been scored. `best.ckpt` is written before the row, and holds its own score. So a killed run
+    repeats what is not on record, compares with the best that is, and ends with the files of one never interrupted.
+
+    Args:
+        folder: of the run.
+        every: steps.
+        score: computes the numbers. It is called on all processes, because weights may be split; the first one's count.
+    """
+
+    def __init__(self, folder: Path, every: int, score: Score) -> None:
+        self.table = folder / "scores.csv"
+        self.checkpoint = folder / "best.ckpt"
+        self.every = every
+        self.score = score
+        self.best: dict[str, float] | None = None
+        self._rows: list[dict[str, float]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find what is on record, and the best so far."""
+        if trainer.is_global_zero:
+            self._rows = _read(self.table)
+            if self.checkpoint.exists():
+                self.best = read_checkpoint(self.checkpoint)[1]["callbacks"][self.state_key]
+        self._rows, self.best = trainer.strategy.broadcast((self._rows, self.best))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Score where it is due and not on record yet."""
+        step = trainer.global_step
+        due = step > 0 and (step % self.every == 0 or step == trainer.max_steps)
+        if not due or step in {row["step"] for row in self._rows}:
+            return
+        numbers = trainer.strategy.broadcast(self._averaged_score(trainer, pl_module))
+        if better := self.best is None or numbers["score"] > self.best["score"]:
+            self.best = {"step": step, "score": numbers["score"]}
+            save_whole(trainer, self.checkpoint)
+        warned = any(row["near_copies_p"] < ALARM for row in self._rows)
+        self._rows.append({"step": step, **numbers})
+        if not trainer.is_global_zero:
+            return
+        _write(self.table, self._rows)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"sample/{name}": value for name, value in numbers.items()}, step)
+        told = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items())
+        log.info("samples at step %d: %s%s", step, told, "; the best so far" if better else "")
+        if numbers["near_copies_p"] < ALARM and not warned:
+            log.warning(
+                "step %d: %.0f%% of the samples are near copies of training scans, more than new scans would be "
+                "(p = %.1g): the model memorises; stop early and use best.ckpt, train for fewer steps, or augment more "
+                "(trainer.augment)",
+                step,
+                100 * numbers["near_copies"],
+                numbers["near_copies_p"],
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Step and score of the best checkpoint so far; that of `best.ckpt` itself are its own."""
+        return dict(self.best or {})
+
+    def _averaged_score(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        averaging = next(callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging))  # type: ignore[attr-defined]
+        # Exchanged with the averaged weights, and back, as for a validation.
+        averaging.on_validation_epoch_start(trainer, pl_module)
+        modes = {module: module.training for module in pl_module.modules()}
+        pl_module.eval()
+        try:
+            return self.score(pl_module.model, trainer.global_step)  # type: ignore[arg-type]
+        finally:
+            for module, training in modes.items():
+                module.training = training
+            averaging.on_validation_epoch_end(trainer, pl_module)
+
+
+def _read(path: Path) -> list[dict[str, float]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def _write(path: Path, rows: list[dict[str, float]]) -> None:
+    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+        table.writeheader()
+        table.writerows({**row, "step": int(row["step"])} for row in rows)

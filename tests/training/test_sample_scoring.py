@@ -1,0 +1,186 @@
+"""Scoring chooses and warns, is repeated by nobody, and leaves the training's bits alone."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import assert_same_bits
+from test_fit import BUDGET, CARD, make_cases
+
+from medaug.training import scoring
+from medaug.training.checkpoint import load_model, read_checkpoint
+from medaug.training.fit import fit
+
+SCORED = replace(BUDGET, score_every=2, score_num=16)
+WORTH = {2: 0.5, 4: 0.8, 6: 0.8, 7: 0.3}
+
+
+class Crash(Exception):
+    """The machine went down."""
+
+
+class Judge:
+    """A score that follows a plan, and keeps what the model it was given draws."""
+
+    def __init__(self, worth=WORTH, chance=None):
+        self.worth = worth
+        self.chance = chance or {}
+        self.asked: list[int] = []
+        self.seen: dict[int, torch.Tensor] = {}
+
+    def __call__(self, model, step):
+        assert not model.training
+        self.asked.append(step)
+        label = torch.zeros(1, *CARD.preprocessing.shape, dtype=torch.long)
+        image = model.sample(label, [3], guidance_scale=1.0, sampler="dpmpp_2m", num_inference_steps=2)
+        self.seen[step] = image
+        return {
+            "score": self.worth[step],
+            "near_copies": 0.25,
+            "near_copies_p": self.chance.get(step, 1.0),
+            "brightness": float(image.mean()),
+        }
+
+
+def train(folder, judge, budget=SCORED):
+    return fit(CARD, make_cases(5, 0), make_cases(3, 1), folder, budget, "csv", score=judge)
+
+
+def contents(folder, name="last.ckpt"):
+    return torch.load(folder / name, weights_only=True)
+
+
+def rows(folder):
+    with (folder / "scores.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder, judge = tmp_path_factory.mktemp("scored"), Judge()
+    return folder, judge, train(folder, judge)
+
+
+def test_the_training_is_the_one_without_scoring(whole, tmp_path):
+    fit(CARD, make_cases(5, 0), make_cases(3, 1), tmp_path, BUDGET, "csv")
+    assert not (tmp_path / "best.ckpt").exists() and not (tmp_path / "scores.csv").exists()
+    assert_same_bits(contents(tmp_path), contents(whole[0]))
+
+
+def test_every_so_many_steps_and_the_last_are_scored_and_the_earliest_best_is_kept(whole):
+    folder, judge, summary = whole
+    assert judge.asked == [2, 4, 6, 7]
+    assert [(int(row["step"]), float(row["score"])) for row in rows(folder)] == list(WORTH.items())
+    assert contents(folder, "best.ckpt")["global_step"] == 4
+    assert summary["best"] == {"step": 4, "score": 0.8}
+
+
+def test_the_best_is_a_checkpoint_like_the_last_and_holds_what_was_scored(whole):
+    folder, judge, _ = whole
+    best, last = contents(folder, "best.ckpt"), contents(folder)
+    assert best.keys() == last.keys()
+    card, model = load_model(folder / "best.ckpt", torch.device("cpu"))
+    assert card.subjects == CARD.subjects
+    label = torch.zeros(1, *CARD.preprocessing.shape, dtype=torch.long)
+    image = model.sample(label, [3], guidance_scale=1.0, sampler="dpmpp_2m", num_inference_steps=2)
+    assert torch.equal(image, judge.seen[4]), "the averaged weights of that step"
+    assert not torch.equal(image, judge.seen[2])
+
+
+def test_the_logger_gets_what_the_table_gets(whole):
+    folder = whole[0]
+    (metrics,) = folder.rglob("metrics.csv")
+    with metrics.open(newline="") as file:
+        logged = {int(row["step"]): row for row in csv.DictReader(file) if row["sample/score"]}
+    for row in rows(folder):
+        for name in ("score", "near_copies", "brightness"):
+            assert float(logged[int(row["step"])][f"sample/{name}"]) == pytest.approx(float(row[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "step"),
+    [
+        ("while sampling", 4),
+        ("before the best is in place", 4),
+        ("before the row is", 4),
+        ("after both", 4),
+        ("before the row is", 7),
+    ],
+)
+def test_a_crash_anywhere_ends_in_the_same_files(whole, tmp_path, monkeypatch, where, step):
+    class Dying(Judge):
+        def __call__(self, model, at):
+            if at == step and where == "while sampling":
+                raise Crash
+            return super().__call__(model, at)
+
+    worth = WORTH if step == 4 else WORTH | {7: 0.9}
+    real_save, real_write = scoring.save_whole, scoring._write
+
+    def save(trainer, path):
+        if trainer.global_step == step and where == "before the best is in place":
+            raise Crash
+        real_save(trainer, path)
+
+    def write(path, table):
+        if table[-1]["step"] == step and where == "before the row is":
+            raise Crash
+        real_write(path, table)
+        if table[-1]["step"] == step and where == "after both":
+            raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "save_whole", save)
+        patch.setattr(scoring, "_write", write)
+        with pytest.raises(Crash):
+            train(tmp_path, Dying(worth))
+    again = Judge(worth)
+    summary = train(tmp_path, again)
+    assert [int(row["step"]) for row in rows(tmp_path)] == [2, 4, 6, 7]
+    assert (step in again.asked) == (where != "after both")
+    assert again.asked == sorted(set(again.asked))
+    assert_same_bits(contents(whole[0]), contents(tmp_path))
+    assert summary["best"] == {"step": step, "score": worth[step]}
+    if step == 4:
+        assert_same_bits(contents(whole[0], "best.ckpt"), contents(tmp_path, "best.ckpt"))
+        assert rows(whole[0]) == rows(tmp_path)
+    else:
+        assert_same_bits(contents(tmp_path), contents(tmp_path, "best.ckpt"))
+
+
+def test_a_run_that_goes_on_knows_its_best(tmp_path):
+    train(tmp_path, Judge(), replace(SCORED, max_steps=4))
+    best = (tmp_path / "best.ckpt").read_bytes()
+    judge = Judge()
+    train(tmp_path, judge)
+    assert judge.asked == [6, 7]
+    assert (tmp_path / "best.ckpt").read_bytes() == best
+    assert read_checkpoint(tmp_path / "best.ckpt")[1]["callbacks"]["SampleScoring"] == {"step": 4, "score": 0.8}
+
+
+def test_without_the_best_file_the_next_scoring_is_the_best(tmp_path):
+    train(tmp_path, Judge(), replace(SCORED, max_steps=4))
+    (tmp_path / "best.ckpt").unlink()
+    train(tmp_path, Judge())
+    assert contents(tmp_path, "best.ckpt")["global_step"] == 6
+
+
+def test_memorising_is_said_once_and_remembered(tmp_path, caplog):
+    chance = {2: 0.02, 4: 0.004, 6: 1e-9, 7: 1e-9}
+    with caplog.at_level(logging.WARNING, "medaug.training.scoring"):
+        train(tmp_path, Judge(chance=chance), replace(SCORED, max_steps=4))
+        train(tmp_path, Judge(chance=chance))
+    (said,) = [record.getMessage() for record in caplog.records if record.name == scoring.__name__]
+    assert said.startswith("step 4: 25% of the samples are near copies of training scans")
+    assert "(p = 0.004)" in said and "best.ckpt" in said and "\n" not in said
+
+
+def test_a_few_near_copies_are_chance(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "medaug.training.scoring"):
+        train(tmp_path, Judge(chance=dict.fromkeys(WORTH, 0.01)))
+    assert not [record for record in caplog.records if record.name == scoring.__name__]
