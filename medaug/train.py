@@ -6,6 +6,7 @@ python -m medaug.train experiment=hippocampus [preset=cpu] [data=phantom] [train
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +32,10 @@ def main(options: Options) -> None:
         from medaug.data.cohorts import require_data
         from medaug.data.grid import check_options
         from medaug.diffusion.process import Process
+        from medaug.networks.codecs import check_codec
 
         check_options(options.data)
+        check_codec(options.codec)
         require_data(options.data)
         try:
             Process(**identity["process"])
@@ -57,7 +60,7 @@ def main(options: Options) -> None:
                 f"data={options.data.name}: the {split} split is empty; add subjects or change its fraction"
             )
     data = options.data
-    stride = codec_stride(options.codec.name, options.network.spatial_dims)
+    stride = codec_stride(options.codec, options.network.spatial_dims)
     preprocessing = fit_preprocessing(
         read_grids(manifest, cases["train"], data.crop),
         data,
@@ -76,15 +79,16 @@ def main(options: Options) -> None:
     loaded = {split: load_cases(manifest, c, preprocessing, cache, memory) for split, c in cases.items()}
     manifest.save(folder / "manifest.json")
 
-    def picture(step: int, label: Tensor, sample: Tensor, real: Tensor) -> Path:
-        path = folder / "pictures" / f"step_{step:06d}.png"
+    def picture(step: int, label: Tensor, sample: Tensor, real: Tensor, made: str = "synthetic") -> Path:
+        prefix = "codec_" if made == "reconstruction" else ""
+        path = folder / "pictures" / f"{prefix}step_{step:06d}.png"
         rows = [
             (f"{name}, pair {i + 1}", label[i].numpy(), sample[i, m].numpy(), real[i, m].numpy())
             for i in range(len(label))
             for m, name in enumerate(manifest.modalities)
         ]
         title = f"step {step}" + (", phantoms" if manifest.phantom else "")
-        comparison_picture(rows[:4], path, title, manifest.schema.foreground, window=(-1.0, 1.0))
+        comparison_picture(rows[:4], path, title, manifest.schema.foreground, window=(-1.0, 1.0), made=made)
         return path
 
     summary = fit(
@@ -95,6 +99,7 @@ def main(options: Options) -> None:
         options.trainer,
         options.logger.name,
         picture,
+        partial(picture, made="reconstruction"),
     )
     finish(folder, summary)
     log.info("the model is %s", folder / "last.ckpt")

@@ -82,8 +82,9 @@ def comparison_picture(
     classes: Sequence[str] = (),
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
     window: Window | None = None,
+    made: str = "synthetic",
 ) -> None:
-    """Mask, synthetic image and real image side by side, one slice per row.
+    """Mask, synthetic image (or reconstruction) and real image side by side, one slice per row.
 
     Args:
         rows: (caption, label, synthetic, real), all of one shape.
@@ -92,6 +93,7 @@ def comparison_picture(
         classes: foreground names for the legend.
         spacing: voxel sides in mm.
         window: intensities shown black and white.
+        made: heading of the column between mask and real image.
     """
     axes, figure = _grid(len(rows), 3, rows[0][1].shape, spacing)
     window = window or _window([image for _, _, *images in rows for image in images])
@@ -101,7 +103,7 @@ def comparison_picture(
         for axis, image in zip(others, images, strict=True):
             _show(axis, image[..., z], spacing, window)
         _row_name(left, caption)
-    for axis, name in zip(axes[0], ("mask", "synthetic", "real"), strict=True):
+    for axis, name in zip(axes[0], ("mask", made, "real"), strict=True):
         axis.set_title(name, fontsize=9, pad=3)
     _legend(figure, classes)
     figure.suptitle(title, fontsize=11)

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 
 from medaug.data.cases import ModelCase
 from medaug.errors import UserError
 from medaug.options import TrainerOptions
+from medaug.training.autoencoder import prepare_codec
 from medaug.training.callbacks import LastCheckpoint, Progress, ProgressLines, ema
 from medaug.training.checkpoint import Card, read_checkpoint
 from medaug.training.task import DiffusionData, DiffusionTask, Picture
@@ -33,8 +33,11 @@ def fit(
     budget: TrainerOptions,
     logger: str,
     picture: Picture | None = None,
+    reconstruction: Picture | None = None,
 ) -> dict[str, Any]:
-    """Train to `budget.max_steps`, from `last.ckpt` where there is one.
+    """Make the codec ready, then train to `budget.max_steps`, from `last.ckpt` where there is one.
+
+    `picture` draws samples at every validation, `reconstruction` what a trained codec leaves of an image.
 
     Returns:
         step, parameters, training and validation cases, for the run's summary.
@@ -47,7 +50,10 @@ def fit(
     if path.exists():
         _check(path, card, budget)
     task = DiffusionTask(card, budget, picture)
-    task.model.codec.fit(torch.from_numpy(case.image.copy()) for case in train)
+    writer = make_logger(logger, folder)
+    if not path.exists():  # a checkpoint holds the codec
+        codec = task.model.codec
+        prepare_codec(codec, card, train, val, lambda batch: batch["image"], folder, budget, writer, reconstruction)
     parameters = sum(p.numel() for p in task.model.parameters())
     labelled = sum(case.label is not None for case in train)
     log.info(
@@ -82,7 +88,7 @@ def fit(
             val_check_interval=min(budget.validate_every, budget.max_steps),
             num_sanity_val_steps=0,
             gradient_clip_val=budget.gradient_clip,
-            logger=make_logger(logger, folder),
+            logger=writer,
             callbacks=callbacks,
             enable_checkpointing=False,
             enable_model_summary=False,
@@ -96,9 +102,9 @@ def fit(
             ckpt_path=path if path.exists() else None,
             weights_only=True,
         )
-    if last.stopped_by is not None:
+    if last.signals.received is not None:
         log.info("stopped at step %d; the same command goes on from there", trainer.global_step)
-        sys.exit(128 + last.stopped_by)
+        sys.exit(128 + last.signals.received)
     loss = trainer.callback_metrics.get("val/loss")  # absent where nothing was left to do
     return {
         "step": trainer.global_step,

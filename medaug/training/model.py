@@ -14,7 +14,7 @@ from medaug.diffusion.noise import generators, named_seed, standard_normal
 from medaug.diffusion.process import Process, add_noise, loss_weight, predicted_sample, training_target
 from medaug.diffusion.samplers import check, sample, spaced_times
 from medaug.errors import UserError
-from medaug.networks.codecs import Codec, space_to_depth
+from medaug.networks.codecs import build_codec, space_to_depth
 from medaug.networks.condition import condition_channels, embed_mask
 from medaug.networks.unet import ConcatUNet
 
@@ -49,7 +49,7 @@ class DiffusionModel(nn.Module):
         self.precision = precision
         try:
             self.process = Process(**options["process"])
-            self.codec = Codec(options["codec"]["name"], num_modalities, network["spatial_dims"])
+            self.codec = build_codec(options["codec"], num_modalities, network["spatial_dims"])
             self.network = ConcatUNet(
                 in_channels=self.codec.channels,
                 condition_channels=condition_channels(num_classes, self.codec.stride),
@@ -160,7 +160,7 @@ class DiffusionModel(nn.Module):
         def watched(x: Tensor, t: Tensor) -> Tensor:
             x0 = denoise(x, t)
             if watch is not None:
-                watch(float(t[0]), self.codec.decode(x0).clamp(-1, 1))
+                watch(float(t[0]), self.codec.decode(x0, label.shape[1:]).clamp(-1, 1))
             return x0
 
         code = sample(
@@ -173,7 +173,7 @@ class DiffusionModel(nn.Module):
             eta,
             progress,
         )
-        return self.codec.decode(code).clamp(-1, 1)
+        return self.codec.decode(code, label.shape[1:]).clamp(-1, 1)
 
 
 def sound_in_bf16(device: torch.device, first_sides: Iterable[int]) -> bool:
