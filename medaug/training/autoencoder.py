@@ -216,7 +216,8 @@ class _FirstStage:
         size = self.options.batch_size or self.budget.batch_size
         data = TrainingBatches(self.train, size, self.seed, light_affine if self.budget.augment else None)
         steps, workers = StepsFrom(start, self.steps), self.budget.num_workers
-        return iter(DataLoader(data, batch_size=None, sampler=steps, num_workers=workers))
+        # A generator of its own: what a loader draws for its workers comes from nobody else's stream.
+        return iter(DataLoader(data, None, sampler=steps, num_workers=workers, generator=torch.Generator()))
 
     def _step(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """One step of the autoencoder and, from half of the steps on, of the discriminator; returns the losses."""
@@ -265,7 +266,9 @@ class _FirstStage:
     def _validate(self, step: int) -> dict[str, float]:
         """Mean absolute error and PSNR (of the range -1 to 1) of the posterior's mean, mean over held-out cases."""
         errors, decibels = [], []
-        for i, batch in enumerate(DataLoader(FixedBatches(self.val, 1, self.seed), batch_size=None)):
+        batches = FixedBatches(self.val, 1, self.seed)
+        for i in range(len(batches)):
+            batch = batches[i]
             image = self.target(batch).to(self.device)
             output = crop(self.net.decode(self.net.posterior(image)[0]), image.shape[2:]).clamp(-1, 1)
             errors.append(float((output - image).abs().mean()))

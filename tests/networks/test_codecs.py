@@ -186,7 +186,7 @@ def test_a_latent_codec_draws_nothing_and_the_diffusion_cannot_train_it():
     assert torch.equal(torch.random.get_rng_state(), before)
     assert list(codec.parameters()) == [] and not codec.decode(codec.encode(x)).requires_grad
     weights = AutoencoderKL(
-        3, 2, 2, 1, (8, 16), (False, False), 3, 8, with_encoder_nonlocal_attn=False, with_decoder_nonlocal_attn=False
+        3, 2, 2, 1, (8, 16), (False, False), 3, 2, with_encoder_nonlocal_attn=False, with_decoder_nonlocal_attn=False
     )
     assert codec.autoencoder.net.state_dict().keys() == weights.state_dict().keys()
     weights.load_state_dict(codec.autoencoder.net.state_dict())

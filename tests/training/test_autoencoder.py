@@ -270,7 +270,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
     """The first stage as a process of its own, on one thread, so that sums are taken in one order."""
     code = (
         "import sys; from pathlib import Path; from dataclasses import replace; import test_autoencoder as t; "
-        "codec, budget = replace(t.ADVERSARIAL, max_steps=60), replace(t.BUDGET, checkpoint_every=10); "
+        "codec, budget = replace(t.ADVERSARIAL, max_steps=24), replace(t.BUDGET, checkpoint_every=6); "
         "t.train(Path(sys.argv[1]), codec, budget=budget)"
     )
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent), *sys.path])
@@ -289,7 +289,7 @@ def test_a_killed_first_stage_ends_in_the_same_bits(tmp_path):
     killed.kill()
     killed.communicate()
     found = contents(tmp_path / "killed")
-    assert 10 <= found["step"] < 60 and found["codec"] is None
+    assert 6 <= found["step"] < 24 and found["codec"] is None
     again = start(tmp_path / "killed")
     for process in (uninterrupted, again):
         assert process.wait(timeout=300) == 0, process.communicate()[1]
