@@ -75,9 +75,18 @@ class TaskOptions:
 
 @dataclass
 class CodecOptions:
-    """The invertible change of variables in which the diffusion runs."""
+    """The change of variables in which the diffusion runs; all but name and levels is of kl, and trains it."""
 
-    name: str = option("identity or haar", "haar")
+    name: str = option("identity, haar (wavelets) or kl (an autoencoder, trained before the diffusion)", "haar")
+    levels: int = option("haar: levels of the transform, 1 to 3; each halves the sides", 1)
+    channels: list[int] = option("kl: features per level; each level after the first halves the sides", [16, 32, 64])
+    latent_channels: int = option("kl: channels of the latents", 4)
+    kl_weight: float = option("kl: of the divergence from N(0, 1), per latent value, beside the absolute error", 1e-4)
+    adversarial_weight: float = option("kl: of a patch discriminator, from half of the steps on; 0: none", 0.0)
+    max_steps: int | None = option("kl: optimisation steps; null: half of trainer.max_steps", None)
+    batch_size: int | None = option("kl: volumes per step; null: trainer.batch_size", None)
+    learning_rate: float = option("kl: peak learning rate of AdamW", 1e-3)
+    checkpoint: str | None = option("kl: codec.ckpt of an earlier training, taken instead of training one", None)
 
 
 @dataclass

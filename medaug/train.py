@@ -6,6 +6,7 @@ python -m medaug.train experiment=hippocampus [preset=cpu] [data=phantom] [train
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,8 +47,10 @@ def main(options: Options) -> None:
         from medaug.data.cohorts import require_data
         from medaug.data.grid import check_options
         from medaug.diffusion.process import Process
+        from medaug.networks.codecs import check_codec
 
         check_options(options.data)
+        check_codec(options.codec)
         require_data(options.data)
         if not 0 <= options.trainer.attribute_dropout <= 1:
             raise UserError(
@@ -89,7 +92,7 @@ def main(options: Options) -> None:
             raise UserError(
                 f"data={data.name}: the {split} split{labelled} is empty; add subjects or change its fraction"
             )
-    stride = codec_stride(options.codec.name, options.network.spatial_dims)
+    stride = codec_stride(options.codec, options.network.spatial_dims)
     grids = read_grids(manifest, cases["train"], data.crop)
     affines = [affine for _, affine in grids]
     attributes = fit_attributes(data.attributes, list(zip(cases["train"], affines, strict=True)))
@@ -123,10 +126,11 @@ def main(options: Options) -> None:
             card, loaded["train"], loaded["val"], trainer, options.segmenter, options.masks, folder, measures=first
         )
 
-    def picture(step: int, batch: dict[str, Tensor], sample: Tensor) -> Path:
-        path = folder / "pictures" / f"step_{step:06d}.png"
+    def picture(step: int, batch: dict[str, Tensor], sample: Tensor, made: str = "synthetic") -> Path:
+        prefix = "codec_" if made == "reconstruction" else ""
+        path = folder / "pictures" / f"{prefix}step_{step:06d}.png"
         title = f"step {step}" + (", phantoms" if manifest.phantom else "")
-        samples_picture(batch, sample, task, manifest, path, title)
+        samples_picture(batch, sample, task, manifest, path, title, made)
         return path
 
     summary = fit(
@@ -136,9 +140,10 @@ def main(options: Options) -> None:
         folder,
         options.trainer,
         options.logger.name,
-        picture,
-        base,
-        score,
+        picture=picture,
+        reconstruction=partial(picture, made="reconstruction"),
+        init_from=base,
+        score=score,
     )
     finish(folder, summary)
     best = f"; the best by its samples (step {summary['best']['step']}) is best.ckpt" if summary["best"] else ""

@@ -68,10 +68,7 @@ def fit_grid(
     Args:
         scans: (shape, affine in mm) of every training scan, after the crop.
         options: `spacing`, `resample`, `max_side`, `shape`.
-        multiple: each side of the model's grid is a multiple of this.
-
-    Raises:
-        UserError: a given shape does not divide by `multiple`.
+        multiple: each side is rounded up to a multiple of this where no shape is given; codec and network pad others.
     """
     shapes = np.array([oriented_shape(shape, affine) for shape, affine in scans])
     spacings = np.array([oriented_spacing(affine) for _, affine in scans])
@@ -88,10 +85,6 @@ def fit_grid(
     shape = options.shape
     if shape is None:
         shape = [math.ceil(side / multiple) * multiple for side in _largest(shapes, spacings, target).tolist()]
-    elif any(side % multiple for side in shape):
-        raise UserError(
-            f"data.shape={list(shape)}: each side must be a multiple of {multiple} for this codec and network"
-        )
     x, y, z = (int(side) for side in shape)
     return (x, y, z), None if target is None else (float(target[0]), float(target[1]), float(target[2]))
 

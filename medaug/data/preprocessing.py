@@ -202,10 +202,7 @@ def fit_preprocessing(
     Args:
         scans: (shape, affine in mm) of every training scan, after the crop.
         options: the `data` node.
-        multiple: each side of the model's grid is a multiple of this.
-
-    Raises:
-        UserError: a given shape does not divide by `multiple`.
+        multiple: each side of the model's grid is rounded up to one where no shape is given.
     """
     shape, spacing = fit_grid(scans, options, multiple)
     low, high = options.percentiles

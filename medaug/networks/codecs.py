@@ -1,72 +1,183 @@
-"""Invertible changes of variables in which the diffusion runs.
+"""Changes of variables in which the diffusion runs: the image itself, its Haar coefficients, or learned latents.
 
-A codec cuts the volume into blocks and mixes each block's voxels by an orthogonal matrix: for `haar` blocks of two
-voxels per axis and the Haar matrix (a one-level wavelet transform: eight times fewer positions in 3D, eight times the
-channels), for `identity` blocks of one voxel. Nothing is trained; each channel is standardised by the training data.
+A codec cuts the volume into blocks of `stride` voxels and makes one position of each. `identity` and `haar` mix each
+block's voxels by an orthogonal matrix and are exactly invertible; nothing is trained. `kl` is a trained autoencoder
+(`medaug.networks.autoencoder`). Whatever it is, each channel is standardised by the training data.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-CODECS = ("identity", "haar")
+from medaug.errors import UserError
+from medaug.options import CodecOptions
+
+Stride = tuple[int, int, int]
+
+CODECS = ("identity", "haar", "kl")
+MAKE = ("name", "levels", "channels", "latent_channels")
+"""The keys that say what a codec is; the others say how it is trained."""
 
 
-def codec_stride(name: str, spatial_dims: int) -> tuple[int, int, int]:
-    """Voxels per block along each axis; a 2D network leaves the third axis as it is.
+def check_codec(options: CodecOptions) -> None:
+    """Refuse what makes no codec, and keys that have no effect on the one that is chosen.
 
     Raises:
-        ValueError: an unknown codec.
+        UserError: names the key, what is wrong, and what is needed.
     """
+    name = options.name
     if name not in CODECS:
-        raise ValueError(f"codec {name!r} is not one of {', '.join(CODECS)}")
-    side = 2 if name == "haar" else 1
+        raise UserError(f"codec.name={name}: not one of {', '.join(CODECS)}")
+    read = {"identity": {"name"}, "haar": {"name", "levels"}}.get(name, {f.name for f in fields(options)} - {"levels"})
+    why = f"codec={name}"
+    if options.checkpoint is not None and name == "kl":
+        read, why = {*MAKE, "checkpoint"} - {"levels"}, "codec.checkpoint, which is used as it is"
+    usual = CodecOptions()
+    for key in (f.name for f in fields(options)):
+        if key not in read and getattr(options, key) != getattr(usual, key):
+            raise UserError(f"codec.{key}={getattr(options, key)}: has no effect with {why}; leave it out")
+    if options.levels not in (1, 2, 3):
+        raise UserError(f"codec.levels={options.levels}: 1, 2 or 3 levels of the transform are possible")
+    if len(options.channels) < 2 or min(options.channels) < 1:
+        raise UserError(
+            f"codec.channels={list(options.channels)}: at least two levels of at least 1 feature are needed"
+        )
+    for key, least in (("latent_channels", 1), ("max_steps", 1), ("batch_size", 1), ("kl_weight", 0)):
+        value = getattr(options, key)
+        if value is not None and not least <= value < math.inf:
+            raise UserError(f"codec.{key}={value:g}: at least {least} is needed")
+    if not 0 <= options.adversarial_weight < math.inf:
+        raise UserError(f"codec.adversarial_weight={options.adversarial_weight:g}: at least 0 is needed; 0 is off")
+    if not 0 < options.learning_rate < math.inf:
+        raise UserError(f"codec.learning_rate={options.learning_rate:g}: a number above 0 is needed")
+
+
+def codec_stride(options: CodecOptions, spatial_dims: int) -> Stride:
+    """Voxels per block along each axis; a 2D network leaves the third axis as it is."""
+    halvings = {"identity": 0, "haar": options.levels, "kl": len(options.channels) - 1}[options.name]
+    side = 2**halvings
     return side, side, side if spatial_dims == 3 else 1
 
 
-class Codec(nn.Module):
-    """encode: (B, M, X, Y, Z) in [-1, 1] -> (B, M * blocks, X/sx, Y/sy, Z/sz), about zero mean and unit variance."""
+def build_codec(options: dict[str, Any], image_channels: int, spatial_dims: int) -> Codec:
+    """The codec of a plain `codec` node: before `fit` it standardises nothing, and `kl` is untrained.
 
-    mixing: Tensor
+    Args:
+        options: keys of `CodecOptions`; absent ones have their defaults.
+        image_channels: M of the images.
+        spatial_dims: of the network; with 2 every axial slice is coded by itself.
+
+    Raises:
+        UserError: see `check_codec`.
+    """
+    chosen = CodecOptions(**options)
+    check_codec(chosen)
+    stride = codec_stride(chosen, spatial_dims)
+    if chosen.name == "kl":
+        from medaug.networks.autoencoder import LatentCodec
+
+        return LatentCodec(stride, image_channels, chosen.channels, chosen.latent_channels)
+    return BlockCodec(stride, image_channels)
+
+
+class Codec(nn.Module):
+    """Images (B, M, X, Y, Z) in [-1, 1] to codes (B, C, X/sx, Y/sy, Z/sz) of about zero mean and unit variance.
+
+    Sides that do not divide by the stride are rounded up: the image is padded with its outermost voxels.
+
+    Attributes:
+        stride: voxels per block along each axis.
+        channels: C of the codes.
+        mean, std: (1, C, 1, 1, 1), measured by `fit`, kept in checkpoints and used at sampling.
+    """
+
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, image_channels: int, spatial_dims: int = 3) -> None:
+    def __init__(self, stride: Stride, channels: int) -> None:
         super().__init__()
-        self.stride = codec_stride(name, spatial_dims)
-        self.block = math.prod(self.stride)
-        self.channels = image_channels * self.block
-        self.register_buffer("mixing", _haar_matrix(self.stride))
-        self.register_buffer("mean", torch.zeros(1, self.channels, 1, 1, 1))
-        self.register_buffer("std", torch.ones(1, self.channels, 1, 1, 1))
+        self.stride = stride
+        self.channels = channels
+        self.register_buffer("mean", torch.zeros(1, channels, 1, 1, 1))
+        self.register_buffer("std", torch.ones(1, channels, 1, 1, 1))
+
+    def transform(self, image: Tensor) -> Tensor:
+        """Float32 images to coefficients as they are, not standardised."""
+        raise NotImplementedError
+
+    def inverse(self, coefficients: Tensor) -> Tensor:
+        """From what `transform` gives to images whose sides are multiples of the stride."""
+        raise NotImplementedError
+
+    def pooled(self, moments: Tensor) -> Tensor:
+        """Moments (C,) averaged over channels that share their statistics."""
+        return moments
 
     def encode(self, image: Tensor) -> Tensor:
         """Image in model space to standardised coefficients, float32."""
-        return (self._mix(space_to_depth(image.float(), self.stride), self.mixing) - self.mean) / self.std
+        return (self.transform(image.float()) - self.mean) / self.std
 
-    def decode(self, code: Tensor) -> Tensor:
-        """The exact inverse of `encode`, to rounding."""
-        return depth_to_space(self._mix(code.float() * self.std + self.mean, self.mixing.T), self.stride)
+    def decode(self, code: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+        """The inverse of `encode`: for `identity` and `haar` exact, to rounding.
 
+        Args:
+            code: (B, C, ...).
+            shape: X, Y, Z of the image; None: all that the code holds, with what `encode` added to odd sides.
+        """
+        image = self.inverse(code.float() * self.std + self.mean)
+        return image if shape is None else crop(image, shape)
+
+    @torch.no_grad()
     def fit(self, images: Iterable[Tensor]) -> None:
         """Measure mean and standard deviation of every channel over images (M, X, Y, Z), all positions pooled."""
         total = torch.zeros(self.channels, dtype=torch.float64)
         squares = torch.zeros_like(total)
         count = 0
         for image in images:
-            blocks = space_to_depth(image[None].float(), self.stride)
-            code = self._mix(blocks, self.mixing).flatten(2)[0].double()
+            code = self.transform(image[None].float().to(self.mean.device)).flatten(2)[0].cpu().double()
             total += code.sum(1)
             squares += code.square().sum(1)
             count += code.shape[1]
-        mean = total / count
-        std = (squares / count - mean.square()).clamp_min(1e-8).sqrt()
+        mean = self.pooled(total) / count
+        std = (self.pooled(squares) / count - mean.square()).clamp_min(1e-8).sqrt()
         self.mean.copy_(mean.view(1, -1, 1, 1, 1))
         self.std.copy_(std.view(1, -1, 1, 1, 1))
+
+
+class BlockCodec(Codec):
+    """Blocks of voxels mixed by the Haar matrix: for a stride of 1 the identity, of 2, 4 or 8 one, two or three levels.
+
+    Channels are ordered by modality, then as the rows of `haar_matrix`. The coefficients of one subband that a block
+    holds at several positions share their mean and standard deviation.
+    """
+
+    mixing: Tensor
+
+    def __init__(self, stride: Stride, image_channels: int) -> None:
+        self.block = math.prod(stride)
+        super().__init__(stride, image_channels * self.block)
+        self.register_buffer("mixing", haar_matrix(stride))
+
+    def transform(self, image: Tensor) -> Tensor:
+        """(B, M, X, Y, Z) to (B, M * block, X/sx, Y/sy, Z/sz)."""
+        return self._mix(space_to_depth(image, self.stride), self.mixing)
+
+    def inverse(self, coefficients: Tensor) -> Tensor:
+        """The transposed matrix is the inverse one."""
+        return depth_to_space(self._mix(coefficients, self.mixing.T), self.stride)
+
+    def pooled(self, moments: Tensor) -> Tensor:
+        """Averaged over each subband's positions in the block."""
+        bands = subbands(self.stride)
+        parts = moments.view(-1, self.block).split(bands, dim=1)
+        return torch.cat([part.mean(1, keepdim=True).expand_as(part) for part in parts], dim=1).flatten()
 
     def _mix(self, blocks: Tensor, matrix: Tensor) -> Tensor:
         b, c, *grid = blocks.shape
@@ -74,25 +185,73 @@ class Codec(nn.Module):
         return mixed.reshape(b, c, *grid)
 
 
-def space_to_depth(x: Tensor, stride: tuple[int, int, int]) -> Tensor:
-    """(B, C, X, Y, Z) -> (B, C * sx*sy*sz, X/sx, Y/sy, Z/sz): every voxel kept, so a one-voxel lesion stays visible."""
+def haar_matrix(stride: Stride) -> Tensor:
+    """The orthonormal Haar transform of one block (block, block), over the axes that are longer than 1.
+
+    One level is the Kronecker product of [[1, 1], [1, -1]] / sqrt(2) over the axes (Haar 1910); further levels
+    transform its low-pass band again (Mallat 1989, the isotropic pyramid). Columns are voxels, rows are coefficients:
+    the coarsest low-pass, then the other subbands from coarse to fine, each at all its positions in the block.
+    """
+    if math.prod(stride) == 1:
+        return torch.ones(1, 1)
+    halved = _halved(stride)
+    haar = torch.tensor([[1.0, 1.0], [1.0, -1.0]]) / math.sqrt(2)
+    level = torch.ones(1, 1)
+    for side in halved:
+        level = torch.kron(level, haar if side == 2 else torch.ones(1, 1))
+    unit_blocks = torch.eye(math.prod(stride)).view(-1, 1, *stride)
+    bands = torch.einsum("ij,nj...->ni...", level, space_to_depth(unit_blocks, halved)).flatten(2)
+    coarse = bands[:, 0] @ haar_matrix(_divided(stride, halved)).T
+    return torch.cat([coarse, bands[:, 1:].flatten(1)], dim=1).T.contiguous()
+
+
+def subbands(stride: Stride) -> list[int]:
+    """How many rows of `haar_matrix` belong to each subband, in their order."""
+    if math.prod(stride) == 1:
+        return [1]
+    halved = _halved(stride)
+    coarse = _divided(stride, halved)
+    return subbands(coarse) + [math.prod(coarse)] * (math.prod(halved) - 1)
+
+
+def space_to_depth(x: Tensor, stride: Stride) -> Tensor:
+    """(B, C, X, Y, Z) -> (B, C * sx*sy*sz, X/sx, Y/sy, Z/sz): every voxel kept, so a one-voxel lesion stays visible.
+
+    Sides that do not divide by the stride are rounded up (`pad_to_multiple`).
+    """
+    x = pad_to_multiple(x, stride)
     b, c, *sides = x.shape
     split = [part for side, s in zip(sides, stride, strict=True) for part in (side // s, s)]
     blocks = x.reshape(b, c, *split).permute(0, 1, 3, 5, 7, 2, 4, 6)
     return blocks.reshape(b, c * math.prod(stride), *(side // s for side, s in zip(sides, stride, strict=True)))
 
 
-def depth_to_space(x: Tensor, stride: tuple[int, int, int]) -> Tensor:
-    """The inverse of `space_to_depth`."""
+def depth_to_space(x: Tensor, stride: Stride) -> Tensor:
+    """The inverse of `space_to_depth`; it keeps what that padded."""
     b, c, *sides = x.shape
     blocks = x.reshape(b, c // math.prod(stride), *stride, *sides).permute(0, 1, 5, 2, 6, 3, 7, 4)
     return blocks.reshape(b, -1, *(side * s for side, s in zip(sides, stride, strict=True)))
 
 
-def _haar_matrix(stride: tuple[int, int, int]) -> Tensor:
-    """Kronecker product of [[1, 1], [1, -1]] / sqrt(2) over the halved axes: the orthonormal Haar transform."""
-    haar = torch.tensor([[1.0, 1.0], [1.0, -1.0]]) / math.sqrt(2)
-    matrix = torch.ones(1, 1)
-    for side in stride:
-        matrix = torch.kron(matrix, haar if side == 2 else torch.ones(1, 1))
-    return matrix
+def pad_to_multiple(x: Tensor, stride: Stride) -> Tensor:
+    """(B, C, X, Y, Z) with each side rounded up to a multiple of the stride: its last voxels are repeated behind it."""
+    missing = [-side % s for side, s in zip(x.shape[2:], stride, strict=True)]
+    if not any(missing):
+        return x
+    return pad(x, [n for more in reversed(missing) for n in (0, more)], mode="replicate")
+
+
+def crop(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """The first voxels of (B, C, ...) along each axis: what `pad_to_multiple` was given."""
+    width, height, depth = shape
+    return x[..., :width, :height, :depth]
+
+
+def _halved(stride: Stride) -> Stride:
+    x, y, z = (min(side, 2) for side in stride)
+    return x, y, z
+
+
+def _divided(stride: Stride, by: Stride) -> Stride:
+    x, y, z = (side // part for side, part in zip(stride, by, strict=True))
+    return x, y, z

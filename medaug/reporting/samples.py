@@ -18,7 +18,13 @@ MOST_ROWS = 4
 
 
 def samples_picture(
-    batch: Mapping[str, Tensor], sample: Tensor, task: Task, manifest: Manifest, path: Path, title: str
+    batch: Mapping[str, Tensor],
+    sample: Tensor,
+    task: Task,
+    manifest: Manifest,
+    path: Path,
+    title: str,
+    made: str = "synthetic",
 ) -> None:
     """Samples, between what they were drawn from (where it was anything) and the real thing, one slice per row.
 
@@ -29,6 +35,7 @@ def samples_picture(
         manifest: of the cohort, for its names.
         path: PNG to write.
         title: heading.
+        made: heading of the samples.
     """
     label = batch["label"].numpy()
     images = task.images_of(batch["image"], batch["seed"]).numpy()
@@ -48,5 +55,5 @@ def samples_picture(
                 given = [*images[i, :1]]
             rows.append((f"case {i + 1}, {name}", *given, synthetic, real))
     first = ["mask"] if task.mask else ["given"] if task.num_images else []
-    panels = (*first, "synthetic", "real")
+    panels = (*first, made, "real")
     comparison_picture(rows[:MOST_ROWS], path, title, manifest.schema.foreground, window=(-1.0, 1.0), panels=panels)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import signal
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
 from torch import Tensor
 
 from medaug.files import atomic_write
+from medaug.training.signals import StopSignals
 
 log = logging.getLogger(__name__)
 
@@ -40,27 +39,25 @@ def save_whole(trainer: Trainer, path: Path) -> None:
 class LastCheckpoint(Callback):
     """Keeps `last.ckpt` whole: every so many steps, at the last one, and when the run is asked to stop.
 
-    SIGINT (Ctrl-C) and SIGTERM end the run after the step in hand; `stopped_by` then holds the signal's number.
+    SIGINT (Ctrl-C) and SIGTERM end the run after the step in hand; `signals.received` then holds the signal's number.
     It must come after the weight averaging in the list of callbacks.
     """
 
     def __init__(self, path: Path, every: int) -> None:
         self.path = path
         self.every = every
-        self.stopped_by: int | None = None
-        self._handlers: dict[int, Any] = {}
+        self.signals = StopSignals()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen for the signals, in place of Lightning, whose SIGTERM leaves in the middle of the loop."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._on_signal)
+        self.signals.listen()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save where it is due."""
         step = trainer.global_step
-        stop = trainer.strategy.reduce_boolean_decision(self.stopped_by is not None, all=False)
+        stop = trainer.strategy.reduce_boolean_decision(self.signals.received is not None, all=False)
         if stop or step % self.every == 0 or step == trainer.max_steps:
             save_whole(trainer, self.path)
             if stop:
@@ -69,13 +66,7 @@ class LastCheckpoint(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.stopped_by is None:
-            log.info("%s: saving after this step, then stopping", signal.Signals(number).name)
-        self.stopped_by = number
+        self.signals.release()
 
 
 class Progress(RichProgressBar):

@@ -12,10 +12,10 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 
-from medaug.data.batches import as_tensors
 from medaug.data.cases import ModelCase
 from medaug.errors import UserError
 from medaug.options import TrainerOptions
+from medaug.training.autoencoder import prepare_codec
 from medaug.training.callbacks import LastCheckpoint, Progress, ProgressLines, ema
 from medaug.training.checkpoint import Card, read_checkpoint
 from medaug.training.initial import initialise
@@ -34,11 +34,15 @@ def fit(
     folder: Path,
     budget: TrainerOptions,
     logger: str,
+    *,
     picture: Picture | None = None,
+    reconstruction: Picture | None = None,
     init_from: Path | None = None,
     score: Score | None = None,
 ) -> dict[str, Any]:
-    """Train to `budget.max_steps`, from `last.ckpt` where there is one, else from the weights of `init_from`.
+    """Make the codec ready, then train to `budget.max_steps`, from `last.ckpt` or the weights of `init_from`.
+
+    `picture` draws samples at every validation, `reconstruction` what a trained codec leaves of what is drawn.
 
     With `score`, samples are scored every `budget.score_every` steps, and `best.ckpt` is kept beside it.
 
@@ -53,11 +57,12 @@ def fit(
     if path.exists():
         _check(path, card, budget)
     task = DiffusionTask(card, budget, picture)
+    writer = make_logger(logger, folder)
     if init_from is not None and not path.exists():
         log.info("init_from=%s: %s", init_from, initialise(task.model, init_from))
-    else:
-        samples = [as_tensors(case) for case in train]
-        task.model.fit_codec((s["image"] for s in samples), (s["label"] for s in samples))
+    elif not path.exists():  # a checkpoint holds the codec
+        codec, target = task.model.codec, task.model.target
+        prepare_codec(codec, card, train, val, target, folder, budget, writer, reconstruction)
     parameters = sum(p.numel() for p in task.model.parameters())
     labelled = sum(case.label is not None for case in train)
     log.info(
@@ -95,7 +100,7 @@ def fit(
             val_check_interval=min(budget.validate_every, budget.max_steps),
             num_sanity_val_steps=0,
             gradient_clip_val=budget.gradient_clip,
-            logger=make_logger(logger, folder),
+            logger=writer,
             callbacks=callbacks,
             enable_checkpointing=False,
             enable_model_summary=False,
@@ -109,9 +114,9 @@ def fit(
             ckpt_path=path if path.exists() else None,
             weights_only=True,
         )
-    if last.stopped_by is not None:
+    if last.signals.received is not None:
         log.info("stopped at step %d; the same command goes on from there", trainer.global_step)
-        sys.exit(128 + last.stopped_by)
+        sys.exit(128 + last.signals.received)
     loss = trainer.callback_metrics.get("val/loss")  # absent where nothing was left to do
     return {
         "step": trainer.global_step,

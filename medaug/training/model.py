@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from medaug.diffusion.process import Process, add_noise, loss_weight, predicted_
 from medaug.diffusion.samplers import check, sample, spaced_times
 from medaug.errors import UserError
 from medaug.networks.build import build_network
-from medaug.networks.codecs import Codec, space_to_depth
+from medaug.networks.codecs import build_codec, space_to_depth
 from medaug.networks.condition import Condition, embed, embedded_channels, signed_planes
 from medaug.training.tasks import Task, resolve_task
 
@@ -79,16 +80,16 @@ class DiffusionModel(nn.Module):
         self.precision = precision
         try:
             self.process = Process(**options["process"])
-            self.codec = Codec(options["codec"]["name"], self.task.num_targets, network["spatial_dims"])
+            self.codec = build_codec(options["codec"], self.task.num_targets, network["spatial_dims"])
+            block = math.prod(self.codec.stride)
             planes = embedded_channels(self.task.num_masks + self.task.num_images, self.codec.stride)
-            self.network = build_network(network, self.codec.channels, planes, attributes.size, self.codec.block)
+            self.network = build_network(network, self.codec.channels, planes, attributes.size, block)
         except ValueError as error:
             raise UserError(f"codec, network and process do not go together: {error}") from error
 
-    def fit_codec(self, images: Iterable[Tensor], labels: Iterable[Tensor]) -> None:
-        """Measure the codec's statistics on what is drawn: of images (M, X, Y, Z) and their labels (X, Y, Z)."""
-        targets = (self.task.target_of(i[None], m[None])[0] for i, m in zip(images, labels, strict=True))
-        self.codec.fit(targets)
+    def target(self, batch: dict[str, Tensor]) -> Tensor:
+        """What is to be drawn for a batch: (B, num_targets, X, Y, Z) in [-1, 1]."""
+        return self.task.target_of(batch["image"], batch["label"])
 
     def condition(
         self,
@@ -108,7 +109,7 @@ class DiffusionModel(nn.Module):
             attributes: (B, A), see `AttributeEncoder`; None: all unknown.
         """
         stride = self.codec.stride
-        grid = [side // s for side, s in zip(label.shape[1:], stride, strict=True)]
+        grid = [-(-side // s) for side, s in zip(label.shape[1:], stride, strict=True)]
         planes = [torch.zeros(len(label), 0, *grid, device=label.device)]
         if self.task.mask:
             planes.append(embed(signed_planes(label, self.task.num_classes), known, stride))
@@ -151,8 +152,7 @@ class DiffusionModel(nn.Module):
             dropout: what is hidden of the condition.
             t: (B,) times to take in place of those that are drawn.
         """
-        target = self.task.target_of(batch["image"], batch["label"])
-        x0 = self.codec.encode(target)
+        x0 = self.codec.encode(self.target(batch))
         draws = generators([named_seed(int(seed), "diffusion") for seed in batch["seed"]])
         kept = torch.stack([torch.rand((), generator=draw) >= dropout.condition for draw in draws]).to(x0.device)
         drawn = torch.cat([self.process.training_times(1, draw) for draw in draws]).to(x0.device)
@@ -255,7 +255,7 @@ class DiffusionModel(nn.Module):
         def watched(x: Tensor, t: Tensor) -> Tensor:
             x0 = denoise(x, t)
             if watch is not None:
-                watch(float(t[0]), self.codec.decode(x0).clamp(-1, 1))
+                watch(float(t[0]), self.codec.decode(x0, label.shape[1:]).clamp(-1, 1))
             return x0
 
         code = sample(
@@ -268,7 +268,7 @@ class DiffusionModel(nn.Module):
             eta,
             progress,
         )
-        return self.codec.decode(code).clamp(-1, 1)
+        return self.codec.decode(code, label.shape[1:]).clamp(-1, 1)
 
 
 def sound_in_bf16(device: torch.device, first_sides: Iterable[int]) -> bool:

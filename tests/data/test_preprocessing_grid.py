@@ -74,10 +74,9 @@ def test_a_given_voxel_size_is_taken():
     assert fit_preprocessing([scan((1, 1, 1))], DataOptions(spacing=[2, 2, 2]), 4).shape == (20, 20, 20)
 
 
-def test_a_given_shape_is_taken_where_it_divides():
-    assert fit_preprocessing([scan((1, 1, 1))], DataOptions(shape=[16, 24, 8]), 8).shape == (16, 24, 8)
-    with pytest.raises(UserError, match="multiple of 8"):
-        fit_preprocessing([scan((1, 1, 1))], DataOptions(shape=[16, 12, 16]), 8)
+@pytest.mark.parametrize("shape", [(16, 24, 8), (15, 12, 1)])
+def test_a_given_shape_is_taken_whether_it_divides_or_not(shape):
+    assert fit_preprocessing([scan((1, 1, 1))], DataOptions(shape=list(shape)), 8).shape == shape
 
 
 def test_what_shapes_the_model_space_comes_from_the_options():

@@ -18,7 +18,7 @@ def embed_mask(label: Tensor, known: Tensor, stride: tuple[int, int, int]) -> Te
     return embed(signed_planes(label, 3), known, stride)
 
 
-@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 1), (2, 2, 2)])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 1), (2, 2, 2), (4, 4, 4)])
 def test_a_lesion_of_one_voxel_reaches_the_condition_in_every_position(stride):
     known = torch.ones(1, 2)
     empty = embed_mask(torch.zeros(1, 4, 4, 4).long(), known, stride)

@@ -61,7 +61,7 @@ def make_cases(num, seed):
 
 
 def train(folder, picture=None, budget=BUDGET, card=CARD):
-    return fit(card, make_cases(5, 0), make_cases(3, 1), folder, budget, "csv", picture)
+    return fit(card, make_cases(5, 0), make_cases(3, 1), folder, budget, "csv", picture=picture)
 
 
 def contents(folder):

@@ -1,0 +1,290 @@
+"""The first training stage: what makes a codec ready, before the diffusion begins.
+
+`identity` and `haar` are measured. `kl` is trained in the same run folder on the absolute error and the KL divergence,
+and on request against a patch discriminator (Esser et al. 2021; Rombach et al. 2022). Like the diffusion it resumes
+exactly: a batch and its noise are functions of the step, and `codec.ckpt` holds all else.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import Logger
+from monai.losses import PatchAdversarialLoss
+from monai.networks.nets import PatchDiscriminator
+from torch import Tensor, nn
+from torch.nn.functional import l1_loss
+from torch.utils.data import DataLoader
+
+from medaug.data.batches import FixedBatches, StepsFrom, TrainingBatches, as_tensors, collate
+from medaug.data.cases import ModelCase
+from medaug.data.transforms import light_affine
+from medaug.diffusion.noise import generators, named_seed, standard_normal
+from medaug.errors import UserError
+from medaug.files import atomic_write
+from medaug.networks.autoencoder import Autoencoder, LatentCodec, kl_divergence
+from medaug.networks.codecs import MAKE, Codec, crop
+from medaug.options import CodecOptions, TrainerOptions
+from medaug.progress import track
+from medaug.runs import process_rank
+from medaug.training.checkpoint import Card, read_checkpoint
+from medaug.training.model import has_bf16, sound_in_bf16
+from medaug.training.signals import StopSignals
+from medaug.training.task import Picture
+
+log = logging.getLogger(__name__)
+
+Batch = dict[str, Tensor]
+
+
+def prepare_codec(
+    codec: Codec,
+    card: Card,
+    train: Sequence[ModelCase],
+    val: Sequence[ModelCase],
+    target: Callable[[Batch], Tensor],
+    folder: Path,
+    budget: TrainerOptions,
+    logger: Logger,
+    picture: Picture | None = None,
+) -> None:
+    """Give the codec its statistics and, for `kl`, its weights: from `codec.checkpoint`, or trained into `codec.ckpt`.
+
+    Of several processes the first one trains and the others wait for its file.
+
+    Args:
+        codec: as built, on the CPU, where it is left.
+        card: of the run.
+        train, val: cases; those without a label take part.
+        target: what is coded: a batch's images or whatever else (B, M, X, Y, Z) the diffusion draws.
+        folder: of the run.
+        budget: seed, augmentation, precision and intervals; and steps and batch size where the codec's are null.
+        logger: takes losses and validation errors as `codec/...`.
+        picture: draws the reconstruction of a validation case beside the original, at every validation.
+
+    Raises:
+        UserError: a codec's checkpoint that cannot be read, continued or reused.
+        SystemExit: stopped by a signal after saving; the status is 128 + the signal's number.
+    """
+    if isinstance(codec, LatentCodec):
+        given = CodecOptions(**card.options["codec"]).checkpoint
+        path = folder / "codec.ckpt" if given is None else Path(given)
+        if given is None and process_rank() == 0:
+            _FirstStage(codec, card, train, val, target, path, budget, logger, picture).run()
+        while given is None and not path.exists():
+            time.sleep(1)
+        while (contents := _read(path, card))["codec"] is None:
+            if given is not None:
+                raise UserError(f"codec.checkpoint={path}: its training is unfinished; run it to its end first")
+            time.sleep(5)
+        codec.load_state_dict(contents["codec"])
+        log.info("the codec is %s: validation %s", path, _told(contents["validation"]))
+    else:
+        codec.fit(target(collate([as_tensors(case)]))[0] for case in train)
+
+
+def _read(path: Path, card: Card) -> dict[str, Any]:
+    """Contents of a codec's checkpoint that fits the run: its make, its model space, and whom it has seen."""
+    former, contents = read_checkpoint(path)
+    if "codec" not in contents:
+        raise UserError(f"{path}: not a codec's checkpoint; give the codec.ckpt that a training with codec=kl left")
+    then, now = _make(former), _make(card)
+    if different := [f"{key} {then[key]}, not {now[key]}" for key in then if then[key] != now[key]]:
+        raise UserError(f"{path}: another codec than this run's ({'; '.join(different)}); give both the same")
+    if unseen := set(former.subjects["train"]) - set(card.subjects["train"]):
+        raise UserError(
+            f"{path}: saw {sorted(unseen)[0]} ({len(unseen)} in all), no training subject here; "
+            "leave out codec.checkpoint and train a codec on this split"
+        )
+    return contents
+
+
+def _make(card: Card) -> dict[str, Any]:
+    """All that two runs must share for a codec to serve both; it does not depend on the shape of the grid."""
+    codec = CodecOptions(**card.options["codec"])
+    space = card.preprocessing.to_dict()
+    del space["shape"]
+    return {
+        **{f"codec.{key}": getattr(codec, key) for key in MAKE},
+        "task.target": card.options.get("task", {}).get("target", "image"),
+        "task.modalities": card.options.get("task", {}).get("modalities", []),
+        "network.spatial_dims": card.options["network"]["spatial_dims"],
+        "modalities": list(card.modalities),
+        "phantom": card.phantom,
+        **space,
+    }
+
+
+def _told(validation: dict[str, float]) -> str:
+    return f"PSNR {validation['psnr']:.1f} dB, mean absolute error {validation['absolute_error']:.4f}"
+
+
+class _FirstStage:
+    """The loop, and all that it needs to go on where it was stopped."""
+
+    def __init__(
+        self,
+        codec: LatentCodec,
+        card: Card,
+        train: Sequence[ModelCase],
+        val: Sequence[ModelCase],
+        target: Callable[[Batch], Tensor],
+        path: Path,
+        budget: TrainerOptions,
+        logger: Logger,
+        picture: Picture | None,
+    ) -> None:
+        self.codec, self.card, self.train, self.val, self.target = codec, card, train, val, target
+        self.path, self.budget, self.logger, self.picture = path, budget, logger, picture
+        self.options = options = CodecOptions(**card.options["codec"])
+        self.seed = named_seed(budget.seed, "codec")
+        self.steps = options.max_steps or max(1, budget.max_steps // 2)
+        gpu = budget.accelerator != "cpu" and torch.cuda.is_available()
+        self.device = torch.device("cuda" if gpu else "cpu")
+        image_channels = target(collate([as_tensors(train[0])])).shape[1]
+        with torch.random.fork_rng():
+            torch.manual_seed(named_seed(self.seed, "weights"))
+            self.net = Autoencoder(codec.stride, image_channels, options.channels, options.latent_channels)
+            self.critic = PatchDiscriminator(
+                spatial_dims=2 if self.net.flat else 3,
+                in_channels=image_channels,
+                channels=options.channels[0],
+                num_layers_d=2,
+                kernel_size=3,  # the usual 4 wants sides above 8
+                norm="INSTANCE",  # batches are small
+            )
+        self.parts: dict[str, nn.Module] = {"autoencoder": self.net.to(self.device)}
+        if options.adversarial_weight:
+            self.parts["critic"] = self.critic.to(self.device)
+        self.optimizers = {
+            name: torch.optim.AdamW(part.parameters(), options.learning_rate, weight_decay=0.0)
+            for name, part in self.parts.items()
+        }
+
+    def run(self) -> None:
+        """Train to the last step and leave the codec, with its statistics, in the checkpoint."""
+        start = 0
+        if self.path.exists():
+            contents = _read(self.path, self.card)
+            if contents["codec"] is not None:
+                return
+            start = contents["step"]
+            for name, (weights, state) in contents["training"].items():
+                self.parts[name].load_state_dict(weights)
+                self.optimizers[name].load_state_dict(state)
+        size = sum(p.numel() for p in self.net.parameters()) / 1e6
+        log.info("first stage, an autoencoder of %.1f M parameters: step %d of %d", size, start, self.steps)
+        signals = StopSignals()
+        signals.listen()
+        try:
+            self._loop(start, signals)
+        finally:
+            signals.release()
+        self.codec.autoencoder.load_state_dict(self.net.state_dict())
+        self.codec.to(self.device)
+        self.codec.fit(self.target(collate([as_tensors(case)]))[0] for case in self.train)
+        self.codec.cpu()
+        self._save({"step": self.steps, "codec": self.codec.state_dict(), "validation": self._validate(self.steps)})
+
+    def _loop(self, start: int, signals: StopSignals) -> None:
+        batches = self._batches(start)
+        for step in track(range(start, self.steps), "codec"):
+            losses = self._step(step, next(batches))
+            done = step + 1
+            if done % min(50, self.steps) == 0:
+                self.logger.log_metrics({f"codec/{name}": loss.item() for name, loss in losses.items()}, done)
+            if done == self.steps:
+                return
+            if signals.received is not None or done % self.budget.checkpoint_every == 0:
+                pairs = {
+                    name: (part.state_dict(), self.optimizers[name].state_dict()) for name, part in self.parts.items()
+                }
+                self._save({"step": done, "codec": None, "training": pairs})
+            if signals.received is not None:
+                log.info("stopped at step %d of the first stage; the same command goes on from there", done)
+                sys.exit(128 + signals.received)
+            if done % self.budget.validate_every == 0:
+                log.info("first stage, step %d of %d: validation %s", done, self.steps, _told(self._validate(done)))
+
+    def _batches(self, start: int) -> Iterator[Batch]:
+        size = self.options.batch_size or self.budget.batch_size
+        data = TrainingBatches(self.train, size, self.seed, light_affine if self.budget.augment else None)
+        steps, workers = StepsFrom(start, self.steps), self.budget.num_workers
+        # A generator of its own: what a loader draws for its workers comes from nobody else's stream.
+        return iter(DataLoader(data, None, sampler=steps, num_workers=workers, generator=torch.Generator()))
+
+    def _step(self, step: int, batch: Batch) -> dict[str, Tensor]:
+        """One step of the autoencoder and, from half of the steps on, of the discriminator; returns the losses."""
+        image = self.target(batch).to(self.device)
+        draws = generators([named_seed(int(seed), "latent") for seed in batch["seed"]])
+        with self._autocast(image):
+            mean, std = self.net.posterior(image)
+            noise = standard_normal(draws, mean.shape[1:], self.device)
+            output = crop(self.net.decode(mean + std * noise), image.shape[2:])
+        losses = {"absolute_error": l1_loss(output.float(), image), "kl": kl_divergence(mean.float(), std.float())}
+        loss = losses["absolute_error"] + self.options.kl_weight * losses["kl"]
+        adversarial = "critic" in self.parts and step >= self.steps // 2
+        if adversarial:
+            losses["adversarial"] = self._verdict(output, real=True, for_discriminator=False)
+            loss = loss + self.options.adversarial_weight * losses["adversarial"]
+        self._descend("autoencoder", loss, step)
+        if adversarial:
+            drawn = self._verdict(output.detach(), real=False, for_discriminator=True)
+            losses["critic"] = 0.5 * (drawn + self._verdict(image, real=True, for_discriminator=True))
+            self._descend("critic", losses["critic"], step)
+        return losses
+
+    def _verdict(self, image: Tensor, *, real: bool, for_discriminator: bool) -> Tensor:
+        """Least squares between the discriminator's verdict on each patch and what it should be (Mao et al. 2017)."""
+        with self._autocast(image):
+            verdict = self.critic(self.net.slices(image))[-1]
+        criterion = PatchAdversarialLoss(criterion="least_squares")
+        return criterion(verdict.float(), target_is_real=real, for_discriminator=for_discriminator)
+
+    def _descend(self, name: str, loss: Tensor, step: int) -> None:
+        part, optimizer = self.parts[name], self.optimizers[name]
+        for group in optimizer.param_groups:  # a cosine to a tenth
+            group["lr"] = self.options.learning_rate * (0.55 + 0.45 * math.cos(math.pi * step / self.steps))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(part.parameters(), self.budget.gradient_clip)
+        optimizer.step()
+
+    def _autocast(self, image: Tensor) -> torch.autocast:
+        bf16 = self.budget.precision == "bf16" or (self.budget.precision == "auto" and has_bf16(self.device))
+        sides = [-(-image.shape[2] // 2**level) for level in range(len(self.options.channels))]
+        bf16 = bf16 and (self.net.flat or sound_in_bf16(self.device, sides))
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16)
+
+    @torch.no_grad()
+    def _validate(self, step: int) -> dict[str, float]:
+        """Mean absolute error and PSNR (of the range -1 to 1) of the posterior's mean, mean over held-out cases."""
+        errors, decibels = [], []
+        batches = FixedBatches(self.val, 1, self.seed)
+        for i in range(len(batches)):
+            batch = batches[i]
+            image = self.target(batch).to(self.device)
+            output = crop(self.net.decode(self.net.posterior(image)[0]), image.shape[2:]).clamp(-1, 1)
+            errors.append(float((output - image).abs().mean()))
+            decibels.append(10 * math.log10(4 / max(float((output - image).square().mean()), 1e-12)))
+            if i == 0 and self.picture is not None:
+                self.picture(step, batch, output.cpu())
+        found = {"absolute_error": sum(errors) / len(errors), "psnr": sum(decibels) / len(decibels)}
+        self.logger.log_metrics({f"codec/validation_{name}": value for name, value in found.items()}, step)
+        self.logger.save()
+        return found
+
+    def _save(self, contents: dict[str, Any]) -> None:
+        # By way of memory: on a full disk torch raises what nobody can tell from a defect.
+        buffer = io.BytesIO()
+        torch.save({"medaug": self.card.to_dict(), **contents}, buffer)
+        with atomic_write(self.path) as temporary:
+            temporary.write_bytes(buffer.getvalue())
