@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from medaug.config import launch, part
 from medaug.errors import UserError
 from medaug.options import Options
-from medaug.runs import claim, finish, finished, stage_folder
+from medaug.runs import claim, finish, finished, process_rank, stage_folder
+from medaug.training import requeue
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +25,7 @@ MODEL_NODES = ("data", "codec", "network", "process", "trainer")
 
 def main(options: Options) -> None:
     """Train, or go on training, and leave `last.ckpt` and `manifest.json` in the run's folder."""
+    requeue.listen(first=process_rank() == 0)
     folder = stage_folder(options, "train")
     growable = ("trainer.max_steps",) if options.resume else ()
     identity = part(options, *MODEL_NODES)
@@ -74,7 +76,8 @@ def main(options: Options) -> None:
     )
     cache, memory = folder.parent / "cache", data.cache == "ram"
     loaded = {split: load_cases(manifest, c, preprocessing, cache, memory) for split, c in cases.items()}
-    manifest.save(folder / "manifest.json")
+    if process_rank() == 0:
+        manifest.save(folder / "manifest.json")
 
     def picture(step: int, label: Tensor, sample: Tensor, real: Tensor) -> Path:
         path = folder / "pictures" / f"step_{step:06d}.png"

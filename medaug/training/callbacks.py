@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
 from torch import Tensor
 
 from medaug.files import atomic_write
+from medaug.training import requeue
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ def ema(decay: float) -> WeightAveraging:
 class LastCheckpoint(Callback):
     """Keeps `last.ckpt` whole: every so many steps, at the last one, and when the run is asked to stop.
 
-    SIGINT (Ctrl-C) and SIGTERM end the run after the step in hand; `stopped_by` then holds the signal's number.
+    SIGINT (Ctrl-C), SIGTERM and, in a SLURM job, SIGUSR1 and SIGUSR2 end the run after the step in hand; `stopped_by`
+    then holds the signal's number, on every rank.
     It must come after the weight averaging in the list of callbacks.
     """
 
@@ -46,7 +48,7 @@ class LastCheckpoint(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen for the signals, in place of Lightning, whose SIGTERM leaves in the middle of the loop."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, *requeue.signals()):
             self._handlers[number] = signal.signal(number, self._on_signal)
 
     def on_train_batch_end(
@@ -54,12 +56,14 @@ class LastCheckpoint(Callback):
     ) -> None:
         """Save where it is due."""
         step = trainer.global_step
-        stop = trainer.strategy.reduce_boolean_decision(self.stopped_by is not None, all=False)
+        heard = torch.tensor(self.stopped_by or 0, device=pl_module.device)
+        stop = int(trainer.strategy.reduce(heard, reduce_op="max"))
         if stop or step % self.every == 0 or step == trainer.max_steps:
             # All ranks take part in saving; the first one writes.
             with atomic_write(self.path) if trainer.is_global_zero else nullcontext(self.path) as target:
                 trainer.save_checkpoint(target)
             if stop:
+                self.stopped_by = stop
                 trainer.should_stop = True
                 trainer.limit_val_batches = 0  # whoever asks to stop does not wait for a validation
 

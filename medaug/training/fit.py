@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from medaug.data.cases import ModelCase
 from medaug.errors import UserError
 from medaug.options import TrainerOptions
+from medaug.training import requeue
 from medaug.training.callbacks import LastCheckpoint, Progress, ProgressLines, ema
 from medaug.training.checkpoint import Card, read_checkpoint
 from medaug.training.task import DiffusionData, DiffusionTask, Picture
@@ -77,6 +78,7 @@ def fit(
             devices=budget.devices,
             num_nodes=budget.num_nodes,
             strategy=budget.strategy,
+            plugins=requeue.plugins(),
             max_steps=budget.max_steps,
             max_epochs=-1,
             val_check_interval=min(budget.validate_every, budget.max_steps),
@@ -98,6 +100,8 @@ def fit(
         )
     if last.stopped_by is not None:
         log.info("stopped at step %d; the same command goes on from there", trainer.global_step)
+        if last.stopped_by in requeue.signals() and trainer.is_global_zero:
+            requeue.requeue()
         sys.exit(128 + last.stopped_by)
     loss = trainer.callback_metrics.get("val/loss")  # absent where nothing was left to do
     return {
