@@ -260,6 +260,7 @@ class Options:
     runs: str = option("folder of all results", "runs")
     overwrite: bool = option("begin again where the config differs from the run on disk", False)
     resume: bool = option("train a run further than it was meant to go; raise trainer.max_steps with it", False)
+    objective: str = option("--multirun with optuna: the number in finished.json to optimise", "validation_loss")
     data: DataOptions = field(default_factory=DataOptions)
     codec: CodecOptions = field(default_factory=CodecOptions)
     network: NetworkOptions = field(default_factory=NetworkOptions)
@@ -318,7 +319,7 @@ STAGES = {
             "the cohort's files, or data=phantom",
             "runs/EXP/train",
             "experiment=demo",
-            (*_RUN, "overwrite", "resume", *_MODEL),
+            (*_RUN, "overwrite", "resume", "objective", *_MODEL),
         ),
         Stage(
             "generate",

@@ -72,13 +72,14 @@ def fit(
         warnings.filterwarnings("ignore", ".*LeafSpec.*")
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")  # it is: see data/batches.py
         warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # every rank validates on all cases
+        warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # not every training is a SLURM job
         trainer = Trainer(
             default_root_dir=folder,
             accelerator=budget.accelerator,
             devices=budget.devices,
             num_nodes=budget.num_nodes,
             strategy=budget.strategy,
-            plugins=requeue.plugins(),
+            plugins=requeue.environment(),
             max_steps=budget.max_steps,
             max_epochs=-1,
             val_check_interval=min(budget.validate_every, budget.max_steps),

@@ -1,6 +1,6 @@
-"""SLURM: a job whose time is nearly up goes back into the queue, and goes on from its checkpoint when it is let in again.
+"""SLURM: a job whose time is nearly up goes back into the queue, and on its next turn goes on from its checkpoint.
 
-It is the only handling of those signals: Lightning's, which writes a checkpoint of its own, is switched off (`plugins`).
+It is the only handling of those signals: Lightning's, which writes a checkpoint of its own, is switched off.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def requeue() -> None:
     log.warning("SLURM job %s: not requeued (%s); submit it again, it goes on from the last checkpoint", job(), why)
 
 
-def plugins() -> list[SLURMEnvironment]:
-    """Lightning's environment for processes that `srun` started, without its own requeuing; none for other processes."""
+def environment() -> SLURMEnvironment | None:
+    """Lightning's view of processes that `srun` started, without its own requeuing; None for other processes."""
     from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
-    if TorchElasticEnvironment.detect() or not job() or not SLURMEnvironment.detect():
-        return []
-    return [SLURMEnvironment(auto_requeue=False)]
+    if not job() or TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return None
+    return SLURMEnvironment(auto_requeue=False)
