@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -37,16 +38,6 @@ WORDS = (
     "trainer.accelerator=cpu",
     "trainer.strategy=ddp",
 )
-# The first turn goes through torchrun on each node, the one after the requeuing through srun alone.
-BATCH = """#!/bin/bash
-#SBATCH --nodes=2 --ntasks-per-node=1 --requeue --open-mode=append --output=job.log --time=10 --signal=USR1@60
-export MASTER_ADDR=127.0.0.1
-if [ -z "$SLURM_RESTART_COUNT" ]; then
-    launch="-m torch.distributed.run --nnodes=2 --nproc-per-node=1 --rdzv-backend=c10d --rdzv-id=$SLURM_JOB_ID
-        --rdzv-endpoint=127.0.0.1:{port} --signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGUSR2"
-fi
-srun {python} $launch -m medaug.train {words} trainer.num_nodes=2
-"""
 CLUSTER = """
 ClusterName=test
 SlurmctldHost=localhost(127.0.0.1)
@@ -75,6 +66,27 @@ NodeName=one NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1
 NodeName=two NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1
 PartitionName=all Nodes=ALL Default=YES
 """
+
+
+def batch_script() -> str:
+    """The scripts that the how-to shows for two nodes, on processors: torchrun at first, srun alone once requeued."""
+    text = (Path(__file__).parents[2] / "docs" / "howto" / "slurm.md").read_text()
+    blocks = [block for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL) if "--nodes=2" in block]
+    head = [line for line in blocks[0].splitlines() if line.startswith("#") and "gpus" not in line]
+    turns = ["\n".join(line for line in block.splitlines() if not line.startswith("#")) for block in blocks]
+    changes = {
+        "srun python": f"srun {sys.executable}",
+        "experiment=brats preset=multi_gpu": " ".join(WORDS),
+        "--nproc-per-node=4": "--nproc-per-node=1",
+        "$first:29500": f"127.0.0.1:{free_ports(1)[0]}",  # the names of the nodes mean nothing to this machine
+        "trainer.devices=4": "",
+    }
+    torchrun, srun = turns
+    body = f'export MASTER_ADDR=127.0.0.1\nif [ -z "$SLURM_RESTART_COUNT" ]; then\n{torchrun}\nelse\n{srun}\nfi\n'
+    for shown, here in changes.items():
+        assert shown in body
+        body = body.replace(shown, here)
+    return "\n".join(head) + "\n" + body
 
 
 def free_ports(number: int) -> list[int]:
@@ -166,16 +178,17 @@ def cluster(tool, tmp_path) -> Iterator[dict[str, str]]:
 def test_a_requeued_job_on_two_nodes_ends_in_the_bits_of_one_that_was_not_interrupted(uninterrupted, cluster, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
-    words = " ".join(WORDS)
-    (home / "job.sh").write_text(BATCH.format(port=free_ports(1)[0], python=sys.executable, words=words))
+    (home / "job.sh").write_text(batch_script())
 
     def slurm(*command: str) -> str:
         return subprocess.run(command, cwd=home, env=cluster, capture_output=True, text=True, check=True).stdout
 
-    def said() -> str:
-        return (home / "job.log").read_text() if (home / "job.log").exists() else "nothing"
-
     job = slurm("sbatch", "--parsable", "job.sh").strip()
+    log = home / f"medaug_{job}.log"
+
+    def said() -> str:
+        return log.read_text() if log.exists() else "nothing"
+
     folder = home / "runs" / "demo" / "train"
     wait_for((folder / "last.ckpt").exists, said)
     slurm("scancel", "--signal=USR1", job)  # what --signal sends when the time is nearly up
@@ -188,7 +201,7 @@ def test_a_requeued_job_on_two_nodes_ends_in_the_bits_of_one_that_was_not_interr
     assert f"going on from step {stopped_at} of {STEPS}" in said()
     assert said().count("back in the queue") == 1
     assert_same_bits(contents(uninterrupted), contents(home))
-    assert sorted(path.name for path in home.iterdir()) == ["job.log", "job.sh", "runs"]
+    assert sorted(path.name for path in home.iterdir()) == ["job.sh", log.name, "runs"]
     assert len(list((home / "runs").rglob("manifest.json"))) == 1
 
 
