@@ -142,11 +142,11 @@ def run_job(fixed: Sequence[str], folder: Path, objective: str, config: DictConf
         config: what Hydra composed; the single run composes for itself, by its own rules.
 
     Returns:
-        the number; None where the run has none, and on processes other than the first.
+        the number; None where it is unknown.
 
     Raises:
         UserError: the run failed.
-        SystemExit: the sweep was asked to stop, and the run has saved.
+        SystemExit: the sweep was asked to stop, and the run has saved; or runs have no such number, with a message.
     """
     words = list(HydraConfig.get().overrides.task)
     name = job_name(fixed, words)
@@ -159,8 +159,12 @@ def run_job(fixed: Sequence[str], folder: Path, objective: str, config: DictConf
         raise UserError(f"{name}: failed with status {status}")
     # Composing once more is not possible inside of Hydra, nor is it needed.
     experiment = parse_arguments(STAGE, single)[0]["experiment"]
-    value = (finished(stage_folder(Options(experiment, runs=str(runs)), STAGE.name)) or {}).get(objective)
-    value = float(value) if isinstance(value, int | float) else None
+    summary = finished(stage_folder(Options(experiment, runs=str(runs)), STAGE.name)) or {}
+    numbers = {key: value for key, value in summary.items() if value is None or isinstance(value, int | float)}
+    if objective not in numbers:  # nor will any other job have it
+        sys.exit(f"objective={objective}: a run has no such number; it has {', '.join(numbers)}")
+    number = numbers[objective]
+    value = None if number is None else float(number)
     _note(runs, {"words": words, "status": 0, objective: value})
     return value
 
@@ -203,8 +207,9 @@ def run_sweep(arguments: Sequence[str]) -> None:
             "--multirun: this process is one of several that torchrun or srun started; a sweep starts its jobs itself"
             " (trainer.devices=N, or hydra/launcher=submitit_slurm for nodes)"
         )
+    quoted = str(sweep.folder).replace("'", r"\'")
     settings = [
-        f"hydra.sweep.dir='{sweep.folder}'",
+        f"hydra.sweep.dir='{quoted}'",
         "hydra.sweep.subdir=.",
         "hydra.output_subdir=null",
         "hydra/hydra_logging=none",
@@ -230,6 +235,10 @@ def run_sweep(arguments: Sequence[str]) -> None:
         failure: Exception | None = None
         try:
             hydra.multirun("config", task, words, with_log_configuration=False)
+        except SystemExit as stop:
+            if isinstance(stop.code, str):
+                raise UserError(stop.code) from stop
+            raise
         except Exception as error:  # of a job, for the sweepers raise the first
             failure = error
     (sweep.folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's, without the words that all jobs share

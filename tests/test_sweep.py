@@ -32,14 +32,14 @@ def home(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def trained(home, monkeypatch) -> list[list[str]]:
-    """Jobs that end at once with the square of their learning rate's distance to 0.3; those of 13 fail. Their words."""
+    """Words of the jobs, which end at once: by the square of their rate's distance to 0.3, above 1 with status 2."""
     started: list[list[str]] = []
 
     def wait(command: list[str]) -> int:
         assert command[:3] == [sys.executable, "-m", "medaug.train"]
         started.append(command[3:])
         options = config.parse_arguments(sweep.STAGE, command[3:])[1]
-        if options["trainer.learning_rate"] == 13:
+        if options["trainer.learning_rate"] > 1:
             return 2
         folder = Path(options["runs"]) / "demo" / "train"
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,16 +140,16 @@ def test_a_failing_job_is_named_and_the_others_go_on(trained):
 
 
 def test_optuna_minimises_what_the_jobs_report_and_finds_the_same_jobs_again(trained):
-    words = [*DEMO, "trainer.learning_rate=interval(0.0,1.0)", OPTUNA, "hydra.sweeper.n_trials=5"]
+    words = [*DEMO, "trainer.learning_rate=interval(0.0,1.0)", OPTUNA, "hydra.sweeper.n_trials=3"]
     sweep.run_sweep(words)
     first, best = list(trained), OmegaConf.load("runs/sweep/optimization_results.yaml")
     rates = [config.parse_arguments(sweep.STAGE, one)[1]["trainer.learning_rate"] for one in first]
-    assert len(set(rates)) == 5 and all(0 <= rate <= 1 for rate in rates)
+    assert len(set(rates)) == 3 and all(0 <= rate <= 1 for rate in rates)
     nearest = min(rates, key=lambda rate: abs(rate - 0.3))
     assert best.best_params["trainer.learning_rate"] == nearest
     assert best.best_value == pytest.approx((nearest - 0.3) ** 2)
     sweep.run_sweep(words)
-    assert trained[5:] == first
+    assert trained[3:] == first
 
 
 def test_optuna_takes_another_objective_and_its_direction(trained):
@@ -160,11 +160,29 @@ def test_optuna_takes_another_objective_and_its_direction(trained):
     assert best.best_value == pytest.approx(-0.01)
 
 
+def test_an_objective_that_no_run_has_ends_the_search_at_its_first_job(trained):
+    with pytest.raises(
+        UserError, match="objective=dice: a run has no such number; it has validation_loss, sample/score"
+    ):
+        sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,0.2", OPTUNA, "objective=dice", "hydra.sweeper.n_jobs=1"])
+    assert len(trained) == 1
+
+
+def test_results_may_lie_in_a_folder_of_any_name(trained):
+    sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,0.2", "runs='it\\'s a folder'"])
+    assert Path("it's a folder/sweep/trainer.learning_rate=0.1/demo/train/finished.json").exists()
+
+
 def test_optuna_goes_on_after_a_failing_job(trained):
-    with pytest.raises(UserError, match=r"1 of 3 jobs failed: trainer.learning_rate=13.0 \(status 2\)"):
-        sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,13,0.2", OPTUNA, "hydra/sweeper/sampler=grid"])
-    assert len(trained) == 3
-    assert OmegaConf.load("runs/sweep/optimization_results.yaml").best_params == {"trainer.learning_rate": 0.2}
+    with pytest.raises(UserError) as caught:
+        words = ("trainer.learning_rate=interval(0.0,2.0)", "hydra.sweeper.n_trials=4", "hydra.sweeper.sampler.seed=1")
+        sweep.run_sweep([*DEMO, *words, OPTUNA])
+    rates = [config.parse_arguments(sweep.STAGE, one)[1]["trainer.learning_rate"] for one in trained]
+    failed = sorted(f"trainer.learning_rate={rate} (status 2)" for rate in rates if rate > 1)
+    assert len(rates) == 4 and 0 < len(failed) < 4
+    assert str(caught.value) == f"{len(failed)} of 4 jobs failed: {'; '.join(failed)}"
+    best = OmegaConf.load("runs/sweep/optimization_results.yaml").best_params["trainer.learning_rate"]
+    assert best == min((rate for rate in rates if rate <= 1), key=lambda rate: abs(rate - 0.3))
 
 
 def test_a_missing_plugin_is_named_with_its_extra():

@@ -56,8 +56,9 @@ class LastCheckpoint(Callback):
     ) -> None:
         """Save where it is due."""
         step = trainer.global_step
-        heard = torch.tensor(self.stopped_by or 0, device=pl_module.device)
-        stop = int(trainer.strategy.reduce(heard, reduce_op="max"))
+        stop = self.stopped_by or 0
+        if trainer.world_size > 1:
+            stop = int(trainer.strategy.reduce(torch.tensor(stop, device=pl_module.device), reduce_op="max"))
         if stop or step % self.every == 0 or step == trainer.max_steps:
             # All ranks take part in saving; the first one writes.
             with atomic_write(self.path) if trainer.is_global_zero else nullcontext(self.path) as target:
