@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -259,6 +260,8 @@ def help_text(stage_name: str) -> str:
         f"  usage   python -m medaug.{stage.name} {stage.example} [key=value ...]",
         "          --cfg prints the configuration that the same words give, --help this page",
     ]
+    if stage_name == "train":
+        lines.append("          --multirun with key=a,b trains every combination, each in a folder below RUNS/sweep")
     former = ""
     for node in (stage.name, *stage.reads):
         names = choices(node)
@@ -310,7 +313,16 @@ def run(stage_name: str, body: Callable[[Options], None], arguments: Sequence[st
         if {"--help", "-h"} & set(arguments):
             sys.stdout.write(help_text(stage_name))
             return 0
+        if stage_name == "train" and {"--multirun", "-m"} & set(arguments):
+            from medaug.sweep import run_sweep
+
+            set_up_logging()
+            run_sweep([word for word in arguments if word not in {"--multirun", "-m"}])
+            return 0
         words = [word for word in arguments if word != "--cfg"]
+        for word in words:
+            if re.match(r"[+~]*hydra[./]|objective=", word):
+                raise UserError(f"{word}: read by sweeps alone; they are made by `train --multirun`")
         flags = [word for word in words if word.startswith("-")]
         if flags:
             raise UserError(f"{flags[0]}: unknown flag; options are written key=value, and --help lists them")

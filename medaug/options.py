@@ -310,6 +310,7 @@ class Options:
     checkpoint: str = option("auto (best where samples were scored, else last), best or last", "auto")
     resume: bool = option("train a run further than it was meant to go; raise trainer.max_steps with it", False)
     init_from: str | None = option("checkpoint of an earlier training whose weights to begin from; null: none", None)
+    objective: str = option("--multirun with optuna: the number in finished.json to optimise", "validation_loss")
     data: DataOptions = field(default_factory=DataOptions)
     task: TaskOptions = field(default_factory=TaskOptions)
     codec: CodecOptions = field(default_factory=CodecOptions)
@@ -369,7 +370,7 @@ STAGES = {
             "the cohort's files, or data=phantom",
             "runs/EXP/train",
             "experiment=demo",
-            (*_RUN, "overwrite", "resume", "init_from", *_MODEL, "segmenter", "masks"),
+            (*_RUN, "overwrite", "resume", "init_from", "objective", *_MODEL, "segmenter", "masks"),
         ),
         Stage(
             "generate",

@@ -58,7 +58,7 @@ def claim(folder: Path, identity: dict[str, Any], overwrite: bool, growable: tup
     """
     first = process_rank() == 0
     if first:
-        _lock(folder)
+        lock(folder)
     try:
         work = _settle(folder, json.loads(json.dumps(identity)), overwrite, growable, first)
     except BaseException:
@@ -164,7 +164,12 @@ def _told(differences: dict[str, tuple[Any, Any]]) -> str:
     return ", ".join(told[:_MOST_DIFFERENCES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _lock(folder: Path) -> None:
+def lock(folder: Path) -> None:
+    """Hold a folder against other processes until this one ends.
+
+    Raises:
+        UserError: another process holds it, or it cannot be written.
+    """
     folder = folder.resolve()
     if folder in _locks:
         return

@@ -14,6 +14,7 @@ from medaug.config import launch, part
 from medaug.errors import UserError
 from medaug.options import Options
 from medaug.runs import claim, finish, finished, process_rank, stage_folder
+from medaug.training import requeue
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +26,7 @@ MODEL_NODES = ("data", "task", "codec", "network", "process", "trainer")
 
 def main(options: Options) -> None:
     """Train, or go on training, and leave `last.ckpt`, on request `best.ckpt`, and `manifest.json` in its folder."""
+    requeue.listen(first=process_rank() == 0)
     folder = stage_folder(options, "train")
     growable = ("trainer.max_steps",) if options.resume else ()
     drawn = options.task
@@ -115,7 +117,8 @@ def main(options: Options) -> None:
     cache, memory = folder.parent / "cache", data.cache == "ram"
     loaded = {split: load_cases(manifest, c, preprocessing, cache, memory) for split, c in cases.items()}
     attributes.warn_of_unknown((c.case, c.affine) for split in loaded.values() for c in split)
-    manifest.save(folder / "manifest.json")
+    if process_rank() == 0:
+        manifest.save(folder / "manifest.json")
 
     score = None
     if scored:

@@ -65,7 +65,7 @@ def withdraw(subject: str, runs: Path, private: Path | None = None, manifest: Pa
     """
     who, found = _identify(subject, private)
     cohort = None if manifest is None else Manifest.load(manifest)
-    experiments = sorted(path for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
+    experiments = sorted(path for pattern in ("*", "sweep/*/*") for path in runs.glob(pattern) if path.is_dir())
     trained = {path: _manifest(path / "train") for path in experiments}
     # A manifest may name the subject by another rule than its pseudonym; later artefacts know only that name.
     also = {c.subject for m in (cohort, *trained.values()) if m for c in m.cases if who.has(c.subject, c.name)}

@@ -204,3 +204,14 @@ def test_the_private_file_is_listed_once_however_it_is_named(home: Path) -> None
     private = home / "runs" / ".." / "cohort.private.json"
     found = withdraw("Sa", home / "runs", private=private, manifest=home / "cohort.json")
     assert [a.kind for a in found if a.path.name == "cohort.private.json"] == ["private"]
+
+
+def test_jobs_of_a_sweep_are_searched_like_experiments(home: Path) -> None:
+    demo, job = home / "runs" / "demo", home / "runs" / "sweep" / "trainer.seed=0" / "demo"
+    single = {
+        artefact.path.relative_to(demo) for artefact in withdraw("Sb", home / "runs") if demo in artefact.path.parents
+    }
+    job.parent.mkdir(parents=True)
+    demo.rename(job)
+    found = {artefact.path for artefact in withdraw("Sb", home / "runs")}
+    assert single and found >= {job / path for path in single}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -209,8 +208,7 @@ class _FirstStage:
                 }
                 self._save({"step": done, "codec": None, "training": pairs})
             if signals.received is not None:
-                log.info("stopped at step %d of the first stage; the same command goes on from there", done)
-                sys.exit(128 + signals.received)
+                signals.leave(f"stopped at step {done} of the first stage", first=True)
             if done % self.budget.validate_every == 0:
                 log.info("first stage, step %d of %d: validation %s", done, self.steps, _told(self._validate(done)))
 

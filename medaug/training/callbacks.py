@@ -39,7 +39,8 @@ def save_whole(trainer: Trainer, path: Path) -> None:
 class LastCheckpoint(Callback):
     """Keeps `last.ckpt` whole: every so many steps, at the last one, and when the run is asked to stop.
 
-    SIGINT (Ctrl-C) and SIGTERM end the run after the step in hand; `signals.received` then holds the signal's number.
+    A signal (see `StopSignals`) ends the run after the step in hand; `signals.received` then holds its number, on every
+    rank.
     It must come after the weight averaging in the list of callbacks.
     """
 
@@ -57,10 +58,13 @@ class LastCheckpoint(Callback):
     ) -> None:
         """Save where it is due."""
         step = trainer.global_step
-        stop = trainer.strategy.reduce_boolean_decision(self.signals.received is not None, all=False)
+        stop = self.signals.received or 0
+        if trainer.world_size > 1:
+            stop = int(trainer.strategy.reduce(torch.tensor(stop, device=pl_module.device), reduce_op="max"))
         if stop or step % self.every == 0 or step == trainer.max_steps:
             save_whole(trainer, self.path)
             if stop:
+                self.signals.received = stop
                 trainer.should_stop = True
                 trainer.limit_val_batches = 0  # whoever asks to stop does not wait for a validation
 

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from medaug.data.cases import ModelCase
 from medaug.errors import UserError
 from medaug.options import TrainerOptions
+from medaug.training import requeue
 from medaug.training.autoencoder import prepare_codec
 from medaug.training.callbacks import LastCheckpoint, Progress, ProgressLines, ema
 from medaug.training.checkpoint import Card, read_checkpoint
@@ -89,12 +90,14 @@ def fit(
         warnings.filterwarnings("ignore", ".*LeafSpec.*")
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")  # it is: see data/batches.py
         warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # every rank validates on all cases
+        warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # not every training is a SLURM job
         trainer = Trainer(
             default_root_dir=folder,
             accelerator=budget.accelerator,
             devices=budget.devices,
             num_nodes=budget.num_nodes,
             strategy=budget.strategy,
+            plugins=requeue.environment(),
             max_steps=budget.max_steps,
             max_epochs=-1,
             val_check_interval=min(budget.validate_every, budget.max_steps),
@@ -115,8 +118,7 @@ def fit(
             weights_only=True,
         )
     if last.signals.received is not None:
-        log.info("stopped at step %d; the same command goes on from there", trainer.global_step)
-        sys.exit(128 + last.signals.received)
+        last.signals.leave(f"stopped at step {trainer.global_step}", trainer.is_global_zero)
     loss = trainer.callback_metrics.get("val/loss")  # absent where nothing was left to do
     return {
         "step": trainer.global_step,

@@ -155,15 +155,6 @@ def test_a_run_begins_from_the_averaged_weights_and_resuming_does_not_begin_agai
         budget = replace(BUDGET, max_steps=4, checkpoint_every=1, validate_every=2)
         start = {"picture": picture, "init_from": tmp_path / "a.ckpt"}
         fit(card, make_cases(4, 0), make_cases(2, 1), folder, budget, "csv", **start)
-            card,
-            make_cases(4, 0),
-            make_cases(2, 1),
-            folder,
-            budget,
-            "csv",
-            picture=picture,
-            init_from=tmp_path / "a.ckpt",
-        )
         return contents(folder)
 
     whole = train(tmp_path / "whole")

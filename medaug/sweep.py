@@ -1,0 +1,271 @@
+"""Sweeps: `train --multirun` gives keys several values; every combination is an ordinary run in a folder of its own.
+
+Hydra's sweeper chooses the combinations and its launcher says where they run. A job is a process of its own with the
+words of a single run: a training starts further processes, answers signals and holds memory, and none of that reaches
+the next job. Its folder is a function of what is swept alone, so that the same sweep again goes on with unfinished jobs
+and leaves finished ones, and all processes of a job come to one folder.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, ValueType
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from medaug.config import conf_dir, load_options, parse_arguments
+from medaug.errors import UserError
+from medaug.files import atomic_write
+from medaug.options import STAGES, Options
+from medaug.runs import finished, lock, process_rank, stage_folder
+from medaug.training import requeue
+
+log = logging.getLogger(__name__)
+
+STAGE = STAGES["train"]  # the later stages work on one training
+_ONE_FOR_ALL = ("runs", "overwrite", "resume", "objective")
+_LONGEST_NAME = 150
+# Where the files lie is ours to say, what is searched is said by words that are checked, and a job requeues itself.
+_NOT_TAKEN = re.compile(
+    r"[+~]*hydra[./](?!launcher\b|sweeper\b)|[+~]*hydra\.sweeper\.(params|search_space|custom_search_space)\b"
+    r"|[+~]*hydra\.launcher\.max_num_timeout\b"
+)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep's command line in parts: words that all jobs share, words with several values, and Hydra's own."""
+
+    fixed: tuple[str, ...]
+    swept: tuple[str, ...]
+    hydra: tuple[str, ...]
+    folder: Path
+    objective: str
+
+
+def parse(arguments: Sequence[str]) -> Sweep:
+    """Take a sweep's command line apart, and check every value that a job may get as that of a single run.
+
+    Raises:
+        UserError: a value that a single run would refuse, nothing is swept, or what cannot be.
+    """
+    hydra = tuple(word for word in arguments if re.match(r"[+~]*hydra[./]", word))
+    for word in hydra:
+        if _NOT_TAKEN.match(word):
+            raise UserError(f"{word}: a sweep takes no such key; it takes hydra/launcher, hydra/sweeper and theirs")
+    optuna = "hydra/sweeper=optuna" in hydra
+    fixed: list[str] = []
+    values: dict[str, list[str]] = {}
+    for word in arguments:
+        if word not in hydra:
+            override = _swept(word)
+            if override is None:
+                fixed.append(word)
+            else:
+                values[word] = _values(word, override, optuna)
+    if not values:
+        raise UserError("--multirun: nothing is swept; give a key several values, as in trainer.seed=0,1")
+    first = [words[0] for words in values.values()]
+    for index, words in enumerate(values.values()):
+        for word in words:
+            parse_arguments(STAGE, [*fixed, *first[:index], word, *first[index + 1 :]])
+    options = load_options(STAGE.name, [*fixed, *first])
+    if not optuna and any(word.startswith("objective=") for word in fixed):
+        raise UserError(f"objective={options.objective}: read by hydra/sweeper=optuna alone; leave it out")
+    return Sweep(tuple(fixed), tuple(values), hydra, Path(options.runs) / "sweep", options.objective)
+
+
+def _swept(word: str) -> Override | None:
+    """The word as Hydra reads it where it holds several values, else None."""
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None  # text that stands unquoted, or a mistake that the check of single words tells
+    return override if override.is_sweep_override() else None
+
+
+def _values(word: str, override: Override, optuna: bool) -> list[str]:
+    """A `key=value` for each value of a swept word; for both ends of an interval."""
+    key, value = override.get_key_element(), override.value()
+    if key in _ONE_FOR_ALL:
+        raise UserError(f"{word}: all jobs of a sweep share this key; give it one value")
+    if isinstance(value, IntervalSweep):
+        if not optuna:
+            raise UserError(f"{word}: an interval needs hydra/sweeper=optuna; else name the values, {key}=a,b")
+        return [f"{key}={value.start}", f"{key}={value.end}"]
+    if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        raise UserError(f"{word}: name the values, {key}=a,b")
+    words = [f"{key}={text}" for text in override.sweep_string_iterator()]
+    if optuna and f"{key}=null" in words:
+        raise UserError(f"{word}: optuna cannot choose null; leave it out")
+    return words
+
+
+def job_name(fixed: Sequence[str], words: Sequence[str]) -> str:
+    """What a job is called: its swept keys and their values, however they are written and in whatever order."""
+    swept = {word.partition("=")[0] for word in words}
+    chosen, values = parse_arguments(STAGE, [*fixed, *words])
+    told = {path: value for path, value in (chosen | values).items() if path in swept}
+    name = ",".join(f"{p}={v if isinstance(v, str) else json.dumps(v)}" for p, v in sorted(told.items()))
+    safe = re.sub(r"[^\w.,=+\[\]-]", "", name)
+    if len(safe) <= _LONGEST_NAME and safe == name.replace(" ", ""):
+        return safe
+    return f"{safe[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def run_job(fixed: Sequence[str], folder: Path, objective: str, config: DictConfig) -> float | None:
+    """Run the combination that Hydra has chosen, and say in `job.json` beside its run how it ended.
+
+    Args:
+        fixed: words that all jobs share.
+        folder: that of the sweep.
+        objective: the number of `finished.json` that is asked for.
+        config: what Hydra composed; the single run composes for itself, by its own rules.
+
+    Returns:
+        the number; None where it is unknown.
+
+    Raises:
+        UserError: the run failed.
+        SystemExit: the sweep was asked to stop, and the run has saved; or runs have no such number, with a message.
+    """
+    words = list(HydraConfig.get().overrides.task)
+    name = job_name(fixed, words)
+    runs = folder / name
+    single = [word for word in fixed if not word.startswith("objective=")] + words + [f"runs={runs}"]
+    _note(runs, {"words": words, "status": None})
+    status = _wait([sys.executable, "-m", f"medaug.{STAGE.name}", *single])
+    if status:
+        _note(runs, {"words": words, "status": status})
+        raise UserError(f"{name}: failed with status {status}")
+    # Composing once more is not possible inside of Hydra, nor is it needed.
+    experiment = parse_arguments(STAGE, single)[0]["experiment"]
+    summary = finished(stage_folder(Options(experiment, runs=str(runs)), STAGE.name)) or {}
+    numbers = {key: value for key, value in summary.items() if value is None or isinstance(value, int | float)}
+    if objective not in numbers:  # nor will any other job have it
+        sys.exit(f"objective={objective}: a run has no such number; it has {', '.join(numbers)}")
+    number = numbers[objective]
+    value = None if number is None else float(number)
+    _note(runs, {"words": words, "status": 0, objective: value})
+    return value
+
+
+def _note(runs: Path, record: dict[str, object]) -> None:
+    if process_rank() == 0:
+        with atomic_write(runs / "job.json") as temporary:
+            temporary.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _wait(command: list[str]) -> int:
+    """Run a command to its end and return its status; a signal is passed on, and ends this process after the other."""
+    heard: list[int] = []
+    # In a session of its own, or Ctrl-C would reach it twice.
+    process = subprocess.Popen(command, start_new_session=True)
+
+    def pass_on(number: int, frame: object) -> None:
+        heard.append(number)
+        process.send_signal(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, *requeue.signals())
+    former = {number: signal.signal(number, pass_on) for number in numbers}
+    status = process.wait()
+    for number, handler in former.items():
+        signal.signal(number, handler)
+    if heard and status:
+        sys.exit(128 + heard[0])
+    return status
+
+
+def run_sweep(arguments: Sequence[str]) -> None:
+    """Run every job of a sweep and say how each ended.
+
+    Raises:
+        UserError: the command line is wrong, and nothing was started; or jobs failed.
+    """
+    sweep = parse(arguments)
+    if "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        raise UserError(
+            "--multirun: this process is one of several that torchrun or srun started; a sweep starts its jobs itself"
+            " (trainer.devices=N, or hydra/launcher=submitit_slurm for nodes)"
+        )
+    quoted = str(sweep.folder).replace("'", r"\'")
+    settings = [
+        f"hydra.sweep.dir='{quoted}'",
+        "hydra.sweep.subdir=.",
+        "hydra.output_subdir=null",
+        "hydra/hydra_logging=none",
+        "hydra/job_logging=none",
+    ]
+    if "hydra/sweeper=optuna" in sweep.hydra:
+        settings.append("hydra.sweeper.max_failure_rate=1.0")  # the others go on
+        if "hydra/sweeper/sampler=grid" not in sweep.hydra:
+            settings.append("hydra.sweeper.sampler.seed=0")  # the same sweep again finds the same jobs
+    words = [*sweep.swept, *settings, *sweep.hydra]  # of two values of one key the later counts: the user's
+    task = functools.partial(run_job, sweep.fixed, sweep.folder, sweep.objective)
+    ConfigStore.instance().store(name="schema", node=Options)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="medaug"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        try:
+            hydra.compose_config("config", words, RunMode.MULTIRUN, with_log_configuration=False)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(f"--multirun: {_told(error)}") from error
+        lock(sweep.folder)
+        for record in sweep.folder.glob("*/job.json"):
+            record.unlink()
+        failure: Exception | None = None
+        try:
+            hydra.multirun("config", task, words, with_log_configuration=False)
+        except SystemExit as stop:
+            if isinstance(stop.code, str):
+                raise UserError(stop.code) from stop
+            raise
+        except Exception as error:  # of a job, for the sweepers raise the first
+            failure = error
+    (sweep.folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's, without the words that all jobs share
+    _report(sweep, failure)
+
+
+def _told(error: Exception) -> str:
+    """Hydra's message in one line, with the way out where a plugin is missing."""
+    said = " ".join(str(error).split())
+    for choice, extra in {"joblib": "sweep", "optuna": "sweep", "submitit": "cluster"}.items():
+        if "Could not find 'hydra/" in said and choice in said.partition("Available options")[0]:
+            return f"{choice} is not installed; pip install 'medaug[{extra}]'"
+    return said
+
+
+def _report(sweep: Sweep, failure: Exception | None) -> None:
+    records = {path.parent.name: json.loads(path.read_text()) for path in sorted(sweep.folder.glob("*/job.json"))}
+    done = {name: record.get(sweep.objective) for name, record in records.items() if record["status"] == 0}
+    for name, value in sorted(done.items(), key=lambda item: (item[1] is None, item[1] or 0.0)):
+        log.info("%s: %s %s", sweep.folder / name, sweep.objective, "unknown" if value is None else f"{value:.6g}")
+    failed = {name: record["status"] for name, record in records.items() if name not in done}
+    reason = " ".join(str(failure).split())
+    told = [
+        f"{name} ({f'did not end: {reason}' if status is None else f'status {status}'})"
+        for name, status in failed.items()
+    ]
+    if failed:
+        raise UserError(f"{len(failed)} of {len(records)} jobs failed: {'; '.join(told)}") from failure
+    if failure is not None:
+        raise failure
