@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from medaug.config import launch, part
 from medaug.errors import UserError
 from medaug.options import Options
-from medaug.runs import claim, finish, finished, stage_folder
+from medaug.runs import claim, finish, finished, process_rank, stage_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,22 +23,27 @@ MODEL_NODES = ("data", "codec", "network", "process", "trainer")
 
 
 def main(options: Options) -> None:
-    """Train, or go on training, and leave `last.ckpt` and `manifest.json` in the run's folder."""
+    """Train, or go on training, and leave `last.ckpt` and `manifest.json` in the run's folder.
+
+    With `dry_run`, print the plan and leave no more than the cohort's cache (and phantoms, where it is phantoms).
+    """
     folder = stage_folder(options, "train")
     growable = ("trainer.max_steps",) if options.resume else ()
     identity = part(options, *MODEL_NODES)
-    if finished(folder) is None:  # before anything is written
+    if options.dry_run or finished(folder) is None:  # before anything is written
         from medaug.data.cohorts import require_data
         from medaug.data.grid import check_options
         from medaug.diffusion.process import Process
+        from medaug.training.hardware import check_trainer
 
+        check_trainer(options.trainer)
         check_options(options.data)
         require_data(options.data)
         try:
             Process(**identity["process"])
         except ValueError as error:
             raise UserError(f"process: {error}") from error
-    if not claim(folder, identity, options.overwrite, growable):
+    if not options.dry_run and not claim(folder, identity, options.overwrite, growable):
         return
 
     from medaug.data.cases import load_cases, read_grids
@@ -48,6 +53,7 @@ def main(options: Options) -> None:
     from medaug.reporting.figures import comparison_picture
     from medaug.training.checkpoint import Card
     from medaug.training.fit import fit
+    from medaug.training.plan import make_plan
 
     manifest = find_cohort(options.data, folder.parent / "phantom")
     cases = {split: manifest.split(split) for split in ("train", "val")}
@@ -74,6 +80,12 @@ def main(options: Options) -> None:
     )
     cache, memory = folder.parent / "cache", data.cache == "ram"
     loaded = {split: load_cases(manifest, c, preprocessing, cache, memory) for split, c in cases.items()}
+    if process_rank() == 0 and (options.dry_run or not (folder / "last.ckpt").exists()):
+        for line in make_plan(card, options.trainer, loaded["train"], loaded["val"]).lines():
+            log.info(line)
+    if options.dry_run:
+        log.info("dry_run: nothing was trained")
+        return
     manifest.save(folder / "manifest.json")
 
     def picture(step: int, label: Tensor, sample: Tensor, real: Tensor) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,15 @@ class Card:
 def read_checkpoint(path: Path) -> tuple[Card, dict[str, Any]]:
     """Card and whole contents of a checkpoint; tensors and plain values only are accepted.
 
+    Every byte of them is held against the check sums of the archive, so that no damage becomes a weight.
+
     Raises:
         UserError: absent, truncated, not medaug's, or from a newer version.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:  # torch writes check sums and does not look at them
+                raise zipfile.BadZipFile(f"bad check sum of {damaged}")
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no checkpoint is there; run medaug.train first") from None
@@ -88,11 +94,17 @@ def read_checkpoint(path: Path) -> tuple[Card, dict[str, Any]]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a whole checkpoint ({reason}); restore it or train again") from error
     card = contents.get("medaug") if isinstance(contents, dict) else None
-    if card is None:
-        raise UserError(f"{path}: a checkpoint, but not one of medaug's; give one that medaug.train wrote")
-    if card["format"] > FORMAT:
-        raise UserError(f"{path}: format {card['format']} is newer than this medaug reads ({FORMAT}); update medaug")
-    return Card.from_dict(card), contents
+    try:
+        if card["format"] > FORMAT:
+            raise UserError(
+                f"{path}: format {card['format']} is newer than this medaug reads ({FORMAT}); update medaug"
+            )
+        contents["state_dict"]
+        return Card.from_dict(card), contents
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path}: a checkpoint, but not one of medaug's; give one that medaug.train wrote"
+        ) from error
 
 
 def load_model(path: Path, device: torch.device) -> tuple[Card, DiffusionModel]:

@@ -16,8 +16,10 @@ from lightning.pytorch.loggers import Logger
 from medaug.data.cases import ModelCase
 from medaug.errors import UserError
 from medaug.options import TrainerOptions
-from medaug.training.callbacks import LastCheckpoint, Progress, ProgressLines, ema
+from medaug.training.averaging import PowerFunctionAverage
+from medaug.training.callbacks import LastCheckpoint, Progress, ProgressLines, ValidationCurve
 from medaug.training.checkpoint import Card, read_checkpoint
+from medaug.training.hardware import ScaledGradients, check_trainer, make_strategy
 from medaug.training.task import DiffusionData, DiffusionTask, Picture
 
 log = logging.getLogger(__name__)
@@ -43,27 +45,24 @@ def fit(
         UserError: a checkpoint that cannot be continued, or an option that cannot be met.
         SystemExit: stopped by a signal after saving; the status is 128 + the signal's number.
     """
+    check_trainer(budget)
     path = folder / "last.ckpt"
     if path.exists():
         _check(path, card, budget)
     task = DiffusionTask(card, budget, picture)
     task.model.codec.fit(torch.from_numpy(case.image.copy()) for case in train)
+    data = DiffusionData(train, val, budget)
     parameters = sum(p.numel() for p in task.model.parameters())
-    labelled = sum(case.label is not None for case in train)
-    log.info(
-        "%d training scans (%d labelled) of %d subjects, grid %s; %.1f M parameters; %d steps of %d: %.0f passes",
-        len(train),
-        labelled,
-        len(card.subjects["train"]),
-        "x".join(map(str, card.preprocessing.shape)),
-        parameters / 1e6,
-        budget.max_steps,
-        budget.batch_size,
-        budget.max_steps * budget.batch_size * max(budget.devices, 1) * budget.num_nodes / len(train),
-    )
+    validate_every = min(budget.validate_every, budget.max_steps)
     last = LastCheckpoint(path, budget.checkpoint_every)
+    curve = ValidationCurve(folder / "validation.csv", validate_every)
     progress = Progress if sys.stderr.isatty() else ProgressLines
-    callbacks = [ema(budget.ema_decay), last, progress(budget.batch_size)]
+    callbacks = [
+        PowerFunctionAverage(budget.ema_sigma_rel),
+        last,
+        curve,
+        progress(budget.batch_size * budget.accumulate),
+    ]
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # what hardware there is not, and tips
     with warnings.catch_warnings():
@@ -76,10 +75,12 @@ def fit(
             accelerator=budget.accelerator,
             devices=budget.devices,
             num_nodes=budget.num_nodes,
-            strategy=budget.strategy,
+            strategy=make_strategy(budget),
+            plugins=[ScaledGradients("16-mixed", "cuda")] if budget.precision == "fp16" else None,
             max_steps=budget.max_steps,
             max_epochs=-1,
-            val_check_interval=min(budget.validate_every, budget.max_steps),
+            val_check_interval=validate_every * budget.accumulate,
+            accumulate_grad_batches=budget.accumulate,
             num_sanity_val_steps=0,
             gradient_clip_val=budget.gradient_clip,
             logger=make_logger(logger, folder),
@@ -90,12 +91,9 @@ def fit(
             use_distributed_sampler=False,
             log_every_n_steps=min(50, budget.max_steps),
         )
-        trainer.fit(
-            task,
-            datamodule=DiffusionData(train, val, budget),
-            ckpt_path=path if path.exists() else None,
-            weights_only=True,
-        )
+        trainer.fit(task, datamodule=data, ckpt_path=path if path.exists() else None, weights_only=True)
+        if last.stopped_by is None and curve.missing(trainer):  # killed between the last step and its validation
+            trainer.validate(task, datamodule=data, verbose=False)
     if last.stopped_by is not None:
         log.info("stopped at step %d; the same command goes on from there", trainer.global_step)
         sys.exit(128 + last.stopped_by)
@@ -104,7 +102,7 @@ def fit(
         "step": trainer.global_step,
         "parameters": parameters,
         "training_cases": len(train),
-        "labelled_cases": labelled,
+        "labelled_cases": sum(case.label is not None for case in train),
         "validation_cases": len(val),
         "validation_loss": None if loss is None else float(loss),
     }

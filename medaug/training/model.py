@@ -18,7 +18,7 @@ from medaug.networks.codecs import Codec, space_to_depth
 from medaug.networks.condition import condition_channels, embed_mask
 from medaug.networks.unet import ConcatUNet
 
-PRECISIONS = ("auto", "bf16", "fp32")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
 
 class DiffusionModel(nn.Module):
@@ -29,8 +29,8 @@ class DiffusionModel(nn.Module):
             (1 where it is absent).
         num_modalities: channels of the image.
         num_classes: of the label map, with background.
-        precision: of the network's matrix products: bf16, fp32, or auto (bf16 where the processor has it).
-            Process, codec and loss are always computed in float32.
+        precision: of the network's matrix products: bf16, fp16 (on CUDA, elsewhere fp32), fp32, or auto (bf16 where
+            the processor has it). Process, codec and loss are always computed in float32.
 
     Raises:
         UserError: options that do not go together.
@@ -69,16 +69,23 @@ class DiffusionModel(nn.Module):
         """
         schedule = self.process.schedule
         shown = schedule.input_scale(t).view(-1, *[1] * (x.ndim - 1)) * x
+        dtype = self._reduced(x)
+        with torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
+            return self.network(shown, schedule.network_time(t), condition).float()
+
+    def _reduced(self, x: Tensor) -> torch.dtype | None:
+        """What the network computes x in; None: float32."""
+        if self.precision == "fp16":
+            return torch.float16 if x.device.type == "cuda" else None
         bf16 = self.precision == "bf16" or (self.precision == "auto" and has_bf16(x.device))
         bf16 = bf16 and sound_in_bf16(x.device, [x.shape[2] >> level for level in range(self.levels_3d)])
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
-            return self.network(shown, schedule.network_time(t), condition).float()
+        return torch.bfloat16 if bf16 else None
 
     def denoise(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """The model's x_0 at x_t = x (B, C, ...), all in codec space."""
         return predicted_sample(self.process, self.predict(x, t, condition), x, t)
 
-    def loss(self, batch: dict[str, Tensor], condition_dropout: float) -> Tensor:
+    def loss(self, batch: dict[str, Tensor], condition_dropout: float, t: Tensor | None = None) -> Tensor:
         """Mean squared error of the prediction, times the process's weight of its time, per sample (B,).
 
         With a region weight w other than 1, positions in codec space whose block of voxels holds foreground count w
@@ -86,11 +93,13 @@ class DiffusionModel(nn.Module):
 
         Each sample's time, noise and condition dropout come from a generator of its own, seeded by `batch["seed"]`.
         Scans without a label train the null condition, as does a share `condition_dropout` of the others.
+        Given times t (B,) take the place of drawn ones; the noise stays.
         """
         x0 = self.codec.encode(batch["image"])
         draws = generators([named_seed(int(seed), "diffusion") for seed in batch["seed"]])
         kept = torch.stack([torch.rand((), generator=draw) >= condition_dropout for draw in draws])
-        t = torch.cat([self.process.training_times(1, draw) for draw in draws]).to(x0.device)
+        drawn = torch.cat([self.process.training_times(1, draw) for draw in draws]).to(x0.device)
+        t = drawn if t is None else t
         noise = standard_normal(draws, x0.shape[1:], x0.device)
         known = (batch["labelled"] & kept.to(x0.device))[:, None].expand(-1, self.num_classes - 1)
         output = self.predict(add_noise(self.process, x0, noise, t), t, self.condition(batch["label"], known))

@@ -280,7 +280,7 @@ def test_sampling_leaves_the_global_random_stream_alone():
         (make_options(norm_num_groups=3), "fp32"),
         (make_options(process=PROCESSES[0] | {"loss_weight": "snr"}), "fp32"),
         (make_options() | {"trainer": {"region_weight": 0.0}}, "fp32"),
-        (make_options(), "fp16"),
+        (make_options(), "fp8"),
     ],
 )
 def test_options_that_do_not_go_together_are_one_line(options, precision):
