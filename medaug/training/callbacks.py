@@ -39,6 +39,9 @@ class LastCheckpoint(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen for the signals, in place of Lightning, whose SIGTERM leaves in the middle of the loop."""
+        if trainer.is_global_zero:
+            for leftover in self.path.parent.glob(f".tmp-*-{self.path.name}"):  # of a process killed while saving
+                leftover.unlink()
         for number in (signal.SIGINT, signal.SIGTERM):
             self._handlers[number] = signal.signal(number, self._on_signal)
 

@@ -102,9 +102,7 @@ def read_checkpoint(path: Path) -> tuple[Card, dict[str, Any]]:
         contents["state_dict"]
         return Card.from_dict(card), contents
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path}: a checkpoint, but not one of medaug's; give one that medaug.train wrote"
-        ) from error
+        raise UserError(f"{path}: a checkpoint, but not one of medaug's; give one that medaug.train wrote") from error
 
 
 def load_model(path: Path, device: torch.device) -> tuple[Card, DiffusionModel]:

@@ -89,7 +89,7 @@ def fit(
             enable_model_summary=False,
             enable_progress_bar=progress is Progress,
             use_distributed_sampler=False,
-            log_every_n_steps=min(50, budget.max_steps),
+            log_every_n_steps=min(50, -(-budget.max_steps // 20)),
         )
         trainer.fit(task, datamodule=data, ckpt_path=path if path.exists() else None, weights_only=True)
         if last.stopped_by is None and curve.missing(trainer):  # killed between the last step and its validation
