@@ -93,15 +93,16 @@ def read_checkpoint(path: Path) -> tuple[Card, dict[str, Any]]:
     except Exception as error:  # damaged bytes make the unpickler raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a whole checkpoint ({reason}); restore it or train again") from error
-    card = contents.get("medaug") if isinstance(contents, dict) else None
     try:
+        if not isinstance(contents, dict):
+            raise TypeError(type(contents).__name__)
+        card, _ = contents["medaug"], contents["state_dict"]
         if card["format"] > FORMAT:
             raise UserError(
                 f"{path}: format {card['format']} is newer than this medaug reads ({FORMAT}); update medaug"
             )
-        contents["state_dict"]
         return Card.from_dict(card), contents
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: a checkpoint, but not one of medaug's; give one that medaug.train wrote") from error
 
 

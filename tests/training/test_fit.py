@@ -154,6 +154,14 @@ def test_a_crash_while_saving_leaves_the_former_checkpoint(tmp_path, monkeypatch
     assert [path.name for path in tmp_path.glob(".tmp-*")] == []
 
 
+def test_with_a_constant_rate_a_run_that_grew_is_the_longer_run(tmp_path):
+    budget = replace(BUDGET, schedule="constant", max_steps=4)
+    train(tmp_path / "long", budget=budget)
+    train(tmp_path / "grown", budget=replace(budget, max_steps=2))
+    train(tmp_path / "grown", budget=budget)
+    assert_same_bits(contents(tmp_path / "long"), contents(tmp_path / "grown"))
+
+
 def test_more_steps_go_on_from_the_end(tmp_path):
     train(tmp_path, budget=replace(BUDGET, max_steps=3))
     pictured = []
@@ -179,16 +187,17 @@ def test_every_validation_is_on_record_once_wherever_the_run_was_killed(tmp_path
     """Killed in the validation of step 3 (before which step 2 was saved), of 6 (just saved), and of the last step."""
     budget = replace(BUDGET, max_steps=9, checkpoint_every=2)
     train(tmp_path / "whole", budget=budget)
-    at = 0
+    to_come = [3, 6, 9]
 
     def crash(step, *_):
-        if step == at:
+        if step == to_come[0]:
             raise Crash
         return _empty_picture(tmp_path)
 
-    for at in (3, 6, 9):
+    while to_come:
         with pytest.raises(Crash):
             train(tmp_path / "killed", crash, budget=budget)
+        to_come.pop(0)
     train(tmp_path / "killed", budget=budget)
     whole = curve(tmp_path / "whole")
     assert [row["step"] for row in whole] == ["3", "6", "9"]
