@@ -15,9 +15,11 @@ from helpers import model_options
 
 from medaug.cohort.manifest import Case
 from medaug.cohort.schema import LabelSchema
+from medaug.config import load_options
 from medaug.data.cases import ModelCase
 from medaug.data.preprocessing import Placement, Preprocessing
 from medaug.options import TrainerOptions
+from medaug.train import main
 from medaug.training import plan as plan_module
 from medaug.training.checkpoint import Card
 from medaug.training.plan import STATE_BYTES, make_plan, saved_bytes
@@ -85,6 +87,16 @@ def test_what_waits_for_the_backward_pass_is_counted_once():
 
     # the input, for the weight's gradient, and what ReLU gives, for its own and the square's
     assert saved_bytes(Model(), {"x": torch.zeros(3, 5)}, 0.0) == 4 * (3 * 5 + 3 * 7)
+
+
+def test_a_dry_run_says_the_plan_and_leaves_no_run(tmp_path, caplog):
+    words = ("experiment=demo", "preset=smoke", "data.phantom_subjects=5", "data.max_side=16", "data.test_fraction=0.4")
+    with caplog.at_level("INFO", "medaug"):
+        main(load_options("train", [*words, f"runs={tmp_path}", "dry_run=true"]))
+    assert "2 training scans (2 labelled) of 2 subjects, grid 16x16x16" in caplog.text
+    assert "8 steps of 2, 8.0 passes" in caplog.text
+    assert "estimated time" in caplog.text and "estimated memory" in caplog.text
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["cache", "phantom"]
 
 
 RESIDENT = """

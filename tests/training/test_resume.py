@@ -204,11 +204,3 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
         assert len(curves[0]) == (4 if key == "train/loss" else 2)
         assert len(set(curves[0])) > 1
         assert curves[1] == pytest.approx(curves[0], rel=1e-5)
-
-
-def test_a_dry_run_says_the_plan_and_leaves_no_run(tmp_path):
-    said = train(tmp_path, "dry_run=true")
-    assert "3 training scans (3 labelled) of 3 subjects" in said
-    assert "12 steps of 2, 8.0 passes" in said
-    assert "estimated time" in said and "estimated memory" in said
-    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["cache", "phantom"]
