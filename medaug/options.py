@@ -131,12 +131,14 @@ class TrainerOptions:
     """Size and budget of the training, and the hardware it runs on."""
 
     max_steps: int = option("optimisation steps", 4000)
-    batch_size: int = option("volumes per step and device", 4)
+    batch_size: int = option("volumes per device and pass through the network", 4)
+    accumulate: int = option("passes per step, whose gradients are averaged: a larger batch in the same memory", 1)
     learning_rate: float = option("peak learning rate of AdamW", 8e-4)
     weight_decay: float = option("weight decay of AdamW", 0.01)
-    warmup_steps: int = option("steps of linear warm-up; a cosine decay to a tenth follows", 100)
+    schedule: str = option("of the learning rate after its warm-up: cosine (to a tenth) or constant", "cosine")
+    warmup_steps: int = option("steps of linear warm-up", 100)
     gradient_clip: float = option("largest gradient norm", 1.0)
-    ema_decay: float = option("decay of the moving average of the weights", 0.999)
+    ema_sigma_rel: float = option("width of the moving average of the weights, as a share of the training", 0.1)
     condition_dropout: float = option(
         "share of masks (of images, in a task without masks) dropped to train the null condition", 0.1
     )
@@ -153,8 +155,11 @@ class TrainerOptions:
     accelerator: str = option("auto, cpu or gpu", "auto", identity=False)
     devices: int = option("devices per node; -1: all", 1)
     num_nodes: int = option("nodes", 1)
-    strategy: str = option("Lightning strategy: auto or ddp", "auto")
-    precision: str = option("of the network: auto (bf16 where the processor has it), bf16 or fp32", "auto")
+    strategy: str = option("of several devices: auto, ddp, or fsdp (weights split over the devices)", "auto")
+    precision: str = option(
+        "of the network: auto (bf16 where the processor has it), bf16, fp16 (CUDA only) or fp32", "auto"
+    )
+    compile: str = option("torch.compile the network: auto (on CUDA), true or false", "auto", identity=False)
     num_workers: int = option("processes that load data", 1, identity=False)
     seed: int = option("seed of weights, data order, augmentation, times and noise", 0)
     score_every: int = option("mask to image: steps between scorings of samples, which choose best.ckpt; 0: none", 0)
@@ -308,6 +313,7 @@ class Options:
     runs: str = option("folder of all results", "runs")
     overwrite: bool = option("begin again where the config differs from the run on disk", False)
     checkpoint: str = option("auto (best where samples were scored, else last), best or last", "auto")
+    dry_run: bool = option("print the plan of a training, with time and memory, and stop", False)
     resume: bool = option("train a run further than it was meant to go; raise trainer.max_steps with it", False)
     init_from: str | None = option("checkpoint of an earlier training whose weights to begin from; null: none", None)
     objective: str = option("--multirun with optuna: the number in finished.json to optimise", "validation_loss")
@@ -370,7 +376,7 @@ STAGES = {
             "the cohort's files, or data=phantom",
             "runs/EXP/train",
             "experiment=demo",
-            (*_RUN, "overwrite", "resume", "init_from", "objective", *_MODEL, "segmenter", "masks"),
+            (*_RUN, "overwrite", "resume", "init_from", "dry_run", "objective", *_MODEL, "segmenter", "masks"),
         ),
         Stage(
             "generate",

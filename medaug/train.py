@@ -25,48 +25,22 @@ MODEL_NODES = ("data", "task", "codec", "network", "process", "trainer")
 
 
 def main(options: Options) -> None:
-    """Train, or go on training, and leave `last.ckpt`, on request `best.ckpt`, and `manifest.json` in its folder."""
+    """Train, or go on training, and leave `last.ckpt`, on request `best.ckpt`, and `manifest.json` in its folder.
+
+    With `dry_run`, print the plan and leave no more than the cohort's cache (and phantoms, where it is phantoms).
+    """
     requeue.listen(first=process_rank() == 0)
     folder = stage_folder(options, "train")
-    growable = ("trainer.max_steps",) if options.resume else ()
     drawn = options.task
     scored = options.trainer.score_every != 0 and drawn.target == "image" and drawn.mask and not drawn.modalities
-    identity = part(options, *MODEL_NODES, *(("segmenter", "masks") if scored else ()))
     base = Path(options.init_from) if options.init_from else None
+    identity = part(options, *MODEL_NODES, *(("segmenter", "masks") if scored else ()))
     if base is not None:
-        from medaug.training.checkpoint import file_sha256
-
-        if not base.is_file() or folder.resolve() in base.resolve().parents:
-            reason = "lies in the folder of this very run" if base.is_file() else "no such file"
-            raise UserError(f"init_from={base}: {reason}; give the last.ckpt of another training")
-        identity["init_from"] = file_sha256(base)
-    elif options.network.name == "controlnet":
-        raise UserError(
-            "network=controlnet: needs a base; train one with task=unconditional, then give its last.ckpt "
-            "as init_from=FILE"
-        )
-    if finished(folder) is None:  # before anything is written
-        from medaug.data.cohorts import require_data
-        from medaug.data.grid import check_options
-        from medaug.diffusion.process import Process
-        from medaug.networks.codecs import check_codec
-
-        check_options(options.data)
-        check_codec(options.codec)
-        require_data(options.data)
-        if not 0 <= options.trainer.attribute_dropout <= 1:
-            raise UserError(
-                f"trainer.attribute_dropout={options.trainer.attribute_dropout:g}: a share is within 0 and 1"
-            )
-        try:
-            process = Process(**identity["process"])
-        except ValueError as error:
-            raise UserError(f"process: {error}") from error
-        if scored:
-            from medaug.synthesis.scoring import check_scoring
-
-            check_scoring(process, options.trainer)
-    if not claim(folder, identity, options.overwrite, growable):
+        identity["init_from"] = _digest(base, folder)
+    if options.dry_run or finished(folder) is None:  # before anything is written
+        _check(options, scored)
+    growable = ("trainer.max_steps",) if options.resume else ()
+    if not options.dry_run and not claim(folder, identity, options.overwrite, growable):
         return
 
     from medaug.data.attributes import fit_attributes
@@ -78,6 +52,7 @@ def main(options: Options) -> None:
     from medaug.training.checkpoint import Card
     from medaug.training.fit import fit
     from medaug.training.initial import read_base
+    from medaug.training.plan import make_plan
     from medaug.training.tasks import resolve_task
 
     manifest = find_cohort(options.data, folder.parent / "phantom")
@@ -117,6 +92,12 @@ def main(options: Options) -> None:
     cache, memory = folder.parent / "cache", data.cache == "ram"
     loaded = {split: load_cases(manifest, c, preprocessing, cache, memory) for split, c in cases.items()}
     attributes.warn_of_unknown((c.case, c.affine) for split in loaded.values() for c in split)
+    if process_rank() == 0 and (options.dry_run or not (folder / "last.ckpt").exists()):
+        for line in make_plan(card, options.trainer, loaded["train"], loaded["val"]).lines():
+            log.info(line)
+    if options.dry_run:
+        log.info("dry_run: nothing was trained")
+        return
     if process_rank() == 0:
         manifest.save(folder / "manifest.json")
 
@@ -151,6 +132,42 @@ def main(options: Options) -> None:
     finish(folder, summary)
     best = f"; the best by its samples (step {summary['best']['step']}) is best.ckpt" if summary["best"] else ""
     log.info("the model is %s%s", folder / "last.ckpt", best)
+
+
+def _digest(base: Path, folder: Path) -> str:
+    """SHA-256 of the checkpoint that a training in `folder` is to begin from."""
+    from medaug.training.checkpoint import file_sha256
+
+    if not base.is_file() or folder.resolve() in base.resolve().parents:
+        reason = "lies in the folder of this very run" if base.is_file() else "no such file"
+        raise UserError(f"init_from={base}: {reason}; give the last.ckpt of another training")
+    return file_sha256(base)
+
+
+def _check(options: Options, scored: bool) -> None:
+    """Refuse what cannot be trained while nothing has been written for its sake."""
+    from medaug.data.cohorts import require_data
+    from medaug.data.grid import check_options
+    from medaug.diffusion.process import Process
+    from medaug.networks.codecs import check_codec
+    from medaug.synthesis.scoring import check_scoring
+    from medaug.training.hardware import check_trainer
+
+    if options.network.name == "controlnet" and not options.init_from:
+        raise UserError(
+            "network=controlnet: needs a base; train one with task=unconditional, then give its last.ckpt "
+            "as init_from=FILE"
+        )
+    check_trainer(options.trainer)
+    check_options(options.data)
+    check_codec(options.codec)
+    require_data(options.data)
+    try:
+        process = Process(**part(options, "process")["process"])
+    except ValueError as error:
+        raise UserError(f"process: {error}") from error
+    if scored:
+        check_scoring(process, options.trainer)
 
 
 if __name__ == "__main__":

@@ -92,9 +92,7 @@ def prepare_codec(
 
 def _read(path: Path, card: Card) -> dict[str, Any]:
     """Contents of a codec's checkpoint that fits the run: its make, its model space, and whom it has seen."""
-    former, contents = read_checkpoint(path)
-    if "codec" not in contents:
-        raise UserError(f"{path}: not a codec's checkpoint; give the codec.ckpt that a training with codec=kl left")
+    former, contents = read_checkpoint(path, "codec")
     then, now = _make(former), _make(card)
     if different := [f"{key} {then[key]}, not {now[key]}" for key in then if then[key] != now[key]]:
         raise UserError(f"{path}: another codec than this run's ({'; '.join(different)}); give both the same")

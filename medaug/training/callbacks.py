@@ -1,7 +1,8 @@
-"""Averaged weights, whole checkpoints, a clean stop, and a progress bar that tells what a user wants to know."""
+"""Whole checkpoints, a clean stop, the validation curve, and a progress bar that tells what a user wants to know."""
 
 from __future__ import annotations
 
+import csv
 import logging
 import time
 from contextlib import nullcontext
@@ -10,8 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
-from torch import Tensor
+from lightning.pytorch.callbacks import RichProgressBar
 
 from medaug.files import atomic_write
 from medaug.training.signals import StopSignals
@@ -19,15 +19,9 @@ from medaug.training.signals import StopSignals
 log = logging.getLogger(__name__)
 
 
-def ema(decay: float) -> WeightAveraging:
-    """Exponential moving average of the weights, with the decay warmed up as (1 + n) / (10 + n)."""
-
-    def average(averaged: Tensor, current: Tensor, num_averaged: Tensor | int) -> Tensor:
-        n = float(num_averaged)
-        return torch.lerp(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
-
-    # The codec's statistics are measured, not trained: averaging buffers would only round them.
-    return WeightAveraging(use_buffers=False, avg_fn=average)
+def stepped(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether this batch completes an optimisation step; with accumulation, not every one does."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 def save_whole(trainer: Trainer, path: Path) -> None:
@@ -52,11 +46,16 @@ class LastCheckpoint(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen for the signals, in place of Lightning, whose SIGTERM leaves in the middle of the loop."""
         self.signals.listen()
+        if trainer.is_global_zero:
+            for leftover in self.path.parent.glob(f".tmp-*-{self.path.name}"):  # of a process killed while saving
+                leftover.unlink()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save where it is due."""
+        if not stepped(trainer, batch_idx):
+            return
         step = trainer.global_step
         stop = self.signals.received or 0
         if trainer.world_size > 1:
@@ -71,6 +70,50 @@ class LastCheckpoint(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back."""
         self.signals.release()
+
+
+class ValidationCurve(Callback):
+    """A line of `validation.csv` per validation: step and every `val/` metric, however often the run is killed.
+
+    A run that goes on repeats what came after its checkpoint, and makes up for a validation that was due at it.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path = path
+        self.every = every
+
+    def missing(self, trainer: Trainer) -> bool:
+        """Whether the validation that was due at this step is not on record; the same on all ranks."""
+        step = trainer.global_step
+        absent = step > 0 and step % self.every == 0 and step not in self._rows()
+        return bool(trainer.strategy.broadcast(absent))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make up for a validation that the checkpoint was not given the time for."""
+        if self.missing(trainer):
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.restarting = False
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record it; what is on record of later steps is about to be repeated."""
+        if not trainer.is_global_zero:
+            return
+        step, prefix = trainer.global_step, "val/"
+        metrics = {name: value for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+        row = {"step": str(step)} | {name.removeprefix(prefix): f"{float(v):.9g}" for name, v in metrics.items()}
+        rows = [former for at, former in self._rows().items() if at < step] + [row]
+        with atomic_write(self.path) as temporary, temporary.open("w", newline="") as file:
+            table = csv.DictWriter(file, list(dict.fromkeys(name for line in rows for name in line)))
+            table.writeheader()
+            table.writerows(rows)
+
+    def _rows(self) -> dict[int, dict[str, str]]:
+        if not self.path.exists():
+            return {}
+        with self.path.open(newline="") as file:
+            return {int(row["step"]): row for row in csv.DictReader(file)}
 
 
 class Progress(RichProgressBar):
@@ -104,6 +147,8 @@ class ProgressLines(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Say it where it is due."""
+        if not stepped(trainer, batch_idx):
+            return
         rate = self._rate(trainer)
         if not trainer.is_global_zero or time.monotonic() - self._said < self._seconds or not rate:
             return

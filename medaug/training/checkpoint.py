@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -111,25 +112,41 @@ class Card:
         )
 
 
-def read_checkpoint(path: Path) -> tuple[Card, dict[str, Any]]:
+def read_checkpoint(path: Path, holds: str = "state_dict") -> tuple[Card, dict[str, Any]]:
     """Card and whole contents of a checkpoint; tensors and plain values only are accepted.
+
+    `holds` is what it must hold: "state_dict" of a training, "codec" of its first stage.
+
+    Every byte of them is held against the check sums of the archive, so that no damage becomes a weight.
 
     Raises:
         UserError: absent, truncated, not medaug's, or from a newer version.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:  # torch writes check sums and does not look at them
+                raise zipfile.BadZipFile(f"bad check sum of {damaged}")
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no checkpoint is there; run medaug.train first") from None
     except Exception as error:  # damaged bytes make the unpickler raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a whole checkpoint ({reason}); restore it or train again") from error
-    card = contents.get("medaug") if isinstance(contents, dict) else None
-    if card is None:
-        raise UserError(f"{path}: a checkpoint, but not one of medaug's; give one that medaug.train wrote")
-    if card["format"] > FORMAT:
-        raise UserError(f"{path}: format {card['format']} is newer than this medaug reads ({FORMAT}); update medaug")
-    return Card.from_dict(card), contents
+    try:
+        if not isinstance(contents, dict):
+            raise TypeError(type(contents).__name__)
+        card, _ = contents["medaug"], contents[holds]
+        if card["format"] > FORMAT:
+            raise UserError(
+                f"{path}: format {card['format']} is newer than this medaug reads ({FORMAT}); update medaug"
+            )
+        return Card.from_dict(card), contents
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        wanted = {
+            "state_dict": "a checkpoint, but not one of medaug's; give one that medaug.train wrote",
+            "codec": "not a codec's checkpoint; give the codec.ckpt that a training with codec=kl left",
+        }
+        raise UserError(f"{path}: {wanted[holds]}") from error
 
 
 def load_model(path: Path, device: torch.device) -> tuple[Card, DiffusionModel]:

@@ -17,8 +17,10 @@ from medaug.errors import UserError
 from medaug.options import TrainerOptions
 from medaug.training import requeue
 from medaug.training.autoencoder import prepare_codec
-from medaug.training.callbacks import LastCheckpoint, Progress, ProgressLines, ema
+from medaug.training.averaging import PowerFunctionAverage
+from medaug.training.callbacks import LastCheckpoint, Progress, ProgressLines, ValidationCurve
 from medaug.training.checkpoint import Card, read_checkpoint
+from medaug.training.hardware import ScaledGradients, check_trainer, make_strategy
 from medaug.training.initial import initialise
 from medaug.training.scoring import SampleScoring, Score
 from medaug.training.task import DiffusionData, DiffusionTask, Picture
@@ -54,10 +56,12 @@ def fit(
         UserError: a checkpoint that cannot be continued, or an option that cannot be met.
         SystemExit: stopped by a signal after saving; the status is 128 + the signal's number.
     """
+    check_trainer(budget)
     path = folder / "last.ckpt"
     if path.exists():
         _check(path, card, budget)
     task = DiffusionTask(card, budget, picture)
+    data = DiffusionData(train, val, budget, card.attributes)
     writer = make_logger(logger, folder)
     if init_from is not None and not path.exists():
         log.info("init_from=%s: %s", init_from, initialise(task.model, init_from))
@@ -65,21 +69,19 @@ def fit(
         codec, target = task.model.codec, task.model.target
         prepare_codec(codec, card, train, val, target, folder, budget, writer, reconstruction)
     parameters = sum(p.numel() for p in task.model.parameters())
-    labelled = sum(case.label is not None for case in train)
-    log.info(
-        "%d training scans (%d labelled) of %d subjects, grid %s; %.1f M parameters; %d steps of %d: %.0f passes",
-        len(train),
-        labelled,
-        len(card.subjects["train"]),
-        "x".join(map(str, card.preprocessing.shape)),
-        parameters / 1e6,
-        budget.max_steps,
-        budget.batch_size,
-        budget.max_steps * budget.batch_size * max(budget.devices, 1) * budget.num_nodes / len(train),
-    )
+    validate_every = min(budget.validate_every, budget.max_steps)
     last = LastCheckpoint(path, budget.checkpoint_every)
+    curve = ValidationCurve(folder / "validation.csv", validate_every)
     progress = Progress if sys.stderr.isatty() else ProgressLines
-    callbacks = [ema(budget.ema_decay), last, progress(budget.batch_size)]
+    plugins: list[Any] = [environment for environment in (requeue.environment(),) if environment is not None]
+    if budget.precision == "fp16":
+        plugins.append(ScaledGradients("16-mixed", "cuda"))
+    callbacks = [
+        PowerFunctionAverage(budget.ema_sigma_rel),
+        last,
+        curve,
+        progress(budget.batch_size * budget.accumulate),
+    ]
     scoring = None if score is None else SampleScoring(folder, budget.score_every, score)
     if scoring is not None:
         callbacks.insert(1, scoring)
@@ -96,11 +98,12 @@ def fit(
             accelerator=budget.accelerator,
             devices=budget.devices,
             num_nodes=budget.num_nodes,
-            strategy=budget.strategy,
-            plugins=requeue.environment(),
+            strategy=make_strategy(budget),
+            plugins=plugins,
             max_steps=budget.max_steps,
             max_epochs=-1,
-            val_check_interval=min(budget.validate_every, budget.max_steps),
+            val_check_interval=validate_every * budget.accumulate,
+            accumulate_grad_batches=budget.accumulate,
             num_sanity_val_steps=0,
             gradient_clip_val=budget.gradient_clip,
             logger=writer,
@@ -109,14 +112,11 @@ def fit(
             enable_model_summary=False,
             enable_progress_bar=progress is Progress,
             use_distributed_sampler=False,
-            log_every_n_steps=min(50, budget.max_steps),
+            log_every_n_steps=min(50, -(-budget.max_steps // 20)),
         )
-        trainer.fit(
-            task,
-            datamodule=DiffusionData(train, val, budget, card.attributes),
-            ckpt_path=path if path.exists() else None,
-            weights_only=True,
-        )
+        trainer.fit(task, datamodule=data, ckpt_path=path if path.exists() else None, weights_only=True)
+        if last.signals.received is None and curve.missing(trainer):  # killed between the last step and its validation
+            trainer.validate(task, datamodule=data, verbose=False)
     if last.signals.received is not None:
         last.signals.leave(f"stopped at step {trainer.global_step}", trainer.is_global_zero)
     loss = trainer.callback_metrics.get("val/loss")  # absent where nothing was left to do
@@ -124,7 +124,7 @@ def fit(
         "step": trainer.global_step,
         "parameters": parameters,
         "training_cases": len(train),
-        "labelled_cases": labelled,
+        "labelled_cases": sum(case.label is not None for case in train),
         "validation_cases": len(val),
         "validation_loss": None if loss is None else float(loss),
         "best": None if scoring is None else scoring.best,

@@ -20,9 +20,10 @@ from medaug.errors import UserError
 from medaug.networks.build import build_network
 from medaug.networks.codecs import build_codec, space_to_depth
 from medaug.networks.condition import Condition, embed, embedded_channels, signed_planes
+from medaug.options import TrainerOptions
 from medaug.training.tasks import Task, resolve_task
 
-PRECISIONS = ("auto", "bf16", "fp32")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Dropout:
     classes: float = 0.0
     images: float = 0.0
     attributes: float = 0.0
+
+    @classmethod
+    def of(cls, trainer: TrainerOptions) -> Dropout:
+        """As the options say."""
+        return cls(trainer.condition_dropout, trainer.class_dropout, trainer.image_dropout, trainer.attribute_dropout)
 
 
 class DiffusionModel(nn.Module):
@@ -128,10 +134,17 @@ class DiffusionModel(nn.Module):
         """
         schedule = self.process.schedule
         shown = schedule.input_scale(t).view(-1, *[1] * (x.ndim - 1)) * x
+        dtype = self._reduced(x)
+        with torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
+            return self.network(shown, schedule.network_time(t), condition).float()
+
+    def _reduced(self, x: Tensor) -> torch.dtype | None:
+        """What the network computes x in; None: float32."""
+        if self.precision == "fp16":
+            return torch.float16 if x.device.type == "cuda" else None
         bf16 = self.precision == "bf16" or (self.precision == "auto" and has_bf16(x.device))
         bf16 = bf16 and sound_in_bf16(x.device, self.network.first_sides(x.shape[2]))
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
-            return self.network(shown, schedule.network_time(t), condition).float()
+        return torch.bfloat16 if bf16 else None
 
     def denoise(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The model's x_0 at x_t = x (B, C, ...), all in codec space."""

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 
 from medaug.evaluation.memorisation import ALARM
 from medaug.files import atomic_write
-from medaug.training.callbacks import save_whole
+from medaug.training.callbacks import save_whole, stepped
 from medaug.training.checkpoint import read_checkpoint
 from medaug.training.model import DiffusionModel
 
@@ -62,7 +62,7 @@ class SampleScoring(Callback):
     ) -> None:
         """Score where it is due and not on record yet."""
         step = trainer.global_step
-        due = step > 0 and (step % self.every == 0 or step == trainer.max_steps)
+        due = stepped(trainer, batch_idx) and (step % self.every == 0 or step == trainer.max_steps)
         if not due or step in {row["step"] for row in self._rows}:
             return
         numbers = trainer.strategy.broadcast(self._averaged_score(trainer, pl_module))

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
 from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
@@ -21,13 +22,18 @@ from medaug.data.transforms import light_affine
 from medaug.diffusion.noise import named_seed
 from medaug.errors import UserError
 from medaug.options import TrainerOptions
+from medaug.training.callbacks import stepped
 from medaug.training.checkpoint import Card
+from medaug.training.hardware import compiles, shard
 from medaug.training.model import Dropout
 
 Picture = Callable[[int, dict[str, Tensor], Tensor], Path]
 """(step, batch, what was sampled for it (B, num_targets, X, Y, Z)), all on the CPU, to the PNG that shows them."""
 
 PICTURED = 3
+PICTURE_STEPS = 12
+NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Times at which every validation case is judged with the same noise: the middles of fifths of [0, 1]."""
 
 
 class DiffusionTask(LightningModule):
@@ -44,40 +50,60 @@ class DiffusionTask(LightningModule):
         self.card = card
         self.budget = budget
         self.picture = picture
-        self.dropout = Dropout(
-            budget.condition_dropout, budget.class_dropout, budget.image_dropout, budget.attribute_dropout
-        )
+        self.dropout = Dropout.of(budget)
         # The weights' own stream: building the model draws from nothing else and disturbs nothing else.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(named_seed(self.budget.seed, "weights"))
             self.model = card.build()
 
+        self._losses: list[Tensor] = []
+
+    def configure_model(self) -> None:
+        """Split the network's weights over the devices (fsdp) and compile it, where that is asked for."""
+        if self.device_mesh is not None and not isinstance(self.model.network, FSDPModule):
+            shard(self.model.network, self.device_mesh)
+        if compiles(self.budget):
+            self.model.network.compile()  # in place: its weights keep their names
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Mean loss of the batch."""
+        """Mean loss of the batch; the curve shows the mean over all batches of the step, on all devices."""
         loss = self.model.loss(batch, self.dropout).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]))
-        self.log("train/learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
-        self.log("train/samples", float((self.global_step + 1) * self.budget.batch_size * self.trainer.world_size))
+        self._losses.append(loss.detach())
+        if stepped(self.trainer, batch_idx):
+            mean = torch.stack(self._losses).mean()
+            self._losses.clear()
+            samples = self.budget.batch_size * self.budget.accumulate * self.trainer.world_size
+            self.log("train/loss", mean, prog_bar=True, batch_size=len(batch["image"]), sync_dist=True)
+            self.log("train/learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+            self.log("train/samples", float((self.global_step + 1) * samples))
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Loss of the averaged weights on held-out subjects, at the same times and noise every time; pictures."""
-        self.log("val/loss", self.model.loss(batch).mean(), prog_bar=True, batch_size=len(batch["image"]))
-        if batch_idx == 0 and self.picture is not None and self.trainer.is_global_zero:
+        """Loss of the averaged weights on held-out subjects, at the same times and noise every time; pictures.
+
+        `val/loss` at a time of each case's own, `val/loss_t0.1` and so on with all of them at that time.
+        """
+        size = len(batch["image"])
+        self.log("val/loss", self.model.loss(batch).mean(), prog_bar=True, batch_size=size)
+        for level in NOISE_LEVELS:
+            t = torch.full((size,), level, device=batch["image"].device)
+            self.log(f"val/loss_t{level:g}", self.model.loss(batch, t=t).mean(), batch_size=size)
+        if batch_idx == 0 and self.picture is not None:
             self._draw(batch, self.picture)
 
     def _draw(self, batch: dict[str, Tensor], picture: Picture) -> None:
         few = {key: value[:PICTURED] for key, value in batch.items()}
-        images = self.model.task.images_of(few["image"], few["seed"])
         samples = self.model.sample(
             few["label"],
             [named_seed(int(seed), "picture") for seed in few["seed"]],
             guidance_scale=1.5 if self.model.task.mask else 1.0,
             sampler="dpmpp_2m",
-            num_inference_steps=12,
-            images=images if images.shape[1] else None,
+            num_inference_steps=PICTURE_STEPS,
+            images=self.model.task.images_of(few["image"], few["seed"]),
             attributes=few["attributes"],
         )
+        if not self.trainer.is_global_zero:  # it took part because the weights may be split
+            return
         path = picture(self.global_step, {key: value.cpu() for key, value in few.items()}, samples.cpu())
         if isinstance(self.logger, TensorBoardLogger):
             from matplotlib.image import imread
@@ -86,14 +112,15 @@ class DiffusionTask(LightningModule):
             self.logger.experiment.add_image("samples", pixels, self.global_step, dataformats="HWC")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, linear warm-up, cosine decay to a tenth."""
+        """AdamW, linear warm-up, then a cosine decay to a tenth or a constant rate."""
         trained = [p for p in self.parameters() if p.requires_grad]  # a ControlNet's base is not
         optimizer = torch.optim.AdamW(trained, lr=self.budget.learning_rate, weight_decay=self.budget.weight_decay)
-        warmup, last = self.budget.warmup_steps, self.budget.max_steps
+        warmup, last, cosine = self.budget.warmup_steps, self.budget.max_steps, self.budget.schedule == "cosine"
 
         def factor(step: int) -> float:
             progress = min(step / max(last, 1), 1.0)
-            return min(1.0, (step + 1) / max(warmup, 1)) * (0.55 + 0.45 * math.cos(math.pi * progress))
+            decay = 0.55 + 0.45 * math.cos(math.pi * progress) if cosine else 1.0
+            return min(1.0, (step + 1) / max(warmup, 1)) * decay
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -104,7 +131,7 @@ class DiffusionTask(LightningModule):
 
 
 class DiffusionData(LightningDataModule):
-    """Training batches from the step that the run stands at, and fixed validation batches."""
+    """Training batches from the one that the run stands at, and fixed validation batches."""
 
     def __init__(
         self,
@@ -120,12 +147,12 @@ class DiffusionData(LightningDataModule):
         self.attributes = attributes
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """One batch per step."""
+        """`trainer.accumulate` batches per step; which samples a batch holds depends on its number alone."""
         trainer = self.trainer
         assert trainer is not None
-        ranks = trainer.global_rank, trainer.world_size
+        ranks, accumulate = (trainer.global_rank, trainer.world_size), self.budget.accumulate
         batches = training_batches(self.train_cases, self.budget, *ranks, self.attributes)
-        steps = StepsFrom(trainer.global_step, self.budget.max_steps)
+        steps = StepsFrom(trainer.global_step * accumulate, self.budget.max_steps * accumulate)
         workers = self.budget.num_workers
         return DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, persistent_workers=workers > 0)
 

@@ -7,6 +7,7 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import model_options
@@ -105,6 +106,18 @@ def newer(path):
     save(path, CARD.to_dict() | {"format": FORMAT + 1})
 
 
+def another_dialect(path):
+    torch.save({"medaug": {"version": 3}, "state_dict": {}}, path)
+
+
+def card_of_another_kind(path):
+    torch.save({"medaug": [1, 2], "state_dict": {}}, path)
+
+
+def without_weights(path):
+    torch.save({"medaug": CARD.to_dict()}, path)
+
+
 def folder(path):
     path.unlink()
     path.mkdir()
@@ -122,6 +135,9 @@ def folder(path):
         (folder, "not a whole checkpoint"),
         (foreign_weights, "not one of medaug's"),
         (foreign_tensor, "not one of medaug's"),
+        (another_dialect, "not one of medaug's"),
+        (card_of_another_kind, "not one of medaug's"),
+        (without_weights, "not one of medaug's"),
         (newer, "newer"),
     ],
 )
@@ -140,6 +156,32 @@ def test_no_byte_string_is_a_traceback(tmp_path, first):
     path.write_bytes(bytes([first]) + os.urandom(50))
     with pytest.raises(UserError):
         read_checkpoint(path)
+
+
+def test_no_damage_becomes_a_weight(tmp_path):
+    """A checkpoint cut anywhere, or with any bit turned over, is refused in one line or read as it was written."""
+    path = tmp_path / "last.ckpt"
+    save(path)
+    whole, former = path.read_bytes(), read_checkpoint(path)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        if rng.random() < 0.3:
+            del damaged[rng.integers(len(whole)) :]
+        else:
+            damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        try:
+            card, contents = read_checkpoint(path)
+        except UserError as error:
+            assert "\n" not in str(error) and str(path) in str(error)
+            refused += 1
+        else:
+            assert card == former[0] and contents.keys() == former[1].keys()
+            for key, value in former[1]["state_dict"].items():
+                assert torch.equal(contents["state_dict"][key], value)
+    assert refused > 150
 
 
 class Code:

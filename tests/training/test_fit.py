@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -16,17 +17,20 @@ from medaug.cohort.manifest import Case
 from medaug.cohort.schema import LabelSchema
 from medaug.data.cases import ModelCase
 from medaug.data.preprocessing import Placement, Preprocessing
+from medaug.diffusion.noise import named_seed
 from medaug.errors import UserError
 from medaug.options import TrainerOptions
-from medaug.training.checkpoint import Card
+from medaug.training.checkpoint import Card, load_model
 from medaug.training.fit import fit
+from medaug.training.plan import make_plan
+from medaug.training.task import DiffusionTask
 
 SHAPE = (8, 8, 8)
 BUDGET = TrainerOptions(
     max_steps=7,
     batch_size=2,
     warmup_steps=2,
-    ema_decay=0.5,
+    ema_sigma_rel=0.2,
     checkpoint_every=2,
     validate_every=3,
     accelerator="cpu",
@@ -150,6 +154,14 @@ def test_a_crash_while_saving_leaves_the_former_checkpoint(tmp_path, monkeypatch
     assert [path.name for path in tmp_path.glob(".tmp-*")] == []
 
 
+def test_with_a_constant_rate_a_run_that_grew_is_the_longer_run(tmp_path):
+    budget = replace(BUDGET, schedule="constant", max_steps=4)
+    train(tmp_path / "long", budget=budget)
+    train(tmp_path / "grown", budget=replace(budget, max_steps=2))
+    train(tmp_path / "grown", budget=budget)
+    assert_same_bits(contents(tmp_path / "long"), contents(tmp_path / "grown"))
+
+
 def test_more_steps_go_on_from_the_end(tmp_path):
     train(tmp_path, budget=replace(BUDGET, max_steps=3))
     pictured = []
@@ -163,6 +175,130 @@ def test_more_steps_go_on_from_the_end(tmp_path):
     assert grown["optimizer_states"][0]["state"][0]["step"] == 7
     assert grown["averaging_state"]["n_averaged"] == 7
     assert pictured == [6]
+
+
+def curve(folder):
+    with (folder / "validation.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_every_validation_is_on_record_once_wherever_the_run_was_killed(tmp_path):
+    """Killed in the validation of step 3 (before which step 2 was saved), of 6 (just saved), and of the last step."""
+    budget = replace(BUDGET, max_steps=9, checkpoint_every=2)
+    train(tmp_path / "whole", budget=budget)
+    to_come = [3, 6, 9]
+
+    def crash(step, *_):
+        if step == to_come[0]:
+            raise Crash
+        return _empty_picture(tmp_path)
+
+    while to_come:
+        with pytest.raises(Crash):
+            train(tmp_path / "killed", crash, budget=budget)
+        to_come.pop(0)
+    train(tmp_path / "killed", budget=budget)
+    whole = curve(tmp_path / "whole")
+    assert [row["step"] for row in whole] == ["3", "6", "9"]
+    assert list(whole[0]) == ["step", "loss", *(f"loss_t{t}" for t in ("0.1", "0.3", "0.5", "0.7", "0.9"))]
+    assert curve(tmp_path / "killed") == whole
+    assert_same_bits(contents(tmp_path / "whole"), contents(tmp_path / "killed"))
+
+
+def test_the_loss_of_a_noise_level_is_that_of_the_averaged_model_at_that_time(whole, tmp_path):
+    train(tmp_path, budget=replace(BUDGET, max_steps=3))
+    _, model = load_model(tmp_path / "last.ckpt", torch.device("cpu"))
+    losses = []
+    for i, case in enumerate(make_cases(3, 1)):
+        x0 = model.codec.encode(torch.from_numpy(case.image)[None])
+        draw = torch.Generator().manual_seed(named_seed(named_seed(0, "validation", i), "diffusion"))
+        torch.rand((), generator=draw)
+        model.process.training_times(1, draw)
+        noise = torch.randn(x0.shape[1:], generator=draw)
+        t = torch.tensor([0.7])
+        condition = model.condition(torch.from_numpy(case.label).long()[None], torch.ones(1, 1))
+        with torch.no_grad():
+            output = model.predict(0.3 * x0 + 0.7 * noise, t, condition)
+        losses.append((output - (noise - x0)).square().mean().item())
+    assert float(curve(tmp_path)[0]["loss_t0.7"]) == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_accumulating_is_a_larger_batch(tmp_path):
+    budget = replace(BUDGET, max_steps=4)
+    pairs = {"one": budget, "two": replace(budget, batch_size=1, accumulate=2)}
+    for name, budget in pairs.items():
+        train(tmp_path / name, budget=budget)
+    one, two = (contents(tmp_path / name) for name in pairs)
+    assert one["global_step"] == two["global_step"] == two["averaging_state"]["n_averaged"] == 4
+    assert one["lr_schedulers"] == two["lr_schedulers"]
+    for part in ("state_dict", "current_model_state"):
+        for key, value in one[part].items():
+            torch.testing.assert_close(two[part][key], value, atol=1e-4, rtol=1e-3)
+
+
+def test_accumulation_resumes_exactly(tmp_path):
+    budget = replace(BUDGET, accumulate=2, max_steps=4)
+    train(tmp_path / "whole", budget=budget)
+
+    def crash(step, *_):
+        if step == 3:
+            raise Crash
+        return _empty_picture(tmp_path)
+
+    with pytest.raises(Crash):
+        train(tmp_path / "killed", crash, budget=budget)
+    assert contents(tmp_path / "killed")["global_step"] == 2
+    train(tmp_path / "killed", budget=budget)
+    assert_same_bits(contents(tmp_path / "whole"), contents(tmp_path / "killed"))
+    assert curve(tmp_path / "whole") == curve(tmp_path / "killed")
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_the_learning_rate_follows_its_schedule(tmp_path, schedule):
+    budget = replace(BUDGET, schedule=schedule)
+    task = DiffusionTask(CARD, budget)
+    configured = task.configure_optimizers()
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(BUDGET.max_steps + 1):
+        rates.append(optimizer.param_groups[0]["lr"] / budget.learning_rate)
+        optimizer.step()
+        scheduler.step()
+    last = 0.1 if schedule == "cosine" else 1.0
+    decay = [last + (1 - last) * (1 + np.cos(np.pi * k / BUDGET.max_steps)) / 2 for k in range(BUDGET.max_steps + 1)]
+    np.testing.assert_allclose(rates, np.minimum([0.5, *[1.0] * BUDGET.max_steps], 1) * decay, rtol=1e-6)
+
+
+def test_a_plan_measured_before_changes_no_bit(whole, tmp_path):
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    make_plan(CARD, BUDGET, make_cases(5, 0), make_cases(3, 1))
+    assert torch.equal(torch.rand(3), expected)
+    train(tmp_path)
+    assert_same_bits(whole, contents(tmp_path))
+
+
+@pytest.mark.slow
+def test_compiling_changes_neither_keys_nor_result(tmp_path, monkeypatch):
+    budget = replace(BUDGET, max_steps=1)
+    train(tmp_path / "plain", budget=budget)
+    whole = contents(tmp_path / "plain")
+    compiled = []
+
+    def eager(module):
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", eager)
+    train(tmp_path, budget=replace(budget, compile="true"))
+    assert len(compiled) == 1
+    found = contents(tmp_path)
+    for part in ("state_dict", "current_model_state"):
+        assert found[part].keys() == whole[part].keys()
+        for key, value in whole[part].items():
+            torch.testing.assert_close(found[part][key], value, atol=1e-5, rtol=1e-4)
 
 
 def test_nothing_left_to_do_gives_a_summary_that_is_json(tmp_path):

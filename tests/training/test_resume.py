@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import subprocess
@@ -25,16 +26,44 @@ SMALL = (
     "data.val_fraction=0.2",
     "data.test_fraction=0.2",
     "trainer.precision=fp32",
+    "trainer.batch_size=1",
+    "trainer.accumulate=2",
+    "trainer.num_workers=1",
     "trainer.validate_every=5",
     "trainer.checkpoint_every=4",
 )
 
 
-def start(runs: Path, *words: str) -> subprocess.Popen[str]:
+DIES_WHILE_SAVING = """
+import os, runpy, signal, sys
+from lightning.pytorch.strategies import Strategy
+
+save, saved = Strategy.save_checkpoint, []
+
+def die(self, contents, path, storage_options=None):
+    save(self, contents, path, storage_options)
+    saved.append(path)
+    if len(saved) == 2:
+        os.truncate(path, os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Strategy.save_checkpoint = die
+runpy.run_module("medaug.train", run_name="__main__")
+"""
+
+
+def start(runs: Path, *words: str, code: str | None = None) -> subprocess.Popen[str]:
     """The stage as a process of its own, on one thread, so that sums are taken in one order."""
     environment = {key: value for key, value in os.environ.items() if key not in {"RANK", "LOCAL_RANK", "SLURM_PROCID"}}
     return subprocess.Popen(
-        [sys.executable, "-m", "medaug.train", *SMALL, f"runs={runs}", f"trainer.max_steps={STEPS}", *words],
+        [
+            sys.executable,
+            *(["-c", code] if code else ["-m", "medaug.train"]),
+            *SMALL,
+            f"runs={runs}",
+            f"trainer.max_steps={STEPS}",
+            *words,
+        ],
         env=environment | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
@@ -95,6 +124,20 @@ def test_a_killed_run_ends_in_the_same_bits(uninterrupted, tmp_path):
     assert_same_bits(contents(uninterrupted), contents(tmp_path))
 
 
+def test_a_run_killed_while_it_saves_ends_in_the_same_bits(uninterrupted, tmp_path):
+    process = start(tmp_path, code=DIES_WHILE_SAVING)
+    assert process.wait(timeout=300) == -signal.SIGKILL
+    folder = checkpoint(tmp_path).parent
+    assert contents(tmp_path)["global_step"] == 4
+    assert len(list(folder.glob(".tmp-*"))) == 1, "half of step 8"
+    assert "going on from step 4" in train(tmp_path)
+    assert_same_bits(contents(uninterrupted), contents(tmp_path))
+    assert list(folder.glob(".tmp-*")) == []
+    curve = (folder / "validation.csv").read_text()
+    assert curve == (checkpoint(uninterrupted).parent / "validation.csv").read_text()
+    assert [line.split(",")[0] for line in curve.splitlines()] == ["step", "5", "10"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_stops_and_goes_on(uninterrupted, tmp_path, number):
     process = start(tmp_path)
@@ -141,12 +184,23 @@ def test_interrupted_before_training_starts(tmp_path):
     assert not checkpoint(tmp_path).exists()
 
 
+def logged(runs: Path, key: str) -> list[float]:
+    """A curve of the CSV logger."""
+    with (checkpoint(runs).parent / "csv" / "version_0" / "metrics.csv").open() as file:
+        return [float(row[key]) for row in csv.DictReader(file) if row.get(key)]
+
+
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
-    train(tmp_path / "one", "trainer.max_steps=4", "trainer.batch_size=2")
-    words = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu", "trainer.batch_size=1")
-    train(tmp_path / "two", "trainer.max_steps=4", *words)
+    words = ("trainer.max_steps=4", "trainer.validate_every=2", "trainer.accumulate=1")
+    train(tmp_path / "one", *words, "trainer.batch_size=2")
+    train(tmp_path / "two", *words, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
     assert two["global_step"] == 4
     for part in ("state_dict", "current_model_state"):
         for key, value in one[part].items():
             torch.testing.assert_close(two[part][key], value, atol=2e-4, rtol=1e-2)
+    for key in ("train/loss", "val/loss", "val/loss_t0.5"):
+        curves = [logged(tmp_path / name, key) for name in ("one", "two")]
+        assert len(curves[0]) == (4 if key == "train/loss" else 2)
+        assert len(set(curves[0])) > 1
+        assert curves[1] == pytest.approx(curves[0], rel=1e-5)

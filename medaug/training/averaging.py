@@ -1,0 +1,75 @@
+"""The average of the weights that is evaluated, saved and sampled from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.optim.swa_utils import AveragedModel
+
+from medaug.training.hardware import is_sharded, shard
+
+
+def power_function_exponent(sigma_rel: float) -> float:
+    """The exponent gamma of the profile t^gamma whose standard deviation is the share sigma_rel of its length.
+
+    It solves sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), as the largest root of a cubic (Karras et al.
+    2024, "Analyzing and improving the training dynamics of diffusion models", appendix C). sigma_rel is in
+    (0, 1 / sqrt(12)); at its upper end all steps count alike.
+    """
+    inverse = sigma_rel**-2
+    return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
+
+
+class PowerFunctionAverage(WeightAveraging):
+    """Moving average with the power-function profile: a weight of step s counts as s^gamma in the average at step t.
+
+    After step t the average moves to the weights by 1 - beta(t), beta(t) = (1 - 1 / t)^(gamma + 1) (Karras et al. 2024,
+    section 3.1). It is as wide a part of the training at every step, so that it needs no warm-up: beta(1) = 0.
+
+    Weights that are split over devices (`shard`) are averaged where they lie; their checkpoint is the same file.
+    """
+
+    def __init__(self, sigma_rel: float) -> None:
+        gamma = power_function_exponent(sigma_rel)
+
+        def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
+            t = int(num_averaged) + 1
+            torch._foreach_lerp_(averaged, current, 1 - (1 - 1 / t) ** (gamma + 1))
+
+        # The codec's statistics are measured, not trained: averaging buffers would only round them.
+        super().__init__(use_buffers=False, multi_avg_fn=average)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Copy the model before it is split, then split the copy alike."""
+        if stage == "fit":
+            mesh, pl_module._device_mesh = pl_module._device_mesh, None  # process groups cannot be copied
+            self._average_model = AveragedModel(pl_module, pl_module.device, use_buffers=False, **self._kwargs)
+            pl_module._device_mesh = mesh
+            if mesh is not None:
+                shard(self._average_model.get_submodule("module.model.network"), mesh)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put the averaged weights in the place of the current ones, which go beside them."""
+        average = self._average_model
+        if average is None or not is_sharded(average):
+            return super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        checkpoint["current_model_state"] = checkpoint["state_dict"]
+        gathered = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        checkpoint["state_dict"] = get_model_state_dict(average.module, options=gathered)
+        checkpoint["averaging_state"] = {"n_averaged": average.n_averaged}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Restore both."""
+        average = self._average_model
+        if average is None or not is_sharded(average):
+            return super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        average.module.load_state_dict(pl_module.state_dict())  # what the strategy took from "state_dict"
+        whole = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(pl_module, checkpoint["current_model_state"], options=whole)
+        average.n_averaged.copy_(checkpoint["averaging_state"]["n_averaged"])

@@ -1,0 +1,120 @@
+"""Devices, precision and strategies: what an option asks for, and what the machine can do of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from medaug.errors import UserError
+from medaug.options import TrainerOptions
+from medaug.training.model import PRECISIONS
+
+STRATEGIES = ("auto", "ddp", "fsdp")
+SCHEDULES = ("cosine", "constant")
+COMPILE = ("auto", "true", "false")
+
+
+def check_trainer(budget: TrainerOptions) -> None:
+    """Refuse what cannot be trained, or would have no effect, before anything is written.
+
+    Raises:
+        UserError: the option, why, and the way out.
+    """
+    for name, among in (
+        ("precision", PRECISIONS),
+        ("strategy", STRATEGIES),
+        ("schedule", SCHEDULES),
+        ("compile", COMPILE),
+    ):
+        if (value := getattr(budget, name)) not in among:
+            raise UserError(f"trainer.{name}={value}: not one of {', '.join(among)}")
+    for name in ("max_steps", "batch_size", "accumulate", "validate_every", "checkpoint_every", "num_nodes"):
+        if (value := getattr(budget, name)) < 1:
+            raise UserError(f"trainer.{name}={value}: must be at least 1")
+    for name in ("condition_dropout", "class_dropout", "image_dropout", "attribute_dropout"):
+        if not 0 <= (share := getattr(budget, name)) <= 1:
+            raise UserError(f"trainer.{name}={share:g}: a share is within 0 and 1")
+    if not 0.01 <= budget.ema_sigma_rel <= 0.28:
+        raise UserError(
+            f"trainer.ema_sigma_rel={budget.ema_sigma_rel:g}: a share of the training between 0.01 and 0.28; "
+            "0.1 is a good start"
+        )
+    device = device_type(budget)
+    if budget.precision == "fp16" and device != "cuda":
+        raise UserError(f"trainer.precision=fp16: needs a CUDA device, and this is {device}; use auto, bf16 or fp32")
+    if budget.precision == "fp16" and budget.strategy == "fsdp":
+        raise UserError("trainer.precision=fp16: its loss scaling does not go with trainer.strategy=fsdp; use bf16")
+    if budget.devices < 1 and (budget.devices != -1 or device == "cpu"):
+        raise UserError(
+            f"trainer.devices={budget.devices}: on {device}, say how many" + (", or -1 for all" * (device != "cpu"))
+        )
+
+
+def device_type(budget: TrainerOptions) -> str:
+    """The kind of device that `trainer.accelerator` means here: cpu, cuda or mps.
+
+    Raises:
+        UserError: there is none.
+    """
+    if budget.accelerator not in ("auto", "cpu", "gpu"):
+        raise UserError(f"trainer.accelerator={budget.accelerator}: not one of auto, cpu, gpu")
+    if budget.accelerator != "cpu":
+        if torch.cuda.is_available():
+            return "cuda"
+        if torch.backends.mps.is_available():
+            return "mps"
+        if budget.accelerator == "gpu":
+            raise UserError("trainer.accelerator=gpu: torch sees no GPU here; use trainer.accelerator=auto")
+    return "cpu"
+
+
+def world_size(budget: TrainerOptions) -> int:
+    """Processes that train together, one per device."""
+    devices = torch.cuda.device_count() if budget.devices == -1 else budget.devices
+    return max(devices, 1) * budget.num_nodes
+
+
+def compiles(budget: TrainerOptions) -> bool:
+    """Whether the network is compiled; `auto` means on CUDA, for on a processor it takes minutes and gains nothing."""
+    return budget.compile == "true" or (budget.compile == "auto" and device_type(budget) == "cuda")
+
+
+def make_strategy(budget: TrainerOptions) -> str | Strategy:
+    """Lightning's strategy; fsdp is PyTorch's FSDP2, whose checkpoint is gathered into one file."""
+    if budget.strategy != "fsdp":
+        return budget.strategy
+    return ModelParallelStrategy(
+        data_parallel_size=world_size(budget), tensor_parallel_size=1, save_distributed_checkpoint=False
+    )
+
+
+def shard(network: nn.Module, mesh: DeviceMesh) -> None:
+    """Split the weights over the mesh's data-parallel devices; each block's are gathered while it computes."""
+    units = [block for module in network.modules() if isinstance(module, nn.ModuleList) for block in module]
+    for unit in (*reversed(units), network):  # inner ones first
+        # After a validation, too: the average is exchanged with what is split.
+        fully_shard(unit, mesh=mesh["data_parallel"], reshard_after_forward=True)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether `shard` was applied somewhere in it."""
+    return any(isinstance(m, FSDPModule) for m in module.modules())
+
+
+class ScaledGradients(MixedPrecision):
+    """fp16's loss scaling (Micikevicius et al. 2018), without autocast around the loss.
+
+    The network opens its own autocast; process, codec and loss stay in float32.
+    """
+
+    @contextmanager
+    def forward_context(self) -> Iterator[None]:
+        """Leave precision to the model."""
+        yield

@@ -1,0 +1,153 @@
+"""What a training is going to cost, said before it starts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from medaug.data.cases import ModelCase
+from medaug.options import TrainerOptions
+from medaug.training.checkpoint import Card
+from medaug.training.hardware import device_type, world_size
+from medaug.training.model import DiffusionModel, Dropout
+from medaug.training.task import NOISE_LEVELS, PICTURE_STEPS, PICTURED, training_batches
+
+STATE_BYTES = 20
+"""Per parameter, in float32: the weight, its gradient, AdamW's two moments, its average."""
+
+FROZEN_BYTES = 8
+"""Per parameter that is not trained: the weight and its average."""
+
+MEASURED_STEPS, MEASURED_SECONDS = 3, 20.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Size, time and memory of a training.
+
+    Attributes:
+        subjects, scans, labelled: of one epoch.
+        shape: of the model's grid, voxels.
+        sliced: whether the network sees axial slices, of which a scan has `shape[2]`.
+        steps: of the optimiser.
+        step_samples: in one step, on all devices together.
+        parameters: of the network.
+        step_seconds: one step, all passes of `trainer.accumulate`.
+        validation_seconds: all validations of the run, with their pictures.
+        memory: bytes per device that a step needs at least: weights, state of the optimiser, and the activations
+            that wait for the backward pass. On a processor the peak was 1.1 to 1.9 times that.
+    """
+
+    subjects: int
+    scans: int
+    labelled: int
+    shape: tuple[int, ...]
+    sliced: bool
+    steps: int
+    step_samples: int
+    parameters: int
+    step_seconds: float
+    validation_seconds: float
+    memory: int
+
+    def lines(self) -> list[str]:
+        """For people."""
+        grid = "x".join(map(str, self.shape))
+        slices = f", {self.scans * self.shape[2]} slices" if self.sliced else ""
+        training = self.steps * self.step_seconds
+        return [
+            f"an epoch: {self.scans} training scans ({self.labelled} labelled) of {self.subjects} subjects, "
+            f"grid {grid}{slices}",
+            f"planned: {self.steps} steps of {self.step_samples}, {self.steps * self.step_samples / self.scans:.1f} "
+            f"passes over the training scans; {self.parameters / 1e6:.1f} M parameters",
+            f"estimated time: {_duration(training + self.validation_seconds)} ({self.step_seconds:.3g} s a step, "
+            f"{_duration(self.validation_seconds)} of it validation; reading and communication not counted)",
+            f"estimated memory: at least {self.memory / 2**30:.2f} GiB per device, without workspaces",
+        ]
+
+
+def make_plan(card: Card, budget: TrainerOptions, train: Sequence[ModelCase], val: Sequence[ModelCase]) -> Plan:
+    """Measure a few steps on a model that is thrown away.
+
+    Nothing of the run is touched: the model is another one, and no random state is drawn from or left changed.
+    """
+    device = torch.device(device_type(budget))
+    with torch.random.fork_rng(devices=[]):
+        model = card.build().to(device)
+    batches = training_batches(train, budget, attributes=card.attributes)
+    first = {key: value.to(device) for key, value in batches[0].items()}
+    parameters = sum(p.numel() for p in model.parameters())
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    activations = saved_bytes(model, first, Dropout.of(budget))
+    training, forward = _measure(model, first, budget)
+    steps, world = budget.max_steps, world_size(budget)
+    validations = steps // min(budget.validate_every, steps)
+    denoised = len(val) * (1 + len(NOISE_LEVELS)) + min(PICTURED, len(val)) * 2 * PICTURE_STEPS
+    split = world if budget.strategy == "fsdp" else 1
+    return Plan(
+        subjects=len(card.subjects["train"]),
+        scans=len(train),
+        labelled=sum(case.label is not None for case in train),
+        shape=card.preprocessing.shape,
+        sliced=card.options["network"]["spatial_dims"] == 2,
+        steps=steps,
+        step_samples=budget.batch_size * budget.accumulate * world,
+        parameters=parameters,
+        step_seconds=training * budget.accumulate,
+        validation_seconds=validations * denoised * forward / budget.batch_size,
+        memory=(STATE_BYTES * (parameters - frozen) + FROZEN_BYTES * frozen) // split + activations,
+    )
+
+
+def saved_bytes(model: DiffusionModel, batch: dict[str, Tensor], dropout: Dropout) -> int:
+    """Bytes that one forward pass keeps for its backward pass, the weights themselves left out."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, Tensor] = {}  # the tensors as well, so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.loss(batch, dropout)
+    return sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in weights)
+
+
+def _measure(model: DiffusionModel, batch: dict[str, Tensor], budget: TrainerOptions) -> tuple[float, float]:
+    """Seconds of one pass forward, backward and through the optimiser, and of one forward without gradients."""
+    trained, dropout = [p for p in model.parameters() if p.requires_grad], Dropout.of(budget)
+    optimizer = torch.optim.AdamW(trained, lr=budget.learning_rate)
+    training: list[float] = []
+    forward: list[float] = []
+    begun = time.perf_counter()
+    while len(training) <= MEASURED_STEPS and time.perf_counter() - begun < MEASURED_SECONDS:
+        start = _now(batch)
+        model.loss(batch, dropout).mean().backward()
+        torch.nn.utils.clip_grad_norm_(trained, budget.gradient_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        middle = _now(batch)
+        with torch.no_grad():
+            model.loss(batch)
+        training.append(middle - start)
+        forward.append(_now(batch) - middle)
+    return median(training[1:] or training), median(forward[1:] or forward)  # the first one warms up
+
+
+def _now(batch: dict[str, Tensor]) -> float:
+    if batch["image"].is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

@@ -1,0 +1,42 @@
+"""The moving average has the profile of Karras et al. 2024, in closed form, from the first step."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+from medaug.training.averaging import PowerFunctionAverage, power_function_exponent
+
+
+@pytest.mark.parametrize("sigma_rel", [0.01, 0.05, 0.1, 0.15, 0.25, 0.28])
+def test_the_exponent_gives_the_relative_width_that_was_asked_for(sigma_rel):
+    gamma = power_function_exponent(sigma_rel)
+    # the density (gamma + 1) s^gamma on [0, 1], by quadrature
+    s = (np.arange(200_000) + 0.5) / 200_000
+    density = (gamma + 1) * s**gamma / len(s)
+    mean = (density * s).sum()
+    assert math.isclose(math.sqrt((density * (s - mean) ** 2).sum()), sigma_rel, rel_tol=1e-4)
+
+
+def test_the_exponents_of_the_paper():
+    assert power_function_exponent(0.05) == pytest.approx(16.97, abs=0.01)  # its figures for 5% and 10%
+    assert power_function_exponent(0.10) == pytest.approx(6.94, abs=0.01)
+
+
+@pytest.mark.parametrize("sigma_rel", [0.05, 0.1, 0.25])
+def test_a_weight_counts_as_the_profile_says(sigma_rel):
+    """Step i of T counts as the integral of the profile over its interval: (i^g - (i - 1)^g) / T^g, g = gamma + 1."""
+    steps = 40
+    model = torch.nn.Linear(steps, 1, bias=False).double()
+    average = AveragedModel(model, **PowerFunctionAverage(sigma_rel)._kwargs)
+    for i in range(steps):
+        with torch.no_grad():
+            model.weight.copy_(torch.eye(steps)[i : i + 1])
+        average.update_parameters(model)
+        power = power_function_exponent(sigma_rel) + 1
+        edges = (np.arange(steps + 1).clip(max=i + 1) / (i + 1)) ** power
+        np.testing.assert_allclose(average.module.weight.detach()[0], np.diff(edges), atol=1e-12)

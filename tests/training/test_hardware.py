@@ -1,0 +1,104 @@
+"""Options of the machine: what is refused, and loss scaling that leaves arithmetic and result alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader
+
+from medaug.errors import UserError
+from medaug.options import TrainerOptions
+from medaug.training.hardware import ScaledGradients, check_trainer, compiles, device_type
+
+CPU = TrainerOptions(accelerator="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"precision": "fp8"}, "trainer.precision=fp8"),
+        ({"precision": "fp16"}, "needs a CUDA device"),
+        ({"strategy": "deepspeed"}, "not one of auto, ddp, fsdp"),
+        ({"schedule": "linear"}, "not one of cosine, constant"),
+        ({"compile": "yes"}, "trainer.compile=yes"),
+        ({"accumulate": 0}, "trainer.accumulate=0"),
+        ({"batch_size": -1}, "trainer.batch_size=-1"),
+        ({"ema_sigma_rel": 0.5}, "between 0.01 and 0.28"),
+        ({"ema_sigma_rel": float("nan")}, "between 0.01 and 0.28"),
+        ({"devices": 0}, "say how many"),
+        ({"devices": -1}, "say how many"),
+        ({"accelerator": "tpu"}, "trainer.accelerator=tpu"),
+    ],
+)
+def test_what_cannot_be_is_one_line(change, told):
+    with pytest.raises(UserError, match=told) as caught:
+        check_trainer(replace(CPU, **change))
+    assert "\n" not in str(caught.value)
+    check_trainer(CPU)
+
+
+def test_on_cuda_more_is_possible(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    check_trainer(TrainerOptions(precision="fp16", devices=-1))
+    with pytest.raises(UserError, match="does not go with trainer.strategy=fsdp"):
+        check_trainer(TrainerOptions(precision="fp16", strategy="fsdp"))
+    assert compiles(TrainerOptions()) and not compiles(TrainerOptions(compile="false"))
+    assert not compiles(CPU) and compiles(replace(CPU, compile="true"))
+
+
+def test_no_gpu_is_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert device_type(TrainerOptions()) == "cpu"
+    with pytest.raises(UserError, match="torch sees no GPU"):
+        check_trainer(TrainerOptions(accelerator="gpu"))
+
+
+class Fit(LightningModule):
+    """Fits a line and notes whether autocast is on where the loss is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = torch.nn.Linear(3, 1)
+        with torch.no_grad():
+            self.line.weight.copy_(torch.tensor([[1.0, -2.0, 0.5]]))
+            self.line.bias.zero_()
+        self.autocast = False
+
+    def training_step(self, batch, batch_idx):
+        self.autocast |= torch.is_autocast_enabled("cpu")
+        return self.line(batch).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.1)
+
+
+def test_loss_scaling_changes_no_bit_and_no_precision():
+    """Scales are powers of two; the first one, 2^127, overflows, and its step is skipped."""
+    torch.manual_seed(0)
+    batches = torch.randn(6, 4, 3) * 10
+
+    def trained(batches, plugins):
+        module = Fit()
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            plugins=plugins,
+            gradient_clip_val=1.0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, DataLoader(batches, batch_size=None))
+        assert not module.autocast
+        return module.line.weight.detach(), trainer
+
+    plain, _ = trained(batches[1:], None)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-60)
+    scaled, trainer = trained(batches, [ScaledGradients("16-mixed", "cpu", scaler)])
+    assert torch.equal(plain, scaled)
+    assert trainer.precision_plugin.state_dict()["scale"] == 2.0**67
