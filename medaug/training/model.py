@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from medaug.cohort.schema import IGNORE
 from medaug.diffusion.guidance import guided
+from medaug.diffusion.inpainting import Inpainting, sample_again
 from medaug.diffusion.noise import generators, named_seed, standard_normal
 from medaug.diffusion.process import Process, add_noise, loss_weight, predicted_sample, training_target
-from medaug.diffusion.samplers import check, sample, spaced_times
+from medaug.diffusion.samplers import check, spaced_times
 from medaug.errors import UserError
 from medaug.networks.codecs import Codec, space_to_depth
 from medaug.networks.condition import Condition, embed, embedded_channels, signed_planes
@@ -200,6 +201,7 @@ class DiffusionModel(nn.Module):
         guidance_rescale: float = 0.0,
         negative_classes: Sequence[int] = (),
         images: Tensor | None = None,
+        inpainting: Inpainting | None = None,
         progress: Callable[[int], None] | None = None,
         watch: Callable[[float, Tensor], None] | None = None,
     ) -> Tensor:
@@ -216,6 +218,7 @@ class DiffusionModel(nn.Module):
             negative_classes: guidance leads away from the same mask with these classes made background; where there
                 are none, from the null condition: no mask, or in a task without masks no images.
             images: (B, num_images, X, Y, Z), see `Task.images_of`.
+            inpainting: what is known of the targets, which the samples then equal outside its region; None: nothing.
             progress: called after each step with the number of steps done.
             watch: called at each evaluation with its time and the x_0 that is expected there, like the result.
 
@@ -232,6 +235,8 @@ class DiffusionModel(nn.Module):
             there = None if images is None else images.new_full(images.shape[:2], float(self.task.mask))
             negative = self.condition(label, torch.zeros_like(known), images, there)
         denoise = guided(self.denoise, condition, negative, guidance_scale, guidance_interval, guidance_rescale)
+        if inpainting is not None:
+            denoise = inpainting.impose(denoise, self.codec.encode, self.codec.decode)
         draws = generators(seeds)
         shape = (self.codec.channels, *condition.planes.shape[2:])
 
@@ -244,7 +249,7 @@ class DiffusionModel(nn.Module):
                 watch(float(t[0]), self.codec.decode(x0).clamp(-1, 1))
             return x0
 
-        code = sample(
+        code = sample_again(
             sampler,
             watched,
             self.process.schedule.initial_std * noise(),
@@ -253,8 +258,10 @@ class DiffusionModel(nn.Module):
             noise,
             eta,
             progress,
+            1 if inpainting is None else inpainting.resample,
         )
-        return self.codec.decode(code).clamp(-1, 1)
+        drawn = self.codec.decode(code).clamp(-1, 1)
+        return drawn if inpainting is None else inpainting.paste(drawn)
 
 
 def sound_in_bf16(device: torch.device, first_sides: Iterable[int]) -> bool:
