@@ -43,7 +43,7 @@ def main(options: Options) -> None:
 
     from medaug.data.cases import load_cases, read_grids
     from medaug.data.cohorts import find_cohort
-    from medaug.data.preprocessing import fit_preprocessing
+    from medaug.data.preprocessing import common_scale, fit_preprocessing
     from medaug.networks.codecs import codec_stride
     from medaug.reporting.samples import samples_picture
     from medaug.training.checkpoint import Card
@@ -70,6 +70,8 @@ def main(options: Options) -> None:
         data,
         multiple=max(stride) * 2 ** (len(options.network.channels) - 1),
     )
+    cache, memory = folder.parent / "cache", data.cache == "ram"
+    loaded = {split: load_cases(manifest, c, preprocessing, cache, memory) for split, c in cases.items()}
     card = Card(
         experiment=options.experiment,
         options=identity,
@@ -78,9 +80,8 @@ def main(options: Options) -> None:
         modalities=manifest.modalities,
         subjects={split: sorted(manifest.subjects(split)) for split in cases},
         phantom=manifest.phantom,
+        scale=common_scale([case.placement for case in loaded["train"]]),
     )
-    cache, memory = folder.parent / "cache", data.cache == "ram"
-    loaded = {split: load_cases(manifest, c, preprocessing, cache, memory) for split, c in cases.items()}
     manifest.save(folder / "manifest.json")
 
     def picture(step: int, batch: dict[str, Tensor], sample: Tensor) -> Path:

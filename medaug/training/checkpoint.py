@@ -31,6 +31,8 @@ class Card:
         modalities: of the images.
         subjects: per split, the subjects that training (`train`) and model selection (`val`) saw.
         phantom: whether the cohort is phantoms.
+        scale: per modality the intensities of -1 and 1 in the scan's units, medians over the training split: the units
+            of a modality that a scan never had. Empty in checkpoints from before.
     """
 
     experiment: str
@@ -40,6 +42,7 @@ class Card:
     modalities: tuple[str, ...]
     subjects: dict[str, list[str]]
     phantom: bool
+    scale: tuple[tuple[float, float], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -52,6 +55,7 @@ class Card:
             "modalities": list(self.modalities),
             "subjects": self.subjects,
             "phantom": self.phantom,
+            "scale": [list(limits) for limits in self.scale],
         }
 
     @classmethod
@@ -66,6 +70,7 @@ class Card:
             modalities=tuple(values["modalities"]),
             subjects=values["subjects"],
             phantom=values["phantom"],
+            scale=tuple((low, high) for low, high in values.get("scale", [])),
         )
 
     def build(self) -> DiffusionModel:
@@ -108,6 +113,19 @@ def load_model(path: Path, device: torch.device) -> tuple[Card, DiffusionModel]:
     weights = {k.removeprefix(prefix): v for k, v in contents["state_dict"].items() if k.startswith(prefix)}
     model.load_state_dict(weights)
     return card, model.to(device).eval()
+
+
+def load_experiment(path: Path, experiment: str, device: torch.device) -> tuple[str, Card, DiffusionModel]:
+    """SHA-256, card and averaged model of an experiment's checkpoint.
+
+    Raises:
+        UserError: as `read_checkpoint`; or it is another experiment's.
+    """
+    digest = file_sha256(path)
+    card, model = load_model(path, device)
+    if card.experiment != experiment:
+        raise UserError(f"{path}: of experiment {card.experiment}, not {experiment}; train that one first")
+    return digest, card, model
 
 
 def file_sha256(path: Path) -> str:
