@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medaug.cohort.schema import IGNORE
 from medaug.imaging.reading import read_volume
 from medaug.prediction.drawing import file_part
 from medaug.prediction.request import Request
@@ -87,8 +88,11 @@ def _rows(
         row = [f"{name}, {card.modalities[m]}"]
         panels = []
         if request.redrawn:
-            row += [scan.image[m], label(read_volume(files["region"]).array.astype(np.uint8)), image(kind)]
-            panels = ["scan", "region", "drawn anew"]
+            assert scan.label is not None
+            region = label(read_volume(files["region"]).array.astype(np.uint8)) > 0
+            around = np.where(region & (scan.label == 0), IGNORE, scan.label)  # the margin in grey
+            row += [scan.image[m], around, image(kind)]
+            panels = ["scan", "mask and region", "drawn anew"]
         else:
             degraded = f"{kind}_degraded"
             row += [image(degraded) if degraded in files else scan.image[m if told else scan.told[0]], image(kind)]
