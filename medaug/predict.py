@@ -6,6 +6,7 @@ python -m medaug.predict experiment=brats manifest=new_scans.json
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -38,7 +39,8 @@ def main(options: Options) -> None:
     request = check_request(card, model, stage_folder(options, "train") / "manifest.json", settings, options.sampler)
     name = settings.name or (Path(settings.manifest).stem if settings.manifest else settings.split or "val")
     folder = stage_folder(options, "predict") / name
-    identity = part(options, "predict", "sampler") | {"checkpoint": digest, "scans": request.manifest.to_mapping()}
+    scans = hashlib.sha256(json.dumps(request.manifest.to_mapping(), sort_keys=True).encode()).hexdigest()
+    identity = part(options, "predict", "sampler") | {"checkpoint": digest, "scans": scans}
     if not claim(folder, identity, options.overwrite):
         return
     seen = {case.subject for case in request.cases} & set(card.subjects["train"])
