@@ -15,7 +15,7 @@ preset = $(if $(PRESET),preset=$(PRESET))
 data = $(if $(DATA),data=$(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo ingest train generate export audit benchmark test test-fast lint format notebooks clean help
+.PHONY: setup demo ingest train generate predict export audit benchmark test test-fast lint format notebooks clean help
 
 setup: $(STAMP) ## make the environment in .venv (again when its requirements change)
 
@@ -50,6 +50,9 @@ train: $(STAMP) ## learn p(image | mask): EXP=name [PRESET=cpu] [DATA=phantom] [
 
 generate: $(STAMP) ## write synthetic image-mask pairs: EXP=name [ARGS="num=200"]
 	@$(BIN)/python -m medaug.generate $(experiment) $(preset) $(ARGS)
+
+predict: $(STAMP) ## apply a model to real scans: EXP=name [ARGS="split=test"]
+	@$(BIN)/python -m medaug.predict $(experiment) $(preset) $(ARGS)
 
 export: $(STAMP) ## the pairs in another tool's layout: EXP=name ARGS="format=msd out=DIR"
 	@$(BIN)/python -m medaug.export $(experiment) $(preset) $(ARGS)

@@ -18,44 +18,49 @@ def main(options: Options) -> None:
     """Write pairs, their provenance, their manifest and a contact sheet; on request, how the first pair comes about."""
     import torch
 
+    from medaug.cohort.manifest import Manifest
     from medaug.errors import UserError
-    from medaug.synthesis.recipes import check_options, write_recipe
-    from medaug.training.checkpoint import file_sha256, load_model
+    from medaug.synthesis.generator import load_mask_generator
+    from medaug.synthesis.recipes import check_options, check_task, write_recipe
+    from medaug.training.checkpoint import load_experiment
 
     for name, least in (("num", 1), ("batch_size", 1), ("strip", 0)):
         if getattr(options.generate, name) < least:
             raise UserError(f"{name}={getattr(options.generate, name)}: at least {least} is needed")
     train, folder = stage_folder(options, "train"), stage_folder(options, "generate")
     checkpoint = trained_checkpoint(options)
-    digest = file_sha256(checkpoint)
     # Before anything is written.
-    card, model = load_model(checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    if card.experiment != options.experiment:
-        raise UserError(
-            f"{checkpoint}: of experiment {card.experiment}, not {options.experiment}; train that one first"
-        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    digest, card, model = load_experiment(checkpoint, options.experiment, device)
+    check_task(model.task, card, checkpoint)
     check_options(model.process, card.schema, options.generate, options.sampler, card.attributes)
+    manifest = Manifest.load(train / "manifest.json")
+    generator = load_mask_generator(options.masks, options.sampler, card, manifest, device)
     identity = part(options, "generate", "masks", "sampler") | {"checkpoint": digest}
+    if generator is not None:
+        identity["mask_checkpoint"] = generator.checkpoint
     work = claim(folder, identity, options.overwrite, growable=("generate.num",))
     if not work and not options.generate.strip:
         return
 
     import numpy as np
 
-    from medaug.cohort.manifest import Manifest
     from medaug.data.cases import load_cases
     from medaug.reporting.figures import contact_sheet
     from medaug.reporting.strip import busiest_slice, denoising_strip, evenly
     from medaug.synthesis.generation import generate_pairs, sample_images, synthetic_manifest
 
-    manifest = Manifest.load(train / "manifest.json")
     labelled = [case for case in manifest.split("train") if case.label is not None]
     if not labelled:
         raise UserError(f"{train / 'manifest.json'}: no training case has a label to take a mask from")
     hosts = load_cases(manifest, labelled, card.preprocessing, folder.parent / "cache")
+    if generator is not None:
+        generator = generator.held_against([np.asarray(host.label) for host in hosts])
 
     def plan(index: int):  # type: ignore[no-untyped-def]
-        return write_recipe(index, hosts, options.generate, options.masks, options.sampler, digest, card.attributes)
+        return write_recipe(
+            index, hosts, options.generate, options.masks, options.sampler, digest, card.attributes, generator
+        )
 
     if options.generate.strip:
         recipe, _, mask = plan(0)
@@ -69,7 +74,8 @@ def main(options: Options) -> None:
     if not work:
         return
 
-    generate_pairs(model, card, plan, options.generate.num, options.generate.batch_size, folder)
+    learned = None if generator is None else generator.subjects
+    generate_pairs(model, card, plan, options.generate.num, options.generate.batch_size, folder, learned)
     synthetic = synthetic_manifest(card, folder, options.generate.num)
     synthetic.save(folder / "manifest.json")
 

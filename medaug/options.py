@@ -188,9 +188,12 @@ class SamplerOptions:
 
 @dataclass
 class MasksOptions:
-    """Where the masks of synthetic pairs come from: training masks, as they are or deformed."""
+    """Where the masks of synthetic pairs come from: training masks, as they are or deformed, or a mask generator."""
 
-    source: str = option("real or deformed", "deformed")
+    source: str = option("real, deformed or generated", "deformed")
+    checkpoint: str | None = option(
+        "generated: checkpoint of a training with task=mask_generator", None, identity=False
+    )
     rotation: float = option("deformed: standard deviation of the angle about each axis, degrees", 6.0)
     scaling: float = option("deformed: standard deviation of the logarithm of the scale", 0.06)
     translation: float = option("deformed: standard deviation of the shift along each axis, voxels", 1.0)
@@ -225,6 +228,25 @@ class GenerateOptions:
     seed: int = option("root of every pair's own seed", 0)
     batch_size: int = option("pairs sampled together; changes no sample", 4, identity=False)
     strip: int = option("pictures of how the first pair comes out of the noise; 0: none", 0, identity=False)
+
+
+@dataclass
+class PredictOptions:
+    """Which scans a trained model is applied to, and how."""
+
+    split: str | None = option("train, val or test of the cohort it was trained on; null: val", None)
+    manifest: str | None = option("a manifest of other scans, in place of a split", None)
+    name: str | None = option("folder below runs/EXP/predictions; null: the split, or the manifest's file", None)
+    num_samples: int | None = option("samples per scan, whose mean is the result; null: 8 of labels, 1 of images", None)
+    guidance_scale: float = option("classifier-free guidance by what the model is told; 1: none", 1.0)
+    degrade: bool = option("enhancement: degrade the scans first, to measure what comes back", False)
+    probabilities: bool = option("segmentation: write the probability of every class too", False)
+    inpaint: list[str] = option("mask to image: classes whose voxels are drawn anew in the real scan", [])
+    remove: bool = option("inpaint: draw what would be there without those classes", False)
+    margin: int = option("inpaint: voxels of the model's grid around the classes that are drawn anew too", 2)
+    resample: int = option("inpaint: how often each step is taken, so that the seam fits; 1 is fastest", 4)
+    seed: int = option("root of every scan's own seeds", 0)
+    batch_size: int = option("samples drawn together; changes no sample", 4, identity=False)
 
 
 @dataclass
@@ -327,6 +349,7 @@ class Options:
     sampler: SamplerOptions = field(default_factory=SamplerOptions)
     masks: MasksOptions = field(default_factory=MasksOptions)
     generate: GenerateOptions = field(default_factory=GenerateOptions)
+    predict: PredictOptions = field(default_factory=PredictOptions)
     segmenter: SegmenterOptions = field(default_factory=SegmenterOptions)
     audit: AuditOptions = field(default_factory=AuditOptions)
     arms: ArmsOptions = field(default_factory=ArmsOptions)
@@ -385,6 +408,14 @@ STAGES = {
             "runs/EXP/synthetic",
             "experiment=demo num=16",
             (*_RUN, "overwrite", "checkpoint", "sampler", "masks"),
+        ),
+        Stage(
+            "predict",
+            "apply a model to real scans: translate, enhance, segment, inpaint",
+            "train",
+            "runs/EXP/predictions",
+            "experiment=demo inpaint=[oedema] remove=true",
+            (*_RUN, "overwrite", "sampler"),
         ),
         Stage(
             "export",

@@ -23,13 +23,19 @@ from medaug.options import Options
 
 logger = logging.getLogger(__name__)
 
-_FOLDERS = {"train": "train", "generate": "synthetic", "audit": "audit", "benchmark": "benchmark"}
+_FOLDERS = {
+    "train": "train",
+    "generate": "synthetic",
+    "predict": "predictions",
+    "audit": "audit",
+    "benchmark": "benchmark",
+}
 _MOST_DIFFERENCES = 5
 _locks: dict[Path, int] = {}  # folders held by this process and the open file that holds each
 
 
 def stage_folder(options: Options, stage: str) -> Path:
-    """Where a stage writes: `runs/<experiment>/{train,synthetic,audit,benchmark}`."""
+    """Where a stage writes: `runs/<experiment>/{train,synthetic,predictions,audit,benchmark}`."""
     return Path(options.runs) / options.experiment / _FOLDERS[stage]
 
 

@@ -46,7 +46,7 @@ def main(options: Options) -> None:
     from medaug.data.attributes import fit_attributes
     from medaug.data.cases import load_cases, read_grids
     from medaug.data.cohorts import find_cohort
-    from medaug.data.preprocessing import fit_preprocessing
+    from medaug.data.preprocessing import common_scale, fit_preprocessing
     from medaug.networks.codecs import codec_stride
     from medaug.reporting.samples import samples_picture
     from medaug.training.checkpoint import Card
@@ -78,19 +78,20 @@ def main(options: Options) -> None:
         data,
         multiple=max(stride) * 2 ** (len(options.network.channels) - 1),
     )
+    cache, memory = folder.parent / "cache", data.cache == "ram"
+    loaded = {split: load_cases(manifest, c, preprocessing, cache, memory) for split, c in cases.items()}
     card = Card(
         experiment=options.experiment,
         options=identity,
         preprocessing=preprocessing,
         schema=manifest.schema,
         modalities=manifest.modalities,
-        subjects={split: sorted(manifest.subjects(split)) for split in cases},
+        subjects={split: sorted({case.subject for case in members}) for split, members in cases.items()},
         phantom=manifest.phantom,
         attributes=attributes,
         base=None if base is None else read_base(base, manifest.subjects("test")),
+        scale=common_scale([case.placement for case in loaded["train"]]),
     )
-    cache, memory = folder.parent / "cache", data.cache == "ram"
-    loaded = {split: load_cases(manifest, c, preprocessing, cache, memory) for split, c in cases.items()}
     attributes.warn_of_unknown((c.case, c.affine) for split in loaded.values() for c in split)
     if process_rank() == 0 and (options.dry_run or not (folder / "last.ckpt").exists()):
         for line in make_plan(card, options.trainer, loaded["train"], loaded["val"]).lines():

@@ -25,7 +25,8 @@ class Artefact:
     """Something that the subject went into, or may have gone into.
 
     Attributes:
-        kind: private, manifest, scan, record, cache, checkpoint, log, pairs, pair, audit, benchmark or export.
+        kind: private, manifest, scan, record, cache, checkpoint, log, pairs, pair, predictions,
+            prediction, audit, benchmark or export.
         path: the file or folder.
         why: what it has of the subject, in words without a PatientID.
         certain: False where nothing says whether it has anything of the subject.
@@ -131,6 +132,7 @@ def _in_experiment(folder: Path, cohort: Manifest | None, who: _Who) -> Iterator
     models = yield from _in_training(folder / "train", who)
     pairs = list(_in_pairs(folder / "synthetic", who, models))
     yield from pairs
+    yield from _in_predictions(folder / "predictions", who, models)
     names = {case.name for case in cohort.cases if who.has(case.subject, case.name)} if cohort else set()
     for stage in ("audit", "benchmark"):
         yield from _in_measurement(folder / stage, stage, who, names, models)
@@ -186,8 +188,28 @@ def _in_pairs(folder: Path, who: _Who, models: Mapping[str, str]) -> Iterator[Ar
         if who.subjects & {*record["subjects"], record.get("host_subject")} or record.get("host") in who.cases:
             for file in [*record.get("images", []), *([record["label"]] if "label" in record else [])]:
                 yield Artefact(
-                    "pair", folder / file, "made from a scan of the subject: its grid, and its mask, bent or not"
+                    "pair",
+                    folder / file,
+                    "made from a scan of the subject: its grid, its mask, bent or not, or what a mask generator "
+                    "learned from it",
                 )
+
+
+def _in_predictions(folder: Path, who: _Who, models: Mapping[str, str]) -> Iterator[Artefact]:
+    """What models drew of the subject's scans; what they drew of others', where they learned from the subject."""
+    for path in sorted(folder.glob("*/provenance.jsonl")):
+        records = list(provenance.read(path).values())
+        for why, certain in sorted({_made_by(record["checkpoint"], models) for record in records}):
+            if why:
+                yield Artefact("predictions", path.parent, f"all of them: {why}", certain)
+        mine = [record for record in records if who.subjects & {*record["subjects"]} or record["name"] in who.cases]
+        for record in mine:
+            for file in record["files"].values():
+                yield Artefact("prediction", path.parent / file, f"drawn of {record['name']}")
+        if mine:
+            for name in ("metrics.csv", "metrics.json", "contact_sheet.png", path.name):
+                if (path.parent / name).exists():
+                    yield Artefact("prediction", path.parent / name, "scores, picture and record, with the subject's")
 
 
 def _in_measurement(

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TARGETS = "setup demo ingest train generate export audit benchmark test test-fast lint format notebooks clean help"
+TARGETS = (
+    "setup demo ingest train generate predict export audit benchmark test test-fast lint format notebooks clean help"
+)
 
 
 def make(*words: str, cwd: Path = ROOT) -> str:
@@ -41,7 +43,7 @@ def test_make_hands_each_stage_what_it_takes():
     words = ("EXP=brats", "PRESET=smoke", "DATA=phantom", "ARGS=runs=x overwrite=true")
     chosen = "experiment=brats preset=smoke"
     assert commands("train", *words) == [f"train {chosen} data=phantom runs=x overwrite=true"]
-    for stage in ("generate", "export", "audit", "benchmark"):
+    for stage in ("generate", "predict", "export", "audit", "benchmark"):
         assert commands(stage, *words) == [f"{stage} {chosen} runs=x overwrite=true"]
     assert [line.split() for line in commands("ingest", "ARGS=root=a out=b.json")] == [
         ["ingest", "root=a", "out=b.json"]

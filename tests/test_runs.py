@@ -34,8 +34,9 @@ def stored(folder: Path):
 
 def test_each_stage_has_its_folder():
     options = Options(experiment="demo", runs="/results")
-    names = [runs.stage_folder(options, stage).as_posix() for stage in ("train", "generate", "audit", "benchmark")]
-    assert names == [f"/results/demo/{name}" for name in ("train", "synthetic", "audit", "benchmark")]
+    stages = ("train", "generate", "predict", "audit", "benchmark")
+    names = [runs.stage_folder(options, stage).as_posix() for stage in stages]
+    assert names == [f"/results/demo/{name}" for name in ("train", "synthetic", "predictions", "audit", "benchmark")]
 
 
 def test_a_run_is_claimed_resumed_and_then_left_alone(folder, caplog):

@@ -29,8 +29,8 @@ def refuse_leaks(
         checkpoint: SHA-256 of that checkpoint.
 
     Raises:
-        UserError: a pair without provenance or of another checkpoint; a test subject that the generator saw; a pair
-            made from a validation or test subject.
+        UserError: a pair without provenance or of another checkpoint; a test subject that the generator, or that of the
+            masks, saw; a pair made from a validation or test subject.
     """
     saw = {subject for subjects in generator_subjects.values() for subject in subjects}
     if leaked := saw & cohort.subjects("test"):
@@ -45,6 +45,10 @@ def refuse_leaks(
             raise UserError(f"leak guard: {case.name} has no provenance; generate the pairs again")
         if record["checkpoint"] != checkpoint:
             raise UserError(f"leak guard: {case.name} was made by another checkpoint; generate the pairs again")
+        if leaked := set(record.get("mask_validation_subjects", ())) & cohort.subjects("test"):
+            raise UserError(
+                f"leak: the mask generator of {case.name} saw test subject(s) {_some(leaked)}; train it again"
+            )
         if outside := set(record["subjects"]) - allowed:
             raise UserError(f"leak: {case.name} was made from {_some(outside)}, not a training subject; generate again")
 

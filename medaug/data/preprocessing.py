@@ -101,12 +101,18 @@ class Preprocessing:
     crop: str = "none"
     bias_correction: bool = False
 
-    def apply_image(self, image: NDArray[Any], affine: NDArray[Any]) -> tuple[NDArray[np.float32], Placement]:
-        """Bring an image (M, X, Y, Z) in host units into model space: (M, *shape), float32 in [-1, 1]."""
+    def apply_image(
+        self, image: NDArray[Any], affine: NDArray[Any], box: Box | None = None
+    ) -> tuple[NDArray[np.float32], Placement]:
+        """Bring an image (M, X, Y, Z) in host units into model space: (M, *shape), float32 in [-1, 1].
+
+        `box` takes the place of the crop to the body, so that one image can go where another went.
+        """
         orientation = orientation_of(affine)
         oriented = np.stack([apply_orientation(volume, orientation) for volume in image])
         spacing = oriented_spacing(affine)
-        box = body_box(oriented) if self.crop == "body" else None
+        if box is None and self.crop == "body":
+            box = body_box(oriented)
         volumes: list[NDArray[Any]] = [volume[_slices(box)] for volume in oriented] if box else list(oriented)
         lattices = [estimate_bias(volume, spacing) for volume in volumes] if self.bias_correction else []
         if lattices:
@@ -192,6 +198,12 @@ class Preprocessing:
         inner = [(a - start, b - start) for (a, b), (start, _) in zip(drawn, placement.kept, strict=True)]
         host[_slices(drawn)] = values[_slices(inner)]
         return np.asarray(apply_orientation(host, ornt_transform(RAS, np.array(placement.orientation))))
+
+
+def common_scale(placements: Sequence[Placement]) -> tuple[tuple[float, float], ...]:
+    """Per modality the intensities of -1 and of 1, each the median over these scans."""
+    low, high = (np.median([getattr(p, end) for p in placements], axis=0).tolist() for end in ("low", "high"))
+    return tuple(zip(low, high, strict=True))
 
 
 def fit_preprocessing(

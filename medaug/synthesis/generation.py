@@ -69,11 +69,19 @@ def sample_images(
     return images.cpu().numpy()
 
 
-def generate_pairs(model: DiffusionModel, card: Card, plan: Plan, num: int, batch_size: int, folder: Path) -> None:
+def generate_pairs(
+    model: DiffusionModel,
+    card: Card,
+    plan: Plan,
+    num: int,
+    batch_size: int,
+    folder: Path,
+    mask_subjects: Mapping[str, Sequence[str]] | None = None,
+) -> None:
     """Write pairs 0..num-1 below `folder` (imagesTr, labelsTr, provenance.jsonl); those on record are left alone.
 
     Each pair lies on its host's grid, in the host's units and voxel type. A pair counts as made when its record is on
-    disk, and the record is written after both files.
+    disk, and the record is written after both files. `mask_subjects` are those that a mask generator saw, per split.
     """
     record = folder / "provenance.jsonl"
     made = {index for index, _ in provenance.read(record)}
@@ -85,6 +93,9 @@ def generate_pairs(model: DiffusionModel, card: Card, plan: Plan, num: int, batc
         for recipe, host, mask, image in zip(recipes, hosts, masks, images, strict=True):
             files = _write_pair(folder, card, recipe, host, mask, image)
             line = {**recipe.to_mapping(), **files, "subjects": [recipe.host_subject]}
+            if mask_subjects is not None:
+                line["subjects"] = sorted({recipe.host_subject, *mask_subjects["train"]})
+                line["mask_validation_subjects"] = sorted(mask_subjects["val"])
             provenance.append(record, line)
 
 

@@ -1,4 +1,4 @@
-"""Masks of synthetic pairs: those of the training split, as they are or deformed."""
+"""Masks of synthetic pairs from those of the training split, as they are or deformed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medaug.data.transforms import random_affine
 from medaug.errors import UserError
 from medaug.options import MasksOptions
 
-MASK_SOURCES = ("real", "deformed")
+MASK_SOURCES = ("real", "deformed", "generated")
 LARGEST_CHANGE = 2.0
 
 
@@ -27,7 +27,7 @@ def make_mask(label: NDArray[np.uint8], options: MasksOptions, seed: int) -> NDA
     if options.source not in MASK_SOURCES:
         raise UserError(f"masks.source={options.source}: not one of {', '.join(MASK_SOURCES)}")
     for name, strength in asdict(options).items():
-        if name != "source" and strength < 0:
+        if name not in {"source", "checkpoint"} and strength < 0:
             raise UserError(f"masks.{name}={strength:g}: a number from 0 upwards is needed")
     if options.source == "real":
         return np.array(label)
@@ -70,7 +70,7 @@ def rejection(mask: NDArray[np.uint8], original: NDArray[np.uint8]) -> str | Non
             return f"class {value} vanished"
         if not 1 / LARGEST_CHANGE <= after / before <= LARGEST_CHANGE:
             return f"class {value} changed its volume {after / before:.2f}-fold"
-    if _touches_border(mask) and not _touches_border(original):
+    if touches_border(mask) and not touches_border(original):
         return "the mask was cut by the border"
     return None
 
@@ -79,5 +79,6 @@ def _foreground(label: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return (label > 0) & (label != IGNORE)
 
 
-def _touches_border(mask: NDArray[np.uint8]) -> bool:
+def touches_border(mask: NDArray[np.uint8]) -> bool:
+    """Whether foreground lies at the border of the grid."""
     return any(bool(np.take(_foreground(mask), index, axis).any()) for axis in range(3) for index in (0, -1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,10 @@ from medaug.diffusion.process import Process
 from medaug.diffusion.samplers import check, times
 from medaug.errors import UserError
 from medaug.options import GenerateOptions, MasksOptions, SamplerOptions
+from medaug.synthesis.generator import MaskGenerator
 from medaug.synthesis.masks import make_mask, rejection
+from medaug.training.checkpoint import Card
+from medaug.training.tasks import Task
 
 MOST_ATTEMPTS = 100
 
@@ -68,6 +72,27 @@ def check_options(
         raise UserError(f"{unread[0]}: guidance_scale=1 is no guidance and does not read it; choose another scale")
 
 
+def check_task(task: Task, card: Card, path: Path) -> None:
+    """Refuse a model that does not draw whole scans from masks alone.
+
+    Args:
+        task, card: of the model.
+        path: of its checkpoint.
+
+    Raises:
+        UserError: names the way out.
+    """
+    if task.target == "label" and not task.num_images:
+        raise UserError(
+            f"{path}: draws masks, not images; a model that draws images takes them with masks=generated "
+            f"masks.checkpoint={path}"
+        )
+    if task.target != "image" or not task.mask or task.num_images:
+        raise UserError(f"{path}: does not draw images from masks alone; apply it to scans with medaug.predict")
+    if left := [name for m, name in enumerate(card.modalities) if m not in task.drawn]:
+        raise UserError(f"{path}: does not draw {', '.join(left)}, which a pair needs; train without task.modalities")
+
+
 def write_recipe(
     index: int,
     hosts: Sequence[ModelCase],
@@ -76,6 +101,7 @@ def write_recipe(
     sampler: SamplerOptions,
     checkpoint: str,
     attributes: AttributeEncoder = NO_ATTRIBUTES,
+    generator: MaskGenerator | None = None,
 ) -> tuple[Recipe, ModelCase, NDArray[np.uint8]]:
     """Recipe number `index` with its host and its mask: a pure function of the options and the checkpoint.
 
@@ -86,19 +112,28 @@ def write_recipe(
         index: of the pair.
         hosts: labelled training cases.
         generate, masks, sampler: options.
-        checkpoint: SHA-256 of the generator's checkpoint.
+        checkpoint: SHA-256 of the checkpoint that draws the images.
         attributes: of the model.
+        generator: of the masks, where they are generated; the host then gives its grid and intensities alone.
 
     Raises:
         UserError: no plausible mask in `MOST_ATTEMPTS` attempts, or attributes that the model was not trained with.
     """
     host = hosts[shuffled_index(index, len(hosts), named_seed(generate.seed, "host"))]
     assert host.label is not None
-    parameters = {k: v for k, v in asdict(masks).items() if k != "source"} if masks.source == "deformed" else {}
+    parameters = {}
+    if generator is not None:
+        parameters = {"checkpoint": generator.checkpoint}
+    elif masks.source == "deformed":
+        parameters = {k: v for k, v in asdict(masks).items() if k not in {"source", "checkpoint"}}
     for attempt in range(MOST_ATTEMPTS):
         seed = named_seed(generate.seed, "pair", index, attempt)
-        mask = make_mask(np.asarray(host.label), masks, named_seed(seed, "mask"))
-        reason = rejection(mask, np.asarray(host.label)) if masks.source == "deformed" else None
+        if generator is not None:
+            mask = generator.draw(host.label.shape, named_seed(seed, "mask"))
+            reason = generator.rejection(mask)
+        else:
+            mask = make_mask(np.asarray(host.label), masks, named_seed(seed, "mask"))
+            reason = rejection(mask, np.asarray(host.label)) if masks.source == "deformed" else None
         if reason is None:
             recipe = Recipe(
                 index=index,
@@ -120,6 +155,11 @@ def write_recipe(
                 attributes=attributes.of(host.case, host.affine) | attributes.asked(generate.attributes),
             )
             return recipe, host, mask
+    if generator is not None:
+        raise UserError(
+            f"pair {index}: no plausible mask in {MOST_ATTEMPTS} attempts (the last: {reason}); train the mask "
+            "generator longer, or use masks=deformed"
+        )
     raise UserError(
         f"{host.case.name}: no plausible mask in {MOST_ATTEMPTS} attempts (the last: {reason}); "
         "deform less (masks.scaling, masks.translation, masks.elastic) or use masks=real"

@@ -51,6 +51,8 @@ class Card:
         phantom: whether the cohort is phantoms.
         attributes: that the model is told, fitted on the training split.
         base: what the training began from (`init_from`); None: from random weights.
+        scale: per modality the intensities of -1 and 1 in the scan's units, medians over the training split: the units
+            of a modality that a scan never had. Empty in checkpoints from before.
     """
 
     experiment: str
@@ -72,6 +74,8 @@ class Card:
         both = (self.subjects, self.base.subjects)
         return {split: sorted({name for saw in both for name in saw.get(split, [])}) for split in sorted(splits)}
 
+    scale: tuple[tuple[float, float], ...] = ()
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {
@@ -85,6 +89,7 @@ class Card:
             "phantom": self.phantom,
             "attributes": self.attributes.to_dict(),
             "base": None if self.base is None else asdict(self.base),
+            "scale": [list(limits) for limits in self.scale],
         }
 
     @classmethod
@@ -101,6 +106,7 @@ class Card:
             phantom=values["phantom"],
             attributes=AttributeEncoder.from_dict(values.get("attributes", [])),
             base=Base(**values["base"]) if values.get("base") else None,
+            scale=tuple((low, high) for low, high in values.get("scale", [])),
         )
 
     def build(self) -> DiffusionModel:
@@ -165,6 +171,19 @@ def averaged_weights(contents: dict[str, Any]) -> dict[str, Tensor]:
     """The averaged (EMA) state of the `DiffusionModel` in a checkpoint's contents."""
     prefix = "model."
     return {k.removeprefix(prefix): v for k, v in contents["state_dict"].items() if k.startswith(prefix)}
+
+
+def load_experiment(path: Path, experiment: str, device: torch.device) -> tuple[str, Card, DiffusionModel]:
+    """SHA-256, card and averaged model of an experiment's checkpoint.
+
+    Raises:
+        UserError: as `read_checkpoint`; or it is another experiment's.
+    """
+    digest = file_sha256(path)
+    card, model = load_model(path, device)
+    if card.experiment != experiment:
+        raise UserError(f"{path}: of experiment {card.experiment}, not {experiment}; train that one first")
+    return digest, card, model
 
 
 def file_sha256(path: Path) -> str:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from medaug.cohort.schema import IGNORE
 from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
 from medaug.diffusion.guidance import guided
+from medaug.diffusion.inpainting import Inpainting, sample_again
 from medaug.diffusion.noise import generators, named_seed, standard_normal
 from medaug.diffusion.process import Process, add_noise, loss_weight, predicted_sample, training_target
-from medaug.diffusion.samplers import check, sample, spaced_times
+from medaug.diffusion.samplers import check, spaced_times
 from medaug.errors import UserError
 from medaug.networks.build import build_network
 from medaug.networks.codecs import build_codec, space_to_depth
@@ -226,6 +227,7 @@ class DiffusionModel(nn.Module):
         negative_classes: Sequence[int] = (),
         images: Tensor | None = None,
         attributes: Tensor | None = None,
+        inpainting: Inpainting | None = None,
         progress: Callable[[int], None] | None = None,
         watch: Callable[[float, Tensor], None] | None = None,
     ) -> Tensor:
@@ -243,6 +245,7 @@ class DiffusionModel(nn.Module):
                 are none, from the null condition: no mask, or in a task without masks no images.
             images: (B, num_images, X, Y, Z), see `Task.images_of`.
             attributes: (B, A), told in both branches of guidance; None: all unknown.
+            inpainting: what is known of the targets, which the samples then equal outside its region; None: nothing.
             progress: called after each step with the number of steps done.
             watch: called at each evaluation with its time and the x_0 that is expected there, like the result.
 
@@ -259,6 +262,8 @@ class DiffusionModel(nn.Module):
             there = None if images is None else images.new_full(images.shape[:2], float(self.task.mask))
             negative = self.condition(label, torch.zeros_like(known), images, there, attributes)
         denoise = guided(self.denoise, condition, negative, guidance_scale, guidance_interval, guidance_rescale)
+        if inpainting is not None:
+            denoise = inpainting.impose(denoise, self.codec.encode, lambda x: self.codec.decode(x, label.shape[1:]))
         draws = generators(seeds)
         shape = (self.codec.channels, *condition.planes.shape[2:])
 
@@ -271,7 +276,7 @@ class DiffusionModel(nn.Module):
                 watch(float(t[0]), self.codec.decode(x0, label.shape[1:]).clamp(-1, 1))
             return x0
 
-        code = sample(
+        code = sample_again(
             sampler,
             watched,
             self.process.schedule.initial_std * noise(),
@@ -280,8 +285,10 @@ class DiffusionModel(nn.Module):
             noise,
             eta,
             progress,
+            1 if inpainting is None else inpainting.resample,
         )
-        return self.codec.decode(code, label.shape[1:]).clamp(-1, 1)
+        drawn = self.codec.decode(code, label.shape[1:]).clamp(-1, 1)
+        return drawn if inpainting is None else inpainting.paste(drawn)
 
 
 def sound_in_bf16(device: torch.device, first_sides: Iterable[int]) -> bool:

@@ -139,7 +139,7 @@ def resolve_task(options: Mapping[str, Any], modalities: Sequence[str], num_clas
             raise UserError("task.target=label: task.modalities and task.degradation are for task.target=image")
         drawn = []
     else:
-        drawn = chosen.modalities or list(modalities)
+        drawn = [name for name in modalities if name in chosen.modalities] or list(modalities)
     given = [name for name in modalities if name not in drawn] if EVERY in chosen.given else chosen.given
     if both := [name for name in given if name in drawn]:
         raise UserError(f"task.given: {', '.join(both)} is also drawn; name it in one of task.modalities, task.given")

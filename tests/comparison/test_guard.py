@@ -102,3 +102,11 @@ def test_many_subjects_are_counted_not_listed():
 
 def everybody_in_test():
     return manifest(Case(f"S{i}", ("a.nii.gz",), None, f"S{i}", "test") for i in range(9))
+
+
+def test_a_mask_generator_that_saw_a_test_subject():
+    check(records=changed(1, subjects=["A", "B", "C"], mask_validation_subjects=["V"]))
+    with pytest.raises(UserError, match=r"leak: the mask generator of pair_1 saw test subject\(s\) T"):
+        check(records=changed(1, mask_validation_subjects=["V", "T"]))
+    with pytest.raises(UserError, match="leak: pair_1 was made from T"):
+        check(records=changed(1, subjects=["A", "T"]))

@@ -83,6 +83,7 @@ def test_the_recipe_says_what_was_done():
     assert recipe.negative_classes == ["lesion"]
     assert (recipe.host, recipe.host_subject) == (chosen.case.name, chosen.case.subject)
     options = dataclasses.asdict(MasksOptions())
+    del options["checkpoint"]
     assert recipe.mask_source == options.pop("source") and recipe.mask_parameters == options
     assert rejection(mask, np.asarray(chosen.label)) is None
     assert Recipe.from_json(recipe.to_json()) == recipe

@@ -10,6 +10,7 @@ import torch
 from helpers import model_options
 
 from medaug.cohort.schema import IGNORE
+from medaug.diffusion.inpainting import Inpainting
 from medaug.diffusion.noise import named_seed
 from medaug.diffusion.process import NOISE_SCHEDULES, PREDICTION_TYPES, Process
 from medaug.errors import UserError
@@ -354,3 +355,24 @@ def test_training_learns_what_the_mask_says(process, fall):
 
     assert agreement(fresh) > 0.6
     assert agreement(fresh) > agreement(fresh.roll(1, 0)) + 0.25, "boxes overlap, so chance is above zero"
+
+
+@pytest.mark.parametrize("codec", ["identity", "haar"])
+@torch.no_grad()
+def test_inpainting_draws_in_the_region_alone_and_what_fits_the_rest(codec):
+    model, batch = make_model(codec=codec), make_batch(2)
+    region = torch.zeros(2, 1, *SHAPE, dtype=torch.bool)
+    region[:, :, 2:5, 3:6, 1:4] = True
+    options = {"guidance_scale": 1.0, "sampler": "ddpm", "num_inference_steps": 3}
+    known = batch["image"]
+    drawn = model.sample(batch["label"], [1, 2], **options, inpainting=Inpainting(known, region, 2))
+    assert torch.equal(drawn[~region], known[~region])
+    assert not torch.isclose(drawn[region], known[region]).any()
+    other = known + 0.2 * ~region
+    moved = model.sample(batch["label"], [1, 2], **options, inpainting=Inpainting(other, region, 2))
+    assert not torch.equal(moved[region], drawn[region]), "the region hears what lies around it"
+    within = known.masked_fill(region, float("nan"))
+    blind = model.sample(batch["label"], [1, 2], **options, inpainting=Inpainting(within, region, 2))
+    assert torch.equal(blind, drawn), "what is drawn anew is never looked at"
+    one = model.sample(batch["label"][1:], [2], **options, inpainting=Inpainting(known[1:], region[1:], 2))
+    torch.testing.assert_close(one, drawn[1:], rtol=1e-4, atol=1e-4)

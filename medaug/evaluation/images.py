@@ -1,0 +1,25 @@
+"""How near a drawn image is to the real one."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.metrics import structural_similarity
+
+DATA_RANGE = 2.0
+"""Images are in [-1, 1]."""
+
+
+def psnr(image: NDArray[np.floating], truth: NDArray[np.floating]) -> float:
+    """Peak signal-to-noise ratio 10 log10(range^2 / MSE) of images in [-1, 1], dB; equal images have 106."""
+    error = float(np.mean(np.square(np.asarray(image, np.float64) - truth)))
+    return float(10 * np.log10(DATA_RANGE**2 / max(error, 1e-10)))
+
+
+def ssim(image: NDArray[np.floating], truth: NDArray[np.floating]) -> float:
+    """Mean structural similarity of volumes (X, Y, Z) in [-1, 1] (Wang et al. 2004), in windows of 7 voxels a side.
+
+    The window is smaller where a side is: the largest odd number of voxels that fits.
+    """
+    side = min(7, *((n - 1) // 2 * 2 + 1 for n in truth.shape))
+    return float(structural_similarity(image, truth, win_size=side, data_range=DATA_RANGE))

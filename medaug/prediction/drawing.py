@@ -1,0 +1,198 @@
+"""From one scan to the volumes that are written of it, on its own grid, and their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation
+from torch import Tensor
+
+from medaug.cohort.schema import IGNORE
+from medaug.diffusion.inpainting import Inpainting
+from medaug.diffusion.noise import named_seed
+from medaug.evaluation.images import psnr, ssim
+from medaug.evaluation.scores import segmentation_scores
+from medaug.evaluation.uncertainty import auroc, entropy
+from medaug.options import PredictOptions, SamplerOptions
+from medaug.prediction.request import Request
+from medaug.prediction.scans import Scan, read_truth, read_truth_label
+from medaug.training.checkpoint import Card
+from medaug.training.model import DiffusionModel
+
+Score = tuple[str, str, float | None]
+"""What is scored, the metric, its value (None: undefined for this scan)."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What comes of one scan: volumes (X, Y, Z) on its grid by the name of their file, and scores."""
+
+    volumes: dict[str, NDArray[np.generic]]
+    scores: list[Score]
+
+
+@dataclass(frozen=True)
+class Draughtsman:
+    """A model with all that is asked of it; `draw` is a function of these and of the scan alone."""
+
+    card: Card
+    model: DiffusionModel
+    request: Request
+    predict: PredictOptions
+    sampler: SamplerOptions
+
+    @property
+    def refine(self) -> int:
+        """Into how many voxels along each axis a scan is split first: a coarse scan is drawn on a finer grid."""
+        task = self.model.task
+        return task.factor if task.degradation == "low_resolution" and not self.predict.degrade else 1
+
+    def draw(self, scan: Scan) -> Drawn:
+        """What the request asks of a scan."""
+        if self.request.redrawn:
+            return self._inpaint(scan)
+        return self._segment(scan) if self.model.task.target == "label" else self._image(scan)
+
+    def _samples(
+        self, scan: Scan, label: NDArray[np.uint8], given: Tensor | None, inpainting: Inpainting | None = None
+    ) -> Tensor:
+        """(num_samples, num_targets, *model grid), on the CPU; sample k by a seed of its own."""
+        device = self.model.codec.mean.device
+        seeds = [named_seed(self.predict.seed, "predict", scan.case.name, k) for k in range(self.request.num_samples)]
+        encoder = self.model.attributes
+        told = encoder.encode(encoder.of(scan.case, scan.affine)).to(device)
+        size, drawn = self.predict.batch_size, []
+        for some in (seeds[i : i + size] for i in range(0, len(seeds), size)):
+            labels = torch.from_numpy(label).long()[None].expand(len(some), -1, -1, -1)
+            images = None if given is None else given.expand(len(some), -1, -1, -1, -1).to(device)
+            drawn.append(
+                self.model.sample(
+                    labels.to(device),
+                    some,
+                    guidance_scale=self.predict.guidance_scale,
+                    sampler=self.sampler.name,
+                    num_inference_steps=self.sampler.num_inference_steps,
+                    eta=self.sampler.eta,
+                    spacing=self.sampler.spacing,
+                    images=images,
+                    attributes=told.expand(len(some), -1),
+                    inpainting=inpainting,
+                ).cpu()
+            )
+        return torch.cat(drawn)
+
+    def _given(self, scan: Scan) -> Tensor | None:
+        """The images that the model is given, (1, num_images, *model grid)."""
+        if not self.model.task.num_images:
+            return None
+        seed = named_seed(self.predict.seed, "degrade", scan.case.name)
+        return self.model.task.images_of(torch.from_numpy(scan.image)[None], [seed], self.predict.degrade)
+
+    def _label(self, scan: Scan) -> NDArray[np.uint8]:
+        return np.zeros(scan.image.shape[1:], np.uint8) if scan.label is None else scan.label
+
+    def _image(self, scan: Scan) -> Drawn:
+        task, card = self.model.task, self.card
+        given = self._given(scan)
+        samples = self._samples(scan, self._label(scan), given)
+        mean, placement = samples.mean(0).numpy(), scan.placement_of(task.drawn, card)
+        names = [file_part(card.modalities[m]) for m in task.drawn]
+        volumes = dict(zip(names, card.preprocessing.invert_image(mean, placement), strict=True))
+        if len(samples) > 1:
+            # Deviations have no offset: what is -1 in model space is 0 in units.
+            width = [high - low for low, high in zip(placement.low, placement.high, strict=True)]
+            spread = replace(placement, low=(0.0,) * len(width), high=tuple(width))
+            stds = card.preprocessing.invert_image(samples.std(0).numpy() - 1, spread)
+            volumes |= {f"{name}_uncertainty": std for name, std in zip(names, stds, strict=True)}
+        poor = None
+        if self.predict.degrade:
+            assert given is not None
+            poor = given[0, -len(task.drawn) :].numpy()
+            put_back = card.preprocessing.invert_image(poor, placement)
+            volumes |= {f"{name}_degraded": volume for name, volume in zip(names, put_back, strict=True)}
+        return Drawn(volumes, list(self._image_scores(scan, mean, poor)))
+
+    def _image_scores(self, scan: Scan, mean: NDArray[np.float32], poor: NDArray[np.float32] | None) -> Iterator[Score]:
+        if not self.request.truth:
+            return
+        drawn = self.model.task.drawn
+        known = set(drawn) <= set(scan.told)
+        truth = scan.image[list(drawn)] if known else read_truth(self.request.manifest, scan, self.card, drawn)
+        for c, m in enumerate(drawn):
+            name, real = self.card.modalities[m], scan.field_of_view(truth[c])
+            for suffix, volumes in (("", mean), ("_degraded", poor)):
+                if volumes is not None:
+                    shown = scan.field_of_view(volumes[c])
+                    yield name, f"psnr{suffix}", psnr(shown, real)
+                    yield name, f"ssim{suffix}", ssim(shown, real)
+
+    def _segment(self, scan: Scan) -> Drawn:
+        card, schema = self.card, self.card.schema
+        samples = self._samples(scan, self._label(scan), self._given(scan))
+        votes = np.stack([schema.one_hot(label)[1:] for label in self.model.task.label_of(samples).numpy()])
+        probabilities = class_probabilities(votes.mean(0, dtype=np.float32), scan, card)
+        label, unsure = probabilities.argmax(0).astype(np.uint8), entropy(probabilities)
+        volumes: dict[str, NDArray[np.generic]] = {"label": schema.to_values(label), "uncertainty": unsure}
+        if self.predict.probabilities:
+            volumes |= {
+                f"probability_{file_part(name)}": plane for name, plane in zip(schema.names, probabilities, strict=True)
+            }
+        scores: list[Score] = []
+        if scan.case.label is not None:
+            truth = read_truth_label(self.request.manifest, scan.case, scan.host[0], scan.affine)
+            spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
+            scores += segmentation_scores(label, truth, spacing, schema)
+            region = tuple(slice(*ends) for ends in card.preprocessing.region(scan.placement))
+            judged = truth[region] != IGNORE
+            wrong = (label != truth)[region][judged]
+            scores.append(("all voxels", "auroc_of_uncertainty", auroc(unsure[region][judged], wrong)))
+        return Drawn(volumes, scores)
+
+    def _inpaint(self, scan: Scan) -> Drawn:
+        card, task = self.card, self.model.task
+        assert scan.label is not None
+        label, region = redrawn_region(scan.label, self.request.redrawn, self.predict.margin)
+        inpainting = Inpainting(
+            torch.from_numpy(scan.image[list(task.drawn)])[None].to(self.model.codec.mean.device),
+            torch.from_numpy(region)[None, None].to(self.model.codec.mean.device),
+            self.predict.resample,
+        )
+        samples = self._samples(scan, label if self.predict.remove else scan.label, None, inpainting)
+        drawn = card.preprocessing.invert_image(samples.mean(0).numpy(), scan.placement_of(task.drawn, card))
+        within = card.preprocessing.invert_label(region.astype(np.uint8), scan.placement).astype(bool)
+        volumes: dict[str, NDArray[np.generic]] = {}
+        for m, volume in zip(task.drawn, drawn, strict=True):
+            real = scan.host[scan.told.index(m)]
+            volumes[file_part(card.modalities[m])] = np.where(within, volume, real)
+        return Drawn(volumes | {"region": within.astype(np.uint8)}, [])
+
+
+def redrawn_region(
+    label: NDArray[np.uint8], classes: tuple[int, ...], margin: int
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """The label map (X, Y, Z) without the classes, and their voxels with those within `margin` steps of them."""
+    chosen = np.isin(label, classes)
+    region = binary_dilation(chosen, iterations=margin) if margin else chosen
+    return np.where(chosen, 0, label).astype(np.uint8), region
+
+
+def class_probabilities(votes: NDArray[np.float32], scan: Scan, card: Card) -> NDArray[np.float32]:
+    """Probabilities (num_classes, X, Y, Z) on the scan's grid from those of the foreground in model space.
+
+    They are interpolated as images are, so they are made to sum to 1 again. Beyond the model's grid lies background.
+    """
+    number = len(votes)
+    shares = replace(scan.placement, low=(0.0,) * number, high=(1.0,) * number, bias=None)
+    foreground = card.preprocessing.invert_image(2 * votes - 1, shares).clip(0, 1)
+    background = (1 - foreground.sum(0, keepdims=True)).clip(0)
+    planes = np.concatenate([background, foreground])
+    return np.asarray(planes / planes.sum(0), np.float32)
+
+
+def file_part(name: str) -> str:
+    """A name as part of a file's: letters, digits, dot, dash and underscore stay, all else becomes a dash."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)

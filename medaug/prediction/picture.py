@@ -1,0 +1,104 @@
+"""What a model drew of real scans, beside what it was told and the truth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medaug.cohort.schema import IGNORE
+from medaug.imaging.reading import read_volume
+from medaug.prediction.drawing import file_part
+from medaug.prediction.request import Request
+from medaug.prediction.scans import Scan, read_truth, read_truth_label
+from medaug.reporting.figures import comparison_picture
+from medaug.training.checkpoint import Card
+from medaug.training.tasks import Task
+
+MOST_ROWS = 8
+
+
+def predictions_picture(
+    shown: Sequence[tuple[Scan, Path, Mapping[str, str]]],
+    card: Card,
+    task: Task,
+    request: Request,
+    path: Path,
+    title: str,
+) -> None:
+    """One slice per row, all in model space.
+
+    Args:
+        shown: scan, folder of its results, and their files by what they are.
+        card, task: of the model.
+        request: what was asked of it.
+        path: PNG to write.
+        title: heading.
+    """
+    rows: list[tuple[Any, ...]] = []
+    panels: tuple[str, ...] = ()
+    for scan, folder, files in shown:
+        of_scan = _rows(scan, {kind: folder / file for kind, file in files.items()}, card, task, request)
+        panels = of_scan[0][1]
+        rows += [row for row, _ in of_scan]
+    comparison_picture(rows[:MOST_ROWS], path, title, card.schema.foreground, window=(-1.0, 1.0), panels=panels)
+
+
+def _rows(
+    scan: Scan, files: Mapping[str, Path], card: Card, task: Task, request: Request
+) -> list[tuple[tuple[Any, ...], tuple[str, ...]]]:
+    """Each row of a scan with the names of its panels."""
+
+    def image(kind: str) -> NDArray[np.float32]:
+        array = read_volume(files[kind]).array.astype(np.float32)
+        return card.preprocessing.apply_image(array[None], scan.affine, scan.placement.box)[0][0]
+
+    def label(indices: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return card.preprocessing.apply_label(indices, scan.placement)
+
+    name = scan.case.name
+    if task.target == "label":
+        drawn = label(card.schema.to_indices(read_volume(files["label"]).array, str(files["label"])))
+        entropies = replace(
+            card.preprocessing,
+            intensity="window",
+            window=(0.0, math.log(card.schema.num_classes)),
+            bias_correction=False,
+        )
+        unsure = read_volume(files["uncertainty"]).array[None]
+        placed = entropies.apply_image(unsure, scan.affine, scan.placement.box)[0][0]
+        row: list[Any] = [name, scan.image[scan.told[0]], drawn, placed]
+        panels = ["given", "label", "uncertainty"]
+        if scan.case.label is not None:
+            row.append(label(read_truth_label(request.manifest, scan.case, scan.host[0], scan.affine)))
+            panels.append("truth")
+        return [(tuple(row), tuple(panels))]
+    told = set(task.drawn) <= set(scan.told)
+    truth = scan.image[list(task.drawn)] if told else None
+    if truth is None and request.truth:
+        truth = read_truth(request.manifest, scan, card, task.drawn)
+    rows = []
+    for c, m in enumerate(task.drawn):
+        kind = file_part(card.modalities[m])
+        row = [f"{name}, {card.modalities[m]}"]
+        panels = []
+        if request.redrawn:
+            assert scan.label is not None
+            region = label(read_volume(files["region"]).array.astype(np.uint8)) > 0
+            around = np.where(region & (scan.label == 0), IGNORE, scan.label)  # the margin in grey
+            row += [scan.image[m], around, image(kind)]
+            panels = ["scan", "mask and region", "drawn anew"]
+        else:
+            degraded = f"{kind}_degraded"
+            row += [image(degraded) if degraded in files else scan.image[m if told else scan.told[0]], image(kind)]
+            panels = ["given", "drawn"]
+            if request.truth and truth is not None:
+                row.append(truth[c])
+                panels.append("real")
+        rows.append((tuple(row), tuple(panels)))
+    return rows

@@ -1,0 +1,127 @@
+"""Real scans as a model is told of them. What it draws is read apart, for the comparison alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import interpolate
+
+from medaug.cohort.manifest import Case, Manifest
+from medaug.data.preprocessing import Placement
+from medaug.errors import UserError
+from medaug.imaging.reading import read_images, read_label
+from medaug.imaging.volume import Volume, grid_difference
+from medaug.training.checkpoint import Card
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The modalities of one case that a model is told.
+
+    Attributes:
+        case: where it comes from.
+        told: which of the model's modalities they are.
+        host: (len(told), X, Y, Z) float32, on the scan's grid in its units.
+        affine: of that grid, (4, 4) mm.
+        image: (M, *model grid) float32 in [-1, 1]; the modalities that are not told are 0.
+        placement: the way back to the scan's grid, of the modalities that are told.
+        label: (*model grid) uint8 class indices, where the model is told them; else None.
+    """
+
+    case: Case
+    told: tuple[int, ...]
+    host: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    image: NDArray[np.float32]
+    placement: Placement
+    label: NDArray[np.uint8] | None = None
+
+    def placement_of(self, drawn: Sequence[int], card: Card) -> Placement:
+        """The way back for what was drawn: each modality in the scan's units, or in usual ones where it had none."""
+        if set(drawn) <= set(self.told):
+            places = [self.told.index(m) for m in drawn]
+            bias = self.placement.bias
+            return replace(
+                self.placement,
+                low=tuple(self.placement.low[i] for i in places),
+                high=tuple(self.placement.high[i] for i in places),
+                bias=None if bias is None else tuple(bias[i] for i in places),
+            )
+        low, high = zip(*(card.scale[m] for m in drawn), strict=True)
+        return replace(self.placement, low=low, high=high, bias=None)
+
+    def field_of_view(self, volume: NDArray[Any]) -> NDArray[Any]:
+        """What a volume (..., *model grid) holds of the scan, without the padding around it."""
+        for axis, (scan, model) in enumerate(zip(self.placement.resampled, volume.shape[-3:], strict=True), start=-3):
+            start = max(0, (model - scan) // 2)
+            volume = np.take(volume, range(start, start + min(scan, model)), axis)
+        return volume
+
+
+def read_scan(
+    manifest: Manifest, case: Case, card: Card, told: tuple[int, ...], label: bool = False, refine: int = 1
+) -> Scan:
+    """Read what a model is told of a case, and nothing else.
+
+    Args:
+        manifest: of the case.
+        case: a scan.
+        card: of the model.
+        told: modalities to read, as numbers of the model's.
+        label: whether the model is told the label map.
+        refine: split each voxel into so many along each axis first, trilinearly, as super-resolution was trained.
+
+    Raises:
+        UserError: as `read_images`; or the label does not fit.
+    """
+    host, affine = _read(manifest, case, [card.modalities[m] for m in told])
+    indices = read_truth_label(manifest, case, host[0], affine) if label else None
+    if refine > 1:
+        host = interpolate(torch.from_numpy(host)[None], scale_factor=refine, mode="trilinear")[0].numpy()
+        finer = np.diag([1 / refine] * 3 + [1.0])
+        finer[:3, 3] = (1 / refine - 1) / 2  # the first of the new voxels lies off the old one's centre
+        affine = affine @ finer
+    image, placement = card.preprocessing.apply_image(host, affine)
+    whole = np.zeros((len(card.modalities), *image.shape[1:]), np.float32)
+    whole[list(told)] = image
+    placed = None if indices is None else card.preprocessing.apply_label(indices, placement)
+    return Scan(case, told, host, affine, whole, placement, placed)
+
+
+def read_truth(manifest: Manifest, scan: Scan, card: Card, drawn: Sequence[int]) -> NDArray[np.float32]:
+    """The real modalities that were drawn, (len(drawn), *model grid) in [-1, 1], each by its own intensities."""
+    host, affine = _read(manifest, scan.case, [card.modalities[m] for m in drawn])
+    if host.shape[1:] != scan.host.shape[1:] or not np.allclose(affine, scan.affine, atol=1e-3):
+        raise UserError(f"{scan.case.name}: what is drawn lies on another grid than the rest; resample to one grid")
+    return card.preprocessing.apply_image(host, affine, scan.placement.box)[0]
+
+
+def read_truth_label(
+    manifest: Manifest, case: Case, image: NDArray[np.float32], affine: NDArray[np.float64]
+) -> NDArray[np.uint8]:
+    """The class indices of a labelled case on its image's grid (X, Y, Z)."""
+    path = manifest.label_path(case)
+    assert path is not None
+    label = read_label(path)
+    if difference := grid_difference(Volume(image, affine, image.dtype).header, label.header):
+        raise UserError(f"{path}: the label {difference} of its image; resample it onto the image's grid")
+    return manifest.schema.to_indices(label.array, str(path))
+
+
+def _read(manifest: Manifest, case: Case, names: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    paths, places = manifest.image_paths(case), [manifest.modalities.index(name) for name in names]
+    if len(paths) > 1 or len(manifest.modalities) == 1:
+        host, affine, _ = read_images([paths[i] for i in places])
+        return host, affine
+    host, affine, _ = read_images(paths)
+    if len(host) != len(manifest.modalities):
+        raise UserError(
+            f"{paths[0]}: {len(host)} volumes where the manifest names {len(manifest.modalities)} modalities; "
+            "correct the manifest or the file"
+        )
+    return host[places], affine

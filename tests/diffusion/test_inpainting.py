@@ -1,0 +1,98 @@
+"""Inpainting against the conditional distribution of Gaussian data, known in closed form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from medaug.diffusion.inpainting import Inpainting, sample_again
+from medaug.diffusion.process import Process
+from medaug.diffusion.samplers import SAMPLERS, sample, times
+
+RHO, KNOWN, NUM = 0.9, 1.5, 2000
+PROCESSES = [
+    Process("rectified_flow", "flow"),
+    Process("cosine", "v_prediction", None),
+    Process("edm", "edm", sigma_max=20.0),
+]
+COVARIANCE = torch.tensor([[1.0, RHO], [RHO, 1.0]], dtype=torch.float64)
+REGION = torch.tensor([False, True]).view(1, 1, 2, 1, 1)
+
+
+def exact(process):
+    """E[x_0 | x_t] of two correlated voxels (B, 1, 2, 1, 1): alpha C (alpha^2 C + sigma^2 I)^-1 x_t."""
+
+    def denoise(x, t):
+        alpha, sigma = process.alpha(t[:1]), process.sigma(t[:1])
+        gain = alpha * COVARIANCE @ torch.linalg.inv(alpha**2 * COVARIANCE + sigma**2 * torch.eye(2).double())
+        return (x.flatten(1) @ gain.T).view_as(x)
+
+    return denoise
+
+
+def known_first_voxel(num=NUM, resample=1):
+    """What is not known is NaN: one look at it would spoil everything."""
+    image = torch.full((num, 1, 2, 1, 1), float("nan"), dtype=torch.float64)
+    image[:, :, 0] = KNOWN
+    return Inpainting(image, REGION, resample)
+
+
+def draw(process, name, resample, steps=20):
+    generator = torch.Generator().manual_seed(0)
+
+    def noise():
+        return torch.randn(NUM, 1, 2, 1, 1, generator=generator, dtype=torch.float64)
+
+    imposed = known_first_voxel(resample=resample).impose(exact(process), lambda x: x, lambda x: x)
+    start = process.schedule.initial_std * noise()
+    drawn = sample_again(name, imposed, start, process, times(steps), noise, resample=resample)
+    return drawn.flatten(1)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: p.noise_schedule)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_region_nears_its_conditional_distribution_as_steps_are_taken_again(process, name):
+    """x_2 given x_1 = k is normal with mean rho k and variance 1 - rho^2."""
+    errors, variances = [], []
+    for resample in (1, 3, 10):
+        drawn = draw(process, name, resample)
+        assert torch.equal(drawn[:, 0], torch.full((NUM,), KNOWN, dtype=torch.float64))
+        errors.append(abs(float(drawn[:, 1].mean()) - RHO * KNOWN))
+        variances.append(float(drawn[:, 1].var()))
+    assert errors[1] < 0.6 * errors[0] and errors[2] < 0.5 * errors[1]
+    assert errors[2] < 0.1
+    assert abs(variances[2] - (1 - RHO**2)) < 0.1 < variances[0] - (1 - RHO**2)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_one_try_per_step_is_the_plain_sampler(name):
+    process, grid = PROCESSES[0], times(5)
+    x = torch.randn(3, 1, 2, 1, 1, dtype=torch.float64)
+
+    def run(sampler, **more):
+        generator = torch.Generator().manual_seed(1)
+        noise = lambda: torch.randn(x.shape, generator=generator, dtype=x.dtype)  # noqa: E731
+        done = []
+        return sampler(name, exact(process), x, process, grid, noise, progress=done.append, **more), done
+
+    plain, again = run(sample), run(sample_again)
+    assert torch.equal(plain[0], again[0]) and plain[1] == again[1] == [1, 2, 3, 4, 5]
+    assert run(sample_again, resample=2)[1] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: p.noise_schedule)
+def test_taking_steps_again_keeps_the_distribution_of_a_model_that_knows_nothing(process):
+    """Without an imposed part the way back and forth must leave the data's own covariance."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise():
+        return torch.randn(NUM, 1, 2, 1, 1, generator=generator, dtype=torch.float64)
+
+    start = process.schedule.initial_std * noise()
+    drawn = sample_again("ddim", exact(process), start, process, times(40), noise, resample=2).flatten(1)
+    torch.testing.assert_close(drawn.T.cov(), COVARIANCE, atol=0.12, rtol=0)
+
+
+def test_a_step_is_taken_at_least_once():
+    with pytest.raises(ValueError, match="resample is 0"):
+        known_first_voxel(resample=0)
