@@ -6,7 +6,7 @@ import difflib
 import runpy
 import sys
 
-from medaug.options import STAGES
+from medaug.stages import STAGES
 
 
 def overview() -> str:

@@ -25,8 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medaug.errors import UserError
-from medaug.options import STAGES, Options, Stage
+from medaug.options import Options
 from medaug.runs import process_rank
+from medaug.stages import STAGES, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -347,7 +348,7 @@ def launch(stage_name: str, body: Callable[[Options], None]) -> None:
     """Run a stage on the words of the command line and leave the process with its exit status.
 
     Args:
-        stage_name: a key of `medaug.options.STAGES`.
+        stage_name: a key of `medaug.stages.STAGES`.
         body: the stage itself; it imports what is heavy when it is called, so that `--help` stays quick.
     """
     sys.exit(run(stage_name, body, sys.argv[1:]))

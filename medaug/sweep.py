@@ -35,8 +35,9 @@ from omegaconf.errors import OmegaConfBaseException
 from medaug.config import conf_dir, load_options, parse_arguments
 from medaug.errors import UserError
 from medaug.files import atomic_write
-from medaug.options import STAGES, Options
+from medaug.options import Options
 from medaug.runs import finished, lock, process_rank, stage_folder
+from medaug.stages import STAGES
 from medaug.training import requeue
 
 log = logging.getLogger(__name__)

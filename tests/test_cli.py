@@ -10,7 +10,7 @@ import pytest
 
 from medaug import cli
 from medaug.config import load_options
-from medaug.options import STAGES
+from medaug.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from medaug import config
 from medaug.errors import UserError
-from medaug.options import STAGES, Options
+from medaug.options import Options
+from medaug.stages import STAGES
 
 
 @pytest.fixture

@@ -1,0 +1,98 @@
+"""The stages: what each is for, and which options it reads.
+
+Free of torch and numpy, as `medaug.options` is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from medaug.options import Options
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage is for, what it needs, and the nodes or single keys of `Options` that its command line may set."""
+
+    name: str
+    purpose: str
+    needs: str
+    result: str
+    example: str
+    reads: tuple[str, ...]
+    experiment_needed: bool = True
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Keys of the stage's own node, which its command line takes without a prefix (`num=200`)."""
+        node = getattr(Options(), self.name, None)
+        return tuple(f.name for f in fields(node)) if node is not None else ()
+
+
+_RUN = ("experiment", "preset", "runs")
+_MODEL = ("data", "task", "codec", "network", "process", "trainer", "logger")
+_JUDGED_BY = ("intensity", "percentiles", "window", "zscore_clip", "labelled")
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "ingest",
+            "files to a checked manifest",
+            "a folder of NIfTI or DICOM scans",
+            "the manifest FILE.json",
+            "root=DIR out=FILE.json",
+            ("experiment", "runs", *(f"data.{key}" for key in _JUDGED_BY)),
+            experiment_needed=False,
+        ),
+        Stage(
+            "train",
+            "learn p(image | mask) from the training split",
+            "the cohort's files, or data=phantom",
+            "runs/EXP/train",
+            "experiment=demo",
+            (*_RUN, "overwrite", "resume", "init_from", "dry_run", "objective", *_MODEL, "segmenter", "masks"),
+        ),
+        Stage(
+            "generate",
+            "write synthetic image-mask pairs",
+            "train",
+            "runs/EXP/synthetic",
+            "experiment=demo num=16",
+            (*_RUN, "overwrite", "checkpoint", "sampler", "masks"),
+        ),
+        Stage(
+            "predict",
+            "apply a model to real scans: translate, enhance, segment, inpaint",
+            "train",
+            "runs/EXP/predictions",
+            "experiment=demo inpaint=[oedema] remove=true",
+            (*_RUN, "overwrite", "sampler"),
+        ),
+        Stage(
+            "export",
+            "hand the pairs, or a cohort, to another tool",
+            "generate, or manifest=FILE.json",
+            "the folder DIR",
+            "experiment=demo format=nnunet out=DIR",
+            _RUN,
+            experiment_needed=False,
+        ),
+        Stage(
+            "audit",
+            "measure whether the images obey their masks",
+            "generate",
+            "runs/EXP/audit",
+            "experiment=demo",
+            (*_RUN, "overwrite", "checkpoint", "segmenter"),
+        ),
+        Stage(
+            "benchmark",
+            "measure on untouched subjects whether the pairs help",
+            "generate (audit adds its figures to the report)",
+            "runs/EXP/benchmark",
+            "experiment=demo",
+            (*_RUN, "overwrite", "checkpoint", "segmenter", "arms"),
+        ),
+    )
+}
