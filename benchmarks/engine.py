@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from common import arguments, machine, save_result, spread
 from plain import PlainDDPM, Training, batches
-from quality import Cohort, drawing, load_cohort, sampling
+from quality import Cohort, drawing, load_cohort, sampling, untrained
 
-from medaug.config import load_options, part
+from medaug.config import load_options
 from medaug.files import atomic_write
 from medaug.runs import claim, finish
 from medaug.training.model import DiffusionModel
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--train-steps", type=int, default=4, help="timed training steps a round")
     parser.add_argument("--plain-steps", type=int, default=250, help="sampling steps of the plain loop")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     names = [PLAIN, *options.codecs]
     settings = {"experiment": options.experiment, "names": names, "train_steps": options.train_steps}
     settings |= {"plain_steps": options.plain_steps, "threads": torch.get_num_threads()}
@@ -74,23 +74,24 @@ class Contender:
     def __init__(self, name: str, cohort: Cohort, experiment: str, plain_steps: int) -> None:
         words = [f"experiment={experiment}"] + ([f"codec={name}"] if name != PLAIN else [])
         options = load_options("train", words)
-        modalities, classes = len(cohort.manifest.modalities), cohort.manifest.schema.num_classes
         self.batch_size = options.trainer.batch_size
         settings = sampling(experiment)
-        torch.manual_seed(0)
         self.model: PlainDDPM | DiffusionModel
         if name == PLAIN:
-            self.model = PlainDDPM(modalities, classes, options.network)
+            modalities, classes = len(cohort.manifest.modalities), cohort.manifest.schema.num_classes
+            self.model = plain = PlainDDPM(modalities, classes, options.network)
             settings = {"guidance_scale": settings["guidance_scale"], "num_inference_steps": plain_steps}
+            self.training = Training(
+                plain, lambda batch: plain.loss(batch, options.trainer.condition_dropout), options.trainer
+            )
         else:
-            nodes = part(options, "codec", "network", "process", "trainer")
-            self.model = DiffusionModel(nodes, modalities, classes, options.trainer.precision)
-            self.model.codec.fit(torch.from_numpy(case.image.copy()) for case in cohort.train)
+            task = untrained(options, cohort)
+            self.model = task.model
+            self.training = Training(task.model, lambda batch: task.model.loss(batch, task.dropout), options.trainer)
         sampler, steps = settings.get("sampler", "ddpm"), settings["num_inference_steps"]
         self.sampler = f"{sampler}, {steps} steps, guidance {settings['guidance_scale']:g}"
         self.evaluations = 2 * steps - 1 if sampler == "heun" else steps
         self.parameters = sum(p.numel() for p in self.model.network.parameters())
-        self.training = Training(self.model, options.trainer)
         self.batches: Iterator[dict[str, torch.Tensor]] = batches(cohort.train, options.trainer)
         self.label = torch.from_numpy(np.array(cohort.val[0].label)).long()[None]
         self.draw = drawing(self.model, settings)

@@ -1,6 +1,6 @@
 """Faithfulness and fidelity of medaug and of a plain pixel-space DDPM loop after equal wall time of training.
 
-python benchmarks/equal_time.py [--seconds 900] [key=value of medaug.train ...]
+python benchmarks/equal_time.py [key=value of medaug.train ...] [--seconds 900]
 
 medaug trains through its own stage, for as many steps as fit the time by a measurement beforehand; the plain loop then
 trains for exactly the wall time that this took, start-up included, on the same number of threads. Network, batches,
@@ -30,15 +30,15 @@ from quality import (
     sampled,
     sampling,
     train,
+    untrained,
     write_scores,
 )
 
-from medaug.config import load_options, part
+from medaug.config import load_options
 from medaug.files import atomic_write
 from medaug.options import Options
 from medaug.runs import claim, finish
 from medaug.training.checkpoint import load_model
-from medaug.training.model import DiffusionModel
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--judge", type=Path, help="the judge's weights; trained there if absent")
     parser.add_argument("--judge-steps", type=int, default=1500)
     parser.add_argument("words", nargs="*", help="key=value of medaug.train, for both")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     trained = load_options("train", [f"experiment={options.experiment}", *options.words])
     settings = {key: getattr(options, key) for key in ("experiment", "seconds", "plain_steps", "words")}
     claim(options.work, settings | {"threads": torch.get_num_threads()}, overwrite=False)
@@ -102,11 +102,9 @@ def main() -> None:
 def planned_steps(path: Path, seconds: float, options: Options, cohort: Cohort) -> int:
     """How many of medaug's training steps fit the time, from the median of a few; decided once, kept in `path`."""
     if not path.exists():
-        nodes = part(options, "codec", "network", "process", "trainer")
-        classes = cohort.manifest.schema.num_classes
-        model = DiffusionModel(nodes, len(cohort.manifest.modalities), classes, options.trainer.precision)
-        model.codec.fit(torch.from_numpy(case.image.copy()) for case in cohort.train)
-        training, stream = Training(model, options.trainer), batches(cohort.train, options.trainer)
+        task = untrained(options, cohort)
+        training = Training(task.model, lambda batch: task.model.loss(batch, task.dropout), options.trainer)
+        stream = batches(cohort.train, options.trainer)
         step = statistics.median(times(lambda: training(next(stream)), 20))
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps({"steps": max(1, round(seconds / step)), "seconds_per_step": step}))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from medaug.data.batches import StepsFrom, TrainingBatches
+from medaug.data.batches import StepsFrom
 from medaug.data.cases import ModelCase
-from medaug.data.transforms import light_affine
 from medaug.diffusion.guidance import guided
 from medaug.diffusion.noise import generators, named_seed, standard_normal
 from medaug.diffusion.process import Process, predicted_sample
@@ -32,9 +31,11 @@ from medaug.diffusion.samplers import ddpm, times
 from medaug.files import atomic_write
 from medaug.networks.condition import one_hot
 from medaug.options import NetworkOptions, TrainerOptions
-from medaug.training.model import DiffusionModel, has_bf16
+from medaug.training.model import has_bf16
+from medaug.training.task import training_batches
 
 TIMESTEPS = 1000
+Batch = dict[str, Tensor]
 
 
 class PlainDDPM(nn.Module):
@@ -59,7 +60,7 @@ class PlainDDPM(nn.Module):
         self.inferer = DiffusionInferer(self.scheduler)
         self.process = Process("linear", "epsilon", TIMESTEPS)
 
-    def loss(self, batch: dict[str, Tensor], condition_dropout: float) -> Tensor:
+    def loss(self, batch: Batch, condition_dropout: float) -> Tensor:
         """Squared error of epsilon per sample (B,); a share of the masks is dropped."""
         image = batch["image"]
         draws = generators([named_seed(int(seed), "diffusion") for seed in batch["seed"]])
@@ -101,15 +102,17 @@ class PlainDDPM(nn.Module):
 
 
 class Training:
-    """A plain loop around any model with `loss`: AdamW, clipping, averaged weights.
+    """A plain loop around any model: AdamW, clipping, averaged weights.
 
     Args:
         model: the module to train.
-        budget: learning rate, warm-up, clipping, averaging and dropout.
+        loss: of a batch, per sample (B,).
+        budget: learning rate, warm-up, clipping and averaging.
     """
 
-    def __init__(self, model: DiffusionModel | PlainDDPM, budget: TrainerOptions) -> None:
+    def __init__(self, model: nn.Module, loss: Callable[[Batch], Tensor], budget: TrainerOptions) -> None:
         self.model = model
+        self.loss = loss
         self.budget = budget
         self.optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad],
@@ -125,12 +128,12 @@ class Training:
         self.step = 0
         self.seconds = 0.0
 
-    def __call__(self, batch: dict[str, Tensor], progress: float = 0.0) -> float:
+    def __call__(self, batch: Batch, progress: float = 0.0) -> float:
         """One optimisation step; the loss. `progress` from 0 to 1 is where the cosine decay to a tenth stands."""
         warmth = min(1.0, (self.step + 1) / max(self.budget.warmup_steps, 1))
         for group in self.optimizer.param_groups:
             group["lr"] = self.budget.learning_rate * warmth * (0.55 + 0.45 * math.cos(math.pi * min(progress, 1.0)))
-        loss = self.model.loss(batch, self.budget.condition_dropout).mean()
+        loss = self.loss(batch).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.budget.gradient_clip)
@@ -153,10 +156,11 @@ class Training:
         self.step, self.seconds = state["step"], state["seconds"]
 
 
-def batches(cases: Sequence[ModelCase], budget: TrainerOptions, start: int = 0) -> Iterator[dict[str, Tensor]]:
+def batches(cases: Sequence[ModelCase], budget: TrainerOptions, start: int = 0) -> Iterator[Batch]:
     """medaug's training batches from step `start` on, without end, augmented in a process of their own."""
-    data = TrainingBatches(cases, budget.batch_size, budget.seed, light_affine if budget.augment else None)
-    return iter(DataLoader(data, batch_size=None, sampler=StepsFrom(start, 10**9), num_workers=budget.num_workers))
+    steps = StepsFrom(start, 10**9)
+    data = training_batches(cases, budget)
+    return iter(DataLoader(data, batch_size=None, sampler=steps, num_workers=budget.num_workers))
 
 
 def train_for(
@@ -170,7 +174,8 @@ def train_for(
     """Train until `seconds` of wall time are spent, those of earlier calls included; a checkpoint every minute."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(named_seed(budget.seed, "weights"))
-        training = Training(PlainDDPM(len(cases[0].image), num_classes, network), budget)
+        model = PlainDDPM(len(cases[0].image), num_classes, network)
+    training = Training(model, lambda batch: model.loss(batch, budget.condition_dropout), budget)
     if path.exists():
         training.load(path)
     before, saved, began = training.seconds, 0.0, time.perf_counter()

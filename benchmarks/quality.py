@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from medaug.cohort.manifest import Manifest
 from medaug.comparison.jobs import write_csv
-from medaug.config import load_options
+from medaug.config import load_options, part
+from medaug.data.batches import as_tensors
 from medaug.data.cases import ModelCase, load_cases, read_grids
 from medaug.data.cohorts import find_cohort
 from medaug.data.preprocessing import Preprocessing, fit_preprocessing
@@ -33,10 +34,13 @@ from medaug.evaluation.faithfulness import agreement
 from medaug.evaluation.fidelity import texture
 from medaug.evaluation.statistics import Interval, bootstrap_mean, paired_comparison
 from medaug.files import atomic_write
-from medaug.options import SegmenterOptions
+from medaug.options import Options, SegmenterOptions
 from medaug.runs import claim, finish
 from medaug.segmentation.segmenter import Diet, load_segmenter, save_segmenter, segment, train_segmenter
+from medaug.train import MODEL_NODES
+from medaug.training.checkpoint import Card
 from medaug.training.model import DiffusionModel
+from medaug.training.task import DiffusionTask
 
 MEASURES = {"faithfulness": True, "spectral_distance": False, "gradient_deviation": False}
 """Whether more is better."""
@@ -74,6 +78,23 @@ def load_cohort(experiment: str, cache: Path, preprocessing: Preprocessing | Non
         for split in ("train", "val")
     )
     return Cohort(manifest, preprocessing, train, val)
+
+
+def untrained(options: Options, cohort: Cohort) -> DiffusionTask:
+    """medaug's model and its training, as `medaug.train` begins with it."""
+    card = Card(
+        experiment=options.experiment,
+        options=part(options, *MODEL_NODES),
+        preprocessing=cohort.preprocessing,
+        schema=cohort.manifest.schema,
+        modalities=cohort.manifest.modalities,
+        subjects={},
+        phantom=cohort.manifest.phantom,
+    )
+    task = DiffusionTask(card, options.trainer)
+    samples = [as_tensors(case) for case in cohort.train]
+    task.model.fit_codec((one["image"] for one in samples), (one["label"] for one in samples))
+    return task
 
 
 def load_judge(path: Path, cohort: Cohort, steps: int, seed: int = 0) -> nn.Module:

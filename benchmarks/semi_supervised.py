@@ -1,6 +1,6 @@
 """Do scans without labels help? A few labelled subjects, with and without the unlabelled scans of all others.
 
-python benchmarks/semi_supervised.py [--steps 4000] [--seeds 0 1 2] [key=value of medaug.train ...]
+python benchmarks/semi_supervised.py [key=value of medaug.train ...] [--steps 4000] [--seeds 0 1 2]
 
 With them, half of each batch is labelled and the other half trains the null condition; without them, all of it is
 labelled. Everything else is the same: optimisation steps, batch size, the labelled subjects (drawn by the seed), the
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--judge", type=Path, help="the judge's weights; trained there if absent")
     parser.add_argument("--judge-steps", type=int, default=1500)
     parser.add_argument("words", nargs="*", help="key=value of medaug.train, for both arms")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     cohort = load_cohort(options.experiment, options.work / "cache")
     scorer = Scorer(load_judge(options.judge or options.work / "judge.pt", cohort, options.judge_steps), cohort)
     settings = sampling(options.experiment)

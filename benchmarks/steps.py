@@ -1,6 +1,6 @@
 """Faithfulness and fidelity over the number of steps, for each sampler, of a trained checkpoint.
 
-python benchmarks/steps.py CHECKPOINT [--steps 1 2 4 8 16 32] [--judge FILE] [key=value of medaug.generate ...]
+python benchmarks/steps.py CHECKPOINT [key=value of medaug.generate ...] [--judge FILE] [--steps 1 2 4 8 16 32]
 
 One volume for each validation mask, all samplers and steps from the same seeds. A number of steps "loses nothing" if
 it, and every larger one, is no worse than the reference in both faithfulness and spectral distance, by paired
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--judge-steps", type=int, default=1500)
     parser.add_argument("--picture", type=Path, default=HERE.parent / "docs" / "images" / "steps.png")
     parser.add_argument("words", nargs="*", help="key=value of medaug.generate")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     steps = sorted(options.steps)
     card, model = load_model(options.checkpoint, torch.device("cpu"))
     digest = file_sha256(options.checkpoint)

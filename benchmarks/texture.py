@@ -1,6 +1,6 @@
 """Texture of synthetic volumes against real ones, beside twice what two halves of the real volumes differ by.
 
-python benchmarks/texture.py CHECKPOINT [--split val] [key=value of medaug.generate ...]
+python benchmarks/texture.py CHECKPOINT [key=value of medaug.generate ...] [--split val]
 
 Mean absolute gradient and power per octave band of spatial frequency (model space, centre crop): one synthetic volume
 for each mask of the split, against that split's scans. The halves are random halves of the split's subjects. Volumes
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--split", choices=["train", "val"], default="val", help="whose masks and scans")
     parser.add_argument("words", nargs="*", help="key=value of medaug.generate")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     card, model = load_model(options.checkpoint, torch.device("cpu"))
     digest = file_sha256(options.checkpoint)
     cohort = load_cohort(card.experiment, options.work / "cache", card.preprocessing)
