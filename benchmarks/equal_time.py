@@ -4,9 +4,9 @@ python benchmarks/equal_time.py [key=value of medaug.train ...] [--seconds 900]
 
 medaug trains through its own stage, for as many steps as fit the time by a measurement beforehand; the plain loop then
 trains for exactly the wall time that this took, start-up included, on the same number of threads. Network, batches,
-optimiser, averaging, precision and mask dropout are the same. Both then draw one volume for each validation mask, from
-the same seeds, guided alike: medaug by its default sampler, the plain loop in 250 steps. All that is done is kept in
---work, and the same command goes on from there.
+optimiser, learning rate over time, averaging, precision and mask dropout are the same. Both then draw one volume for
+each validation mask, from the same seeds, guided alike: medaug by its default sampler, the plain loop in 250 steps. All
+that is done is kept in --work, and the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def main() -> None:
     words = [f"experiment={options.experiment}", f"trainer.max_steps={steps}", f"trainer.validate_every={steps}"]
     seconds = train([*words, *options.words], options.work / "medaug")
     classes = cohort.manifest.schema.num_classes
-    path = options.work / "plain" / "last.pt"
-    plain = train_for(seconds, cohort.train, classes, trained.network, trained.trainer, path)
+    warmup = trained.trainer.warmup_steps / steps
+    plain = train_for(seconds, warmup, cohort.train, classes, trained, options.work / "plain" / "last.pt")
 
     _, model = load_model(options.work / "medaug" / options.experiment / "train" / "last.ckpt", torch.device("cpu"))
     judge = load_judge(options.judge or options.work / "judge.pt", cohort, options.judge_steps)

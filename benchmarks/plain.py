@@ -30,7 +30,7 @@ from medaug.diffusion.process import Process, predicted_sample
 from medaug.diffusion.samplers import ddpm, times
 from medaug.files import atomic_write
 from medaug.networks.condition import one_hot
-from medaug.options import NetworkOptions, TrainerOptions
+from medaug.options import NetworkOptions, Options, TrainerOptions
 from medaug.training.model import has_bf16
 from medaug.training.task import training_batches
 
@@ -107,7 +107,7 @@ class Training:
     Args:
         model: the module to train.
         loss: of a batch, per sample (B,).
-        budget: learning rate, warm-up, clipping and averaging.
+        budget: learning rate, clipping and averaging.
     """
 
     def __init__(self, model: nn.Module, loss: Callable[[Batch], Tensor], budget: TrainerOptions) -> None:
@@ -128,11 +128,10 @@ class Training:
         self.step = 0
         self.seconds = 0.0
 
-    def __call__(self, batch: Batch, progress: float = 0.0) -> float:
-        """One optimisation step; the loss. `progress` from 0 to 1 is where the cosine decay to a tenth stands."""
-        warmth = min(1.0, (self.step + 1) / max(self.budget.warmup_steps, 1))
+    def __call__(self, batch: Batch, factor: float = 1.0) -> float:
+        """One optimisation step at `factor` times the learning rate; the loss."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.budget.learning_rate * warmth * (0.55 + 0.45 * math.cos(math.pi * min(progress, 1.0)))
+            group["lr"] = factor * self.budget.learning_rate
         loss = self.loss(batch).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -165,13 +164,25 @@ def batches(cases: Sequence[ModelCase], budget: TrainerOptions, start: int = 0) 
 
 def train_for(
     seconds: float,
+    warmup: float,
     cases: Sequence[ModelCase],
     num_classes: int,
-    network: NetworkOptions,
-    budget: TrainerOptions,
+    options: Options,
     path: Path,
 ) -> Training:
-    """Train until `seconds` of wall time are spent, those of earlier calls included; a checkpoint every minute."""
+    """Train until `seconds` of wall time are spent, those of earlier calls included; a checkpoint every minute.
+
+    The learning rate follows medaug's curve over time: a linear warm-up, a cosine decay to a tenth.
+
+    Args:
+        seconds: of wall time.
+        warmup: share of it that the warm-up takes.
+        cases: to train on.
+        num_classes: of their labels, with background.
+        options: network and trainer are read.
+        path: the checkpoint, from which it goes on where there is one.
+    """
+    network, budget = options.network, options.trainer
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(named_seed(budget.seed, "weights"))
         model = PlainDDPM(len(cases[0].image), num_classes, network)
@@ -182,7 +193,9 @@ def train_for(
     for batch in batches(cases, budget, training.step):
         if training.seconds >= seconds:
             break
-        loss = training(batch, training.seconds / seconds)
+        progress = training.seconds / seconds
+        warmth = min(1.0, (progress + 1 / seconds) / warmup)  # a second ahead: the first step is one as well
+        loss = training(batch, warmth * (0.55 + 0.45 * math.cos(math.pi * progress)))
         spent = time.perf_counter() - began
         training.seconds = before + spent
         if spent - saved > 60 or training.seconds >= seconds:
