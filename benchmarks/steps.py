@@ -99,6 +99,9 @@ def main() -> None:
     for sampler in options.samplers:
         print(f"{sampler}: loses nothing from {own_least[sampler]} steps on against its own {most}, ", end="")
         print(f"from {best_least[sampler]} against the best at {most}")
+    lossless = [(evaluations(sampler, n), sampler, n) for sampler, n in best_least.items() if n is not None]
+    if cheapest := min(lossless, default=None):
+        print(f"fewest evaluations that lose nothing against the best: {cheapest[1]} at {cheapest[2]} steps")
     plot(scores, real, options.picture)
     figures = {
         "checkpoint": digest,
@@ -107,6 +110,7 @@ def main() -> None:
         "real": scorer.means(real),
         "loses_nothing_against_own": own_least,
         "loses_nothing_against_best": best_least,
+        "cheapest": cheapest and {"sampler": cheapest[1], "steps": cheapest[2]},
         "rows": rows,
     }
     write_scores(options.result.with_suffix(".csv"), ["sampler", "steps"], {**scores, ("real", 0): real}, cohort)
