@@ -1,9 +1,20 @@
-"""How sharp an image is."""
+"""How sharp an image is, and the part of it where such things are measured."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
+
+CROP = 0.6
+"""Share of each side about the centre that is looked at: nearer the edges, scans of different size are padded."""
+
+
+def central_box(shape: Sequence[int], crop: float) -> tuple[slice, ...]:
+    """The share `crop`, in (0, 1], of each side, but for as many voxels as are cut off at either end."""
+    cut = [round(side * (1 - crop) / 2) for side in shape]
+    return tuple(slice(n, side - n) for side, n in zip(shape, cut, strict=True))
 
 
 def mean_absolute_gradient(volume: NDArray[np.number]) -> float:

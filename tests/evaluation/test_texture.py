@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from medaug.evaluation.texture import mean_absolute_gradient
+from medaug.evaluation.texture import central_box, mean_absolute_gradient
 
 
 def test_a_ramp_has_the_mean_of_its_slopes():
@@ -31,3 +31,11 @@ def test_planes_are_refused():
         mean_absolute_gradient(np.zeros((4, 4)))
     with pytest.raises(ValueError, match="two voxels"):
         mean_absolute_gradient(np.zeros((4, 4, 1)))
+
+
+def test_the_centre_is_as_far_from_either_end():
+    volume = np.zeros((40, 56, 41))
+    assert volume[central_box(volume.shape, 0.6)].shape == (24, 34, 25)
+    assert volume[central_box(volume.shape, 1)].shape == volume.shape
+    box = central_box((41, 7), 0.5)
+    assert [(part.start, side - part.stop) for part, side in zip(box, (41, 7), strict=True)] == [(10, 10), (2, 2)]
