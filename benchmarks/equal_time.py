@@ -83,6 +83,8 @@ def main() -> None:
         means = scorer.means(row)
         shown = (f"{m} {v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for m, v in means.items())
         print(f"{name:10}", *shown, sep="  ")
+    for name, some in volumes.items():
+        print(f"{name:10}  spectral discrepancy of the set {scorer.discrepancy(some):.3f}")
     for measure, interval in differences.items():
         better = "higher" if MEASURES[measure] else "lower"
         bounds = f"[{interval.low:+.3f}, {interval.high:+.3f}]"
@@ -92,6 +94,7 @@ def main() -> None:
         "steps": {"medaug": steps, "plain": plain.step},
         "sampling": {"medaug": ours, "plain": theirs},
         "means": {name: scorer.means(row) for name, row in scores.items()},
+        "spectral_discrepancy": {name: scorer.discrepancy(some) for name, some in volumes.items()},
         "medaug_minus_plain": {measure: as_plain(interval) for measure, interval in differences.items()},
     }
     write_scores(options.result.with_suffix(".csv"), ["images"], {(k,): v for k, v in scores.items()}, cohort)

@@ -31,7 +31,7 @@ from medaug.data.cohorts import find_cohort
 from medaug.data.preprocessing import Preprocessing, fit_preprocessing
 from medaug.diffusion.noise import named_seed
 from medaug.evaluation.faithfulness import agreement
-from medaug.evaluation.fidelity import texture
+from medaug.evaluation.fidelity import spectral_discrepancy, texture
 from medaug.evaluation.statistics import Interval, bootstrap_mean, paired_comparison
 from medaug.files import atomic_write
 from medaug.options import Options, SegmenterOptions
@@ -160,6 +160,12 @@ class Scorer:
         """The same of the real validation scans themselves."""
         return self([np.array(case.image) for case in self.cohort.val])
 
+    def discrepancy(self, volumes: Sequence[Volume]) -> float:
+        """`spectral_discrepancy` of the volumes as a set, which a lack of variety raises; mean over the modalities."""
+        rows = np.array([_textures(volume) for volume in volumes])[..., 1:]
+        means, stds = self.mean[:, 1:], self.std[:, 1:]
+        return float(np.mean([spectral_discrepancy(rows[:, m], means[m], stds[m]) for m in range(len(means))]))
+
     def means(self, scores: Scores) -> dict[str, dict[str, float]]:
         """Mean and interval over subjects of every measure."""
         return {name: as_plain(bootstrap_mean(values, self.cohort.subjects, seed=0)) for name, values in scores.items()}
@@ -203,12 +209,13 @@ def drawing(model: DiffusionModel | PlainDDPM, settings: Mapping[str, Any]) -> D
 def train(words: Sequence[str], folder: Path) -> float:
     """Run `medaug.train`, or let it go on, with runs in `folder`; its wall time in seconds.
 
+    Samples are not scored on the way: it takes time, and nothing is chosen by the masks that are scored in the end.
     The seconds are those of all calls until it was finished, start-up included; they are kept in `folder`/clock.json.
     """
     clock = folder / "clock.json"
     before = json.loads(clock.read_text())["seconds"] if clock.exists() else 0.0
     began = time.perf_counter()
-    command = [sys.executable, "-m", "medaug.train", f"runs={folder}", *words]
+    command = [sys.executable, "-m", "medaug.train", f"runs={folder}", "trainer.score_every=0", *words]
     done = any(folder.glob("*/train/finished.json"))
     with subprocess.Popen(command) as process:
         while process.poll() is None:

@@ -31,6 +31,7 @@ from quality import (
     write_scores,
 )
 
+from medaug.config import load_options
 from medaug.evaluation.statistics import verdict
 from medaug.training.checkpoint import file_sha256, load_model
 
@@ -48,9 +49,12 @@ def main() -> None:
     parser.add_argument("--judge-steps", type=int, default=1500)
     parser.add_argument("words", nargs="*", help="key=value of medaug.train, for both arms")
     options = parser.parse_intermixed_args()
+    load_options("train", [f"experiment={options.experiment}", *options.words])  # refuses what is misspelt, now
     cohort = load_cohort(options.experiment, options.work / "cache")
     scorer = Scorer(load_judge(options.judge or options.work / "judge.pt", cohort, options.judge_steps), cohort)
     settings = sampling(options.experiment)
+
+    discrepancies: dict[str, float] = {}
 
     def job(arm: str, seed: int) -> Scores:
         """Train one model, draw its volumes, and score them."""
@@ -62,9 +66,11 @@ def main() -> None:
         digest = file_sha256(checkpoint)
         _, model = load_model(checkpoint, torch.device("cpu"))
         draw = drawing(model, settings)
-        scores = scorer(sampled(folder / "volumes", settings | {"checkpoint": digest}, cohort.val, draw, seed))
+        volumes = sampled(folder / "volumes", settings | {"checkpoint": digest}, cohort.val, draw, seed)
+        scores = scorer(volumes)
+        discrepancies[f"{arm}, seed {seed}"] = of_set = scorer.discrepancy(volumes)
         means = {measure: round(float(values.mean()), 3) for measure, values in scores.items()}
-        print(f"seed {seed}, {arm}: trained in {seconds:.0f} s; {means}", flush=True)
+        print(f"seed {seed}, {arm}: trained in {seconds:.0f} s; {means}, of the set {of_set:.3f}", flush=True)
         return scores
 
     print(f"{machine()}; {len(cohort.val)} volumes of {len(set(cohort.subjects))} subjects")
@@ -87,6 +93,7 @@ def main() -> None:
             "sampling": settings,
             "real": scorer.means(scorer.real()),
             "means": {f"{arm}, seed {seed}": scorer.means(scores) for (arm, seed), scores in done.items()},
+            "spectral_discrepancy": discrepancies,
             "with_minus_without": {
                 measure: {
                     name: as_plain(interval) | {"verdict": verdict(interval, MEASURES[measure])}

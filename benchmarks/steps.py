@@ -66,14 +66,17 @@ def main() -> None:
     scorer = Scorer(load_judge(options.judge or options.work / "judge.pt", cohort, options.judge_steps), cohort)
 
     scores: dict[Key, Scores] = {}
+    discrepancies: dict[Key, float] = {}
     for n in steps:
         for sampler in options.samplers:
             settings = sampling(card.experiment, [*options.words, f"sampler={sampler}"]) | {"num_inference_steps": n}
             folder = options.work / digest[:12] / f"{sampler}_{n}"
             draw = drawing(model, settings)
-            scores[sampler, n] = scorer(sampled(folder, settings | {"checkpoint": digest}, cohort.val, draw))
+            volumes = sampled(folder, settings | {"checkpoint": digest}, cohort.val, draw)
+            scores[sampler, n] = scorer(volumes)
+            discrepancies[sampler, n] = scorer.discrepancy(volumes)
             means = {measure: round(float(values.mean()), 3) for measure, values in scores[sampler, n].items()}
-            print(f"{sampler}, {n} steps: {means}", flush=True)
+            print(f"{sampler}, {n} steps: {means}, of the set {discrepancies[sampler, n]:.3f}", flush=True)
 
     real, most = scorer.real(), steps[-1]
     lasts = [scores[sampler, most] for sampler in options.samplers]
@@ -89,6 +92,7 @@ def main() -> None:
             "steps": n,
             "evaluations": evaluations(sampler, n),
             "means": scorer.means(values),
+            "spectral_discrepancy": discrepancies[sampler, n],
             "minus_own_most": compared(values, scores[sampler, most], cohort.subjects),
             "minus_best_most": compared(values, best, cohort.subjects),
         }
