@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from medaug.cohort.manifest import Manifest
 from medaug.comparison.jobs import write_csv
 from medaug.config import load_options, part
-from medaug.data.batches import as_tensors
+from medaug.data.batches import as_tensors, collate
 from medaug.data.cases import ModelCase, load_cases, read_grids
 from medaug.data.cohorts import find_cohort
 from medaug.data.preprocessing import Preprocessing, fit_preprocessing
@@ -81,7 +81,7 @@ def load_cohort(experiment: str, cache: Path, preprocessing: Preprocessing | Non
 
 
 def untrained(options: Options, cohort: Cohort) -> DiffusionTask:
-    """medaug's model and its training, as `medaug.train` begins with it."""
+    """medaug's model and its training, as `medaug.train` begins with it; the codec kl with random weights."""
     card = Card(
         experiment=options.experiment,
         options=part(options, *MODEL_NODES),
@@ -92,8 +92,8 @@ def untrained(options: Options, cohort: Cohort) -> DiffusionTask:
         phantom=cohort.manifest.phantom,
     )
     task = DiffusionTask(card, options.trainer)
-    samples = [as_tensors(case) for case in cohort.train]
-    task.model.fit_codec((one["image"] for one in samples), (one["label"] for one in samples))
+    model = task.model
+    model.codec.fit(model.target(collate([as_tensors(case)]))[0] for case in cohort.train)
     return task
 
 
