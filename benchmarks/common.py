@@ -1,13 +1,24 @@
-"""What the benchmarks share: the machine's name, repeated timings, a table of them."""
+"""What the benchmarks share: the machine's name, repeated timings, a table of them, files of results."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import platform
+import shlex
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+from medaug.files import atomic_write
+
+HERE = Path(__file__).parent
 
 
 def machine() -> str:
@@ -36,3 +47,36 @@ def print_table(rows: Mapping[str, Sequence[float]], column: str, amounts: Mappi
         print(
             f"{name:32}{len(taken):8}{min(taken):10.4f}{median:10.4f}{max(taken):10.4f}{amounts[name] / median:12.1f}"
         )
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Least, median and largest of repeated measurements."""
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def arguments(doc: str, name: str) -> argparse.ArgumentParser:
+    """A command line with where a benchmark works and where its result goes, named after its module's docstring."""
+    parser = argparse.ArgumentParser(
+        description=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, default=Path("runs", "benchmarks", name), help="unfinished work is kept")
+    parser.add_argument("--result", type=Path, default=HERE / "results" / f"{name}.json", help="JSON file to write")
+    return parser
+
+
+def save_result(path: Path, seeds: Sequence[int], n: int, figures: Mapping[str, Any]) -> None:
+    """Write a result with what made it: command (folders by name only), machine, versions, commit, seeds, number."""
+    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*"]
+    about = {
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
+        "machine": machine(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
+        "versions": {name: version(name) for name in ("torch", "monai")},
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
+        "seeds": list(seeds),
+        "n": n,
+    }
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(about | dict(figures), indent=2) + "\n")
+    print(f"written: {path}")
