@@ -5,6 +5,7 @@ PRESET =
 DATA =
 ARGS =
 PYTHON = python3
+JOBS = 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -63,11 +64,14 @@ audit: $(STAMP) ## do the images obey their masks: EXP=name
 benchmark: $(STAMP) ## do the pairs help on untouched subjects: EXP=name
 	@$(BIN)/python -m medaug.benchmark $(experiment) $(preset) $(ARGS)
 
-test: $(STAMP) ## all tests: [ARGS="-k name"]
-	@$(BIN)/python -m pytest $(ARGS)
+# A file of tests stays in one process, for what they share; threads of their own would get in each other's way.
+pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test: $(STAMP) ## all tests, in JOBS processes at once: [JOBS=2] [ARGS="-k name"]
+	@$(pytest) $(ARGS)
 
 test-fast: $(STAMP) ## the tests that take seconds
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(pytest) -m "not slow" $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check .
