@@ -130,7 +130,8 @@ def main(options: Options) -> None:
         init_from=base,
         score=score,
     )
-    finish(folder, summary)
+    if process_rank() == 0:
+        finish(folder, summary)
     best = f"; the best by its samples (step {summary['best']['step']}) is best.ckpt" if summary["best"] else ""
     log.info("the model is %s%s", folder / "last.ckpt", best)
 

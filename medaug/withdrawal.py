@@ -179,7 +179,7 @@ def _in_training(folder: Path, who: _Who) -> Generator[Artefact, None, dict[str,
 
 
 def _in_pairs(folder: Path, who: _Who, models: Mapping[str, str]) -> Iterator[Artefact]:
-    records = list(provenance.read(folder / "provenance.jsonl").values())
+    records = list(provenance.read_all(folder).values())
     made_by = {_made_by(record.get("checkpoint"), models) for record in records}
     for why, certain in sorted(made_by, key=lambda one: not one[1]):
         if why:
