@@ -163,7 +163,7 @@ def _in_training(folder: Path, who: _Who) -> Generator[Artefact, None, dict[str,
     models: dict[str, str] = {}
     for path in sorted(folder.rglob("*.ckpt")):
         try:
-            card, _ = read_checkpoint(path)
+            card, _ = read_checkpoint(path, "codec" if path.name == "codec.ckpt" else "state_dict")
         except UserError as error:
             yield Artefact("checkpoint", path, f"cannot be told ({error})", certain=False)
             continue
@@ -185,13 +185,14 @@ def _in_pairs(folder: Path, who: _Who, models: Mapping[str, str]) -> Iterator[Ar
         if why:
             yield Artefact("pairs", folder, f"all pairs: {why}", certain)
     for record in records:
-        if who.subjects & {*record["subjects"], record.get("host_subject")} or record.get("host") in who.cases:
+        behind = {*record["subjects"], record.get("host_subject"), *record.get("mask_validation_subjects", [])}
+        if who.subjects & behind or record.get("host") in who.cases:
             for file in [*record.get("images", []), *([record["label"]] if "label" in record else [])]:
                 yield Artefact(
                     "pair",
                     folder / file,
-                    "made from a scan of the subject: its grid, its mask, bent or not, or what a mask generator "
-                    "learned from it",
+                    "made from a scan of the subject: its grid, its mask, bent or not, or a mask by a generator that "
+                    "was trained or validated on it",
                 )
 
 
