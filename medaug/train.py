@@ -169,7 +169,7 @@ def _check(options: Options, scored: bool) -> None:
     except ValueError as error:
         raise UserError(f"process: {error}") from error
     if scored:
-        check_scoring(process, options.trainer)
+        check_scoring(process, options.trainer, options.masks)
 
 
 if __name__ == "__main__":
