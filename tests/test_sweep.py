@@ -166,6 +166,13 @@ def test_an_objective_that_no_run_has_ends_the_search_at_its_first_job(trained):
     assert len(trained) == 1
 
 
+def test_a_further_process_of_a_job_does_not_ask_for_what_the_first_has_yet_to_write(home, monkeypatch):
+    monkeypatch.setattr(sweep, "_wait", lambda command: 0)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,0.2"])
+    assert not list(Path("runs/sweep").glob("*/job.json"))
+
+
 def test_results_may_lie_in_a_folder_of_any_name(trained):
     sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,0.2", "runs='it\\'s a folder'"])
     assert Path("it's a folder/sweep/trainer.learning_rate=0.1/demo/train/finished.json").exists()
