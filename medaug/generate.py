@@ -51,6 +51,7 @@ def main(options: Options) -> None:
 
     import numpy as np
 
+    from medaug.cohort import provenance
     from medaug.data.cases import load_cases
     from medaug.reporting.figures import contact_sheet
     from medaug.reporting.strip import busiest_slice, denoising_strip, evenly
@@ -82,6 +83,8 @@ def main(options: Options) -> None:
 
     learned = None if generator is None else generator.subjects
     num, rank, ranks = options.generate.num, process_rank(), process_count()
+    if ranks > 1:  # now, for on network file systems the others see a new name late
+        provenance.rank_file(folder, rank).open("ab").close()
     generate_pairs(model, card, plan, num, options.generate.batch_size, folder, learned, rank, ranks)
     synthetic = synthetic_manifest(card, folder, num)
     if missing := num - len(synthetic.cases):

@@ -88,8 +88,6 @@ def generate_pairs(
     Of `ranks` processes, number `rank` makes the pairs rank, rank + ranks, ..., and keeps records of its own.
     """
     record = provenance.rank_file(folder, rank)
-    folder.mkdir(parents=True, exist_ok=True)
-    record.open("ab").close()  # now: on network file systems others see a new name late
     made = {index for index, _ in provenance.read_all(folder)}
     pending = [index for index in range(rank, num, ranks) if index not in made]
     batches = [pending[i : i + batch_size] for i in range(0, len(pending), batch_size)]
