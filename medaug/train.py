@@ -130,8 +130,7 @@ def main(options: Options) -> None:
         init_from=base,
         score=score,
     )
-    if process_rank() == 0:
-        finish(folder, summary)
+    finish(folder, summary)
     best = f"; the best by its samples (step {summary['best']['step']}) is best.ckpt" if summary["best"] else ""
     log.info("the model is %s%s", folder / "last.ckpt", best)
 
@@ -169,7 +168,7 @@ def _check(options: Options, scored: bool) -> None:
     except ValueError as error:
         raise UserError(f"process: {error}") from error
     if scored:
-        check_scoring(process, options.trainer, options.masks)
+        check_scoring(process, options.trainer)
 
 
 if __name__ == "__main__":

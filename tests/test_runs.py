@@ -189,6 +189,7 @@ def test_further_ranks_come_to_the_same_answer_and_write_nothing(folder, monkeyp
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert not runs.claim(folder, IDENTITY, overwrite=False)
     assert runs.claim(folder, OTHER_SEED, overwrite=True)
+    runs.finish(folder, {})
     assert json.loads((folder / "finished.json").read_text()) == {"steps": 8}
 
 
@@ -222,6 +223,8 @@ def test_a_further_process_begins_when_the_first_has_claimed_the_folder(folder, 
     assert begun.wait(30)
     other.join()
     assert (folder / ".lock.rank1").exists()
+    runs.finish(folder, {"pairs": 4})
+    assert runs.finished(folder) == {"pairs": 4}, "whichever process ends last"
 
 
 def test_no_other_configuration_gets_a_folder_that_a_further_process_is_at_work_in(folder, monkeypatch):

@@ -58,13 +58,12 @@ Image = NDArray[np.float32]
 """(M, X, Y, Z) in [-1, 1]."""
 
 
-def check_scoring(process: Process, trainer: TrainerOptions, masks: MasksOptions) -> None:
+def check_scoring(process: Process, trainer: TrainerOptions) -> None:
     """Refuse what would fail at the first scoring, long after the training began.
 
     Args:
         process: of the model.
         trainer: its `score_` keys and `selector_steps`.
-        masks: where those of the samples come from.
 
     Raises:
         UserError: names the key and the way out.
@@ -72,8 +71,6 @@ def check_scoring(process: Process, trainer: TrainerOptions, masks: MasksOptions
     for key, least in (("score_every", 1), ("score_num", 2), ("score_inference_steps", 1), ("selector_steps", 1)):
         if (value := getattr(trainer, key)) < least:
             raise UserError(f"trainer.{key}={value}: at least {least} is needed; trainer.score_every=0 scores nothing")
-    if masks.source == "generated":
-        raise UserError("masks=generated: read by generate; samples are scored on masks=deformed or masks=real")
     sampler = SamplerOptions()
     try:
         check(process, sampler.name, sampler.spacing, sampler.eta)

@@ -212,12 +212,7 @@ def test_nothing_to_sample_or_compare_is_refused(tmp_path, train, why):
 )
 def test_impossible_options_are_refused_by_name(change):
     process = Process(**CARD.options["process"])
-    check_scoring(process, BUDGET, MasksOptions())
+    check_scoring(process, BUDGET)
     (key,) = change
     with pytest.raises(UserError, match=f"trainer.{key}="):
-        check_scoring(process, replace(BUDGET, **change), MasksOptions())
-
-
-def test_masks_that_a_training_cannot_generate_are_refused():
-    with pytest.raises(UserError, match="masks=generated: read by generate; samples are scored on masks=deformed"):
-        check_scoring(Process("rectified_flow", "flow"), BUDGET, MasksOptions(source="generated"))
+        check_scoring(process, replace(BUDGET, **change))
