@@ -160,9 +160,9 @@ def join(folder: Path, identity: dict[str, Any], patience: float = 600.0) -> Non
 def finish(folder: Path, summary: dict[str, Any]) -> None:
     """Mark a run as whole with `finished.json`, which holds the summary, and let go of the folder.
 
-    Whoever holds the folder does so, by `claim` or `join`; a further process of a training does nothing.
+    The first process does so, and any that has joined; a further process of a training does nothing.
     """
-    if folder.resolve() in _locks:
+    if process_rank() == 0 or folder.resolve() in _locks:
         with atomic_write(folder / "finished.json") as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n")
         _unlock(folder)
