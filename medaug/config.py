@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medaug.errors import UserError
 from medaug.options import Options
-from medaug.runs import process_rank
+from medaug.runs import process_count, process_rank
 from medaug.stages import STAGES, Stage
 
 logger = logging.getLogger(__name__)
@@ -333,6 +333,8 @@ def run(stage_name: str, body: Callable[[Options], None], arguments: Sequence[st
             shown = _nested(options, [path for path in keys() if _accepts(stage, path)])
             sys.stdout.write(OmegaConf.to_yaml(OmegaConf.create(shown)))
             return 0
+        if (count := process_count()) > 1 and not STAGES[stage_name].shared:
+            raise UserError(f"torchrun or srun started {count} processes, and this stage is the work of one; start one")
         set_up_logging()
         body(options)
     except UserError as error:

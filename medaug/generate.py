@@ -9,13 +9,17 @@ import logging
 
 from medaug.config import launch, part
 from medaug.options import Options
-from medaug.runs import claim, finish, stage_folder, trained_checkpoint
+from medaug.runs import claim, finish, join, local_rank, process_count, process_rank, stage_folder, trained_checkpoint
 
 log = logging.getLogger(__name__)
 
 
 def main(options: Options) -> None:
-    """Write pairs, their provenance, their manifest and a contact sheet; on request, how the first pair comes about."""
+    """Write pairs, their provenance, their manifest and a contact sheet; on request, how the first pair comes about.
+
+    Processes that torchrun or srun started share the pairs without waiting for each other; whoever finds all of them on
+    record writes the rest.
+    """
     import torch
 
     from medaug.cohort.manifest import Manifest
@@ -30,7 +34,8 @@ def main(options: Options) -> None:
     train, folder = stage_folder(options, "train"), stage_folder(options, "generate")
     checkpoint = trained_checkpoint(options)
     # Before anything is written.
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    devices = torch.cuda.device_count()
+    device = torch.device("cuda", local_rank() % devices) if devices else torch.device("cpu")
     digest, card, model = load_experiment(checkpoint, options.experiment, device)
     check_task(model.task, card, checkpoint)
     check_options(model.process, card.schema, options.generate, options.sampler, card.attributes)
@@ -42,9 +47,11 @@ def main(options: Options) -> None:
     work = claim(folder, identity, options.overwrite, growable=("generate.num",))
     if not work and not options.generate.strip:
         return
+    join(folder, identity)
 
     import numpy as np
 
+    from medaug.cohort import provenance
     from medaug.data.cases import load_cases
     from medaug.reporting.figures import contact_sheet
     from medaug.reporting.strip import busiest_slice, denoising_strip, evenly
@@ -62,7 +69,7 @@ def main(options: Options) -> None:
             index, hosts, options.generate, options.masks, options.sampler, digest, card.attributes, generator
         )
 
-    if options.generate.strip:
+    if options.generate.strip and process_rank() == 0:
         recipe, _, mask = plan(0)
         seen: list[tuple[float, np.ndarray]] = []
         last = sample_images(
@@ -75,8 +82,18 @@ def main(options: Options) -> None:
         return
 
     learned = None if generator is None else generator.subjects
-    generate_pairs(model, card, plan, options.generate.num, options.generate.batch_size, folder, learned)
-    synthetic = synthetic_manifest(card, folder, options.generate.num)
+    num, rank, ranks = options.generate.num, process_rank(), process_count()
+    if ranks > 1:  # now, for on network file systems the others see a new name late
+        provenance.rank_file(folder, rank).open("ab").close()
+    generate_pairs(model, card, plan, num, options.generate.batch_size, folder, learned, rank, ranks)
+    synthetic = synthetic_manifest(card, folder, num)
+    if missing := num - len(synthetic.cases):
+        log.info(
+            "process %d of %d has made its pairs; %d are still to come from the others, the last of which writes the "
+            "manifest. Should one have died, the same command again makes what is missing",
+            *(rank, ranks, missing),
+        )
+        return
     synthetic.save(folder / "manifest.json")
 
     shown = load_cases(synthetic, synthetic.cases[:16], card.preprocessing, folder.parent / "cache")

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,15 +41,29 @@ def stage_folder(options: Options, stage: str) -> Path:
 
 
 def process_rank() -> int:
-    """Number of this process among those that train together, from torchrun, Lightning or SLURM; else 0."""
-    found = (os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ)
-    return int(next(found, "0"))
+    """Number of this process among those that work together, from torchrun, Lightning or SLURM; else 0."""
+    return _number("RANK", "LOCAL_RANK", "SLURM_PROCID")
+
+
+def process_count() -> int:
+    """How many processes torchrun or srun started to work together; else 1."""
+    # Not SLURM_NTASKS: a batch script has it too, and runs once.
+    return int(os.environ.get("WORLD_SIZE" if "RANK" in os.environ else "SLURM_STEP_NUM_TASKS", "1"))
+
+
+def local_rank() -> int:
+    """Number of this process among those on its machine, from torchrun, Lightning or SLURM; else 0."""
+    return _number("LOCAL_RANK", "SLURM_LOCALID")
+
+
+def _number(*variables: str) -> int:
+    return int(next((os.environ[name] for name in variables if name in os.environ), "0"))
 
 
 def claim(folder: Path, identity: dict[str, Any], overwrite: bool, growable: tuple[str, ...] = ()) -> bool:
     """Take a run folder for a configuration, and hold it against other processes until `finish` or exit.
 
-    Of several processes that train together the first writes and locks; the others come to the same answer.
+    Of several processes that work together the first writes and locks; the others come to the same answer.
 
     Args:
         folder: made if absent; `config.yaml` in it says whose it is.
@@ -77,14 +92,16 @@ def claim(folder: Path, identity: dict[str, Any], overwrite: bool, growable: tup
 
 def _settle(folder: Path, identity: dict[str, Any], overwrite: bool, growable: tuple[str, ...], first: bool) -> bool:
     path = folder / "config.yaml"
-    if not path.exists():
+    former = _read_config(path)
+    if former is None:
         if first:
             if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
                 raise UserError(f"{folder}: holds files of something else; move them or choose runs=DIR")
             _write_config(path, identity)
         return True
-    former = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
     differences = _differences(former, identity)
+    if differences and first:
+        _refuse_company(folder)
     begun = any(not entry.name.startswith(".") and entry != path for entry in folder.iterdir())
     if differences and not begun:
         if first:
@@ -115,9 +132,37 @@ def _settle(folder: Path, identity: dict[str, Any], overwrite: bool, growable: t
     return True
 
 
-def finish(folder: Path, summary: dict[str, Any]) -> None:
-    """Mark a run as whole with `finished.json`, which holds the summary, and let go of the folder."""
+def join(folder: Path, identity: dict[str, Any], patience: float = 600.0) -> None:
+    """Of several processes that share work without speaking to each other: begin once the first has claimed the folder.
+
+    Each but the first then holds a lock of its own, so that the folder is not given to another configuration while
+    one of them is at work.
+
+    Args:
+        folder, identity: as for `claim`.
+        patience: seconds to wait for the first.
+
+    Raises:
+        UserError: the first does not come, or another process of this number is at work there.
+    """
     if process_rank() == 0:
+        return
+    wanted, end = json.loads(json.dumps(identity)), time.monotonic() + patience
+    while (former := _read_config(folder / "config.yaml")) is None or _differences(former, wanted):
+        if time.monotonic() > end:
+            raise UserError(
+                f"{folder}: the first of {process_count()} processes has not begun; start all of them again"
+            )
+        time.sleep(0.2)
+    lock(folder)
+
+
+def finish(folder: Path, summary: dict[str, Any]) -> None:
+    """Mark a run as whole with `finished.json`, which holds the summary, and let go of the folder.
+
+    The first process does so, and any that has joined; a further process of a training does nothing.
+    """
+    if process_rank() == 0 or folder.resolve() in _locks:
         with atomic_write(folder / "finished.json") as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n")
         _unlock(folder)
@@ -131,6 +176,13 @@ def finished(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def _read_config(path: Path) -> dict[str, Any] | None:
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
+    except FileNotFoundError:
+        return None
+
+
 def _write_config(path: Path, identity: dict[str, Any]) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(identity)))
@@ -138,7 +190,9 @@ def _write_config(path: Path, identity: dict[str, Any]) -> None:
 
 def _empty(folder: Path) -> None:
     # config.yaml last: should this be interrupted, the folder is still known for a run of ours.
-    entries = [entry for entry in folder.iterdir() if entry.name not in {".lock", "config.yaml"}]
+    entries = [
+        entry for entry in folder.iterdir() if not entry.name.startswith(".lock") and entry.name != "config.yaml"
+    ]
     for entry in sorted(entries, key=lambda entry: entry.name != "finished.json"):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -171,17 +225,22 @@ def _told(differences: dict[str, tuple[Any, Any]]) -> str:
 
 
 def lock(folder: Path) -> None:
-    """Hold a folder against other processes until this one ends.
+    """Hold a folder against other processes, but for those that work together, until this one ends.
 
     Raises:
         UserError: another process holds it, or it cannot be written.
     """
     folder = folder.resolve()
-    if folder in _locks:
-        return
+    if folder not in _locks:
+        rank = process_rank()
+        _locks[folder] = _hold(folder / (".lock" if rank == 0 else f".lock.rank{rank}"))
+
+
+def _hold(path: Path) -> int:
+    folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror}); choose another place with runs=DIR"
@@ -193,7 +252,13 @@ def lock(folder: Path) -> None:
         raise UserError(f"{folder}: another process is at work in it; wait for it or stop it") from error
     except OSError as error:  # some network file systems have no locks
         logger.warning("%s: cannot be locked (%s); do not run this stage twice at once", folder, error.strerror)
-    _locks[folder] = handle
+    return handle
+
+
+def _refuse_company(folder: Path) -> None:
+    """Refuse while processes whose first one is gone are still at work (see `join`)."""
+    for path in folder.glob(".lock.rank*"):
+        os.close(_hold(path))
 
 
 def _unlock(folder: Path) -> None:

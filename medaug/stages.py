@@ -12,7 +12,10 @@ from medaug.options import Options
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage is for, what it needs, and the nodes or single keys of `Options` that its command line may set."""
+    """What a stage is for, what it needs, and the nodes or single keys of `Options` that its command line may set.
+
+    `shared`: several processes can work on it together.
+    """
 
     name: str
     purpose: str
@@ -21,6 +24,7 @@ class Stage:
     example: str
     reads: tuple[str, ...]
     experiment_needed: bool = True
+    shared: bool = False
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -52,6 +56,7 @@ STAGES = {
             "runs/EXP/train",
             "experiment=demo",
             (*_RUN, "overwrite", "resume", "init_from", "dry_run", "objective", *_MODEL, "segmenter", "masks"),
+            shared=True,
         ),
         Stage(
             "generate",
@@ -60,6 +65,7 @@ STAGES = {
             "runs/EXP/synthetic",
             "experiment=demo num=16",
             (*_RUN, "overwrite", "checkpoint", "sampler", "masks"),
+            shared=True,
         ),
         Stage(
             "predict",
@@ -67,7 +73,7 @@ STAGES = {
             "train",
             "runs/EXP/predictions",
             "experiment=demo inpaint=[oedema] remove=true",
-            (*_RUN, "overwrite", "sampler"),
+            (*_RUN, "overwrite", "checkpoint", "sampler"),
         ),
         Stage(
             "export",

@@ -143,7 +143,7 @@ def run_job(fixed: Sequence[str], folder: Path, objective: str, config: DictConf
         config: what Hydra composed; the single run composes for itself, by its own rules.
 
     Returns:
-        the number; None where it is unknown.
+        the number; None where it is unknown, and on all processes of the job but the first.
 
     Raises:
         UserError: the run failed.
@@ -158,6 +158,8 @@ def run_job(fixed: Sequence[str], folder: Path, objective: str, config: DictConf
     if status:
         _note(runs, {"words": words, "status": status})
         raise UserError(f"{name}: failed with status {status}")
+    if process_rank() != 0:  # the first is the one to write the summary, and may be at it
+        return None
     # Composing once more is not possible inside of Hydra, nor is it needed.
     experiment = parse_arguments(STAGE, single)[0]["experiment"]
     summary = finished(stage_folder(Options(experiment, runs=str(runs)), STAGE.name)) or {}

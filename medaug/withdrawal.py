@@ -163,7 +163,7 @@ def _in_training(folder: Path, who: _Who) -> Generator[Artefact, None, dict[str,
     models: dict[str, str] = {}
     for path in sorted(folder.rglob("*.ckpt")):
         try:
-            card, _ = read_checkpoint(path)
+            card, _ = read_checkpoint(path, "codec" if path.name == "codec.ckpt" else "state_dict")
         except UserError as error:
             yield Artefact("checkpoint", path, f"cannot be told ({error})", certain=False)
             continue
@@ -179,19 +179,20 @@ def _in_training(folder: Path, who: _Who) -> Generator[Artefact, None, dict[str,
 
 
 def _in_pairs(folder: Path, who: _Who, models: Mapping[str, str]) -> Iterator[Artefact]:
-    records = list(provenance.read(folder / "provenance.jsonl").values())
+    records = list(provenance.read_all(folder).values())
     made_by = {_made_by(record.get("checkpoint"), models) for record in records}
     for why, certain in sorted(made_by, key=lambda one: not one[1]):
         if why:
             yield Artefact("pairs", folder, f"all pairs: {why}", certain)
     for record in records:
-        if who.subjects & {*record["subjects"], record.get("host_subject")} or record.get("host") in who.cases:
+        behind = {*record["subjects"], record.get("host_subject"), *record.get("mask_validation_subjects", [])}
+        if who.subjects & behind or record.get("host") in who.cases:
             for file in [*record.get("images", []), *([record["label"]] if "label" in record else [])]:
                 yield Artefact(
                     "pair",
                     folder / file,
-                    "made from a scan of the subject: its grid, its mask, bent or not, or what a mask generator "
-                    "learned from it",
+                    "made from a scan of the subject: its grid, its mask, bent or not, or a mask by a generator that "
+                    "was trained or validated on it",
                 )
 
 

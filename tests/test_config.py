@@ -293,3 +293,8 @@ def test_starting_up_imports_nothing_heavy():
     root = Path(__file__).parents[1]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert result.stderr.strip() == ""
+
+
+@pytest.mark.parametrize("stage", ["generate", "predict", "audit", "benchmark"])
+def test_every_stage_that_takes_a_checkpoint_lets_it_be_chosen(stage):
+    assert config.load_options(stage, ["experiment=demo", "checkpoint=last"]).checkpoint == "last"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ OTHER_SEED = {**IDENTITY, "trainer": {"max_steps": 16, "seed": 1}}
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "runs" / "demo" / "train"
     yield folder
@@ -183,14 +184,65 @@ def test_further_ranks_come_to_the_same_answer_and_write_nothing(folder, monkeyp
     assert runs.claim(folder, IDENTITY, overwrite=False)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert runs.claim(folder, IDENTITY, overwrite=False)  # although rank 0 holds the lock
-    runs.finish(folder, {})
-    assert not (folder / "finished.json").exists()
     monkeypatch.setenv("LOCAL_RANK", "0")
     runs.finish(folder, {"steps": 8})
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert not runs.claim(folder, IDENTITY, overwrite=False)
     assert runs.claim(folder, OTHER_SEED, overwrite=True)
+    runs.finish(folder, {})
     assert json.loads((folder / "finished.json").read_text()) == {"steps": 8}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, (0, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "4"}, (3, 4)),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, (1, 2)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, (0, 1)),  # a batch script, without srun
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "RANK": "5", "WORLD_SIZE": "8"}, (5, 8)),  # srun torchrun
+    ],
+)
+def test_processes_are_counted_as_torchrun_or_srun_started_them(folder, monkeypatch, environment, expected):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert (runs.process_rank(), runs.process_count()) == expected
+
+
+def test_a_further_process_begins_when_the_first_has_claimed_the_folder(folder, monkeypatch):
+    runs.claim(folder, OTHER_SEED, overwrite=False)
+    runs._unlock(folder)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match="has not begun; start all of them again"):
+        runs.join(folder, IDENTITY, patience=0.3)
+    begun = threading.Event()
+    other = threading.Thread(target=lambda: (runs.join(folder, IDENTITY), begun.set()))
+    other.start()
+    assert not begun.wait(0.5)
+    runs._write_config(folder / "config.yaml", IDENTITY)
+    assert begun.wait(30)
+    other.join()
+    assert (folder / ".lock.rank1").exists()
+    runs.finish(folder, {"pairs": 4})
+    assert runs.finished(folder) == {"pairs": 4}, "whichever process ends last"
+
+
+def test_no_other_configuration_gets_a_folder_that_a_further_process_is_at_work_in(folder, monkeypatch):
+    runs.claim(folder, IDENTITY, overwrite=False)
+    runs._unlock(folder)  # the first has ended
+    (folder / "provenance.jsonl").write_text("")
+    monkeypatch.setenv("RANK", "1")
+    runs.join(folder, IDENTITY)
+    held = runs._locks.pop(folder.resolve())
+    monkeypatch.setenv("RANK", "0")
+    for identity, growable in ((OTHER_SEED, ()), (MORE_STEPS, ("trainer.max_steps",))):
+        with pytest.raises(UserError, match="another process is at work in it"):
+            runs.claim(folder, identity, overwrite=True, growable=growable)
+    assert stored(folder) == IDENTITY
+    assert runs.claim(folder, IDENTITY, overwrite=False)  # the same work may go on beside it
+    runs._unlock(folder)
+    runs.os.close(held)
+    assert runs.claim(folder, OTHER_SEED, overwrite=True)
 
 
 def trained(tmp_path, *names, **options):

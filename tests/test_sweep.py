@@ -44,7 +44,7 @@ def trained(home, monkeypatch) -> list[list[str]]:
         folder = Path(options["runs"]) / "demo" / "train"
         folder.mkdir(parents=True, exist_ok=True)
         loss = (options["trainer.learning_rate"] - 0.3) ** 2
-        (folder / "finished.json").write_text(json.dumps({"validation_loss": loss, "sample/score": -loss}))
+        (folder / "finished.json").write_text(json.dumps({"validation_loss": loss, "best_score": -loss}))
         return 0
 
     monkeypatch.setattr(sweep, "_wait", wait)
@@ -153,7 +153,7 @@ def test_optuna_minimises_what_the_jobs_report_and_finds_the_same_jobs_again(tra
 
 
 def test_optuna_takes_another_objective_and_its_direction(trained):
-    words = ("objective=sample/score", "hydra.sweeper.direction=maximize", "hydra/sweeper/sampler=grid")
+    words = ("objective=best_score", "hydra.sweeper.direction=maximize", "hydra/sweeper/sampler=grid")
     sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,0.2,0.9", OPTUNA, *words])
     best = OmegaConf.load("runs/sweep/optimization_results.yaml")
     assert best.best_params == {"trainer.learning_rate": 0.2}
@@ -161,11 +161,16 @@ def test_optuna_takes_another_objective_and_its_direction(trained):
 
 
 def test_an_objective_that_no_run_has_ends_the_search_at_its_first_job(trained):
-    with pytest.raises(
-        UserError, match="objective=dice: a run has no such number; it has validation_loss, sample/score"
-    ):
+    with pytest.raises(UserError, match="objective=dice: a run has no such number; it has validation_loss, best_score"):
         sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,0.2", OPTUNA, "objective=dice", "hydra.sweeper.n_jobs=1"])
     assert len(trained) == 1
+
+
+def test_a_further_process_of_a_job_does_not_ask_for_what_the_first_has_yet_to_write(home, monkeypatch):
+    monkeypatch.setattr(sweep, "_wait", lambda command: 0)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,0.2"])
+    assert not list(Path("runs/sweep").glob("*/job.json"))
 
 
 def test_results_may_lie_in_a_folder_of_any_name(trained):

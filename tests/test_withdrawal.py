@@ -157,6 +157,25 @@ def test_a_model_whose_base_saw_the_subject_is_found(home: Path) -> None:
         assert ("checkpoint" in {artefact.kind for artefact in found}) == (base is not None)
 
 
+def test_a_codec_says_whom_it_learned_from(home: Path) -> None:
+    torch.save({"medaug": CARD.to_dict(), "step": 1, "codec": {}}, home / "runs/demo/train/codec.ckpt")
+    assert ("checkpoint", "train/codec.ckpt") in listed(home, "Sa")
+    assert ("checkpoint", "train/codec.ckpt") not in listed(home, "Sd")
+
+
+def test_a_pair_whose_mask_generator_saw_the_subject_is_found(home: Path) -> None:
+    record = provenance.read_all(home / "runs/demo/synthetic")[1, 0] | {
+        "index": 2,
+        "name": "p2",
+        "label": "labelsTr/p2",
+    }
+    record |= {"subjects": ["Sb", "Se"], "mask_validation_subjects": ["Sf"]}
+    provenance.append(provenance.rank_file(home / "runs/demo/synthetic", 3), record)
+    for subject in ("Se", "Sf"):
+        found = {a.path.name for a in withdraw(subject, home / "runs") if a.kind == "pair"}
+        assert found == {"p1_0000.nii.gz", "p2"}
+
+
 def test_what_cannot_be_told_is_said_to_be_so(home: Path) -> None:
     demo = home / "runs" / "demo"
     (demo / "cache" / "old.json").write_text('{"affine": []}')

@@ -90,12 +90,17 @@ class Recipe:
         return cls.from_mapping(mapping)
 
 
+def rank_file(folder: str | os.PathLike[str], rank: int) -> Path:
+    """The file in `folder` that one of several processes appends to; the first, or only, one has provenance.jsonl."""
+    return Path(folder) / ("provenance.jsonl" if rank == 0 else f"provenance.rank{rank}.jsonl")
+
+
 def append(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
     """Add one record (a line of JSON) to a provenance.jsonl and wait until it is on the disk.
 
     A record holds "index", "attempt" and "subjects" (everyone whose data went into the pair), usually the
     fields of a Recipe, and whatever the screening found. A line that a killed process left unfinished is cut
-    off first. One process at a time may write to a file; parallel ranks each take a file of their own.
+    off first. One process at a time may write to a file; of several at work each takes its own (`rank_file`).
 
     Raises:
         UserError: the disk is full.
@@ -142,6 +147,18 @@ def read(path: str | os.PathLike[str]) -> dict[tuple[int, int], dict[str, Any]]:
                 f"{path}: line {number} is not a provenance record; restore the file or remove it"
             ) from error
     return records
+
+
+def read_all(folder: str | os.PathLike[str]) -> dict[tuple[int, int], dict[str, Any]]:
+    """All records in `folder`, whichever process wrote them, as {(index, attempt): record} in the order of the keys.
+
+    Raises:
+        UserError: as `read`.
+    """
+    records: dict[tuple[int, int], dict[str, Any]] = {}
+    for path in sorted(Path(folder).glob("provenance*.jsonl")):
+        records |= read(path)
+    return dict(sorted(records.items()))
 
 
 def _line(mapping: Mapping[str, Any]) -> str:

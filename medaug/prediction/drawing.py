@@ -99,22 +99,28 @@ class Draughtsman:
         task, card = self.model.task, self.card
         given = self._given(scan)
         samples = self._samples(scan, self._label(scan), given)
-        mean, placement = samples.mean(0).numpy(), scan.placement_of(task.drawn, card)
+        volumes, poor = self._in_units(scan, samples), None
+        if self.predict.degrade:
+            assert given is not None
+            poor = given[0, -len(task.drawn) :].numpy()
+            put_back = card.preprocessing.invert_image(poor, scan.placement_of(task.drawn, card))
+            for m, volume in zip(task.drawn, put_back, strict=True):
+                volumes[f"{file_part(card.modalities[m])}_degraded"] = volume
+        return Drawn(volumes, list(self._image_scores(scan, samples.mean(0).numpy(), poor)))
+
+    def _in_units(self, scan: Scan, samples: Tensor) -> dict[str, NDArray[np.generic]]:
+        """The samples' mean on the scan's grid in its units, and their standard deviation where they are several."""
+        task, card = self.model.task, self.card
+        placement = scan.placement_of(task.drawn, card)
         names = [file_part(card.modalities[m]) for m in task.drawn]
-        volumes = dict(zip(names, card.preprocessing.invert_image(mean, placement), strict=True))
+        volumes = dict(zip(names, card.preprocessing.invert_image(samples.mean(0).numpy(), placement), strict=True))
         if len(samples) > 1:
             # Deviations have no offset: what is -1 in model space is 0 in units.
             width = [high - low for low, high in zip(placement.low, placement.high, strict=True)]
             spread = replace(placement, low=(0.0,) * len(width), high=tuple(width))
             stds = card.preprocessing.invert_image(samples.std(0).numpy() - 1, spread)
             volumes |= {f"{name}_uncertainty": std for name, std in zip(names, stds, strict=True)}
-        poor = None
-        if self.predict.degrade:
-            assert given is not None
-            poor = given[0, -len(task.drawn) :].numpy()
-            put_back = card.preprocessing.invert_image(poor, placement)
-            volumes |= {f"{name}_degraded": volume for name, volume in zip(names, put_back, strict=True)}
-        return Drawn(volumes, list(self._image_scores(scan, mean, poor)))
+        return volumes
 
     def _image_scores(self, scan: Scan, mean: NDArray[np.float32], poor: NDArray[np.float32] | None) -> Iterator[Score]:
         if not self.request.truth:
@@ -162,13 +168,12 @@ class Draughtsman:
             self.predict.resample,
         )
         samples = self._samples(scan, label if self.predict.remove else scan.label, None, inpainting)
-        drawn = card.preprocessing.invert_image(samples.mean(0).numpy(), scan.placement_of(task.drawn, card))
         within = card.preprocessing.invert_label(region.astype(np.uint8), scan.placement).astype(bool)
-        volumes: dict[str, NDArray[np.generic]] = {}
-        for m, volume in zip(task.drawn, drawn, strict=True):
-            real = scan.host[scan.told.index(m)]
-            volumes[file_part(card.modalities[m])] = np.where(within, volume, real)
-        return Drawn(volumes | {"region": within.astype(np.uint8)}, [])
+        real = {file_part(card.modalities[m]): scan.host[scan.told.index(m)] for m in task.drawn}
+        volumes: dict[str, NDArray[np.generic]] = {"region": within.astype(np.uint8)}
+        for kind, volume in self._in_units(scan, samples).items():
+            volumes[kind] = np.where(within, volume, real.get(kind, np.float32(0)))  # what is known has no uncertainty
+        return Drawn(volumes, [])
 
 
 def redrawn_region(

@@ -6,6 +6,7 @@ import base64
 import csv
 import itertools
 import json
+import logging
 import math
 import re
 import tempfile
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +29,8 @@ from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.evaluation.statistics import FEWEST_SUBJECTS, Interval, bootstrap_table
 from medaug.files import atomic_write
 from medaug.reporting import figures
+
+log = logging.getLogger(__name__)
 
 DIGITS = {"dice": 3, "hd95": 2}
 NAMES = {"dice": "Dice", "hd95": "HD95"}
@@ -73,7 +77,8 @@ def write_report(benchmark_folder: Path, out: Path) -> None:
     """Render the results of the benchmark, and of the stages in the folders beside it, to one HTML file.
 
     Needs `summary.json`, `scores.csv` and `comparison.csv`; takes up `../audit/faithfulness.json`,
-    `../audit/*.png`, `../synthetic/contact_sheet.png` and `../train/pictures/*.png` where they exist.
+    `../audit/*.png`, `../synthetic/contact_sheet.png` and `../train/pictures/*.png` where they exist. An audit of other
+    pairs than the benchmark's is left out.
 
     Raises:
         UserError: result files are missing, unreadable or incomplete.
@@ -84,8 +89,12 @@ def write_report(benchmark_folder: Path, out: Path) -> None:
     scores = _read_scores(benchmark_folder / "scores.csv", summary)
     rows = _arm_rows(summary, scores)
     comparisons = _read_comparisons(benchmark_folder / "comparison.csv")
-    audit = run / "audit" / "faithfulness.json"
-    faithfulness = _read_faithfulness(audit) if audit.exists() else None
+    audit = run / "audit"
+    shown = audit.exists() and _pairs(audit) == _pairs(benchmark_folder)
+    if audit.exists() and not shown:
+        log.warning("%s: of other pairs, so the report leaves it out; run medaug.audit again", audit)
+    found = audit / "faithfulness.json"
+    faithfulness = _read_faithfulness(found) if shown and found.exists() else None
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["interval"] = format_interval
@@ -100,7 +109,7 @@ def write_report(benchmark_folder: Path, out: Path) -> None:
         num_subjects=len(set(summary["subjects"].values())),
         dice_plot=_dice_picture(rows, scores),
         guidance_plot=_guidance_picture(faithfulness),
-        pictures=_pictures(run),
+        pictures=_pictures(run, shown),
         config=json.dumps(summary.get("config", {}), indent=2, ensure_ascii=False),
         digits=DIGITS,
     )
@@ -214,10 +223,16 @@ def _guidance_picture(faithfulness: Mapping[str, Any] | None) -> str | None:
     return _drawn(lambda path: figures.guidance_plot(points, path)) if len(points) > 1 else None
 
 
-def _pictures(run: Path) -> list[tuple[str, str]]:
+def _pairs(folder: Path) -> str | None:
+    """Digest of the pairs that a stage's results are of; None where nothing says so."""
+    path = folder / "config.yaml"
+    return OmegaConf.select(OmegaConf.load(path), "pairs") if path.exists() else None
+
+
+def _pictures(run: Path, audited: bool) -> list[tuple[str, str]]:
     """(caption, data URI) of the pictures of other stages; of training, a few evenly spaced to the last."""
     sheet = run / "synthetic" / "contact_sheet.png"
-    audit = sorted((run / "audit").glob("*.png"), key=_natural)
+    audit = sorted((run / "audit").glob("*.png"), key=_natural) if audited else []
     training = sorted((run / "train" / "pictures").glob("*.png"), key=_natural)
     places = np.linspace(0, len(training) - 1, min(len(training), MAX_TRAINING_PICTURES)).round().astype(int)
     found = [

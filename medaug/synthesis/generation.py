@@ -77,15 +77,19 @@ def generate_pairs(
     batch_size: int,
     folder: Path,
     mask_subjects: Mapping[str, Sequence[str]] | None = None,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> None:
     """Write pairs 0..num-1 below `folder` (imagesTr, labelsTr, provenance.jsonl); those on record are left alone.
 
     Each pair lies on its host's grid, in the host's units and voxel type. A pair counts as made when its record is on
     disk, and the record is written after both files. `mask_subjects` are those that a mask generator saw, per split.
+
+    Of `ranks` processes, number `rank` makes the pairs rank, rank + ranks, ..., and keeps records of its own.
     """
-    record = folder / "provenance.jsonl"
-    made = {index for index, _ in provenance.read(record)}
-    pending = [index for index in range(num) if index not in made]
+    record = provenance.rank_file(folder, rank)
+    made = {index for index, _ in provenance.read_all(folder)}
+    pending = [index for index in range(rank, num, ranks) if index not in made]
     batches = [pending[i : i + batch_size] for i in range(0, len(pending), batch_size)]
     for batch in track(batches, "generating"):
         recipes, hosts, masks = zip(*(plan(index) for index in batch), strict=True)
@@ -100,9 +104,8 @@ def generate_pairs(
 
 
 def synthetic_manifest(card: Card, folder: Path, num: int) -> Manifest:
-    """The manifest of pairs 0..num-1 in `folder`: all for training, each under its host's subject."""
-    records = [r for r in provenance.read(folder / "provenance.jsonl").values() if r["index"] < num]
-    records.sort(key=lambda r: r["index"])
+    """The manifest of those of pairs 0..num-1 that are in `folder`: all for training, each under its host's subject."""
+    records = [r for r in provenance.read_all(folder).values() if r["index"] < num]
     notice = "Phantoms, not patients. " if card.phantom else ""
     return Manifest(
         name=f"{card.experiment}_synthetic",
@@ -170,6 +173,6 @@ def finished_pairs(folder: Path) -> Pairs:
         raise UserError(f"{folder}: no finished synthetic pairs; run medaug.generate first (make generate)")
     manifest = Manifest.load(folder / "manifest.json")
     made = {case.name for case in manifest.cases}
-    records = [r for r in provenance.read(folder / "provenance.jsonl").values() if r["name"] in made]
+    records = [r for r in provenance.read_all(folder).values() if r["name"] in made]
     digest = hashlib.sha256(json.dumps([manifest.to_mapping(), records], sort_keys=True).encode()).hexdigest()
     return Pairs(manifest, tuple(records), digest)

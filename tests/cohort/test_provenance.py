@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medaug.cohort import provenance
-from medaug.cohort.provenance import Recipe, append, read
+from medaug.cohort.provenance import Recipe, append, rank_file, read, read_all
 from medaug.errors import UserError
 
 RECIPE = Recipe(
@@ -157,3 +157,16 @@ def test_kill_and_go_on(tmp_path: Path) -> None:
     assert list(kept) == [(index, 0) for index in range(len(kept))]
     append(path, _record(-1))
     assert list(read(path)) == [*kept, (-1, 0)]
+
+
+def test_the_files_of_several_processes_read_as_one(tmp_path):
+    assert read_all(tmp_path) == {}
+    for rank, indices in ((3, (3, 7)), (0, (0, 4)), (10, (1,))):
+        for index in indices:
+            append(rank_file(tmp_path, rank), {"index": index, "attempt": 0, "subjects": ["S"], "rank": rank})
+    assert rank_file(tmp_path, 0).name == "provenance.jsonl"
+    with rank_file(tmp_path, 3).open("a") as file:
+        file.write('{"index": 11, "att')  # killed
+    found = read_all(tmp_path)
+    assert list(found) == [(0, 0), (1, 0), (3, 0), (4, 0), (7, 0)], "in order, whoever wrote them"
+    assert [record["rank"] for record in found.values()] == [0, 10, 3, 0, 3]

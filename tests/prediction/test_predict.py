@@ -257,6 +257,13 @@ def test_inpainting_leaves_every_other_voxel_as_it_is(run, cohort, mask):
         assert (there[region] != gone[region]).mean() > 0.5
 
 
+def test_inpainting_says_how_its_samples_differ_within_the_region_and_nowhere_else(run):
+    written = volumes(run({"mask": True}, inpaint=["core"], num_samples=3))
+    region = written["plain_region.nii.gz"].get_fdata() > 0
+    spread = written["plain_T2_uncertainty.nii.gz"].get_fdata()
+    assert spread[region].min() > 0 and not spread[~region].any()
+
+
 def test_a_region_is_the_classes_and_their_surroundings_and_removing_leaves_the_others():
     label = np.zeros((9, 9, 9), np.uint8)
     label[4, 4, 4], label[4, 4, 6] = 2, 1

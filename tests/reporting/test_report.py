@@ -222,6 +222,19 @@ def test_faithfulness_is_shown_as_far_as_it_exists(tmp_path):
         assert fact in page.text
 
 
+def test_an_audit_of_other_pairs_is_left_out(tmp_path, caplog):
+    folder = _write_run(tmp_path)
+    guidance_plot({0: Interval(0.5, 0.4, 0.6, 9, 9)}, tmp_path / "audit" / "guidance.png")
+    interval = {"mean": 0.81, "low": 0.79, "high": 0.83, "n": 120}
+    (tmp_path / "audit" / "faithfulness.json").write_text(json.dumps({"synthetic": interval}))
+    for pairs, shown in (("now", True), ("then", False)):
+        (folder / "config.yaml").write_text("pairs: now\n")
+        (tmp_path / "audit" / "config.yaml").write_text(f"pairs: {pairs}\n")
+        page = Page(_render(folder))
+        assert ("faithfulness-table" in page.tables) is shown and len(page.sources) == 1 + shown
+        assert ("of other pairs, so the report leaves it out" in caplog.text) is not shown
+
+
 def test_hostile_names_stay_text(tmp_path):
     hostile = "<script>alert(1)</script>&\"'"
     folder = _write_run(tmp_path, arms=["real", hostile], classes=[hostile, "b"])

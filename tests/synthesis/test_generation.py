@@ -100,8 +100,8 @@ def make(cohort, card, model, tmp_path_factory):
         sampler = SamplerOptions(num_inference_steps=2)
         return write_recipe(index, hosts, GenerateOptions(), MasksOptions(rotation=2.0, elastic=0.3), sampler, "sum")
 
-    def run(folder: Path, num=NUM, batch_size=2):
-        generate_pairs(model, card, plan, num, batch_size, folder)
+    def run(folder: Path, num=NUM, batch_size=2, rank=0, ranks=1):
+        generate_pairs(model, card, plan, num, batch_size, folder, None, rank, ranks)
         return synthetic_manifest(card, folder, num)
 
     return run
@@ -215,8 +215,20 @@ def test_the_batch_size_changes_nothing_beyond_rounding(make, made, tmp_path, ba
     assert_same_pairs(tmp_path, Path(made.root))
 
 
+def test_pairs_are_the_same_whoever_makes_them(make, made, tmp_path):
+    few = make(tmp_path, rank=1, ranks=3)  # makes 1 and 4; the others of the three died
+    assert [case.name[-1] for case in few.cases] == ["1", "4"]
+    before = {k: p.stat().st_mtime_ns for k, p in files(tmp_path).items() if k.endswith(".gz")}
+    make(tmp_path, rank=0, ranks=2)
+    assert {i for i, _ in provenance.read(tmp_path / "provenance.jsonl")} == {0, 2}
+    assert make(tmp_path, rank=1, ranks=2).to_mapping() == made.to_mapping()
+    assert_same_pairs(tmp_path, Path(made.root))
+    after = {k: p.stat().st_mtime_ns for k, p in files(tmp_path).items()}
+    assert all(after[k] == time for k, time in before.items())
+
+
 def assert_same_pairs(one: Path, other: Path) -> None:
-    assert provenance.read(one / "provenance.jsonl") == provenance.read(other / "provenance.jsonl")
+    assert provenance.read_all(one) == provenance.read_all(other)
     images, labels = sorted(one.glob("imagesTr/*")), sorted(one.glob("labelsTr/*"))
     assert len(images) == 2 * NUM and len(labels) == NUM
     for path in labels:
