@@ -115,8 +115,10 @@ def load_mask_generator(
             "train it with the same data options"
         )
     saw = {subject for subjects in own.seen.values() for subject in subjects}
-    if leaked := sorted(saw & cohort.subjects("test") | set(own.seen["train"]) & cohort.subjects("val")):
-        raise UserError(f"{path}: leak: it saw {', '.join(leaked[:3])}, held out here; train it on the same split")
+    if leaked := sorted(saw & cohort.subjects("test") | set(own.seen["train"]) - cohort.subjects("train")):
+        raise UserError(
+            f"{path}: leak: it saw {', '.join(leaked[:3])}, no training subject here; train it on the same split"
+        )
     try:
         check(model.process, sampler.name, sampler.spacing, sampler.eta)
     except ValueError as error:
