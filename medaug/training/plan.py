@@ -16,7 +16,7 @@ from medaug.options import TrainerOptions
 from medaug.training.checkpoint import Card
 from medaug.training.hardware import device_type, world_size
 from medaug.training.model import DiffusionModel, Dropout
-from medaug.training.task import NOISE_LEVELS, PICTURE_STEPS, PICTURED, training_batches
+from medaug.training.module import NOISE_LEVELS, PICTURE_STEPS, PICTURED, training_batches
 
 STATE_BYTES = 20
 """Per parameter, in float32: the weight, its gradient, AdamW's two moments, its average."""

@@ -22,8 +22,8 @@ from medaug.errors import UserError
 from medaug.options import TrainerOptions
 from medaug.training.checkpoint import Card, load_model
 from medaug.training.fit import fit
+from medaug.training.module import DiffusionModule
 from medaug.training.plan import make_plan
-from medaug.training.task import DiffusionTask
 
 SHAPE = (8, 8, 8)
 BUDGET = TrainerOptions(
@@ -257,8 +257,8 @@ def test_accumulation_resumes_exactly(tmp_path):
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 def test_the_learning_rate_follows_its_schedule(tmp_path, schedule):
     budget = replace(BUDGET, schedule=schedule)
-    task = DiffusionTask(CARD, budget)
-    configured = task.configure_optimizers()
+    module = DiffusionModule(CARD, budget)
+    configured = module.configure_optimizers()
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     rates = []
     for _ in range(BUDGET.max_steps + 1):
