@@ -67,7 +67,7 @@ STAGES = {
             "train",
             "runs/EXP/predictions",
             "experiment=demo inpaint=[oedema] remove=true",
-            (*_RUN, "overwrite", "sampler"),
+            (*_RUN, "overwrite", "checkpoint", "sampler"),
         ),
         Stage(
             "export",

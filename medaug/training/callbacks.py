@@ -109,6 +109,11 @@ class ValidationCurve(Callback):
             table.writeheader()
             table.writerows(rows)
 
+    def loss(self) -> float | None:
+        """The latest `val/loss` on record, whichever process computed it; None: there is none."""
+        rows = self._rows()
+        return float(rows[max(rows)]["loss"]) if rows else None
+
     def _rows(self) -> dict[int, dict[str, str]]:
         if not self.path.exists():
             return {}

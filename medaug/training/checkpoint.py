@@ -64,6 +64,7 @@ class Card:
     phantom: bool
     attributes: AttributeEncoder = NO_ATTRIBUTES
     base: Base | None = None
+    scale: tuple[tuple[float, float], ...] = ()
 
     @property
     def seen(self) -> dict[str, list[str]]:
@@ -73,8 +74,6 @@ class Card:
         splits = {*self.subjects, *self.base.subjects}
         both = (self.subjects, self.base.subjects)
         return {split: sorted({name for saw in both for name in saw.get(split, [])}) for split in sorted(splits)}
-
-    scale: tuple[tuple[float, float], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

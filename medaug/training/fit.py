@@ -50,7 +50,8 @@ def fit(
     With `score`, samples are scored every `budget.score_every` steps, and `best.ckpt` is kept beside it.
 
     Returns:
-        step, parameters, training and validation cases, for the run's summary.
+        step, parameters, training and validation cases, validation loss and best checkpoint, for the run's summary: the
+        same however often the run was stopped.
 
     Raises:
         UserError: a checkpoint that cannot be continued, or an option that cannot be met.
@@ -119,14 +120,13 @@ def fit(
             trainer.validate(module, datamodule=data, verbose=False)
     if last.signals.received is not None:
         last.signals.leave(f"stopped at step {trainer.global_step}", trainer.is_global_zero)
-    loss = trainer.callback_metrics.get("val/loss")  # absent where nothing was left to do
     return {
         "step": trainer.global_step,
         "parameters": parameters,
         "training_cases": len(train),
         "labelled_cases": sum(case.label is not None for case in train),
         "validation_cases": len(val),
-        "validation_loss": None if loss is None else float(loss),
+        "validation_loss": curve.loss(),
         "best": None if scoring is None else scoring.best,
     }
 

@@ -301,11 +301,11 @@ def test_compiling_changes_neither_keys_nor_result(tmp_path, monkeypatch):
             torch.testing.assert_close(found[part][key], value, atol=1e-5, rtol=1e-4)
 
 
-def test_nothing_left_to_do_gives_a_summary_that_is_json(tmp_path):
-    train(tmp_path, budget=replace(BUDGET, max_steps=2))
+def test_nothing_left_to_do_gives_the_same_summary_which_is_json(tmp_path):
+    first = train(tmp_path, budget=replace(BUDGET, max_steps=2))
     before = (tmp_path / "last.ckpt").read_bytes()
     summary = train(tmp_path, budget=replace(BUDGET, max_steps=2))
-    assert summary["step"] == 2
+    assert summary == first and summary["step"] == 2 and summary["validation_loss"] > 0
     json.loads(json.dumps(summary, allow_nan=False))
     assert (tmp_path / "last.ckpt").read_bytes() == before
 

@@ -77,6 +77,8 @@ def test_every_so_many_steps_and_the_last_are_scored_and_the_earliest_best_is_ke
     assert [(int(row["step"]), float(row["score"])) for row in rows(folder)] == list(WORTH.items())
     assert contents(folder, "best.ckpt")["global_step"] == 4
     assert summary["best"] == {"step": 4, "score": 0.8}
+    again = Judge()
+    assert train(folder, again) == summary and not again.asked, "stopped after its last step, before it was finished"
 
 
 def test_the_best_is_a_checkpoint_like_the_last_and_holds_what_was_scored(whole):
