@@ -127,7 +127,7 @@ def fit(
         "labelled_cases": sum(case.label is not None for case in train),
         "validation_cases": len(val),
         "validation_loss": curve.loss(),
-        "best": None if scoring is None else scoring.best,
+        **({f"best_{name}": value for name, value in (scoring.best or {}).items()} if scoring else {}),
     }
 
 
