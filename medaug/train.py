@@ -171,6 +171,11 @@ def _check(options: Options, scored: bool) -> None:
         raise UserError(f"process: {error}") from error
     if scored:
         check_scoring(process, options.trainer)
+        if options.masks.source == "generated":
+            raise UserError(
+                "masks=generated: while a model trains, its samples are scored on deformed or real masks; leave it "
+                "out, or set trainer.score_every=0"
+            )
 
 
 def _check_dropout(options: Options) -> None:

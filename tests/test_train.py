@@ -19,6 +19,7 @@ def train(runs, *words):
         (["task=unconditional", "trainer.class_dropout=0.2"], "trainer.class_dropout=0.2: has no effect"),
         (["trainer.image_dropout=0.2"], "trainer.image_dropout=0.2: has no effect"),
         (["trainer.attribute_dropout=0.2"], "trainer.attribute_dropout=0.2: has no effect"),
+        (["masks=generated", "trainer.score_every=2"], "masks=generated: while a model trains"),
         (["codec=kl", "codec.checkpoint=a.ckpt", "init_from=FILE"], "codec.checkpoint=a.ckpt: has no effect with init"),
         (["codec=kl", "codec.max_steps=9", "init_from=FILE"], "codec.max_steps=9: has no effect with init_from"),
     ],
