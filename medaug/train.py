@@ -95,7 +95,7 @@ def main(options: Options) -> None:
     )
     attributes.warn_of_unknown((c.case, c.affine) for split in loaded.values() for c in split)
     if process_rank() == 0 and (options.dry_run or not (folder / "last.ckpt").exists()):
-        for line in make_plan(card, options.trainer, loaded["train"], loaded["val"]).lines():
+        for line in make_plan(card, options.trainer, loaded["train"], loaded["val"], scored).lines():
             log.info(line)
     if options.dry_run:
         log.info("dry_run: nothing was trained")
