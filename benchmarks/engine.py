@@ -85,9 +85,11 @@ class Contender:
                 plain, lambda batch: plain.loss(batch, options.trainer.condition_dropout), options.trainer
             )
         else:
-            task = untrained(options, cohort)
-            self.model = task.model
-            self.training = Training(task.model, lambda batch: task.model.loss(batch, task.dropout), options.trainer)
+            module = untrained(options, cohort)
+            self.model = module.model
+            self.training = Training(
+                module.model, lambda batch: module.model.loss(batch, module.dropout), options.trainer
+            )
         sampler, steps = settings.get("sampler", "ddpm"), settings["num_inference_steps"]
         self.sampler = f"{sampler}, {steps} steps, guidance {settings['guidance_scale']:g}"
         self.evaluations = 2 * steps - 1 if sampler == "heun" else steps

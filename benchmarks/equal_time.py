@@ -105,8 +105,8 @@ def main() -> None:
 def planned_steps(path: Path, seconds: float, options: Options, cohort: Cohort) -> int:
     """How many of medaug's training steps fit the time, from the median of a few; decided once, kept in `path`."""
     if not path.exists():
-        task = untrained(options, cohort)
-        training = Training(task.model, lambda batch: task.model.loss(batch, task.dropout), options.trainer)
+        module = untrained(options, cohort)
+        training = Training(module.model, lambda batch: module.model.loss(batch, module.dropout), options.trainer)
         stream = batches(cohort.train, options.trainer)
         step = statistics.median(times(lambda: training(next(stream)), 20))
         with atomic_write(path) as temporary:

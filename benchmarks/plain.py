@@ -31,8 +31,9 @@ from medaug.diffusion.samplers import ddpm, times
 from medaug.files import atomic_write
 from medaug.networks.condition import one_hot
 from medaug.options import NetworkOptions, Options, TrainerOptions
+from medaug.training.averaging import power_function_exponent
 from medaug.training.model import has_bf16
-from medaug.training.task import training_batches
+from medaug.training.module import training_batches
 
 TIMESTEPS = 1000
 Batch = dict[str, Tensor]
@@ -120,9 +121,10 @@ class Training:
             weight_decay=budget.weight_decay,
         )
 
+        gamma = power_function_exponent(budget.ema_sigma_rel)
+
         def average(averaged: Tensor, current: Tensor, num_averaged: Tensor | int) -> Tensor:
-            n = float(num_averaged)
-            return torch.lerp(averaged, current, 1 - min(budget.ema_decay, (1 + n) / (10 + n)))
+            return torch.lerp(averaged, current, 1 - (1 - 1 / (int(num_averaged) + 1)) ** (gamma + 1))
 
         self.averaged = AveragedModel(model, avg_fn=average)
         self.step = 0

@@ -40,7 +40,7 @@ from medaug.segmentation.segmenter import Diet, load_segmenter, save_segmenter, 
 from medaug.train import MODEL_NODES
 from medaug.training.checkpoint import Card
 from medaug.training.model import DiffusionModel
-from medaug.training.task import DiffusionTask
+from medaug.training.module import DiffusionModule
 
 MEASURES = {"faithfulness": True, "spectral_distance": False, "gradient_deviation": False}
 """Whether more is better."""
@@ -80,7 +80,7 @@ def load_cohort(experiment: str, cache: Path, preprocessing: Preprocessing | Non
     return Cohort(manifest, preprocessing, train, val)
 
 
-def untrained(options: Options, cohort: Cohort) -> DiffusionTask:
+def untrained(options: Options, cohort: Cohort) -> DiffusionModule:
     """medaug's model and its training, as `medaug.train` begins with it; the codec kl with random weights."""
     card = Card(
         experiment=options.experiment,
@@ -91,10 +91,10 @@ def untrained(options: Options, cohort: Cohort) -> DiffusionTask:
         subjects={},
         phantom=cohort.manifest.phantom,
     )
-    task = DiffusionTask(card, options.trainer)
-    model = task.model
+    module = DiffusionModule(card, options.trainer)
+    model = module.model
     model.codec.fit(model.target(collate([as_tensors(case)]))[0] for case in cohort.train)
-    return task
+    return module
 
 
 def load_judge(path: Path, cohort: Cohort, steps: int, seed: int = 0) -> nn.Module:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from medaug.config import launch, part
 from medaug.errors import UserError
-from medaug.options import Options
+from medaug.options import Options, TrainerOptions
 from medaug.runs import claim, finish, finished, process_rank, stage_folder
 from medaug.training import requeue
 
@@ -32,12 +32,13 @@ def main(options: Options) -> None:
     requeue.listen(first=process_rank() == 0)
     folder = stage_folder(options, "train")
     drawn = options.task
-    scored = options.trainer.score_every != 0 and drawn.target == "image" and drawn.mask and not drawn.modalities
+    pairs = drawn.target == "image" and drawn.mask and not drawn.modalities and drawn.degradation == "none"
+    scored = options.trainer.score_every != 0 and pairs
     base = Path(options.init_from) if options.init_from else None
     identity = part(options, *MODEL_NODES, *(("segmenter", "masks") if scored else ()))
     if base is not None:
         identity["init_from"] = _digest(base, folder)
-    if options.dry_run or finished(folder) is None:  # before anything is written
+    if options.dry_run or options.overwrite or finished(folder) is None:  # before anything is written or replaced
         _check(options, scored)
     growable = ("trainer.max_steps",) if options.resume else ()
     if not options.dry_run and not claim(folder, identity, options.overwrite, growable):
@@ -94,7 +95,7 @@ def main(options: Options) -> None:
     )
     attributes.warn_of_unknown((c.case, c.affine) for split in loaded.values() for c in split)
     if process_rank() == 0 and (options.dry_run or not (folder / "last.ckpt").exists()):
-        for line in make_plan(card, options.trainer, loaded["train"], loaded["val"]).lines():
+        for line in make_plan(card, options.trainer, loaded["train"], loaded["val"], scored).lines():
             log.info(line)
     if options.dry_run:
         log.info("dry_run: nothing was trained")
@@ -131,7 +132,7 @@ def main(options: Options) -> None:
         score=score,
     )
     finish(folder, summary)
-    best = f"; the best by its samples (step {summary['best']['step']}) is best.ckpt" if summary["best"] else ""
+    best = f"; the best by its samples (step {summary['best_step']}) is best.ckpt" if "best_step" in summary else ""
     log.info("the model is %s%s", folder / "last.ckpt", best)
 
 
@@ -160,8 +161,9 @@ def _check(options: Options, scored: bool) -> None:
             "as init_from=FILE"
         )
     check_trainer(options.trainer)
+    _check_dropout(options)
     check_options(options.data)
-    check_codec(options.codec)
+    check_codec(options.codec, taken=options.init_from is not None)
     require_data(options.data)
     try:
         process = Process(**part(options, "process")["process"])
@@ -169,6 +171,23 @@ def _check(options: Options, scored: bool) -> None:
         raise UserError(f"process: {error}") from error
     if scored:
         check_scoring(process, options.trainer)
+        if options.masks.source == "generated":
+            raise UserError(
+                "masks=generated: while a model trains, its samples are scored on deformed or real masks; leave it "
+                "out, or set trainer.score_every=0"
+            )
+
+
+def _check_dropout(options: Options) -> None:
+    """Refuse to hide what the network is not told anyway."""
+    trainer, task, usual = options.trainer, options.task, TrainerOptions()
+    for key, told, what in (
+        ("class_dropout", task.mask, "task.mask=false, so there are no classes"),
+        ("image_dropout", task.given or task.degradation != "none", "this task is given no images"),
+        ("attribute_dropout", options.data.attributes, "data.attributes names none"),
+    ):
+        if not told and (share := getattr(trainer, key)) != getattr(usual, key):
+            raise UserError(f"trainer.{key}={share:g}: has no effect, {what}; leave it out")
 
 
 if __name__ == "__main__":

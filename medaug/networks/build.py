@@ -37,6 +37,8 @@ def build_network(
         raise ValueError(f"network.name={name}: not one of {', '.join(NETWORKS)}")
     if (stem := rest.pop("stem", None)) is None:
         stem = AUTOMATIC_STEM if block > LARGEST_BLOCK_WITHOUT_STEM else 0
+    elif stem and not condition_channels:
+        raise ValueError(f"network.stem={stem}: this task has no condition for a stem; leave it out")
     channels, attention = tuple(rest.pop("channels")), tuple(rest.pop("attention"))
     shape = UNetShape(channels=channels, attention=attention, stem=stem, **rest)
     return NETWORKS[name](shape, in_channels, condition_channels, attribute_channels)

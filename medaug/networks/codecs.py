@@ -26,8 +26,12 @@ MAKE = ("name", "levels", "channels", "latent_channels")
 """The keys that say what a codec is; the others say how it is trained."""
 
 
-def check_codec(options: CodecOptions) -> None:
+def check_codec(options: CodecOptions, taken: bool = False) -> None:
     """Refuse what makes no codec, and keys that have no effect on the one that is chosen.
+
+    Args:
+        options: the codec's.
+        taken: it comes trained, from the checkpoint that `init_from` names.
 
     Raises:
         UserError: names the key, what is wrong, and what is needed.
@@ -37,8 +41,9 @@ def check_codec(options: CodecOptions) -> None:
         raise UserError(f"codec.name={name}: not one of {', '.join(CODECS)}")
     read = {"identity": {"name"}, "haar": {"name", "levels"}}.get(name, {f.name for f in fields(options)} - {"levels"})
     why = f"codec={name}"
-    if options.checkpoint is not None and name == "kl":
-        read, why = {*MAKE, "checkpoint"} - {"levels"}, "codec.checkpoint, which is used as it is"
+    if name == "kl" and (taken or options.checkpoint is not None):
+        read = {*MAKE, *(() if taken else ("checkpoint",))} - {"levels"}
+        why = f"{'init_from' if taken else 'codec.checkpoint'}, whose codec is used as it is"
     usual = CodecOptions()
     for key in (f.name for f in fields(options)):
         if key not in read and getattr(options, key) != getattr(usual, key):

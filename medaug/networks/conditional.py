@@ -15,6 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from medaug.networks.condition import Condition
 
+_HEAR_PLANES = ("stem.", "mlp_shared.", "controlnet_cond_embedding.")
+"""In the names of tensors that meet nothing but planes: of the stem, of SPADE, of the ControlNet."""
+
 
 @dataclass(frozen=True)
 class UNetShape:
@@ -155,19 +158,25 @@ class ConditionalUNet(nn.Module, ABC):
         steps: (N,), 0 to 1000. attributes: (N, A), or None for a network without them.
         """
 
-    def adopt(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def adopt(self, weights: Mapping[str, Tensor], same_planes: bool = True) -> dict[str, Tensor]:
         """Those of another network's weights that fit this one, by their names here.
 
         A tensor fits if name and shape do. The first convolution fits also where the planes differ: x and positions
         keep their weights, and the planes' are 0. The null condition is all zero, so the network begins with what the
         other one said to that.
+
+        Args:
+            weights: of the other network.
+            same_planes: whether its planes, if they are as many, mean the same.
         """
         own = self.state_dict()
         taken = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
+        if not same_planes:
+            taken = {name: value for name, value in taken.items() if not any(part in name for part in _HEAR_PLANES)}
         name = "unet.conv_in.conv.weight"
         theirs, x, last = weights.get(name), self.parts[0], self.parts[2]
         stems = [name for name in (*own, *weights) if name.startswith("stem.")]
-        same = name in taken and all(stem in taken for stem in stems)
+        same = same_planes and name in taken and all(stem in taken for stem in stems)
         if theirs is not None and not same and theirs.shape[1] >= x + last:
             fitted = torch.zeros_like(own[name])
             if theirs.shape[0] == fitted.shape[0] and theirs.shape[2:] == fitted.shape[2:]:

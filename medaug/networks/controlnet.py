@@ -46,9 +46,9 @@ class ControlledUNet(ConditionalUNet):
         down, middle = self.control(x, steps, controlnet_cond=planes, class_labels=attributes)
         return self.unet(x, steps, down_block_additional_residuals=tuple(down), mid_block_additional_residual=middle)
 
-    def adopt(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def adopt(self, weights: Mapping[str, Tensor], same_planes: bool = True) -> dict[str, Tensor]:
         """The base, and the control if all of it is there, else a control that begins from the base."""
-        taken = super().adopt(weights)
+        taken = super().adopt(weights, same_planes)
         if missing := [name for name in self.unet.state_dict() if f"unet.{name}" not in taken]:
             raise ValueError(
                 f"it holds no base for this ControlNet ({len(missing)} tensors differ, unet.{missing[0]} the first); "

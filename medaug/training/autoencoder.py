@@ -36,8 +36,8 @@ from medaug.progress import track
 from medaug.runs import process_rank
 from medaug.training.checkpoint import Card, read_checkpoint
 from medaug.training.model import has_bf16, sound_in_bf16
+from medaug.training.module import Picture
 from medaug.training.signals import StopSignals
-from medaug.training.task import Picture
 
 log = logging.getLogger(__name__)
 

@@ -49,7 +49,9 @@ class PowerFunctionAverage(WeightAveraging):
         """Copy the model before it is split, then split the copy alike."""
         if stage == "fit":
             mesh, pl_module._device_mesh = pl_module._device_mesh, None  # process groups cannot be copied
-            self._average_model = AveragedModel(pl_module, pl_module.device, use_buffers=False, **self._kwargs)
+            # The model itself is moved there later. Splitting moves the copy part by part.
+            device = trainer.strategy.root_device if mesh is None else pl_module.device
+            self._average_model = AveragedModel(pl_module, device, use_buffers=False, **self._kwargs)
             pl_module._device_mesh = mesh
             if mesh is not None:
                 shard(self._average_model.get_submodule("module.model.network"), mesh)

@@ -56,10 +56,7 @@ class LastCheckpoint(Callback):
         """Save where it is due."""
         if not stepped(trainer, batch_idx):
             return
-        step = trainer.global_step
-        stop = self.signals.received or 0
-        if trainer.world_size > 1:
-            stop = int(trainer.strategy.reduce(torch.tensor(stop, device=pl_module.device), reduce_op="max"))
+        step, stop = trainer.global_step, self._agreed(trainer, pl_module)
         if stop or step % self.every == 0 or step == trainer.max_steps:
             save_whole(trainer, self.path)
             if stop:
@@ -68,8 +65,17 @@ class LastCheckpoint(Callback):
                 trainer.limit_val_batches = 0  # whoever asks to stop does not wait for a validation
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the signals back."""
+        """Give the signals back; one that came since the last step is told to all ranks."""
         self.signals.release()
+        self.signals.received = self._agreed(trainer, pl_module)
+
+    def _agreed(self, trainer: Trainer, pl_module: LightningModule) -> int | None:
+        """The signal that any rank has received."""
+        number = self.signals.received
+        if trainer.world_size > 1:
+            told = torch.tensor(number or 0, device=pl_module.device)
+            number = int(trainer.strategy.reduce(told, reduce_op="max")) or None
+        return number
 
 
 class ValidationCurve(Callback):
@@ -108,6 +114,11 @@ class ValidationCurve(Callback):
             table = csv.DictWriter(file, list(dict.fromkeys(name for line in rows for name in line)))
             table.writeheader()
             table.writerows(rows)
+
+    def loss(self) -> float | None:
+        """The latest `val/loss` on record, whichever process computed it; None: there is none."""
+        rows = self._rows()
+        return float(rows[max(rows)]["loss"]) if rows else None
 
     def _rows(self) -> dict[int, dict[str, str]]:
         if not self.path.exists():

@@ -22,6 +22,10 @@ FORMAT = 2
 """1 held the bare `labels` of a schema."""
 
 
+_FOLDER = 0x10
+"""The attribute of a folder in an archive: torch reads nothing of it, and hands out what memory held before."""
+
+
 @dataclass(frozen=True)
 class Base:
     """The checkpoint that a training began from.
@@ -64,6 +68,7 @@ class Card:
     phantom: bool
     attributes: AttributeEncoder = NO_ATTRIBUTES
     base: Base | None = None
+    scale: tuple[tuple[float, float], ...] = ()
 
     @property
     def seen(self) -> dict[str, list[str]]:
@@ -73,8 +78,6 @@ class Card:
         splits = {*self.subjects, *self.base.subjects}
         both = (self.subjects, self.base.subjects)
         return {split: sorted({name for saw in both for name in saw.get(split, [])}) for split in sorted(splits)}
-
-    scale: tuple[tuple[float, float], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -132,6 +135,9 @@ def read_checkpoint(path: Path, holds: str = "state_dict") -> tuple[Card, dict[s
         with zipfile.ZipFile(path) as archive:
             if (damaged := archive.testzip()) is not None:  # torch writes check sums and does not look at them
                 raise zipfile.BadZipFile(f"bad check sum of {damaged}")
+            for part in archive.infolist():
+                if part.external_attr & _FOLDER:
+                    raise zipfile.BadZipFile(f"{part.filename} is marked as a folder")
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no checkpoint is there; run medaug.train first") from None

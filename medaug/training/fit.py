@@ -22,8 +22,8 @@ from medaug.training.callbacks import LastCheckpoint, Progress, ProgressLines, V
 from medaug.training.checkpoint import Card, read_checkpoint
 from medaug.training.hardware import ScaledGradients, check_trainer, make_strategy
 from medaug.training.initial import initialise
+from medaug.training.module import DiffusionData, DiffusionModule, Picture
 from medaug.training.scoring import SampleScoring, Score
-from medaug.training.task import DiffusionData, DiffusionTask, Picture
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ def fit(
     With `score`, samples are scored every `budget.score_every` steps, and `best.ckpt` is kept beside it.
 
     Returns:
-        step, parameters, training and validation cases, for the run's summary.
+        step, parameters, training and validation cases, validation loss and best checkpoint, for the run's summary: the
+        same however often the run was stopped.
 
     Raises:
         UserError: a checkpoint that cannot be continued, or an option that cannot be met.
@@ -60,15 +61,15 @@ def fit(
     path = folder / "last.ckpt"
     if path.exists():
         _check(path, card, budget)
-    task = DiffusionTask(card, budget, picture)
+    module = DiffusionModule(card, budget, picture)
     data = DiffusionData(train, val, budget, card.attributes)
     writer = make_logger(logger, folder)
     if init_from is not None and not path.exists():
-        log.info("init_from=%s: %s", init_from, initialise(task.model, init_from))
+        log.info("init_from=%s: %s", init_from, initialise(module.model, init_from))
     elif not path.exists():  # a checkpoint holds the codec
-        codec, target = task.model.codec, task.model.target
+        codec, target = module.model.codec, module.model.target
         prepare_codec(codec, card, train, val, target, folder, budget, writer, reconstruction)
-    parameters = sum(p.numel() for p in task.model.parameters())
+    parameters = sum(p.numel() for p in module.model.parameters())
     validate_every = min(budget.validate_every, budget.max_steps)
     last = LastCheckpoint(path, budget.checkpoint_every)
     curve = ValidationCurve(folder / "validation.csv", validate_every)
@@ -114,20 +115,19 @@ def fit(
             use_distributed_sampler=False,
             log_every_n_steps=min(50, -(-budget.max_steps // 20)),
         )
-        trainer.fit(task, datamodule=data, ckpt_path=path if path.exists() else None, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=path if path.exists() else None, weights_only=True)
         if last.signals.received is None and curve.missing(trainer):  # killed between the last step and its validation
-            trainer.validate(task, datamodule=data, verbose=False)
+            trainer.validate(module, datamodule=data, verbose=False)
     if last.signals.received is not None:
         last.signals.leave(f"stopped at step {trainer.global_step}", trainer.is_global_zero)
-    loss = trainer.callback_metrics.get("val/loss")  # absent where nothing was left to do
     return {
         "step": trainer.global_step,
         "parameters": parameters,
         "training_cases": len(train),
         "labelled_cases": sum(case.label is not None for case in train),
         "validation_cases": len(val),
-        "validation_loss": None if loss is None else float(loss),
-        "best": None if scoring is None else scoring.best,
+        "validation_loss": curve.loss(),
+        **({f"best_{name}": value for name, value in (scoring.best or {}).items()} if scoring else {}),
     }
 
 

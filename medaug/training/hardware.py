@@ -41,6 +41,9 @@ def check_trainer(budget: TrainerOptions) -> None:
     for name in ("condition_dropout", "class_dropout", "image_dropout", "attribute_dropout"):
         if not 0 <= (share := getattr(budget, name)) <= 1:
             raise UserError(f"trainer.{name}={share:g}: a share is within 0 and 1")
+    for name in ("learning_rate", "gradient_clip"):
+        if not (value := getattr(budget, name)) > 0:
+            raise UserError(f"trainer.{name}={value:g}: must be above 0")
     if not 0.01 <= budget.ema_sigma_rel <= 0.28:
         raise UserError(
             f"trainer.ema_sigma_rel={budget.ema_sigma_rel:g}: a share of the training between 0.01 and 0.28; "

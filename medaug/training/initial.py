@@ -12,6 +12,7 @@ from medaug.errors import UserError
 from medaug.networks.controlnet import ControlledUNet
 from medaug.training.checkpoint import Base, averaged_weights, file_sha256, read_checkpoint
 from medaug.training.model import DiffusionModel
+from medaug.training.tasks import Task, resolve_task
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +45,8 @@ def initialise(model: DiffusionModel, path: Path) -> Initialised:
     What fits is the network's to say: see `ConditionalUNet.adopt` and, for a ControlNet, `ControlledUNet.adopt`.
 
     Raises:
-        UserError: as `read_checkpoint`; a codec of another make, other coordinates, nothing that fits; for a
-            ControlNet another process, another U-Net, or no whole base.
+        UserError: as `read_checkpoint`; a codec of another make, another target, other coordinates, nothing that fits;
+            for a ControlNet another process, another U-Net, or no whole base.
     """
     card, contents = read_checkpoint(path)
     weights, own = averaged_weights(contents), model.state_dict()
@@ -56,6 +57,12 @@ def initialise(model: DiffusionModel, path: Path) -> Initialised:
         raise UserError(
             f"init_from={path}: made in another space ({made}, {len(card.modalities)} channels of the scans); "
             "train with the same codec and as many channels"
+        )
+    task = resolve_task(card.options.get("task", {}), card.modalities, card.schema.num_classes)
+    if task.target != model.task.target:
+        raise UserError(
+            f"init_from={path}: made with task.target={task.target}, whose codec does not fit {model.task.target}s; "
+            "give a model of the same target"
         )
     controlled = isinstance(model.network, ControlledUNet)
     former, shape = {"coordinates": False} | card.options["network"], asdict(model.network.shape)
@@ -74,8 +81,9 @@ def initialise(model: DiffusionModel, path: Path) -> Initialised:
     network = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     if card.attributes != model.attributes:  # of equal length they would fit, and mean something else
         network = {name: value for name, value in network.items() if ".class_embedding." not in name}
+    same_planes = _told(task) == _told(model.task)
     try:
-        adopted = {prefix + name: value for name, value in model.network.adopt(network).items()}
+        adopted = {prefix + name: value for name, value in model.network.adopt(network, same_planes).items()}
     except ValueError as error:
         raise UserError(f"init_from={path}: {error}") from error
     if all(value.ndim < 2 for value in adopted.values()):  # biases of the same length mean nothing
@@ -84,6 +92,11 @@ def initialise(model: DiffusionModel, path: Path) -> Initialised:
     names = [name for name in own if name.startswith(prefix)]
     parts = dict.fromkeys(".".join(name.split(".")[1:3]) for name in names if name not in adopted)
     return Initialised(len(adopted), len(names), tuple(parts))
+
+
+def _told(task: Task) -> tuple[object, ...]:
+    """What the planes of a task's condition are: as many of them may be masks in one task and images in another."""
+    return task.num_masks, task.given, task.num_images
 
 
 def read_base(path: Path, untouched: Iterable[str]) -> Base:

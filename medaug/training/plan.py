@@ -12,17 +12,17 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from medaug.data.cases import ModelCase
-from medaug.options import TrainerOptions
+from medaug.options import CodecOptions, TrainerOptions
 from medaug.training.checkpoint import Card
 from medaug.training.hardware import device_type, world_size
 from medaug.training.model import DiffusionModel, Dropout
-from medaug.training.task import NOISE_LEVELS, PICTURE_STEPS, PICTURED, training_batches
+from medaug.training.module import NOISE_LEVELS, PICTURE_STEPS, PICTURED, training_batches
 
 STATE_BYTES = 20
 """Per parameter, in float32: the weight, its gradient, AdamW's two moments, its average."""
 
 FROZEN_BYTES = 8
-"""Per parameter that is not trained: the weight and its average."""
+"""Per weight that is not trained (a ControlNet's base, a codec): itself and its copy beside the average."""
 
 MEASURED_STEPS, MEASURED_SECONDS = 3, 20.0
 
@@ -42,6 +42,7 @@ class Plan:
         validation_seconds: all validations of the run, with their pictures.
         memory: bytes per device that a step needs at least: weights, state of the optimiser, and the activations
             that wait for the backward pass. On a processor the peak was 1.1 to 1.9 times that.
+        uncounted: what else takes time.
     """
 
     subjects: int
@@ -55,6 +56,7 @@ class Plan:
     step_seconds: float
     validation_seconds: float
     memory: int
+    uncounted: tuple[str, ...]
 
     def lines(self) -> list[str]:
         """For people."""
@@ -67,15 +69,21 @@ class Plan:
             f"planned: {self.steps} steps of {self.step_samples}, {self.steps * self.step_samples / self.scans:.1f} "
             f"passes over the training scans; {self.parameters / 1e6:.1f} M parameters",
             f"estimated time: {_duration(training + self.validation_seconds)} ({self.step_seconds:.3g} s a step, "
-            f"{_duration(self.validation_seconds)} of it validation; reading and communication not counted)",
+            f"{_duration(self.validation_seconds)} of it validation; not counted: {', '.join(self.uncounted)})",
             f"estimated memory: at least {self.memory / 2**30:.2f} GiB per device, without workspaces",
         ]
 
 
-def make_plan(card: Card, budget: TrainerOptions, train: Sequence[ModelCase], val: Sequence[ModelCase]) -> Plan:
+def make_plan(
+    card: Card, budget: TrainerOptions, train: Sequence[ModelCase], val: Sequence[ModelCase], scored: bool = False
+) -> Plan:
     """Measure a few steps on a model that is thrown away.
 
     Nothing of the run is touched: the model is another one, and no random state is drawn from or left changed.
+
+    Args:
+        card, budget, train, val: of the run.
+        scored: whether it scores samples.
     """
     device = torch.device(device_type(budget))
     with torch.random.fork_rng(devices=[]):
@@ -84,12 +92,15 @@ def make_plan(card: Card, budget: TrainerOptions, train: Sequence[ModelCase], va
     first = {key: value.to(device) for key, value in batches[0].items()}
     parameters = sum(p.numel() for p in model.parameters())
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    codec_weights = sum(b.numel() for b in model.buffers())
     activations = saved_bytes(model, first, Dropout.of(budget))
     training, forward = _measure(model, first, budget)
     steps, world = budget.max_steps, world_size(budget)
     validations = steps // min(budget.validate_every, steps)
     denoised = len(val) * (1 + len(NOISE_LEVELS)) + min(PICTURED, len(val)) * 2 * PICTURE_STEPS
     split = world if budget.strategy == "fsdp" else 1
+    codec = CodecOptions(**card.options["codec"])
+    first_stage = codec.name == "kl" and codec.checkpoint is None and card.base is None
     return Plan(
         subjects=len(card.subjects["train"]),
         scans=len(train),
@@ -101,7 +112,15 @@ def make_plan(card: Card, budget: TrainerOptions, train: Sequence[ModelCase], va
         parameters=parameters,
         step_seconds=training * budget.accumulate,
         validation_seconds=validations * denoised * forward / budget.batch_size,
-        memory=(STATE_BYTES * (parameters - frozen) + FROZEN_BYTES * frozen) // split + activations,
+        memory=(STATE_BYTES * (parameters - frozen) + FROZEN_BYTES * frozen) // split
+        + FROZEN_BYTES * codec_weights
+        + activations,
+        uncounted=(
+            "reading",
+            "communication",
+            *(("the first stage of codec=kl",) if first_stage else ()),
+            *(("scoring of samples",) if scored else ()),
+        ),
     )
 
 

@@ -53,8 +53,8 @@ class SampleScoring(Callback):
         """Find what is on record, and the best so far."""
         if trainer.is_global_zero:
             self._rows = _read(self.table)
-            if self.checkpoint.exists():
-                self.best = read_checkpoint(self.checkpoint)[1]["callbacks"][self.state_key]
+            found = self.checkpoint.exists()
+            self.best = read_checkpoint(self.checkpoint)[1]["callbacks"][self.state_key] if found else None
         self._rows, self.best = trainer.strategy.broadcast((self._rows, self.best))
 
     def on_train_batch_end(
@@ -91,6 +91,10 @@ class SampleScoring(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Step and score of the best checkpoint so far; that of `best.ckpt` itself are its own."""
         return dict(self.best or {})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """All that a run knows of its best which was stopped after its last step, and trains no more."""
+        self.best = state_dict or None
 
     def _averaged_score(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         averaging = next(callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging))  # type: ignore[attr-defined]

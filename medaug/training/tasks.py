@@ -126,6 +126,10 @@ def resolve_task(options: Mapping[str, Any], modalities: Sequence[str], num_clas
         raise UserError(f"task.noise_std={chosen.noise_std:g}: must be above 0")
     if chosen.degradation == "low_resolution" and chosen.factor < 2:
         raise UserError(f"task.factor={chosen.factor}: at least 2 voxels per axis are needed")
+    for key, degradation in (("noise_std", "noise"), ("factor", "low_resolution")):
+        value = getattr(chosen, key)
+        if chosen.degradation != degradation and value != getattr(TaskOptions(), key):
+            raise UserError(f"task.{key}={value:g}: has no effect without task.degradation={degradation}; leave it out")
     named = (("modalities", chosen.modalities), ("given", [name for name in chosen.given if name != EVERY]))
     for key, names in named:
         if unknown := [name for name in names if name not in modalities]:

@@ -69,6 +69,8 @@ def test_an_unknown_network_and_a_control_of_nothing_are_refused():
     for name in ("spade", "controlnet"):
         with pytest.raises(ValueError, match=f"network.name={name}: this task has no condition"):
             make_net(name, planes=0)
+    with pytest.raises(ValueError, match="network.stem=4: this task has no condition for a stem"):
+        make_net("unet", planes=0, stem=4)
 
 
 class PeakMemory(TorchDispatchMode):

@@ -13,7 +13,7 @@ DIMS = [2, 3]
 
 def with_base(planes=2, randomised=False, **options):
     """A base that is trained, as it were, and a control on it that is not."""
-    base = make_net("unet", planes=0, attributes=0, **options)
+    base = make_net("unet", planes=0, attributes=0, **{key: options[key] for key in options if key != "stem"})
     net = make_net("controlnet", planes=planes, randomised=randomised, **options)
     net.load_state_dict(net.state_dict() | net.adopt(base.state_dict()))
     return base, net

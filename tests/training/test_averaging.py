@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from torch.optim.swa_utils import AveragedModel
 
 from medaug.training.averaging import PowerFunctionAverage, power_function_exponent
@@ -40,3 +42,12 @@ def test_a_weight_counts_as_the_profile_says(sigma_rel):
         power = power_function_exponent(sigma_rel) + 1
         edges = (np.arange(steps + 1).clip(max=i + 1) / (i + 1)) ** power
         np.testing.assert_allclose(average.module.weight.detach()[0], np.diff(edges), atol=1e-12)
+
+
+def test_the_average_lies_on_the_device_that_the_model_is_going_to():
+    """Lightning moves the model after the callbacks are set up; beside it, no step has to carry the weights over."""
+    module, averaging = LightningModule(), PowerFunctionAverage(0.1)
+    module.line = torch.nn.Linear(2, 1)
+    averaging.setup(SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta"))), module, "fit")
+    assert all(parameter.is_meta for parameter in averaging._average_model.parameters())
+    assert not any(parameter.is_meta for parameter in module.parameters())

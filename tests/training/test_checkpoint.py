@@ -118,6 +118,14 @@ def without_weights(path):
     torch.save({"medaug": CARD.to_dict()}, path)
 
 
+def part_marked_as_folder(path):
+    """One bit of the archive's table of contents, beside every check sum."""
+    damaged = bytearray(path.read_bytes())
+    entry = damaged.rindex(b"PK\x01\x02", 0, damaged.rindex(b"/data/1"))
+    damaged[entry + 38] ^= 0x10  # the external attributes
+    path.write_bytes(damaged)
+
+
 def folder(path):
     path.unlink()
     path.mkdir()
@@ -132,6 +140,7 @@ def folder(path):
         (cut_to_the_head, "not a whole checkpoint"),
         (text, "not a whole checkpoint"),
         (noise, "not a whole checkpoint"),
+        (part_marked_as_folder, "not a whole checkpoint .*/data/1.* is marked as a folder"),
         (folder, "not a whole checkpoint"),
         (foreign_weights, "not one of medaug's"),
         (foreign_tensor, "not one of medaug's"),

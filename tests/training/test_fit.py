@@ -22,8 +22,8 @@ from medaug.errors import UserError
 from medaug.options import TrainerOptions
 from medaug.training.checkpoint import Card, load_model
 from medaug.training.fit import fit
+from medaug.training.module import DiffusionModule
 from medaug.training.plan import make_plan
-from medaug.training.task import DiffusionTask
 
 SHAPE = (8, 8, 8)
 BUDGET = TrainerOptions(
@@ -257,8 +257,8 @@ def test_accumulation_resumes_exactly(tmp_path):
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 def test_the_learning_rate_follows_its_schedule(tmp_path, schedule):
     budget = replace(BUDGET, schedule=schedule)
-    task = DiffusionTask(CARD, budget)
-    configured = task.configure_optimizers()
+    module = DiffusionModule(CARD, budget)
+    configured = module.configure_optimizers()
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     rates = []
     for _ in range(BUDGET.max_steps + 1):
@@ -301,11 +301,11 @@ def test_compiling_changes_neither_keys_nor_result(tmp_path, monkeypatch):
             torch.testing.assert_close(found[part][key], value, atol=1e-5, rtol=1e-4)
 
 
-def test_nothing_left_to_do_gives_a_summary_that_is_json(tmp_path):
-    train(tmp_path, budget=replace(BUDGET, max_steps=2))
+def test_nothing_left_to_do_gives_the_same_summary_which_is_json(tmp_path):
+    first = train(tmp_path, budget=replace(BUDGET, max_steps=2))
     before = (tmp_path / "last.ckpt").read_bytes()
     summary = train(tmp_path, budget=replace(BUDGET, max_steps=2))
-    assert summary["step"] == 2
+    assert summary == first and summary["step"] == 2 and summary["validation_loss"] > 0
     json.loads(json.dumps(summary, allow_nan=False))
     assert (tmp_path / "last.ckpt").read_bytes() == before
 

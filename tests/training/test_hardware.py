@@ -28,6 +28,8 @@ CPU = TrainerOptions(accelerator="cpu")
         ({"batch_size": -1}, "trainer.batch_size=-1"),
         ({"ema_sigma_rel": 0.5}, "between 0.01 and 0.28"),
         ({"ema_sigma_rel": float("nan")}, "between 0.01 and 0.28"),
+        ({"gradient_clip": 0.0}, "trainer.gradient_clip=0: must be above 0"),
+        ({"learning_rate": float("nan")}, "trainer.learning_rate=nan"),
         ({"devices": 0}, "say how many"),
         ({"devices": -1}, "say how many"),
         ({"accelerator": "tpu"}, "trainer.accelerator=tpu"),

@@ -25,8 +25,13 @@ from medaug.training.initial import initialise, read_base
 THREE = LabelSchema(((0, "background"), (1, "core"), (2, "rim")))
 
 
-def card_of(schema=CARD.schema, process=None, codec="haar", modalities=("T1",), **network) -> Card:
-    return replace(CARD, options=model_options(process, codec, **network), schema=schema, modalities=modalities)
+DENOISE = {"mask": False, "degradation": "noise"}
+GENERATOR = {"target": "label", "mask": False}
+
+
+def card_of(schema=CARD.schema, process=None, codec="haar", modalities=("T1",), task=None, **network) -> Card:
+    options = model_options(process, codec, **network) | {"task": task or {}}
+    return replace(CARD, options=options, schema=schema, modalities=modalities)
 
 
 def randomised(card: Card, planes: int | None = None):
@@ -91,6 +96,22 @@ def test_other_classes_begin_from_the_null_condition(tmp_path):
         torch.testing.assert_close(model.network(*told(model, 18)), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["unet", "spade", "controlnet"])
+@torch.no_grad()
+def test_as_many_planes_of_another_kind_begin_anew(tmp_path, name):
+    """One class, then one image: 9 planes each. What the network says to the null condition stays."""
+    former = save(tmp_path / "a.ckpt", card_of(name=name))
+    model = card_of(name=name, task=DENOISE).build()
+    initialise(model, tmp_path / "a.ckpt")
+    x, t, null = *told(model, 9)[:2], Condition(torch.zeros(2, 9, 4, 4, 4), torch.zeros(2, 0))
+    own, theirs = model.network.state_dict(), former.network.state_dict()
+    if name == "unet":
+        torch.testing.assert_close(model.network(*told(model, 9)), former.network(x, t, null), atol=1e-5, rtol=1e-5)
+    else:
+        part = "mlp_shared" if name == "spade" else "cond_embedding"
+        assert all(not torch.equal(own[key], theirs[key]) for key in own if part in key and key.endswith("weight"))
+
+
 def test_a_wider_or_another_network_says_what_is_new(tmp_path):
     save(tmp_path / "a.ckpt", CARD)
     spade = card_of(name="spade").build()
@@ -120,6 +141,7 @@ EDM = {"noise_schedule": "edm", "prediction_type": "edm"}
     ("former", "now", "complaint"),
     [
         (card_of(codec="identity"), CARD, r"another space \(codec.name=identity, 1 channels of the scans\)"),
+        (card_of(task=GENERATOR), CARD, "task.target=label, whose codec does not fit images"),
         (card_of(modalities=("T1", "T2")), CARD, r"another space \(codec.name=haar, 2 channels"),
         (CARD, card_of(coordinates=True), "network.coordinates=False, not True; set the same"),
         (CARD, card_of(name="controlnet", norm_num_groups=8), "network.norm_num_groups=4, not 8"),

@@ -53,7 +53,7 @@ def trained(options, steps=150):
     torch.manual_seed(0)
     model = DiffusionModel(model_options(process, **network), 2, 2, "fp32", resolve_task(options, MODALITIES, 2))
     cohort = phantoms(96, 0)
-    model.fit_codec(cohort["image"], cohort["label"])
+    model.codec.fit(model.target(cohort))
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):

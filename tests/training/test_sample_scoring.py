@@ -76,7 +76,9 @@ def test_every_so_many_steps_and_the_last_are_scored_and_the_earliest_best_is_ke
     assert judge.asked == [2, 4, 6, 7]
     assert [(int(row["step"]), float(row["score"])) for row in rows(folder)] == list(WORTH.items())
     assert contents(folder, "best.ckpt")["global_step"] == 4
-    assert summary["best"] == {"step": 4, "score": 0.8}
+    assert (summary["best_step"], summary["best_score"]) == (4, 0.8)
+    again = Judge()
+    assert train(folder, again) == summary and not again.asked, "stopped after its last step, before it was finished"
 
 
 def test_the_best_is_a_checkpoint_like_the_last_and_holds_what_was_scored(whole):
@@ -145,7 +147,7 @@ def test_a_crash_anywhere_ends_in_the_same_files(whole, tmp_path, monkeypatch, w
     assert (step in again.asked) == (where != "after both")
     assert again.asked == sorted(set(again.asked))
     assert_same_bits(contents(whole[0]), contents(tmp_path))
-    assert summary["best"] == {"step": step, "score": worth[step]}
+    assert (summary["best_step"], summary["best_score"]) == (step, worth[step])
     if step == 4:
         assert_same_bits(contents(whole[0], "best.ckpt"), contents(tmp_path, "best.ckpt"))
         assert rows(whole[0]) == rows(tmp_path)

@@ -154,6 +154,8 @@ def test_ignored_voxels_do_not_count_where_the_label_is_drawn():
         ({"degradation": "blur"}, "task.degradation=blur"),
         (DENOISE | {"noise_std": 0.0}, "task.noise_std=0"),
         (COARSE | {"factor": 1}, "task.factor=1"),
+        (COARSE | {"noise_std": 0.5}, "task.noise_std=0.5: has no effect"),
+        (DENOISE | {"factor": 3}, "task.factor=3: has no effect"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(options, key):

@@ -36,7 +36,7 @@ NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Times at which every validation case is judged with the same noise: the middles of fifths of [0, 1]."""
 
 
-class DiffusionTask(LightningModule):
+class DiffusionModule(LightningModule):
     """Trains a `DiffusionModel`.
 
     Args:

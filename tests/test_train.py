@@ -1,0 +1,52 @@
+"""What the training stage refuses before it writes or replaces anything, and what it does not score."""
+
+from __future__ import annotations
+
+import pytest
+
+from medaug.config import load_options
+from medaug.errors import UserError
+from medaug.train import main
+
+
+def train(runs, *words):
+    main(load_options("train", ["experiment=demo", "preset=smoke", f"runs={runs}", *words]))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["task=unconditional", "trainer.class_dropout=0.2"], "trainer.class_dropout=0.2: has no effect"),
+        (["trainer.image_dropout=0.2"], "trainer.image_dropout=0.2: has no effect"),
+        (["trainer.attribute_dropout=0.2"], "trainer.attribute_dropout=0.2: has no effect"),
+        (["masks=generated", "trainer.score_every=2"], "masks=generated: while a model trains"),
+        (["codec=kl", "codec.checkpoint=a.ckpt", "init_from=FILE"], "codec.checkpoint=a.ckpt: has no effect with init"),
+        (["codec=kl", "codec.max_steps=9", "init_from=FILE"], "codec.max_steps=9: has no effect with init_from"),
+    ],
+)
+def test_what_has_no_effect_is_refused_before_anything_is_written(tmp_path, words, told):
+    (tmp_path / "base.ckpt").touch()
+    words = [word.replace("FILE", str(tmp_path / "base.ckpt")) for word in words]
+    with pytest.raises(UserError) as refused:
+        train(tmp_path / "runs", *words)
+    assert str(refused.value).startswith(told) and "\n" not in str(refused.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_finished_run_is_not_replaced_by_what_cannot_be_trained(tmp_path):
+    folder = tmp_path / "demo" / "train"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("task: {target: label}\n")
+    (folder / "finished.json").write_text("{}\n")
+    with pytest.raises(UserError, match="trainer.gradient_clip=0"):
+        train(tmp_path, "trainer.gradient_clip=0", "overwrite=true")
+    assert (folder / "finished.json").exists()
+
+
+@pytest.mark.slow
+def test_only_models_of_pairs_are_scored(tmp_path):
+    cohort = ("data.phantom_subjects=5", "data.max_side=16", "data.val_fraction=0.2", "data.test_fraction=0.2")
+    scored = ("trainer.score_every=1", "trainer.max_steps=2", "trainer.precision=fp32", "logger=csv")
+    train(tmp_path, "task=denoise", "task.mask=true", *cohort, *scored)
+    folder = tmp_path / "demo" / "train"
+    assert (folder / "finished.json").exists() and not (folder / "scores.csv").exists()
