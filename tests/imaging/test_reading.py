@@ -117,7 +117,7 @@ def test_headers_of_real_volumes_are_those_of_the_full_read(medaug_data: Path) -
 def _peak(code: str) -> tuple[str, float]:
     """Run code that reads; returns what it printed and how many MiB it took beyond its imports."""
     script = (
-        "import re, SimpleITK, medaug.imaging.reading as reading\n"
+        "import re, resource, SimpleITK, medaug.imaging.reading as reading\n"
         # not getrusage, whose peak begins at that of the process that started this one
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1024\n"
         f"before = peak()\ntry: {code}\nexcept Exception as error: print(repr(error))\nprint(peak() - before)"
