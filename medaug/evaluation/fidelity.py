@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t
 
-from medaug.evaluation.statistics import Interval
 from medaug.evaluation.texture import CROP, central_box, mean_absolute_gradient
 
 FLOOR = 1e-12
@@ -207,43 +205,6 @@ def kernel_distance(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
     if min(len(x), len(y)) < 2:
         raise ValueError("at least two volumes are needed in each set")
     return _discrepancy(_kernel(x, x), _kernel(y, y), _kernel(x, y))
-
-
-def kernel_distance_interval(
-    x: NDArray[np.floating],
-    y: NDArray[np.floating],
-    x_subjects: Sequence[str],
-    y_subjects: Sequence[str],
-    level: float = 0.95,
-) -> Interval:
-    """`kernel_distance` with an interval by the two-sample jackknife over subjects.
-
-    Each subject is left out in turn, the variances of the two sets add (Arvesen, Ann. Math. Stat. 40(6), 1969), and
-    Student's quantile has the degrees of freedom of the smaller set. A bootstrap would draw rows twice, which a mean
-    over different pairs does not bear. Where both sets come from one distribution the statistic is not normal, and the
-    interval rough: compare the distance with that between two real sets.
-
-    Args:
-        x, y: as `kernel_distance`.
-        x_subjects, y_subjects: of the rows.
-        level: coverage aimed at.
-
-    Returns:
-        `n` and `clusters` are those of `x`; the bounds are NaN where a set has fewer than three subjects.
-    """
-    distance = kernel_distance(x, y)
-    names = [np.unique(np.asarray(subjects, dtype=str), return_inverse=True) for subjects in (x_subjects, y_subjects)]
-    fewest = min(len(unique) for unique, _ in names)
-    if fewest < 3:
-        return Interval(distance, float("nan"), float("nan"), len(x), len(names[0][0]))
-    variance = 0.0
-    xx, yy, xy = _kernel(x, x), _kernel(y, y), _kernel(x, y)
-    for (unique, member), (own, other, between) in zip(names, ((xx, yy, xy), (yy, xx, xy.T)), strict=True):
-        rest = [member != one for one in range(len(unique))]
-        left_out = [_discrepancy(own[np.ix_(these, these)], other, between[these]) for these in rest]
-        variance += (len(unique) - 1) * float(np.var(left_out))
-    margin = float(t.ppf((1 + level) / 2, fewest - 1)) * variance**0.5
-    return Interval(distance, distance - margin, distance + margin, len(x), len(names[0][0]))
 
 
 def _kernel(x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.float64]:

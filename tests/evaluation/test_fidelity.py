@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
-from scipy.stats import norm
 
 from medaug.evaluation.fidelity import (
     deviations,
     differences_of_halves,
     kernel_distance,
-    kernel_distance_interval,
     log_spectrum,
     octave_spectrum,
     spectral_discrepancy,
@@ -213,39 +211,3 @@ def test_one_distribution_is_at_zero_on_average_at_any_size():
     assert abs(values.mean()) < 3 * values.std() / np.sqrt(len(values))
     shifted = [kernel_distance(rng.normal(size=(3, 4)), rng.normal(1, 1, size=(9, 4))) for _ in range(400)]
     assert np.mean(shifted) > 10 * abs(values.mean())
-
-
-def test_the_interval_covers_the_distance_of_two_normals():
-    """In one dimension the distance is in closed form: E(xy + 1)^3 by the moments of N(0, 1) and N(1, 1)."""
-
-    def moments(mean):
-        return [norm.moment(k, loc=mean) for k in range(4)]
-
-    def expected(a, b):
-        return sum(c * a[k] * b[k] for k, c in enumerate((1, 3, 3, 1)))
-
-    a, b = moments(0), moments(1)
-    truth = expected(a, a) + expected(b, b) - 2 * expected(a, b)
-    rng = np.random.default_rng(10)
-    hits = 0
-    for _ in range(60):
-        x, y = rng.normal(0, 1, (30, 1)), rng.normal(1, 1, (50, 1))
-        interval = kernel_distance_interval(x, y, [str(i) for i in range(30)], [str(i) for i in range(50)])
-        hits += interval.low <= truth <= interval.high
-        assert interval.mean == kernel_distance(x, y)
-    assert 50 <= hits <= 60
-
-
-def test_copies_of_a_subjects_rows_do_not_narrow_the_interval():
-    rng = np.random.default_rng(11)
-    x, y = rng.normal(size=(12, 3)), rng.normal(size=(12, 3))
-    names = [str(i) for i in range(12)]
-
-    def width(copies):
-        repeated = x + 1e-3 * rng.normal(size=(copies, *x.shape))
-        interval = kernel_distance_interval(repeated.reshape(-1, 3), y, names * copies, names)
-        return interval.high - interval.low
-
-    assert width(4) > 0.8 * width(1)
-    interval = kernel_distance_interval(x[:2], y, ["a", "b"], names)
-    assert np.isnan(interval.low) and np.isfinite(interval.mean)
