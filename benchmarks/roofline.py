@@ -28,6 +28,7 @@ from plain import Training
 from torch import Tensor, nn
 
 from medaug.config import load_options, part
+from medaug.networks.upsampling import UpsampledConv
 from medaug.train import MODEL_NODES
 from medaug.training.model import DiffusionModel, Dropout, has_bf16
 
@@ -135,9 +136,12 @@ def counted(network: nn.Module) -> Iterator[list[Pass]]:
             moved = 4 * x.numel() * output.element_size()
             passes.append(Pass("attention", 4 * b * n * n * c, moved))
             passes.append(Pass("attention", 8 * b * n * n * c, 2 * moved))
-        elif isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+        elif isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d | UpsampledConv):
             weight = module.weight
-            once = 2 * output.numel() * weight[0].numel()
+            if isinstance(module, UpsampledConv):  # a kernel of width 4 at every voxel of x
+                once = 2 * x.numel() * len(weight) * 4 ** (weight.ndim - 2)
+            else:
+                once = 2 * output.numel() * weight[0].numel()
             moved = (x.numel() + output.numel() + weight.numel()) * output.element_size()
             passes.extend([Pass("linear" if isinstance(module, nn.Linear) else "convolution", once, moved)] * 3)
         else:
@@ -145,7 +149,7 @@ def counted(network: nn.Module) -> Iterator[list[Pass]]:
             passes.append(Pass(type(module).__name__, 0, moved))
             passes.append(Pass(type(module).__name__, 0, moved + _bytes(x)))
 
-    layers = (SABlock, nn.Linear, nn.Conv2d, nn.Conv3d, nn.GroupNorm, nn.SiLU, nn.Upsample)
+    layers = (SABlock, nn.Linear, nn.Conv2d, nn.Conv3d, UpsampledConv, nn.GroupNorm, nn.SiLU)
     hooks = [module.register_forward_hook(count) for module in network.modules() if isinstance(module, layers)]
     try:
         yield passes

@@ -9,6 +9,7 @@ from monai.networks.nets import ControlNet, DiffusionModelUNet
 from torch import Tensor
 
 from medaug.networks.conditional import ConditionalUNet, UNetShape, add_attributes, checkpoint_blocks
+from medaug.networks.upsampling import fuse_upsampling
 
 
 class ControlledUNet(ConditionalUNet):
@@ -34,6 +35,7 @@ class ControlledUNet(ConditionalUNet):
             conditioning_embedding_num_channels=(shape.channels[0],),  # one entry: planes keep the sides that x has
             **shape.monai(),
         )
+        fuse_upsampling(self.unet)
         add_attributes(self.control, attribute_channels)
         if shape.gradient_checkpointing:
             checkpoint_blocks(self.unet)

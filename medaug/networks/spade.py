@@ -8,6 +8,7 @@ from monai.networks.nets import SPADEDiffusionModelUNet
 from torch import Tensor, nn
 
 from medaug.networks.conditional import ConditionalUNet, UNetShape, add_attributes, checkpoint_blocks
+from medaug.networks.upsampling import fuse_upsampling
 
 
 class SpadeUNet(ConditionalUNet):
@@ -38,6 +39,7 @@ class SpadeUNet(ConditionalUNet):
         for module in self.unet.modules():
             if isinstance(module, SPADE):
                 module.mlp_gamma.adn = module.mlp_beta.adn = nn.Identity()
+        fuse_upsampling(self.unet)
         add_attributes(self.unet, attribute_channels)
         if shape.gradient_checkpointing:
             checkpoint_blocks(self.unet)
