@@ -90,7 +90,7 @@ def main(options: Options) -> None:
         subjects={split: sorted({case.subject for case in members}) for split, members in cases.items()},
         phantom=manifest.phantom,
         attributes=attributes,
-        base=None if base is None else read_base(base, manifest.subjects("test")),
+        base=None if base is None else read_base(base, manifest),
         scale=common_scale([case.placement for case in loaded["train"]]),
     )
     attributes.warn_of_unknown((c.case, c.affine) for split in loaded.values() for c in split)

@@ -18,6 +18,9 @@ from medaug.evaluation.texture import CROP, central_box, mean_absolute_gradient
 FLOOR = 1e-12
 """Power below which a band counts as empty: float32 volumes in [-1, 1] are rounded to about that."""
 
+LEAST_SIDE = 4
+"""Voxels along each axis, after the crop, that a spectrum needs."""
+
 NUM_SPLITS = 200
 
 
@@ -39,12 +42,12 @@ def octave_spectrum(volume: NDArray[np.floating], crop: float = CROP) -> NDArray
         crop: share of each side, about the centre, in (0, 1].
 
     Raises:
-        ValueError: not three axes, or fewer than four voxels along one after the crop.
+        ValueError: not three axes, or fewer than `LEAST_SIDE` voxels along one after the crop.
     """
     centre = volume[central_box(volume.shape, crop)].astype(np.float64)
     sides = centre.shape
-    if len(sides) != 3 or min(sides) < 4:
-        raise ValueError(f"three axes of at least four voxels are needed, not {sides}")
+    if len(sides) != 3 or min(sides) < LEAST_SIDE:
+        raise ValueError(f"three axes of at least {LEAST_SIDE} voxels are needed, not {sides}")
     # The periodic window (numpy's is symmetric): a cosine then leaks to its neighbours only.
     x, y, z = (np.hanning(side + 1)[:-1] for side in sides)
     window = x[:, None, None] * y[:, None] * z

@@ -23,14 +23,14 @@ from medaug.diffusion.process import Process
 from medaug.diffusion.samplers import check
 from medaug.errors import UserError
 from medaug.evaluation.faithfulness import agreement
-from medaug.evaluation.fidelity import kernel_distance, log_spectrum, spectral_discrepancy
+from medaug.evaluation.fidelity import LEAST_SIDE, kernel_distance, log_spectrum, spectral_discrepancy
 from medaug.evaluation.memorisation import (
     TrainingNeighbours,
     expected_near_copies,
     near_copies_p,
     near_copy_threshold,
 )
-from medaug.evaluation.texture import mean_absolute_gradient
+from medaug.evaluation.texture import CROP, central_box, mean_absolute_gradient
 from medaug.options import GenerateOptions, MasksOptions, SamplerOptions, SegmenterOptions, TrainerOptions
 from medaug.segmentation.segmenter import (
     Diet,
@@ -120,7 +120,7 @@ def sample_score(
         measures: False on a process that only takes part in sampling, because weights may be split between them.
 
     Raises:
-        UserError: as `write_recipe`, or there are too few training scans.
+        UserError: as `write_recipe`; there are too few training scans, or their grid is too small for spectra.
     """
     generate = GenerateOptions(guidance_scale=trainer.score_guidance_scale, seed=named_seed(trainer.seed, "scoring"))
     sampler = SamplerOptions(num_inference_steps=trainer.score_inference_steps)
@@ -129,6 +129,12 @@ def sample_score(
         raise UserError("trainer.score_every: no training scan has a label to take a mask from; set it to 0")
     if len(train) < 2:
         raise UserError("trainer.score_every: a single training scan is nothing to compare samples with; set it to 0")
+    middle = [box.stop - box.start for box in central_box(train[0].image.shape[1:], CROP)]
+    if min(middle) < LEAST_SIDE:
+        raise UserError(
+            f"trainer.score_every: spectra need {LEAST_SIDE} voxels along each axis in the middle of the grid, and it "
+            f"has {' x '.join(map(str, middle))}; set it to 0"
+        )
     plans = [write_recipe(i, labelled, generate, masks, sampler, "", card.attributes) for i in range(trainer.score_num)]
 
     def samples(model: DiffusionModel) -> list[Image]:

@@ -30,6 +30,12 @@ def save_whole(trainer: Trainer, path: Path) -> None:
         trainer.save_checkpoint(target)
 
 
+def remove_unfinished(path: Path) -> None:
+    """Remove what processes that were killed while they saved left of `path`, which nobody else may be writing now."""
+    for leftover in path.parent.glob(f".tmp-*-{path.name}"):
+        leftover.unlink()
+
+
 class LastCheckpoint(Callback):
     """Keeps `last.ckpt` whole: every so many steps, at the last one, and when the run is asked to stop.
 
@@ -47,8 +53,7 @@ class LastCheckpoint(Callback):
         """Listen for the signals, in place of Lightning, whose SIGTERM leaves in the middle of the loop."""
         self.signals.listen()
         if trainer.is_global_zero:
-            for leftover in self.path.parent.glob(f".tmp-*-{self.path.name}"):  # of a process killed while saving
-                leftover.unlink()
+            remove_unfinished(self.path)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

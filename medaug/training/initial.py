@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from medaug.cohort.manifest import Manifest
 from medaug.diffusion.process import Process
 from medaug.errors import UserError
 from medaug.networks.controlnet import ControlledUNet
@@ -99,14 +99,28 @@ def _told(task: Task) -> tuple[object, ...]:
     return task.num_masks, task.given, task.num_images
 
 
-def read_base(path: Path, untouched: Iterable[str]) -> Base:
-    """What the card of a training says about the checkpoint that it begins from.
+def read_base(path: Path, manifest: Manifest) -> Base:
+    """What the card of a training on `manifest` says about the checkpoint that it begins from.
 
-    Warns where the checkpoint saw subjects of `untouched`, the test split, which the benchmark will refuse.
+    Warns where the checkpoint saw subjects of the test split, which the benchmark will refuse, and where it has as many
+    modalities or classes under other names, which begin in their order.
     """
     card, _ = read_checkpoint(path)
     saw = {subject for subjects in card.seen.values() for subject in subjects}
-    if leaked := sorted(saw & set(untouched)):
+    names = (
+        ("modalities", card.modalities, manifest.modalities),
+        ("classes", card.schema.names, manifest.schema.names),
+    )
+    for what, theirs, ours in names:
+        if len(theirs) == len(ours) and theirs != ours:
+            log.warning(
+                "init_from=%s: its %s were %s; here %s begin from them in this order",
+                path,
+                what,
+                ", ".join(theirs),
+                ", ".join(ours),
+            )
+    if leaked := sorted(saw & set(manifest.subjects("test"))):
         log.warning(
             "init_from=%s: its training saw %d subject(s) of the test split (%s first); the benchmark will refuse this "
             "model",

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 
 from medaug.evaluation.memorisation import ALARM
 from medaug.files import atomic_write
-from medaug.training.callbacks import save_whole, stepped
+from medaug.training.callbacks import remove_unfinished, save_whole, stepped
 from medaug.training.checkpoint import read_checkpoint
 from medaug.training.model import DiffusionModel
 
@@ -50,12 +50,12 @@ class SampleScoring(Callback):
         self._rows: list[dict[str, float]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find what is on record, and the best so far."""
+        """Find what is on record, and the best so far; all processes read, so that damage ends them all."""
+        rows, found = _read(self.table), self.checkpoint.exists()
+        best = read_checkpoint(self.checkpoint)[1]["callbacks"][self.state_key] if found else None
+        self._rows, self.best = trainer.strategy.broadcast((rows, best))
         if trainer.is_global_zero:
-            self._rows = _read(self.table)
-            found = self.checkpoint.exists()
-            self.best = read_checkpoint(self.checkpoint)[1]["callbacks"][self.state_key] if found else None
-        self._rows, self.best = trainer.strategy.broadcast((self._rows, self.best))
+            remove_unfinished(self.checkpoint)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

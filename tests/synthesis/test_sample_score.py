@@ -200,7 +200,11 @@ def test_a_process_that_only_samples_reads_no_scan(tmp_path):
 
 @pytest.mark.parametrize(
     ("train", "why"),
-    [([person(0, labelled=False), person(1, labelled=False)], "no training scan has a label"), (TRAIN[:1], "single")],
+    [
+        ([person(0, labelled=False), person(1, labelled=False)], "no training scan has a label"),
+        (TRAIN[:1], "single"),
+        ([replace(case, image=case.image[:, :5]) for case in TRAIN[:2]], "has 3 x 12 x 12; set it to 0"),
+    ],
 )
 def test_nothing_to_sample_or_compare_is_refused(tmp_path, train, why):
     with pytest.raises(UserError, match=why):

@@ -12,6 +12,7 @@ import torch
 from helpers import assert_same_bits, model_options
 from test_fit import BUDGET, CARD, contents, make_cases
 
+from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import LabelSchema
 from medaug.config import load_options
 from medaug.errors import UserError
@@ -52,6 +53,11 @@ def save(path: Path, card: Card, planes: int | None = None):
     state = {f"model.{name}": value for name, value in model.state_dict().items()}
     torch.save({"state_dict": state, "global_step": 3, "medaug": card.to_dict()}, path)
     return model
+
+
+def cohort(test_subject: str) -> Manifest:
+    case = Case("a_1", ("a.nii.gz",), None, test_subject, "test")
+    return Manifest("toy", "", CARD.modalities, CARD.schema, (case,), ".")
 
 
 def told(model, planes: int, num=2):
@@ -207,7 +213,7 @@ def test_the_card_names_the_base_and_counts_its_subjects_as_seen(tmp_path, caplo
     path = tmp_path / "a.ckpt"
     save(path, replace(CARD, experiment="second", base=grandparent, subjects={"train": ["a"], "val": ["b"]}))
     with caplog.at_level(logging.WARNING):
-        base = read_base(path, ["nobody"])
+        base = read_base(path, cohort("nobody"))
     assert not caplog.records
     assert base == Base("second", file_sha256(path), {"train": ["a", "g"], "val": ["b", "h"]})
     card = replace(CARD, base=base, subjects={"train": ["c", "a"], "val": ["d"]})
@@ -217,8 +223,21 @@ def test_the_card_names_the_base_and_counts_its_subjects_as_seen(tmp_path, caplo
     without = CARD.to_dict()
     del without["base"]
     assert Card.from_dict(without) == CARD, "a card from before there were bases"
-    read_base(path, ["g"])
+    read_base(path, cohort("g"))
     assert "saw 1 subject(s) of the test split (g first)" in caplog.text
+
+
+def test_what_begins_from_another_name_is_said(tmp_path, caplog):
+    path = tmp_path / "a.ckpt"
+    save(path, CARD)
+    read_base(path, replace(cohort("nobody"), modalities=("FLAIR",)))
+    assert "its modalities were T1; here FLAIR begin from them in this order" in caplog.text
+    caplog.clear()
+    read_base(path, replace(cohort("nobody"), schema=LabelSchema(((0, "background"), (5, "cyst")))))
+    assert "its classes were background, lesion; here background, cyst begin from them" in caplog.text
+    caplog.clear()
+    read_base(path, replace(cohort("nobody"), schema=THREE))  # other planes, which begin at zero
+    assert not caplog.records
 
 
 def run_train(runs: Path, *words: str) -> Path:

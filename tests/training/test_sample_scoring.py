@@ -11,6 +11,7 @@ import torch
 from helpers import assert_same_bits
 from test_fit import BUDGET, CARD, make_cases
 
+from medaug.errors import UserError
 from medaug.training import scoring
 from medaug.training.checkpoint import load_model, read_checkpoint
 from medaug.training.fit import fit
@@ -170,6 +171,18 @@ def test_without_the_best_file_the_next_scoring_is_the_best(tmp_path):
     (tmp_path / "best.ckpt").unlink()
     train(tmp_path, Judge())
     assert contents(tmp_path, "best.ckpt")["global_step"] == 6
+
+
+def test_a_damaged_best_file_ends_the_run_in_one_line_and_leftovers_are_removed(tmp_path):
+    train(tmp_path, Judge(), replace(SCORED, max_steps=4))
+    whole, leftover = (tmp_path / "best.ckpt").read_bytes(), tmp_path / ".tmp-123-best.ckpt"
+    leftover.write_bytes(whole[:100])
+    (tmp_path / "best.ckpt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"best\.ckpt: not a whole checkpoint"):
+        train(tmp_path, Judge())
+    (tmp_path / "best.ckpt").write_bytes(whole)
+    train(tmp_path, Judge())
+    assert not leftover.exists()
 
 
 def test_memorising_is_said_once_and_remembered(tmp_path, caplog):
