@@ -181,7 +181,7 @@ class SamplerOptions:
     """How noise becomes an image."""
 
     name: str = option("dpmpp_2m, dpmpp_2m_sde, heun, ddim or ddpm", "dpmpp_2m")
-    num_inference_steps: int = option("steps, each one evaluation of the denoiser (heun: two, but for the last)", 20)
+    num_inference_steps: int = option("steps, each one evaluation of the denoiser (heun: two, but for the last)", 8)
     eta: float = option("ddim only: 0 deterministic, 1 as noisy as ddpm", 0.0)
     spacing: str = option("of the steps: trailing, uniform or karras (not from pure noise)", "trailing")
 
