@@ -33,7 +33,7 @@ from medaug.networks.condition import one_hot
 from medaug.options import NetworkOptions, Options, TrainerOptions
 from medaug.training.averaging import power_function_exponent
 from medaug.training.model import has_bf16
-from medaug.training.module import training_batches
+from medaug.training.module import make_optimizer, training_batches
 
 TIMESTEPS = 1000
 Batch = dict[str, Tensor]
@@ -115,12 +115,7 @@ class Training:
         self.model = model
         self.loss = loss
         self.budget = budget
-        self.optimizer = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad],
-            lr=budget.learning_rate,
-            weight_decay=budget.weight_decay,
-        )
-
+        self.optimizer = make_optimizer(model, budget)
         gamma = power_function_exponent(budget.ema_sigma_rel)
 
         def average(averaged: Tensor, current: Tensor, num_averaged: Tensor | int) -> Tensor:

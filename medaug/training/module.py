@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
@@ -34,6 +34,16 @@ PICTURED = 3
 PICTURE_STEPS = 12
 NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Times at which every validation case is judged with the same noise: the middles of fifths of [0, 1]."""
+
+
+def make_optimizer(module: nn.Module, budget: TrainerOptions) -> torch.optim.AdamW:
+    """AdamW for all weights of a module that are trained; a ControlNet's base is not."""
+    return torch.optim.AdamW(
+        [p for p in module.parameters() if p.requires_grad],
+        lr=budget.learning_rate,
+        weight_decay=budget.weight_decay,
+        fused=budget.precision != "fp16",  # Lightning does not clip for one that undoes loss scaling by itself
+    )
 
 
 class DiffusionModule(LightningModule):
@@ -113,8 +123,7 @@ class DiffusionModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, linear warm-up, then a cosine decay to a tenth or a constant rate."""
-        trained = [p for p in self.parameters() if p.requires_grad]  # a ControlNet's base is not
-        optimizer = torch.optim.AdamW(trained, lr=self.budget.learning_rate, weight_decay=self.budget.weight_decay)
+        optimizer = make_optimizer(self, self.budget)
         warmup, last, cosine = self.budget.warmup_steps, self.budget.max_steps, self.budget.schedule == "cosine"
 
         def factor(step: int) -> float:

@@ -16,7 +16,7 @@ from medaug.options import CodecOptions, TrainerOptions
 from medaug.training.checkpoint import Card
 from medaug.training.hardware import device_type, world_size
 from medaug.training.model import DiffusionModel, Dropout
-from medaug.training.module import NOISE_LEVELS, PICTURE_STEPS, PICTURED, training_batches
+from medaug.training.module import NOISE_LEVELS, PICTURE_STEPS, PICTURED, make_optimizer, training_batches
 
 STATE_BYTES = 20
 """Per parameter, in float32: the weight, its gradient, AdamW's two moments, its average."""
@@ -140,15 +140,14 @@ def saved_bytes(model: DiffusionModel, batch: dict[str, Tensor], dropout: Dropou
 
 def _measure(model: DiffusionModel, batch: dict[str, Tensor], budget: TrainerOptions) -> tuple[float, float]:
     """Seconds of one pass forward, backward and through the optimiser, and of one forward without gradients."""
-    trained, dropout = [p for p in model.parameters() if p.requires_grad], Dropout.of(budget)
-    optimizer = torch.optim.AdamW(trained, lr=budget.learning_rate)
+    optimizer, dropout = make_optimizer(model, budget), Dropout.of(budget)
     training: list[float] = []
     forward: list[float] = []
     begun = time.perf_counter()
     while len(training) <= MEASURED_STEPS and time.perf_counter() - begun < MEASURED_SECONDS:
         start = _now(batch)
         model.loss(batch, dropout).mean().backward()
-        torch.nn.utils.clip_grad_norm_(trained, budget.gradient_clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), budget.gradient_clip)
         optimizer.step()
         optimizer.zero_grad()
         middle = _now(batch)
