@@ -181,15 +181,23 @@ def _note(runs: Path, record: dict[str, object]) -> None:
 def _wait(command: list[str]) -> int:
     """Run a command to its end and return its status; a signal is passed on, and ends this process after the other."""
     heard: list[int] = []
-    # In a session of its own, or Ctrl-C would reach it twice.
-    process = subprocess.Popen(command, start_new_session=True)
+    early: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
 
     def pass_on(number: int, frame: object) -> None:
         heard.append(number)
-        process.send_signal(number)
+        if process is None:
+            early.append(number)
+        else:
+            process.send_signal(number)
 
     numbers = (signal.SIGINT, signal.SIGTERM, *requeue.signals())
+    # Before the other process is there: a signal in between would end this one alone.
     former = {number: signal.signal(number, pass_on) for number in numbers}
+    # In a session of its own, or Ctrl-C would reach it twice.
+    process = subprocess.Popen(command, start_new_session=True)
+    for number in early:
+        process.send_signal(number)
     status = process.wait()
     for number, handler in former.items():
         signal.signal(number, handler)

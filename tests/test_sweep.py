@@ -206,6 +206,18 @@ def test_a_signal_reaches_the_job_and_then_ends_the_sweep(home):
     assert process.returncode == 128 + signal.SIGTERM
 
 
+def test_a_signal_while_the_job_is_started_reaches_it_too(home):
+    code = (
+        "import os, signal, subprocess, sys; from medaug import sweep\n"
+        "class Slow(subprocess.Popen):\n"
+        "    def __init__(self, *words, **options):\n"
+        "        super().__init__(*words, **options); os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sweep.subprocess.Popen = Slow\n"
+        "sweep._wait([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 128 + signal.SIGTERM
+
+
 SMALL = (
     *DEMO,
     "logger=csv",

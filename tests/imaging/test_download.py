@@ -319,7 +319,8 @@ def test_silent_server_times_out(tmp_path: Path, serve: Callable[..., Server], m
     download_task(NAME, tmp_path, server.address)
     assert time.monotonic() - begun < 15  # the server holds each connection for 20 s
     check_unpacked(tmp_path)
-    assert server.sent == [100_000, 0, len(ARCHIVE) - 100_000]
+    assert server.sent[:2] == [100_000, 0]
+    assert sum(server.sent) == len(ARCHIVE)  # on a busy machine more connections than these two time out
 
 
 def test_trickle_is_given_up(tmp_path: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
