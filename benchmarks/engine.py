@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from common import arguments, machine, save_result, spread
 from plain import PlainDDPM, Training, batches
-from quality import Cohort, drawing, load_cohort, sampling, untrained
+from quality import Cohort, drawing, evaluations, load_cohort, sampling, untrained
 
 from medaug.config import load_options
 from medaug.files import atomic_write
@@ -92,7 +92,7 @@ class Contender:
             )
         sampler, steps = settings.get("sampler", "ddpm"), settings["num_inference_steps"]
         self.sampler = f"{sampler}, {steps} steps, guidance {settings['guidance_scale']:g}"
-        self.evaluations = 2 * steps - 1 if sampler == "heun" else steps
+        self.evaluations = evaluations(sampler, steps)
         self.parameters = sum(p.numel() for p in self.model.network.parameters())
         self.batches: Iterator[dict[str, torch.Tensor]] = batches(cohort.train, options.trainer)
         self.label = torch.from_numpy(np.array(cohort.val[0].label)).long()[None]

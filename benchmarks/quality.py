@@ -201,6 +201,11 @@ def sampling(experiment: str, words: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
+def evaluations(sampler: str, steps: int) -> int:
+    """How often a sampler asks the denoiser; guided, each is a forward of two branches."""
+    return 2 * steps - 1 if sampler == "heun" else steps
+
+
 def drawing(model: DiffusionModel | PlainDDPM, settings: Mapping[str, Any]) -> Draw:
     """The model's `sample` with these settings."""
     return lambda label, seeds: model.sample(label, seeds, **settings)

@@ -27,6 +27,7 @@ from quality import (
     as_plain,
     difference,
     drawing,
+    evaluations,
     load_cohort,
     load_judge,
     sampled,
@@ -119,11 +120,6 @@ def main() -> None:
     }
     write_scores(options.result.with_suffix(".csv"), ["sampler", "steps"], {**scores, ("real", 0): real}, cohort)
     save_result(options.result, [0], len(cohort.val), figures)
-
-
-def evaluations(sampler: str, steps: int) -> int:
-    """How often a sampler asks the denoiser; guided, each is a forward of two branches."""
-    return 2 * steps - 1 if sampler == "heun" else steps
 
 
 def worth(measure: str) -> Callable[[NDArray[np.float64]], float]:

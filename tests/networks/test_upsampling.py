@@ -53,10 +53,10 @@ def test_a_network_says_the_same_and_keeps_the_names_of_its_weights():
         nn.init.normal_(parameter, std=0.1)
     x, t = torch.randn(2, 2, 8, 4, 8), torch.tensor([10.0, 500.0])
     with torch.no_grad():
-        wanted, names = net(x, t), {name: value.clone() for name, value in net.state_dict().items()}
+        wanted, shapes = net(x, t), {name: value.shape for name, value in net.state_dict().items()}
         fuse_upsampling(net)
         torch.testing.assert_close(net(x, t), wanted, atol=1e-4, rtol=1e-4)
-    assert {name: value.shape for name, value in net.state_dict().items()} == {k: v.shape for k, v in names.items()}
+    assert {name: value.shape for name, value in net.state_dict().items()} == shapes
     assert sum(isinstance(module, UpsampledConv) for module in net.modules()) == 2
 
 
