@@ -27,6 +27,7 @@ from quality import (
     drawing,
     load_cohort,
     load_judge,
+    plainly,
     sampled,
     sampling,
     train,
@@ -66,7 +67,7 @@ def main() -> None:
     _, model = load_model(options.work / "medaug" / options.experiment / "train" / "last.ckpt", torch.device("cpu"))
     judge = load_judge(options.judge or options.work / "judge.pt", cohort, options.judge_steps)
     ours = sampling(options.experiment)
-    theirs = {"guidance_scale": ours["guidance_scale"], "num_inference_steps": options.plain_steps}
+    theirs = plainly(ours, options.plain_steps)
     averaged = plain.averaged.module.eval()
     assert isinstance(averaged, PlainDDPM)
     volumes = {

@@ -74,7 +74,15 @@ class PlainDDPM(nn.Module):
         return (output.float() - noise).square().flatten(1).mean(1)
 
     @torch.no_grad()
-    def sample(self, label: Tensor, seeds: Sequence[int], *, guidance_scale: float, num_inference_steps: int) -> Tensor:
+    def sample(
+        self,
+        label: Tensor,
+        seeds: Sequence[int],
+        *,
+        guidance_scale: float,
+        guidance_rescale: float,
+        num_inference_steps: int,
+    ) -> Tensor:
         """Images (B, M, X, Y, Z) in [-1, 1] for masks label (B, X, Y, Z), by DDPM's posterior of the stride taken.
 
         x_0 is clamped to [-1, 1] at every step, as MONAI's scheduler does.
@@ -86,7 +94,7 @@ class PlainDDPM(nn.Module):
                 output = self.network(torch.cat([x, condition], dim=1), (TIMESTEPS * t).round() - 1)
             return predicted_sample(self.process, output.float(), x, t)
 
-        both = guided(denoise, planes, torch.zeros_like(planes), guidance_scale)
+        both = guided(denoise, planes, torch.zeros_like(planes), guidance_scale, rescale=guidance_rescale)
         draws = generators(seeds)
         shape = (self.num_modalities, *label.shape[1:])
 

@@ -201,6 +201,12 @@ def sampling(experiment: str, words: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
+def plainly(settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """What `PlainDDPM.sample` takes, guided as these settings of `sampling` are."""
+    guidance = {key: settings[key] for key in ("guidance_scale", "guidance_rescale")}
+    return guidance | {"num_inference_steps": steps}
+
+
 def evaluations(sampler: str, steps: int) -> int:
     """How often a sampler asks the denoiser; guided, each is a forward of two branches."""
     return 2 * steps - 1 if sampler == "heun" else steps

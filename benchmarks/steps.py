@@ -110,7 +110,7 @@ def main() -> None:
     plot(scores, real, options.picture)
     figures = {
         "checkpoint": digest,
-        "guidance_scale": sampling(card.experiment, options.words)["guidance_scale"],
+        "guidance": {k: v for k, v in sampling(card.experiment, options.words).items() if k.startswith("guidance")},
         "margins": MARGINS,
         "real": scorer.means(real),
         "loses_nothing_against_own": own_least,

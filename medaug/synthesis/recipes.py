@@ -63,7 +63,6 @@ def check_options(
         name
         for name, value in (
             ("guidance_interval", interval),
-            ("guidance_rescale", generate.guidance_rescale),
             ("negative_classes", generate.negative_classes),
         )
         if value and generate.guidance_scale == 1
