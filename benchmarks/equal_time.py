@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from common import arguments, machine, save_result, times
+from common import HERE, arguments, machine, save_result, times
 from plain import PlainDDPM, Training, batches, train_for
 from quality import (
     MEASURES,
     Cohort,
     Scorer,
+    Volume,
     as_plain,
     difference,
     drawing,
@@ -38,6 +41,7 @@ from quality import (
 from medaug.config import load_options
 from medaug.files import atomic_write
 from medaug.options import Options
+from medaug.reporting.figures import comparison_picture
 from medaug.runs import claim, finish
 from medaug.training.checkpoint import load_model
 
@@ -50,6 +54,7 @@ def main() -> None:
     parser.add_argument("--plain-steps", type=int, default=250, help="sampling steps of the plain loop")
     parser.add_argument("--judge", type=Path, help="the judge's weights; trained there if absent")
     parser.add_argument("--judge-steps", type=int, default=1500)
+    parser.add_argument("--picture", type=Path, default=HERE.parent / "docs" / "images" / "equal_time.png")
     parser.add_argument("words", nargs="*", help="key=value of medaug.train, for both")
     options = parser.parse_intermixed_args()
     trained = load_options("train", [f"experiment={options.experiment}", *options.words])
@@ -98,6 +103,7 @@ def main() -> None:
         "spectral_discrepancy": {name: scorer.discrepancy(some) for name, some in volumes.items()},
         "medaug_minus_plain": {measure: as_plain(interval) for measure, interval in differences.items()},
     }
+    draw_slices(volumes, cohort, options.picture)
     write_scores(options.result.with_suffix(".csv"), ["images"], {(k,): v for k, v in scores.items()}, cohort)
     save_result(options.result, [trained.trainer.seed], len(cohort.val), figures)
     finish(options.work, {"volumes": len(cohort.val)})
@@ -113,6 +119,16 @@ def planned_steps(path: Path, seconds: float, options: Options, cohort: Cohort) 
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps({"steps": max(1, round(seconds / step)), "seconds_per_step": step}))
     return int(json.loads(path.read_text())["steps"])
+
+
+def draw_slices(volumes: Mapping[str, Sequence[Volume]], cohort: Cohort, path: Path) -> None:
+    """The first masks, what each model made of them, and the scans that they are of."""
+    drawn = zip(cohort.val[:4], *volumes.values(), strict=False)
+    rows = [
+        (case.case.name, np.array(case.label), *(v[0] for v in made), np.array(case.image[0])) for case, *made in drawn
+    ]
+    classes = cohort.manifest.schema.foreground
+    comparison_picture(rows, path, classes=classes, window=(-1.0, 1.0), panels=("mask", *volumes, "real"))
 
 
 if __name__ == "__main__":
