@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from common import arguments, machine, save_result, spread
 from plain import PlainDDPM, Training, batches
-from quality import Cohort, drawing, evaluations, load_cohort, plainly, sampling, untrained
+from quality import Cohort, drawing, evaluations, load_cohort, plain_sampling, sampling, untrained
 
 from medaug.config import load_options
 from medaug.files import atomic_write
@@ -80,7 +80,7 @@ class Contender:
         if name == PLAIN:
             modalities, classes = len(cohort.manifest.modalities), cohort.manifest.schema.num_classes
             self.model = plain = PlainDDPM(modalities, classes, options.network)
-            settings = plainly(settings, plain_steps)
+            settings = plain_sampling(settings, plain_steps)
             self.training = Training(
                 plain, lambda batch: plain.loss(batch, options.trainer.condition_dropout), options.trainer
             )

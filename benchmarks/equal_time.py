@@ -30,7 +30,7 @@ from quality import (
     drawing,
     load_cohort,
     load_judge,
-    plainly,
+    plain_sampling,
     sampled,
     sampling,
     train,
@@ -72,7 +72,7 @@ def main() -> None:
     _, model = load_model(options.work / "medaug" / options.experiment / "train" / "last.ckpt", torch.device("cpu"))
     judge = load_judge(options.judge or options.work / "judge.pt", cohort, options.judge_steps)
     ours = sampling(options.experiment)
-    theirs = plainly(ours, options.plain_steps)
+    theirs = plain_sampling(ours, options.plain_steps)
     averaged = plain.averaged.module.eval()
     assert isinstance(averaged, PlainDDPM)
     volumes = {

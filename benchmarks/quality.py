@@ -201,7 +201,7 @@ def sampling(experiment: str, words: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-def plainly(settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
+def plain_sampling(settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
     """What `PlainDDPM.sample` takes, guided as these settings of `sampling` are."""
     guidance = {key: settings[key] for key in ("guidance_scale", "guidance_rescale")}
     return guidance | {"num_inference_steps": steps}
