@@ -24,6 +24,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+import torch
 from test_distributed import ONE
 from test_fit import train
 
@@ -31,6 +32,7 @@ half = replace(ONE, strategy="fsdp", num_nodes=2, batch_size=1)
 folder = Path(sys.argv[1])
 train(folder, budget=half)
 train(folder, budget=replace(half, max_steps=4))  # goes on from the checkpoint
+torch.distributed.barrier()  # the other node has read the curve
 if sys.argv[2] == "0":
     shutil.move(folder / "validation.csv", folder / "first.csv")
 train(folder, budget=replace(half, max_steps=4))  # makes up for the last validation, as if killed before it
@@ -62,7 +64,8 @@ def test_fsdp_by_torchrun_trains_and_goes_on_as_one_process(tmp_path):
     finally:
         for node in nodes:
             node.kill()
-    assert [node.returncode for node in nodes] == [0, 0], said
+    if any(node.returncode for node in nodes):
+        pytest.fail("\n".join(f"node {rank}:\n{text}" for rank, text in enumerate(said)), pytrace=False)
     one, split = contents(tmp_path / "one"), contents(tmp_path / "split")
     assert split["global_step"] == split["averaging_state"]["n_averaged"] == 4
     for part in ("state_dict", "current_model_state"):
