@@ -126,10 +126,10 @@ class Training:
         self.optimizer = make_optimizer(model, budget)
         gamma = power_function_exponent(budget.ema_sigma_rel)
 
-        def average(averaged: Tensor, current: Tensor, num_averaged: Tensor | int) -> Tensor:
-            return torch.lerp(averaged, current, 1 - (1 - 1 / (int(num_averaged) + 1)) ** (gamma + 1))
+        def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
+            torch._foreach_lerp_(averaged, current, 1 - (1 - 1 / (int(num_averaged) + 1)) ** (gamma + 1))
 
-        self.averaged = AveragedModel(model, avg_fn=average)
+        self.averaged = AveragedModel(model, multi_avg_fn=average)
         self.step = 0
         self.seconds = 0.0
 

@@ -23,12 +23,11 @@ from typing import Any
 
 import torch
 from common import arguments, machine, save_result, spread
-from monai.networks.blocks.selfattention import SABlock
 from plain import Training
 from torch import Tensor, nn
 
 from medaug.config import load_options, part
-from medaug.networks.upsampling import UpsampledConv
+from medaug.networks.layers import SelfAttention, UpsampledConv
 from medaug.train import MODEL_NODES
 from medaug.training.model import DiffusionModel, Dropout, has_bf16
 
@@ -131,7 +130,7 @@ def counted(network: nn.Module) -> Iterator[list[Pass]]:
 
     def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         x = inputs[0]
-        if isinstance(module, SABlock):  # what is in it besides its linear layers
+        if isinstance(module, SelfAttention):  # what is in it besides its linear layers
             b, n, c = x.shape
             moved = 4 * x.numel() * output.element_size()
             passes.append(Pass("attention", 4 * b * n * n * c, moved))
@@ -149,7 +148,7 @@ def counted(network: nn.Module) -> Iterator[list[Pass]]:
             passes.append(Pass(type(module).__name__, 0, moved))
             passes.append(Pass(type(module).__name__, 0, moved + _bytes(x)))
 
-    layers = (SABlock, nn.Linear, nn.Conv2d, nn.Conv3d, UpsampledConv, nn.GroupNorm, nn.SiLU)
+    layers = (SelfAttention, nn.Linear, nn.Conv2d, nn.Conv3d, UpsampledConv, nn.GroupNorm, nn.SiLU)
     hooks = [module.register_forward_hook(count) for module in network.modules() if isinstance(module, layers)]
     try:
         yield passes

@@ -82,6 +82,9 @@ def _warp(
     """Resample about the centre: output voxel x takes matrix @ (x - centre) + centre + shift."""
     centre = (np.array(label.shape) - 1) / 2
     offset = centre + shift - matrix @ centre
-    volumes = [affine_transform(v, matrix, offset, order=order, mode="nearest") for v in image.numpy()]
-    warped = affine_transform(label.numpy(), matrix, offset, order=0, mode="nearest")
+    # Splines are filtered as if mirrored at the border; any other continuation has the volume padded for it, which
+    # costs more than the filter.
+    mode = "mirror" if order > 1 else "nearest"
+    volumes = [affine_transform(v, matrix, offset, order=order, mode=mode) for v in image.numpy()]
+    warped = affine_transform(label.numpy(), matrix, offset, order=0, mode=mode)
     return torch.from_numpy(np.stack(volumes)).clamp(-1, 1), torch.from_numpy(warped)

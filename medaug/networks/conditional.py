@@ -89,7 +89,6 @@ class UNetShape:
             "num_res_blocks": self.num_res_blocks,
             "num_head_channels": self.num_head_channels,
             "norm_num_groups": self.norm_num_groups,
-            "use_flash_attention": True,  # torch's scaled_dot_product_attention: whichever kernel is fastest there
         }
 
 

@@ -9,7 +9,7 @@ from monai.networks.nets import ControlNet, DiffusionModelUNet
 from torch import Tensor
 
 from medaug.networks.conditional import ConditionalUNet, UNetShape, add_attributes, checkpoint_blocks
-from medaug.networks.upsampling import fuse_upsampling
+from medaug.networks.layers import replace_layers
 
 
 class ControlledUNet(ConditionalUNet):
@@ -35,7 +35,8 @@ class ControlledUNet(ConditionalUNet):
             conditioning_embedding_num_channels=(shape.channels[0],),  # one entry: planes keep the sides that x has
             **shape.monai(),
         )
-        fuse_upsampling(self.unet)
+        replace_layers(self.unet)
+        replace_layers(self.control)
         add_attributes(self.control, attribute_channels)
         if shape.gradient_checkpointing:
             checkpoint_blocks(self.unet)

@@ -8,7 +8,7 @@ from monai.networks.nets import SPADEDiffusionModelUNet
 from torch import Tensor, nn
 
 from medaug.networks.conditional import ConditionalUNet, UNetShape, add_attributes, checkpoint_blocks
-from medaug.networks.upsampling import fuse_upsampling
+from medaug.networks.layers import replace_layers
 
 
 class SpadeUNet(ConditionalUNet):
@@ -39,7 +39,7 @@ class SpadeUNet(ConditionalUNet):
         for module in self.unet.modules():
             if isinstance(module, SPADE):
                 module.mlp_gamma.adn = module.mlp_beta.adn = nn.Identity()
-        fuse_upsampling(self.unet)
+        replace_layers(self.unet)
         add_attributes(self.unet, attribute_channels)
         if shape.gradient_checkpointing:
             checkpoint_blocks(self.unet)

@@ -6,7 +6,7 @@ from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor
 
 from medaug.networks.conditional import ConditionalUNet, UNetShape, add_attributes, checkpoint_blocks
-from medaug.networks.upsampling import fuse_upsampling
+from medaug.networks.layers import replace_layers
 
 
 class ConcatUNet(ConditionalUNet):
@@ -15,7 +15,7 @@ class ConcatUNet(ConditionalUNet):
     def __init__(self, shape: UNetShape, in_channels: int, condition_channels: int, attribute_channels: int) -> None:
         super().__init__(shape, in_channels, condition_channels, attribute_channels)
         self.unet = DiffusionModelUNet(in_channels=sum(self.parts), out_channels=in_channels, **shape.monai())
-        fuse_upsampling(self.unet)
+        replace_layers(self.unet)
         add_attributes(self.unet, attribute_channels)
         if shape.gradient_checkpointing:
             checkpoint_blocks(self.unet)

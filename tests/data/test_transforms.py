@@ -53,16 +53,17 @@ def test_the_identity_changes_nothing(order):
     assert torch.equal(mask, label)
 
 
-def test_image_and_label_move_together():
+@pytest.mark.parametrize("order", [1, 3])
+def test_image_and_label_move_together(order):
     """A shift by one voxel, and a quarter turn about the centre, both known without interpolation."""
     image, label = make_sample((8, 8, 8))
     image = image + torch.linspace(-0.1, 0.1, 8)[:, None, None]
     image = image.clamp(-1, 1)
-    out, mask = _warp(image, label, np.eye(3), np.array([1.0, 0.0, 0.0]), 1)
-    torch.testing.assert_close(out[:, :-1], image[:, 1:])
+    out, mask = _warp(image, label, np.eye(3), np.array([1.0, 0.0, 0.0]), order)
+    torch.testing.assert_close(out[:, :-1], image[:, 1:], atol=1e-5, rtol=0)
     assert torch.equal(mask[:-1], label[1:])
     turn = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    out, mask = _warp(image, label, turn, np.zeros(3), 1)
+    out, mask = _warp(image, label, turn, np.zeros(3), order)
     torch.testing.assert_close(out, torch.rot90(image, -1, (1, 2)), atol=1e-5, rtol=0)
     assert torch.equal(mask, torch.rot90(label, -1, (0, 1)))
 
