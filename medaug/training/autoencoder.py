@@ -37,7 +37,7 @@ from medaug.runs import process_rank
 from medaug.training.checkpoint import Card, read_checkpoint
 from medaug.training.model import has_bf16, sound_in_bf16
 from medaug.training.module import Picture
-from medaug.training.signals import StopSignals
+from medaug.training.signals import StopSignals, leave_signals_to_training
 
 log = logging.getLogger(__name__)
 
@@ -214,8 +214,16 @@ class _FirstStage:
         size = self.options.batch_size or self.budget.batch_size
         data = TrainingBatches(self.train, size, self.seed, light_affine if self.budget.augment else None)
         steps, workers = StepsFrom(start, self.steps), self.budget.num_workers
-        # A generator of its own: what a loader draws for its workers comes from nobody else's stream.
-        return iter(DataLoader(data, None, sampler=steps, num_workers=workers, generator=torch.Generator()))
+        loader = DataLoader(
+            data,
+            batch_size=None,
+            sampler=steps,
+            num_workers=workers,
+            worker_init_fn=leave_signals_to_training,
+            # A generator of its own: what a loader draws for its workers comes from nobody else's stream.
+            generator=torch.Generator(),
+        )
+        return iter(loader)
 
     def _step(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """One step of the autoencoder and, from half of the steps on, of the discriminator; returns the losses."""

@@ -26,6 +26,7 @@ from medaug.training.callbacks import stepped
 from medaug.training.checkpoint import Card
 from medaug.training.hardware import compiles, shard
 from medaug.training.model import Dropout
+from medaug.training.signals import leave_signals_to_training
 
 Picture = Callable[[int, dict[str, Tensor], Tensor], Path]
 """(step, batch, what was sampled for it (B, num_targets, X, Y, Z)), all on the CPU, to the PNG that shows them."""
@@ -163,7 +164,14 @@ class DiffusionData(LightningDataModule):
         batches = training_batches(self.train_cases, self.budget, *ranks, self.attributes)
         steps = StepsFrom(trainer.global_step * accumulate, self.budget.max_steps * accumulate)
         workers = self.budget.num_workers
-        return DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, persistent_workers=workers > 0)
+        return DataLoader(
+            batches,
+            batch_size=None,
+            sampler=steps,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=leave_signals_to_training,
+        )
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Every validation case once."""

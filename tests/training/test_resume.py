@@ -67,6 +67,7 @@ def start(runs: Path, *words: str, code: str | None = None) -> subprocess.Popen[
         env=environment | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
         # A shell that starts the tests in the background has them, and what they start, ignore Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -139,10 +140,12 @@ def test_a_run_killed_while_it_saves_ends_in_the_same_bits(uninterrupted, tmp_pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_stops_and_goes_on(uninterrupted, tmp_path, number):
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_a_signal_saves_stops_and_goes_on(uninterrupted, tmp_path, number, send):
+    """Sent to the training alone or, as Ctrl-C and SLURM do, to the process that loads its data as well."""
     process = start(tmp_path)
     at_step_four(process, tmp_path)
-    process.send_signal(number)
+    send(process.pid, number)
     said = process.communicate(timeout=300)[1]
     assert process.returncode == 128 + number, said
     stopped_at = contents(tmp_path)["global_step"]

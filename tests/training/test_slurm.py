@@ -35,6 +35,7 @@ WORDS = (
     f"trainer.validate_every={STEPS}",
     "trainer.checkpoint_every=4",
     "trainer.batch_size=1",
+    "trainer.num_workers=1",  # SLURM signals it, too
     "trainer.accelerator=cpu",
     "trainer.strategy=ddp",
 )
