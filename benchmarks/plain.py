@@ -20,9 +20,8 @@ from monai.networks.nets import DiffusionModelUNet
 from monai.networks.schedulers import DDPMScheduler
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
 
-from medaug.data.batches import StepsFrom
+from medaug.data.batches import StepsFrom, make_loader
 from medaug.data.cases import ModelCase
 from medaug.diffusion.guidance import guided
 from medaug.diffusion.noise import generators, named_seed, standard_normal
@@ -164,7 +163,7 @@ def batches(cases: Sequence[ModelCase], budget: TrainerOptions, start: int = 0) 
     """medaug's training batches from step `start` on, without end, augmented in a process of their own."""
     steps = StepsFrom(start, 10**9)
     data = training_batches(cases, budget)
-    return iter(DataLoader(data, batch_size=None, sampler=steps, num_workers=budget.num_workers))
+    return iter(make_loader(data, steps, budget.num_workers))
 
 
 def train_for(

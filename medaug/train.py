@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LESS_MEMORY = "lower trainer.batch_size (accumulate makes up for it) or set network.gradient_checkpointing=true"
 MODEL_NODES = ("data", "task", "codec", "network", "process", "trainer")
 
 
@@ -43,6 +44,8 @@ def main(options: Options) -> None:
     growable = ("trainer.max_steps",) if options.resume else ()
     if not options.dry_run and not claim(folder, identity, options.overwrite, growable):
         return
+
+    from torch import OutOfMemoryError
 
     from medaug.data.attributes import fit_attributes
     from medaug.data.cases import load_cases, read_grids
@@ -95,8 +98,13 @@ def main(options: Options) -> None:
     )
     attributes.warn_of_unknown((c.case, c.affine) for split in loaded.values() for c in split)
     if process_rank() == 0 and (options.dry_run or not (folder / "last.ckpt").exists()):
-        for line in make_plan(card, options.trainer, loaded["train"], loaded["val"], scored).lines():
-            log.info(line)
+        try:
+            for line in make_plan(card, options.trainer, loaded["train"], loaded["val"], scored).lines():
+                log.info(line)
+        except OutOfMemoryError as error:
+            if options.dry_run:
+                raise UserError(f"a step, not compiled or split, does not fit the device; {LESS_MEMORY}") from error
+            log.warning("no plan: a step, not compiled or split, does not fit the device; trying")
     if options.dry_run:
         log.info("dry_run: nothing was trained")
         return
@@ -119,18 +127,21 @@ def main(options: Options) -> None:
         samples_picture(batch, sample, task, manifest, path, title, made)
         return path
 
-    summary = fit(
-        card,
-        loaded["train"],
-        loaded["val"],
-        folder,
-        options.trainer,
-        options.logger.name,
-        picture=picture,
-        reconstruction=partial(picture, made="reconstruction"),
-        init_from=base,
-        score=score,
-    )
+    try:
+        summary = fit(
+            card,
+            loaded["train"],
+            loaded["val"],
+            folder,
+            options.trainer,
+            options.logger.name,
+            picture=picture,
+            reconstruction=partial(picture, made="reconstruction"),
+            init_from=base,
+            score=score,
+        )
+    except OutOfMemoryError as error:
+        raise UserError(f"{folder}: the device is out of memory; {LESS_MEMORY}") from error
     finish(folder, summary)
     best = f"; the best by its samples (step {summary['best_step']}) is best.ckpt" if "best_step" in summary else ""
     log.info("the model is %s%s", folder / "last.ckpt", best)
@@ -153,7 +164,7 @@ def _check(options: Options, scored: bool) -> None:
     from medaug.diffusion.process import Process
     from medaug.networks.codecs import check_codec
     from medaug.synthesis.scoring import check_scoring
-    from medaug.training.hardware import check_trainer
+    from medaug.training.hardware import check_processes, check_trainer
 
     if options.network.name == "controlnet" and not options.init_from:
         raise UserError(
@@ -161,6 +172,8 @@ def _check(options: Options, scored: bool) -> None:
             "as init_from=FILE"
         )
     check_trainer(options.trainer)
+    if not options.dry_run:
+        check_processes(options.trainer)
     _check_dropout(options)
     check_options(options.data)
     check_codec(options.codec, taken=options.init_from is not None)

@@ -7,13 +7,14 @@ the ranks, or on the step at which a run was continued.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
 from medaug.data.cases import ModelCase
@@ -128,3 +129,30 @@ def as_tensors(case: ModelCase, attributes: AttributeEncoder = NO_ATTRIBUTES) ->
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """Stack each entry along a new first axis."""
     return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+
+def make_loader(
+    batches: Dataset[dict[str, Tensor]], steps: StepsFrom, num_workers: int
+) -> DataLoader[dict[str, Tensor]]:
+    """The batches of these steps, made ahead in `num_workers` processes; 0: in this one, when they are asked for."""
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=steps,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        worker_init_fn=_leave_signals_to_parent,
+        # A generator of its own: what a loader draws for its workers comes from nobody else's stream.
+        generator=torch.Generator(),
+    )
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """Outlive what Ctrl-C, and SLURM, send to every process: the step in hand may wait for the batch.
+
+    The parent ends its workers when it is done. A second SIGTERM is obeyed, as it is how multiprocessing ends a process
+    that does not listen.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))

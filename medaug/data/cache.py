@@ -92,6 +92,9 @@ def locked(stem: Path, wait: bool) -> Iterator[bool]:
             return
         except OSError as error:  # some network file systems have no locks: the work is done twice, the result the same
             _warn_of_no_locks(path.parent, error.strerror or str(error))
+        else:
+            for leftover in stem.parent.glob(f".tmp-*-{stem.name}.*"):  # of a killed process: the lock is ours
+                leftover.unlink(missing_ok=True)
         yield True
         # Whoever waits for this file, or makes it anew, looks for the entry first, and finds it.
         path.unlink(missing_ok=True)
@@ -119,8 +122,6 @@ def read_entry(stem: Path, memory: bool) -> tuple[NDArray[np.float32], NDArray[n
 
 def write_entry(stem: Path, image: NDArray[np.float32], label: NDArray[np.uint8] | None, about: dict[str, Any]) -> None:
     """Write an entry, to be called by whoever holds its lock. `about` is JSON, without "image" and "label"."""
-    for leftover in stem.parent.glob(f".tmp-*-{stem.name}.*"):  # of a killed process: the lock is ours
-        leftover.unlink(missing_ok=True)
     for name, array in (("image", image), ("label", label)):
         if array is not None:
             with atomic_write(stem.with_suffix(f".{name}.npy")) as temporary:

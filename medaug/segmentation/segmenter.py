@@ -14,10 +14,9 @@ from monai.networks.nets import UNet
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
 
 from medaug.cohort.schema import IGNORE
-from medaug.data.batches import MixedBatches, StepsFrom, TrainingBatches
+from medaug.data.batches import MixedBatches, StepsFrom, TrainingBatches, make_loader
 from medaug.data.cases import ModelCase
 from medaug.data.transforms import classical
 from medaug.diffusion.noise import named_seed
@@ -104,14 +103,7 @@ def train_segmenter(
         net = build_segmenter(len(diet.real[0].image), num_classes, options.channels).to(device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=options.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    batches = iter(
-        DataLoader(
-            _batches(diet, options.batch_size, seed),
-            batch_size=None,
-            sampler=StepsFrom(0, steps),
-            num_workers=options.num_workers,
-        )
-    )
+    batches = iter(make_loader(_batches(diet, options.batch_size, seed), StepsFrom(0, steps), options.num_workers))
     for step in track(range(steps), name):
         batch = next(batches)
         image = batch["image"].to(device)

@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,8 @@ def sample_score(
         segmenter: size of the selecting segmenter.
         masks: where the masks come from.
         folder: of the run.
-        measures: False on a process that only takes part in sampling, because weights may be split between them.
+        measures: False on a process that only takes part in sampling, because weights may be split between them. It
+            waits until the first process, for which it is True, is ready.
 
     Raises:
         UserError: as `write_recipe`; there are too few training scans, or their grid is too small for spectra.
@@ -145,10 +147,15 @@ def sample_score(
         # A model that diverged shows nothing: an empty scan.
         return [np.nan_to_num(image, nan=-1.0) for image in images]
 
+    ready = folder / ".scoring"
     if not measures:
+        while not ready.exists():  # not in a collective, whose patience may end before the selector's training does
+            time.sleep(1)
         return lambda model, step: {} if samples(model) else {}
+    ready.unlink(missing_ok=True)
     real = _real(train, val)
     selector = _selector(labelled, val, card.schema, trainer, segmenter, folder)
+    ready.touch()
 
     def score(model: DiffusionModel, step: int) -> dict[str, float]:
         images = samples(model)

@@ -21,9 +21,8 @@ from monai.losses import PatchAdversarialLoss
 from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
-from torch.utils.data import DataLoader
 
-from medaug.data.batches import FixedBatches, StepsFrom, TrainingBatches, as_tensors, collate
+from medaug.data.batches import FixedBatches, StepsFrom, TrainingBatches, as_tensors, collate, make_loader
 from medaug.data.cases import ModelCase
 from medaug.data.transforms import light_affine
 from medaug.diffusion.noise import generators, named_seed, standard_normal
@@ -37,7 +36,7 @@ from medaug.runs import process_rank
 from medaug.training.checkpoint import Card, read_checkpoint
 from medaug.training.model import has_bf16, sound_in_bf16
 from medaug.training.module import Picture
-from medaug.training.signals import StopSignals, leave_signals_to_training
+from medaug.training.signals import StopSignals
 
 log = logging.getLogger(__name__)
 
@@ -190,6 +189,8 @@ class _FirstStage:
         self.codec.fit(self.target(collate([as_tensors(case)]))[0] for case in self.train)
         self.codec.cpu()
         self._save({"step": self.steps, "codec": self.codec.state_dict(), "validation": self._validate(self.steps)})
+        if signals.received is not None:  # in the last step
+            signals.leave("stopped at the end of the first stage", first=True)
 
     def _loop(self, start: int, signals: StopSignals) -> None:
         batches = self._batches(start)
@@ -213,17 +214,7 @@ class _FirstStage:
     def _batches(self, start: int) -> Iterator[Batch]:
         size = self.options.batch_size or self.budget.batch_size
         data = TrainingBatches(self.train, size, self.seed, light_affine if self.budget.augment else None)
-        steps, workers = StepsFrom(start, self.steps), self.budget.num_workers
-        loader = DataLoader(
-            data,
-            batch_size=None,
-            sampler=steps,
-            num_workers=workers,
-            worker_init_fn=leave_signals_to_training,
-            # A generator of its own: what a loader draws for its workers comes from nobody else's stream.
-            generator=torch.Generator(),
-        )
-        return iter(loader)
+        return iter(make_loader(data, StepsFrom(start, self.steps), self.budget.num_workers))
 
     def _step(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """One step of the autoencoder and, from half of the steps on, of the discriminator; returns the losses."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from medaug.errors import UserError
 from medaug.options import TrainerOptions
+from medaug.runs import process_count
 from medaug.training.model import PRECISIONS
 
 STRATEGIES = ("auto", "ddp", "fsdp")
@@ -38,6 +40,8 @@ def check_trainer(budget: TrainerOptions) -> None:
     for name in ("max_steps", "batch_size", "accumulate", "validate_every", "checkpoint_every", "num_nodes"):
         if (value := getattr(budget, name)) < 1:
             raise UserError(f"trainer.{name}={value}: must be at least 1")
+    if budget.num_workers < 0:
+        raise UserError(f"trainer.num_workers={budget.num_workers}: must be 0 or more")
     for name in ("condition_dropout", "class_dropout", "image_dropout", "attribute_dropout"):
         if not 0 <= (share := getattr(budget, name)) <= 1:
             raise UserError(f"trainer.{name}={share:g}: a share is within 0 and 1")
@@ -57,6 +61,25 @@ def check_trainer(budget: TrainerOptions) -> None:
     if budget.devices < 1 and (budget.devices != -1 or device == "cpu"):
         raise UserError(
             f"trainer.devices={budget.devices}: on {device}, say how many" + (", or -1 for all" * (device != "cpu"))
+        )
+    if device == "cuda" and budget.devices > (there := torch.cuda.device_count()):
+        raise UserError(f"trainer.devices={budget.devices}: this machine has {there}; give at most that, or -1 for all")
+
+
+def check_processes(budget: TrainerOptions) -> None:
+    """Refuse a launcher that started other processes than those that are to train together.
+
+    Raises:
+        UserError: how many there are, how many are needed, and the way out.
+    """
+    started, needed = process_count(), world_size(budget)
+    if started > 1 and started != needed:
+        way = "trainer=ddp (or fsdp), trainer.devices per node and trainer.num_nodes"
+        raise UserError(f"{started} processes were started, and the options are for {needed}; give {way} to match")
+    if started == 1 and budget.num_nodes > 1 and "MASTER_ADDR" not in os.environ:
+        raise UserError(
+            f"trainer.num_nodes={budget.num_nodes}: nothing started this training on the other nodes; use torchrun or "
+            "srun (docs/howto/slurm.md)"
         )
 
 

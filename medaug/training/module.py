@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
 from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
-from medaug.data.batches import FixedBatches, MixedBatches, StepsFrom, TrainingBatches
+from medaug.data.batches import FixedBatches, MixedBatches, StepsFrom, TrainingBatches, make_loader
 from medaug.data.cases import ModelCase
 from medaug.data.transforms import light_affine
 from medaug.diffusion.noise import named_seed
@@ -26,7 +26,6 @@ from medaug.training.callbacks import stepped
 from medaug.training.checkpoint import Card
 from medaug.training.hardware import compiles, shard
 from medaug.training.model import Dropout
-from medaug.training.signals import leave_signals_to_training
 
 Picture = Callable[[int, dict[str, Tensor], Tensor], Path]
 """(step, batch, what was sampled for it (B, num_targets, X, Y, Z)), all on the CPU, to the PNG that shows them."""
@@ -163,15 +162,7 @@ class DiffusionData(LightningDataModule):
         ranks, accumulate = (trainer.global_rank, trainer.world_size), self.budget.accumulate
         batches = training_batches(self.train_cases, self.budget, *ranks, self.attributes)
         steps = StepsFrom(trainer.global_step * accumulate, self.budget.max_steps * accumulate)
-        workers = self.budget.num_workers
-        return DataLoader(
-            batches,
-            batch_size=None,
-            sampler=steps,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            worker_init_fn=leave_signals_to_training,
-        )
+        return make_loader(batches, steps, self.budget.num_workers)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Every validation case once."""

@@ -51,14 +51,3 @@ class StopSignals:
         if self.received is None:
             log.info("%s: saving after this step, then stopping", signal.Signals(number).name)
         self.received = number
-
-
-def leave_signals_to_training(worker: int) -> None:
-    """A loader's `worker_init_fn`: Ctrl-C, and SLURM, send their signal to the workers as well, which must outlive it.
-
-    The step in hand may wait for their batch, and the training ends them when it is done. A second SIGTERM is obeyed,
-    as it is how multiprocessing ends a worker that does not listen.
-    """
-    for number in (signal.SIGINT, *requeue.signals()):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))

@@ -334,7 +334,13 @@ def test_a_file_system_without_locks_is_told_of_once(manifest, tmp_path, monkeyp
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
+    load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "cache")
+    entry = next((tmp_path / "cache").glob("*.json"))
+    entry.unlink()
+    unfinished = entry.with_name(f".tmp-1-{entry.stem}.image.npy")
+    unfinished.touch()
     assert len(load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "cache")) == len(NAMES)
+    assert entry.exists() and unfinished.exists(), "another process may be writing it"
     assert caplog.text.count("No locks available") == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -191,9 +192,16 @@ def test_without_a_selector_fidelity_stands_for_both(tmp_path, caplog, train, va
     )
 
 
-def test_a_process_that_only_samples_reads_no_scan(tmp_path):
+def test_a_process_that_only_samples_waits_for_the_first_and_reads_no_scan(by_threshold, tmp_path):
+    (tmp_path / "first").mkdir()
+    scorer(tmp_path / "first")
     model = Painter(perfect)
-    assert scorer(tmp_path, val=(), measures=False)(model, 1) == {}
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(scorer, tmp_path, val=(), measures=False)
+        with pytest.raises(TimeoutError):
+            other.result(timeout=0.2)
+        (tmp_path / "first" / ".scoring").rename(tmp_path / ".scoring")
+        assert other.result(timeout=10)(model, 1) == {}
     assert len(model.seeds) == 8
     assert not (tmp_path / "selector.pt").exists()
 

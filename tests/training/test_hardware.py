@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from medaug.errors import UserError
 from medaug.options import TrainerOptions
-from medaug.training.hardware import ScaledGradients, check_trainer, compiles, device_type
+from medaug.training.hardware import ScaledGradients, check_processes, check_trainer, compiles, device_type
 
 CPU = TrainerOptions(accelerator="cpu")
 
@@ -33,6 +34,7 @@ CPU = TrainerOptions(accelerator="cpu")
         ({"devices": 0}, "say how many"),
         ({"devices": -1}, "say how many"),
         ({"accelerator": "tpu"}, "trainer.accelerator=tpu"),
+        ({"num_workers": -1}, "trainer.num_workers=-1"),
     ],
 )
 def test_what_cannot_be_is_one_line(change, told):
@@ -47,8 +49,33 @@ def test_on_cuda_more_is_possible(monkeypatch):
     check_trainer(TrainerOptions(precision="fp16", devices=-1))
     with pytest.raises(UserError, match="does not go with trainer.strategy=fsdp"):
         check_trainer(TrainerOptions(precision="fp16", strategy="fsdp"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_trainer(TrainerOptions(devices=2))
+    with pytest.raises(UserError, match="trainer.devices=3: this machine has 2"):
+        check_trainer(TrainerOptions(devices=3))
     assert compiles(TrainerOptions()) and not compiles(TrainerOptions(compile="false"))
     assert not compiles(CPU) and compiles(replace(CPU, compile="true"))
+
+
+@pytest.mark.parametrize(
+    ("started", "change", "told"),
+    [
+        ({}, {}, None),
+        ({}, {"devices": 4, "strategy": "ddp"}, None),  # Lightning starts them
+        ({}, {"num_nodes": 2}, "nothing started this training on the other nodes"),
+        ({"MASTER_ADDR": "10.0.0.1", "NODE_RANK": "0"}, {"num_nodes": 2}, None),
+        ({"RANK": "0", "WORLD_SIZE": "4"}, {"devices": 2, "num_nodes": 2}, None),
+        ({"RANK": "0", "WORLD_SIZE": "4"}, {}, "4 processes were started, and the options are for 1"),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, {"devices": 4}, "2 processes .* for 4"),
+    ],
+)
+def test_a_launcher_starts_as_many_as_train(monkeypatch, started, change, told):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=told) if told else contextlib.nullcontext():
+        check_processes(replace(CPU, **change))
 
 
 def test_no_gpu_is_one_line(monkeypatch):

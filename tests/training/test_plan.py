@@ -18,6 +18,7 @@ from medaug.cohort.schema import LabelSchema
 from medaug.config import load_options
 from medaug.data.cases import ModelCase
 from medaug.data.preprocessing import Placement, Preprocessing
+from medaug.errors import UserError
 from medaug.options import TrainerOptions
 from medaug.train import main
 from medaug.training import plan as plan_module
@@ -115,6 +116,16 @@ def test_a_dry_run_says_the_plan_and_leaves_no_run(tmp_path, caplog):
     assert "8 steps of 2, 8.0 passes" in caplog.text
     assert "estimated time" in caplog.text and "estimated memory" in caplog.text
     assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["cache", "phantom"]
+
+
+def test_what_does_not_fit_is_said_by_a_dry_run(tmp_path, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(plan_module, "saved_bytes", full)
+    words = ("experiment=demo", "preset=smoke", "data.phantom_subjects=5", "data.max_side=16", "data.test_fraction=0.4")
+    with pytest.raises(UserError, match="does not fit the device; lower trainer.batch_size"):
+        main(load_options("train", [*words, f"runs={tmp_path}", "dry_run=true"]))
 
 
 RESIDENT = """
