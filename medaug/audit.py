@@ -9,6 +9,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from medaug.config import launch, part
@@ -115,10 +116,16 @@ def main(options: Options) -> None:
     guidance, shown = [], []
     for scale in settings.guidance_scales:
         log.info("guidance scale %g, %d pairs", scale, len(swept))
+        asked = recipes
+        if scale == 0:  # what the mask is to be compared with must not hear of it
+            asked = {
+                name: replace(recipe, guidance_interval=None, guidance_rescale=0.0, negative_classes=[])
+                for name, recipe in recipes.items()
+            }
         images = np.concatenate(
             [
                 sample_images(
-                    model, card.schema, [recipes[c.case.name] for c in some], [np.array(c.label) for c in some], scale
+                    model, card.schema, [asked[c.case.name] for c in some], [np.array(c.label) for c in some], scale
                 )
                 for some in (swept[i : i + batch] for i in range(0, len(swept), batch))
             ]

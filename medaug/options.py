@@ -171,7 +171,7 @@ class TrainerOptions:
 
 @dataclass
 class LoggerOptions:
-    """Where training curves and pictures go."""
+    """Where training curves go."""
 
     name: str = option("tensorboard, csv, wandb or mlflow (the last two: extras of the same name)", "tensorboard")
 

@@ -64,6 +64,7 @@ def main(options: Options) -> None:
     made = {index for index, _ in provenance.read(record)}
     for index in track([i for i in range(len(request.cases)) if i not in made], "predicting"):
         scan = scan_of(index)
+        model.attributes.warn_of_unknown([(scan.case, scan.affine)])
         drawn = draughtsman.draw(scan)
         files = {kind: f"{file_part(scan.case.name)}_{kind}.nii.gz" for kind in drawn.volumes}
         description = "medaug predicted" + (" phantom" if card.phantom else "")

@@ -96,6 +96,11 @@ def main(options: Options) -> None:
         base=None if base is None else read_base(base, manifest),
         scale=common_scale([case.placement for case in loaded["train"]]),
     )
+    if task.mask and options.trainer.condition_dropout == 0 and all(case.label is not None for case in loaded["train"]):
+        log.warning(
+            "trainer.condition_dropout=0 and every scan has a label: the null condition is not trained, so guidance "
+            "means nothing; generate with guidance_scale=1"
+        )
     attributes.warn_of_unknown((c.case, c.affine) for split in loaded.values() for c in split)
     if process_rank() == 0 and (options.dry_run or not (folder / "last.ckpt").exists()):
         try:

@@ -61,7 +61,8 @@ class Attribute:
 
     def encode(self, value: Value | None) -> list[float]:
         """The numbers of a value (None: unknown), the flag last."""
-        if value is None or (self.categories and value not in self.categories):
+        unseen = value not in self.categories if self.categories else isinstance(value, str)
+        if value is None or unseen:
             return [0.0] * self.size
         if self.categories:
             return [*(float(value == category) for category in self.categories), 1.0]

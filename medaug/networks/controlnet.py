@@ -50,7 +50,10 @@ class ControlledUNet(ConditionalUNet):
         return self.unet(x, steps, down_block_additional_residuals=tuple(down), mid_block_additional_residual=middle)
 
     def adopt(self, weights: Mapping[str, Tensor], same_planes: bool = True) -> dict[str, Tensor]:
-        """The base, and the control if all of it is there, else a control that begins from the base."""
+        """The base, and the control if all of it is there, else a control that begins from the base.
+
+        New attributes, which begin at zero, may be missing of it.
+        """
         taken = super().adopt(weights, same_planes)
         if missing := [name for name in self.unet.state_dict() if f"unet.{name}" not in taken]:
             raise ValueError(
@@ -58,7 +61,7 @@ class ControlledUNet(ConditionalUNet):
                 "give a model of network=unet3d or unet2d with the same network.* keys"
             )
         new = {name for name in self.state_dict() if name.startswith(("control.", "stem."))}
-        if not new <= taken.keys():
+        if new - {"control.class_embedding.weight"} - taken.keys():
             base = {name.removeprefix("unet."): value for name, value in taken.items() if name.startswith("unet.")}
             known = self.control.state_dict()
             taken = {f"unet.{name}": value for name, value in base.items()}

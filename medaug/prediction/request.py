@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medaug.cohort.manifest import SPLITS, Case, Manifest
-from medaug.diffusion.samplers import check, times
+from medaug.diffusion.samplers import check
 from medaug.errors import UserError
 from medaug.options import PredictOptions, SamplerOptions
 from medaug.training.checkpoint import Card
@@ -57,8 +57,7 @@ def check_request(
         if value is not None and value < least:
             raise UserError(f"{name}={value}: at least {least} is needed")
     try:
-        check(model.process, sampler.name, sampler.spacing, sampler.eta)
-        times(sampler.num_inference_steps)
+        check(model.process, sampler.name, sampler.spacing, sampler.eta, sampler.num_inference_steps)
     except ValueError as error:
         raise UserError(f"sampler: {error}") from error
     _check_task(task, predict)

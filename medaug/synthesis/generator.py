@@ -120,7 +120,7 @@ def load_mask_generator(
             f"{path}: leak: it saw {', '.join(leaked[:3])}, no training subject here; train it on the same split"
         )
     try:
-        check(model.process, sampler.name, sampler.spacing, sampler.eta)
+        check(model.process, sampler.name, sampler.spacing, sampler.eta, sampler.num_inference_steps)
     except ValueError as error:
         raise UserError(f"sampler: {error}") from error
     return MaskGenerator(model=model, checkpoint=file_sha256(path), subjects=own.seen, sampler=sampler)

@@ -17,7 +17,7 @@ from medaug.data.cases import ModelCase
 from medaug.diffusion.guidance import check_guidance
 from medaug.diffusion.noise import named_seed
 from medaug.diffusion.process import Process
-from medaug.diffusion.samplers import check, times
+from medaug.diffusion.samplers import check
 from medaug.errors import UserError
 from medaug.options import GenerateOptions, MasksOptions, SamplerOptions
 from medaug.synthesis.generator import MaskGenerator
@@ -48,8 +48,7 @@ def check_options(
     if interval is not None and len(interval) != 2:
         raise UserError(f"guidance_interval has {len(interval)} values; give two times, as in [0.2,0.8]")
     try:
-        check(process, sampler.name, sampler.spacing, sampler.eta)
-        times(sampler.num_inference_steps)
+        check(process, sampler.name, sampler.spacing, sampler.eta, sampler.num_inference_steps)
         check_guidance(None if interval is None else (interval[0], interval[1]), generate.guidance_rescale)
     except ValueError as error:
         raise UserError(f"sampler: {error}") from error

@@ -21,7 +21,7 @@ from medaug.cohort.schema import LabelSchema
 from medaug.data.cases import ModelCase
 from medaug.diffusion.noise import named_seed
 from medaug.diffusion.process import Process
-from medaug.diffusion.samplers import check
+from medaug.diffusion.samplers import check, safe_spacing
 from medaug.errors import UserError
 from medaug.evaluation.faithfulness import agreement
 from medaug.evaluation.fidelity import LEAST_SIDE, kernel_distance, log_spectrum, spectral_discrepancy
@@ -72,11 +72,15 @@ def check_scoring(process: Process, trainer: TrainerOptions) -> None:
     for key, least in (("score_every", 1), ("score_num", 2), ("score_inference_steps", 1), ("selector_steps", 1)):
         if (value := getattr(trainer, key)) < least:
             raise UserError(f"trainer.{key}={value}: at least {least} is needed; trainer.score_every=0 scores nothing")
-    sampler = SamplerOptions()
+    sampler = _sampler(process, trainer)
     try:
-        check(process, sampler.name, sampler.spacing, sampler.eta)
+        check(process, sampler.name, sampler.spacing, sampler.eta, sampler.num_inference_steps)
     except ValueError as error:
         raise UserError(f"trainer.score_every: {error}; trainer.score_every=0 scores nothing") from error
+
+
+def _sampler(process: Process, trainer: TrainerOptions) -> SamplerOptions:
+    return SamplerOptions(num_inference_steps=trainer.score_inference_steps, spacing=safe_spacing(process))
 
 
 def sample_score(
@@ -125,7 +129,7 @@ def sample_score(
         UserError: as `write_recipe`; there are too few training scans, or their grid is too small for spectra.
     """
     generate = GenerateOptions(guidance_scale=trainer.score_guidance_scale, seed=named_seed(trainer.seed, "scoring"))
-    sampler = SamplerOptions(num_inference_steps=trainer.score_inference_steps)
+    sampler = _sampler(Process(**card.options["process"]), trainer)
     labelled = [case for case in train if case.label is not None]
     if not labelled:
         raise UserError("trainer.score_every: no training scan has a label to take a mask from; set it to 0")

@@ -228,6 +228,7 @@ class DiffusionModel(nn.Module):
         images: Tensor | None = None,
         attributes: Tensor | None = None,
         inpainting: Inpainting | None = None,
+        labelled: Tensor | None = None,
         progress: Callable[[int], None] | None = None,
         watch: Callable[[float, Tensor], None] | None = None,
     ) -> Tensor:
@@ -245,6 +246,7 @@ class DiffusionModel(nn.Module):
                 are none, from the null condition: no mask, or in a task without masks no images.
             images: (B, num_images, X, Y, Z), see `Task.images_of`.
             attributes: (B, A), told in both branches of guidance; None: all unknown.
+            labelled: (B,) bool, whose label is known; None: everyone's. The others are drawn under the null condition.
             inpainting: what is known of the targets, which the samples then equal outside its region; None: nothing.
             progress: called after each step with the number of steps done.
             watch: called at each evaluation with its time and the x_0 that is expected there, like the result.
@@ -252,8 +254,10 @@ class DiffusionModel(nn.Module):
         Raises:
             ValueError: what `check` and `check_guidance` refuse, and images where the task needs them.
         """
-        check(self.process, sampler, spacing, eta)
+        check(self.process, sampler, spacing, eta, num_inference_steps)
         known = torch.ones(len(label), self.task.num_classes - 1, device=label.device)
+        if labelled is not None:
+            known *= labelled[:, None]
         condition = self.condition(label, known, images, None, attributes)
         if negative_classes:
             removed = torch.isin(label, torch.tensor(negative_classes, device=label.device))

@@ -20,6 +20,7 @@ from medaug.data.batches import FixedBatches, MixedBatches, StepsFrom, TrainingB
 from medaug.data.cases import ModelCase
 from medaug.data.transforms import light_affine
 from medaug.diffusion.noise import named_seed
+from medaug.diffusion.samplers import safe_spacing
 from medaug.errors import UserError
 from medaug.options import TrainerOptions
 from medaug.training.callbacks import stepped
@@ -109,8 +110,10 @@ class DiffusionModule(LightningModule):
             guidance_scale=1.5 if self.model.task.mask else 1.0,
             sampler="dpmpp_2m",
             num_inference_steps=PICTURE_STEPS,
+            spacing=safe_spacing(self.model.process),
             images=self.model.task.images_of(few["image"], few["seed"]),
             attributes=few["attributes"],
+            labelled=few["labelled"],
         )
         if not self.trainer.is_global_zero:  # it took part because the weights may be split
             return

@@ -76,6 +76,13 @@ def test_a_value_that_training_never_saw_is_unknown_and_said(caplog):
     ]
 
 
+def test_a_text_where_training_had_numbers_is_unknown(caplog):
+    new = scan("v", site="Zurich", grade="II")
+    assert encoded(*new)[7:] == UNKNOWN[2]
+    ENCODER.warn_of_unknown([new])
+    assert caplog.messages == ["attribute grade counts as unknown in case v: II was never seen in training"]
+
+
 @given(st.lists(st.tuples(*[st.booleans()] * 3), min_size=1, max_size=5), st.randoms())
 def test_hiding_is_the_same_as_never_having_known(which, random):
     names = ["site", "spacing", "grade"]

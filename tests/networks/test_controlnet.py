@@ -81,6 +81,11 @@ def test_another_controlnet_gives_its_control_too_if_all_of_it_fits():
     taken = same.adopt(former.state_dict())
     assert taken.keys() == same.state_dict().keys()
     assert all(torch.equal(value, former.state_dict()[name]) for name, value in taken.items())
+    told = make_net("controlnet", attributes=3, randomised=False)
+    told.load_state_dict(told.state_dict() | told.adopt(former.state_dict()))
+    x, t, condition, _ = inputs()
+    nothing = condition_of(condition.planes, torch.zeros(2, 2)), condition_of(condition.planes, torch.randn(2, 3))
+    assert torch.equal(told(x, t, nothing[1]), former(x, t, nothing[0])), "new attributes begin at zero"
     wider = make_net("controlnet", planes=3, randomised=False)
     wider.load_state_dict(wider.state_dict() | wider.adopt(former.state_dict()))
     x, t, told, _ = inputs(planes=3)

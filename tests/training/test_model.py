@@ -245,6 +245,15 @@ def test_negative_classes_lead_away_from_the_same_mask_without_them():
     assert torch.equal(conditions[1].planes, torch.cat([null.planes, whole.planes]))
 
 
+def test_a_sample_without_a_label_is_that_of_the_null_condition():
+    model, label = make_model(), make_batch(2)["label"]
+    options = {"sampler": "ddim", "num_inference_steps": 3}
+    drawn = model.sample(label, [0, 1], guidance_scale=1.0, **options, labelled=torch.tensor([True, False]))
+    both = [model.sample(label, [0, 1], guidance_scale=scale, **options) for scale in (1.0, 0.0)]
+    torch.testing.assert_close(drawn, torch.stack([both[0][0], both[1][1]]))
+    assert (both[0] - both[1]).abs().max() > 0.01
+
+
 def test_watching_shows_the_expected_image_at_every_evaluation_and_changes_nothing():
     model, label = make_model(process=PROCESSES[3]), make_batch(2)["label"]
     options = {"guidance_scale": 1.0, "sampler": "heun", "num_inference_steps": 3, "spacing": "karras"}

@@ -111,7 +111,8 @@ def test_what_waits_for_the_backward_pass_is_counted_once():
 def test_a_dry_run_says_the_plan_and_leaves_no_run(tmp_path, caplog):
     words = ("experiment=demo", "preset=smoke", "data.phantom_subjects=5", "data.max_side=16", "data.test_fraction=0.4")
     with caplog.at_level("INFO", "medaug"):
-        main(load_options("train", [*words, f"runs={tmp_path}", "dry_run=true"]))
+        main(load_options("train", [*words, f"runs={tmp_path}", "dry_run=true", "trainer.condition_dropout=0"]))
+    assert "the null condition is not trained" in caplog.text
     assert "2 training scans (2 labelled) of 2 subjects, grid 16x16x16" in caplog.text
     assert "8 steps of 2, 8.0 passes" in caplog.text
     assert "estimated time" in caplog.text and "estimated memory" in caplog.text
