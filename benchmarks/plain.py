@@ -30,7 +30,7 @@ from medaug.diffusion.samplers import ddpm, times
 from medaug.files import atomic_write
 from medaug.networks.condition import one_hot
 from medaug.options import NetworkOptions, Options, TrainerOptions
-from medaug.training.averaging import power_function_exponent
+from medaug.training.averaging import power_function_average
 from medaug.training.model import has_bf16
 from medaug.training.module import make_optimizer, training_batches
 
@@ -123,12 +123,7 @@ class Training:
         self.loss = loss
         self.budget = budget
         self.optimizer = make_optimizer(model, budget)
-        gamma = power_function_exponent(budget.ema_sigma_rel)
-
-        def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
-            torch._foreach_lerp_(averaged, current, 1 - (1 - 1 / (int(num_averaged) + 1)) ** (gamma + 1))
-
-        self.averaged = AveragedModel(model, multi_avg_fn=average)
+        self.averaged = AveragedModel(model, multi_avg_fn=power_function_average(budget.ema_sigma_rel))
         self.step = 0
         self.seconds = 0.0
 

@@ -103,13 +103,11 @@ def main() -> None:
             with_, without = (np.array([done[one, s, scale][measure] for s in seeds]) for one in (arm, WITHOUT))
             rows = {f"seed {s}": difference(with_[i], without[i], cohort.subjects) for i, s in enumerate(seeds)}
             rows["all seeds"] = difference(with_, without, cohort.subjects)
-            differences.setdefault(f"{arm}, guidance {scale:g}", {})[measure] = {
-                name: as_plain(interval) | {"verdict": verdict(interval, MEASURES[measure])}
-                for name, interval in rows.items()
-            }
+            plain = differences.setdefault(f"{arm}, guidance {scale:g}", {}).setdefault(measure, {})
             for name, interval in rows.items():
-                bounds = f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
                 told = verdict(interval, MEASURES[measure])
+                plain[name] = as_plain(interval) | {"verdict": told}
+                bounds = f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
                 print(f"{measure}, {arm} - without, guidance {scale:g}, {name}: {bounds}: {told}")
         figures = {
             "labelled": options.labelled,

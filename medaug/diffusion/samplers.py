@@ -41,8 +41,8 @@ def check(
 
     Every sampler goes with every process at every spacing, but for karras spacing where sigma / alpha has no largest
     value (rectified flow, zero terminal SNR), and for epsilon where the first step is too long: x_0 is
-    (x - sigma epsilon) / alpha, so that a step from t to s multiplies an error of epsilon by about alpha_s / alpha_t,
-    which from cosine's alpha of 5e-5 is hundreds at fewer than some 700 steps.
+    (x - sigma epsilon) / alpha, so that a step from t to s multiplies an error of epsilon by about alpha_s / alpha_t.
+    From cosine's alpha of 5e-5 on, that is too much in fewer than about 640 steps.
     Without `num_inference_steps` their number is not looked at.
     Raises ValueError, with the way out.
     """

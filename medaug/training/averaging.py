@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,24 +27,32 @@ def power_function_exponent(sigma_rel: float) -> float:
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 
+def power_function_average(sigma_rel: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """The `multi_avg_fn` of an `AveragedModel`: moves averages, in place, to the weights of the step after `number`.
+
+    After step t they move by 1 - beta(t), beta(t) = (1 - 1 / t)^(gamma + 1) (Karras et al. 2024, section 3.1).
+    """
+    gamma = power_function_exponent(sigma_rel)
+
+    def average(averaged: list[Tensor], current: list[Tensor], number: Tensor | int) -> None:
+        t = int(number) + 1
+        torch._foreach_lerp_(averaged, current, 1 - (1 - 1 / t) ** (gamma + 1))
+
+    return average
+
+
 class PowerFunctionAverage(WeightAveraging):
     """Moving average with the power-function profile: a weight of step s counts as s^gamma in the average at step t.
 
-    After step t the average moves to the weights by 1 - beta(t), beta(t) = (1 - 1 / t)^(gamma + 1) (Karras et al. 2024,
-    section 3.1). It is as wide a part of the training at every step, so that it needs no warm-up: beta(1) = 0.
+    See `power_function_average`. It is as wide a part of the training at every step, so that it needs no warm-up:
+    beta(1) = 0.
 
     Weights that are split over devices (`shard`) are averaged where they lie; their checkpoint is the same file.
     """
 
     def __init__(self, sigma_rel: float) -> None:
-        gamma = power_function_exponent(sigma_rel)
-
-        def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
-            t = int(num_averaged) + 1
-            torch._foreach_lerp_(averaged, current, 1 - (1 - 1 / t) ** (gamma + 1))
-
         # The codec's statistics are measured, not trained: averaging buffers would only round them.
-        super().__init__(use_buffers=False, multi_avg_fn=average)
+        super().__init__(use_buffers=False, multi_avg_fn=power_function_average(sigma_rel))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Copy the model before it is split, then split the copy alike."""

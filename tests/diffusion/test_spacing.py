@@ -138,7 +138,7 @@ def spread_of_samples(process: Process, sampler: str, steps: int, spacing: str, 
         ("linear", "dpmpp_2m", 8, "trailing"),
         ("linear", "ddim", 3, "trailing"),
         ("cosine", "dpmpp_2m", 8, "karras"),
-        ("cosine", "ddpm", 1000, "trailing"),
+        ("cosine", "ddpm", 640, "trailing"),
     ],
 )
 def test_epsilon_rounded_to_bf16_does_no_harm_where_it_is_let_through(schedule, sampler, steps, spacing) -> None:
@@ -160,6 +160,14 @@ def test_epsilon_is_refused_where_the_first_step_blows_its_errors_up(schedule, s
     exact, rounded = (spread_of_samples(process, sampler, steps, spacing, 1.0, way) for way in (False, True))
     assert rounded > exact + 0.2
     check(process, sampler, safe_spacing(process), num_inference_steps=8)
+
+
+@pytest.mark.parametrize("timesteps", [1000, None])
+def test_cosine_and_epsilon_part_at_about_640_steps(timesteps) -> None:
+    process = Process("cosine", "epsilon", timesteps)
+    check(process, "ddpm", num_inference_steps=640)
+    with pytest.raises(ValueError, match="600 steps of spacing trailing cannot go with"):
+        check(process, "ddpm", num_inference_steps=600)
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_2m_sde"])
