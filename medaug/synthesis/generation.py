@@ -85,16 +85,22 @@ def generate_pairs(
     Each pair lies on its host's grid, in the host's units and voxel type. A pair counts as made when its record is on
     disk, and the record is written after both files. `mask_subjects` are those that a mask generator saw, per split.
 
+    Which pairs are sampled together depends on their indices alone, because the batch decides the last digits of
+    floating point. A batch that was interrupted is therefore sampled again as a whole, and only its missing pairs are
+    written: the same command gives the same bits however often it was stopped.
+
     Of `ranks` processes, number `rank` makes the pairs rank, rank + ranks, ..., and keeps records of its own.
     """
     record = provenance.rank_file(folder, rank)
     made = {index for index, _ in provenance.read_all(folder)}
-    pending = [index for index in range(rank, num, ranks) if index not in made]
-    batches = [pending[i : i + batch_size] for i in range(0, len(pending), batch_size)]
-    for batch in track(batches, "generating"):
+    mine = range(rank, num, ranks)
+    batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
+    for batch in track([batch for batch in batches if not made.issuperset(batch)], "generating"):
         recipes, hosts, masks = zip(*(plan(index) for index in batch), strict=True)
         images = sample_images(model, card.schema, recipes, masks, recipes[0].guidance_scale)
         for recipe, host, mask, image in zip(recipes, hosts, masks, images, strict=True):
+            if recipe.index in made:
+                continue
             files = _write_pair(folder, card, recipe, host, mask, image)
             line = {**recipe.to_mapping(), **files, "subjects": [recipe.host_subject]}
             if mask_subjects is not None:

@@ -260,6 +260,41 @@ def test_every_pair_belongs_to_its_hosts_subject_and_to_training(made, cohort):
         assert record["subjects"] == [case.subject] and record["checkpoint"] == "sum"
 
 
+@pytest.mark.parametrize("stopped_after", range(NUM))
+def test_a_run_stopped_within_a_batch_and_resumed_gives_the_same_bytes(make, tmp_path, monkeypatch, stopped_after):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    make(whole, batch_size=3)
+
+    def append(path, record):
+        if record["index"] == stopped_after:
+            raise KeyboardInterrupt
+        provenance_append(path, record)
+
+    provenance_append = provenance.append
+    monkeypatch.setattr(provenance, "append", append)
+    with pytest.raises(KeyboardInterrupt):
+        make(resumed, batch_size=3)
+    monkeypatch.undo()
+    make(resumed, batch_size=3)
+    assert {k: p.read_bytes() for k, p in files(resumed).items()} == {k: p.read_bytes() for k, p in files(whole).items()}
+
+
+def test_what_is_sampled_together_depends_on_the_indices_alone(make, tmp_path, monkeypatch):
+    together = []
+
+    def sampled(model, schema, recipes, *rest):
+        together.append([recipe.index for recipe in recipes])
+        return sample_images(model, schema, recipes, *rest)
+
+    monkeypatch.setattr(generation, "sample_images", sampled)
+    make(tmp_path, num=NUM, batch_size=2)
+    record = tmp_path / "provenance.jsonl"
+    lines = record.read_text().splitlines(keepends=True)
+    record.write_text("".join(lines[0:1] + lines[4:5]))  # pairs 1, 2 and 3 are to be made again
+    make(tmp_path, num=NUM, batch_size=2)
+    assert together == [[0, 1], [2, 3], [4], [0, 1], [2, 3]]
+
+
 @pytest.mark.parametrize("nth", [1, 2, 3, 4, 7])
 def test_a_full_disk_is_one_line_and_leaves_whole_pairs_only(make, tmp_path, monkeypatch, nth):
     save, calls = nib.save, []
