@@ -276,7 +276,8 @@ def test_a_run_stopped_within_a_batch_and_resumed_gives_the_same_bytes(make, tmp
         make(resumed, batch_size=3)
     monkeypatch.undo()
     make(resumed, batch_size=3)
-    assert {k: p.read_bytes() for k, p in files(resumed).items()} == {k: p.read_bytes() for k, p in files(whole).items()}
+    one, other = ({k: p.read_bytes() for k, p in files(folder).items()} for folder in (whole, resumed))
+    assert one == other
 
 
 def test_what_is_sampled_together_depends_on_the_indices_alone(make, tmp_path, monkeypatch):
