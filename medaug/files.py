@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import hashlib
+import logging
 import os
 import re
 import shutil
@@ -11,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from medaug.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # EFBIG is what a limit on the size of files says (ulimit -f).
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -20,6 +25,7 @@ _NOT_WRITABLE = {
     errno.EPERM,
     errno.ENOTDIR,
     errno.EEXIST,
+    errno.ENOTEMPTY,
     errno.EISDIR,
     errno.ENAMETOOLONG,
     errno.EIO,
@@ -50,18 +56,21 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place on success and vanishes on failure.
 
-    The temporary name keeps the suffixes of `path`, because writers choose a format by them.
+    File and folder are on the disk at the end, so that not even a power cut leaves half of it. The temporary name keeps
+    the suffixes of `path`, because writers choose a format by them.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = _temporary(path)
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
+            sync(temporary)
             os.replace(temporary, path)
+            sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -69,19 +78,68 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
-    """Yield the path of a folder beside `target`, to be made, filled, and renamed to `target` as the last step.
+    """Yield the path of a folder beside `target`, to be made, filled, and put in its place by `put_folder`.
 
-    What is left of it at the end is removed, and so is what killed processes left of theirs.
+    What is left of it at the end is removed, and so is what killed processes of this machine left of theirs. Folders
+    that may belong to a process of another machine or container stay, with a warning.
     """
     for leftover in target.parent.glob(f".tmp-*-{target.name}"):
-        match = re.fullmatch(rf"\.tmp-(\d+)-{re.escape(target.name)}", leftover.name)
-        if match and not _runs(int(match[1])):
+        match = re.fullmatch(rf"\.tmp-([0-9a-f]{{8}})-(\d+)-{re.escape(target.name)}", leftover.name)
+        if match and match[1] != _machine():
+            log.warning(
+                "%s: left there by a process of another machine or container, or before a restart; remove it "
+                "if no such process is at work",
+                leftover,
+            )
+        elif match and not _runs(int(match[2])):
             shutil.rmtree(leftover, ignore_errors=True)
-    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    temporary = _temporary(target)
     try:
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_folder(temporary: Path, target: Path) -> None:
+    """Rename a filled folder to `target`, which does not exist, once all of its files are on the disk.
+
+    Raises:
+        UserError: the disk is full, the folder cannot be written, or `target` was made meanwhile and holds files.
+    """
+    with writing(target):
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                sync(Path(folder, name))
+            sync(Path(folder))
+        os.rename(temporary, target)
+        sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of names of a folder, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:  # some network file systems cannot sync folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".tmp-{_machine()}-{os.getpid()}-{path.name}")
+
+
+@functools.cache
+def _machine() -> str:
+    """Where this process's number means something: a hash of the running kernel and the process namespace."""
+    parts = [os.uname().nodename]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+    with contextlib.suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()[:8]
 
 
 def _runs(process: int) -> bool:

@@ -6,13 +6,12 @@ leaves a finished one alone, and two different configurations never mix in one f
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +19,7 @@ from omegaconf import OmegaConf
 
 from medaug.errors import UserError
 from medaug.files import atomic_write
+from medaug.locks import Lock, is_free, take
 from medaug.options import Options
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ _FOLDERS = {
     "benchmark": "benchmark",
 }
 _MOST_DIFFERENCES = 5
-_locks: dict[Path, int] = {}  # folders held by this process and the open file that holds each
+_locks: dict[Path, Lock] = {}  # folders that this process holds
 
 
 def stage_folder(options: Options, stage: str) -> Path:
@@ -157,6 +157,32 @@ def join(folder: Path, identity: dict[str, Any], patience: float = 600.0) -> Non
     lock(folder)
 
 
+def wait_for_first(
+    folder: Path, ready: Callable[[], bool], interval: float = 1.0, patience: float = 600.0, blind: float = 86400.0
+) -> None:
+    """Wait until the first of several processes has done something in a folder that it holds.
+
+    Args:
+        folder: of the run.
+        ready: whether it is done.
+        interval: seconds between two looks.
+        patience: seconds to wait while no process holds the folder: the first may be slow to begin.
+        blind: seconds to wait on a file system without locks, where nothing tells whether the first still works.
+
+    Raises:
+        UserError: the first process has ended, or takes longer than that.
+    """
+    begun = time.monotonic()
+    end = begun + patience
+    while not ready():
+        free = is_free(folder / ".lock")
+        if not free:
+            end = begun + blind if free is None else time.monotonic() + patience
+        if time.monotonic() > end and not ready():
+            raise UserError(f"{folder}: the first of {process_count()} processes has ended; start all of them again")
+        time.sleep(interval)
+
+
 def finish(folder: Path, summary: dict[str, Any]) -> None:
     """Mark a run as whole with `finished.json`, which holds the summary, and let go of the folder.
 
@@ -236,36 +262,23 @@ def lock(folder: Path) -> None:
         _locks[folder] = _hold(folder / (".lock" if rank == 0 else f".lock.rank{rank}"))
 
 
-def _hold(path: Path) -> int:
-    folder = path.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({error.strerror}); choose another place with runs=DIR"
-        ) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise UserError(f"{folder}: another process is at work in it; wait for it or stop it") from error
-    except OSError as error:  # some network file systems have no locks
-        logger.warning("%s: cannot be locked (%s); do not run this stage twice at once", folder, error.strerror)
-    return handle
+def _hold(path: Path) -> Lock:
+    held = take(path)
+    if held is None:
+        raise UserError(f"{path.parent}: another process is at work in it; wait for it or stop it")
+    return held
 
 
 def _refuse_company(folder: Path) -> None:
     """Refuse while processes whose first one is gone are still at work (see `join`)."""
     for path in folder.glob(".lock.rank*"):
-        os.close(_hold(path))
+        _hold(path).release()
 
 
 def _unlock(folder: Path) -> None:
-    handle = _locks.pop(folder.resolve(), None)
-    if handle is not None:
-        with contextlib.suppress(OSError):
-            os.close(handle)
+    held = _locks.pop(folder.resolve(), None)
+    if held is not None:
+        held.release()
 
 
 def trained_checkpoint(options: Options) -> Path:

@@ -241,8 +241,28 @@ def test_no_other_configuration_gets_a_folder_that_a_further_process_is_at_work_
     assert stored(folder) == IDENTITY
     assert runs.claim(folder, IDENTITY, overwrite=False)  # the same work may go on beside it
     runs._unlock(folder)
-    runs.os.close(held)
+    held.release()
     assert runs.claim(folder, OTHER_SEED, overwrite=True)
+
+
+def test_a_further_process_gives_up_where_the_first_has_ended(folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    runs.claim(folder, IDENTITY, overwrite=False)
+    waits = {"interval": 0.02, "patience": 0.2}
+    done = threading.Event()
+    timer = threading.Timer(1.0, done.set)
+    timer.start()
+    runs.wait_for_first(folder, done.is_set, **waits)  # longer than its patience, for the first still holds the folder
+    runs._unlock(folder)
+    with pytest.raises(UserError, match="the first of 2 processes has ended; start all of them again"):
+        runs.wait_for_first(folder, lambda: False, **waits)
+
+
+def test_without_locks_a_further_process_waits_for_a_limited_time(folder, monkeypatch):
+    monkeypatch.setattr(runs, "is_free", lambda path: None)
+    with pytest.raises(UserError, match="has ended"):
+        runs.wait_for_first(folder, lambda: False, interval=0.02, patience=0.1, blind=0.2)
 
 
 def trained(tmp_path, *names, **options):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from medaug.errors import UserError
+from medaug.files import sync
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def append(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
     line = (_line(record) + "\n").encode()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
     with open(path, "ab+", buffering=0) as file:
         _cut_unfinished_line(file)
         try:
@@ -119,6 +121,8 @@ def append(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
             if written != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file.fileno())
+            if new:
+                sync(path.parent)
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise UserError(f"{path}: the disk is full; free some space and run the same command again") from error

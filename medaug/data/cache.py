@@ -7,11 +7,8 @@ says that the others are whole. Any number of processes may use one folder, and 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import functools
 import hashlib
 import json
-import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -21,11 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medaug import locks
 from medaug.errors import UserError
 from medaug.files import atomic_write
 from medaug.progress import track
-
-log = logging.getLogger(__name__)
 
 _INDEX = "files.index"
 # A file written twice within the clock's grain keeps its time of change: what is younger is not remembered.
@@ -78,28 +74,11 @@ def locked(stem: Path, wait: bool) -> Iterator[bool]:
         stem: the entry's path without suffix.
         wait: until it is free; otherwise False is yielded at once where another process holds it.
     """
-    path = stem.with_suffix(".lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place with runs=DIR") from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:  # some network file systems have no locks: the work is done twice, the result the same
-            _warn_of_no_locks(path.parent, error.strerror or str(error))
-        else:
+    with locks.locked(stem.with_suffix(".lock"), wait) as lock:
+        if lock is not None and lock.certain:
             for leftover in stem.parent.glob(f".tmp-*-{stem.name}.*"):  # of a killed process: the lock is ours
                 leftover.unlink(missing_ok=True)
-        yield True
-        # Whoever waits for this file, or makes it anew, looks for the entry first, and finds it.
-        path.unlink(missing_ok=True)
-    finally:
-        os.close(handle)
+        yield lock is not None
 
 
 def read_entry(stem: Path, memory: bool) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None, dict[str, Any]] | None:
@@ -139,12 +118,6 @@ def add_owner(stem: Path, owner: dict[str, str]) -> None:
             about["owners"].append(owner)
             with atomic_write(stem.with_suffix(".json")) as temporary:
                 temporary.write_text(json.dumps(about))
-
-
-@functools.cache
-def _warn_of_no_locks(folder: Path, reason: str) -> None:
-    """Once per folder, not once per case."""
-    log.warning("%s: no locks there (%s); processes may prepare the same scan twice", folder, reason)
 
 
 def _load(path: Path, shape: list[int], memory: bool) -> NDArray[Any]:

@@ -1,15 +1,14 @@
 """Tasks of the Medical Segmentation Decathlon: fetched by name, checked and unpacked.
 
 A process may be killed at any point. Bytes are appended to `.<Task>.tar.part`; what the server said of the whole stands
-in `.<Task>.tar.json`. A whole archive is checked by its MD5, unpacked into `.tmp-<pid>-<Task>`, and that folder takes
-its name as the last step. The next call goes on wherever this one stopped.
+in `.<Task>.tar.json`. A whole archive is checked by its MD5, unpacked into `.tmp-<machine>-<pid>-<Task>`, and that
+folder takes its name as the last step. The next call goes on wherever this one stopped.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-import fcntl
 import hashlib
 import http.client
 import json
@@ -30,7 +29,8 @@ from urllib.parse import urlsplit
 from rich.filesize import decimal
 
 from medaug.errors import UserError
-from medaug.files import temporary_folder, writing
+from medaug.files import put_folder, temporary_folder, writing
+from medaug.locks import locked
 from medaug.progress import track, track_bytes
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,9 @@ def download_task(name: str, folder: Path, mirror: str | None = None) -> Path:
     url = f"{ADDRESS if mirror is None else _checked(mirror)}/{name}.tar"
     target = folder / name
     part = folder / f".{name}.tar.part"
-    with _made(folder), _locked(folder / f".{name}.lock"):
+    with _made(folder), locked(folder / f".{name}.lock") as lock:
+        if lock is None:
+            raise UserError(f"{folder}: another process is downloading this task there; wait until it has ended")
         if (target / "dataset.json").exists():
             log.info("%s: there already, nothing to do", target)
             return target
@@ -155,30 +157,6 @@ def _made(folder: Path) -> Iterator[None]:
         if not there:
             with contextlib.suppress(OSError):  # it holds something
                 folder.rmdir()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with writing(path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Unlinked by its last holder between our open and our lock: others may hold a new file of that name.
-            busy = os.fstat(handle).st_nlink == 0
-        except BlockingIOError:
-            busy = True
-        except OSError as error:  # some network file systems have no locks; a mingled archive fails its MD5
-            log.warning("%s: cannot be locked (%s)", path, error.strerror)
-            busy = False
-        if busy:
-            raise UserError(f"{path.parent}: another process is downloading this task there; wait until it has ended")
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-    finally:
-        os.close(handle)
 
 
 def _fetch(url: str, part: Path) -> None:
@@ -324,7 +302,7 @@ def _unpack(part: Path, target: Path) -> None:
             out.parent.mkdir(parents=True, exist_ok=True)
             with open(out, "xb") as file:
                 shutil.copyfileobj(content, file, CHUNK_BYTES)
-        os.rename(temporary, target)
+        put_folder(temporary, target)
 
 
 def _checked_members(tar: tarfile.TarFile, name: str, size: int) -> dict[PurePosixPath, tarfile.TarInfo]:

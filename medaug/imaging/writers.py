@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import LabelSchema
 from medaug.errors import UserError
-from medaug.files import atomic_write, temporary_folder, writing
+from medaug.files import atomic_write, put_folder, temporary_folder
 from medaug.imaging.layouts import PHANTOM_MARK
 from medaug.imaging.nifti import write_volume
 from medaug.imaging.reading import read_label, read_volumes
@@ -174,8 +173,7 @@ def _filled_whole(
         if manifest.phantom:
             with atomic_write(unfinished / PHANTOM_MARK) as temporary:
                 temporary.write_text(f"{manifest.name}: computer-made phantoms, not patients\n")
-        with writing(out):
-            os.replace(unfinished, out)
+        put_folder(unfinished, out)
 
 
 def _part(case: Case) -> str:

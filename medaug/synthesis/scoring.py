@@ -8,7 +8,6 @@ them.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from medaug.evaluation.memorisation import (
 )
 from medaug.evaluation.texture import CROP, central_box, mean_absolute_gradient
 from medaug.options import GenerateOptions, MasksOptions, SamplerOptions, SegmenterOptions, TrainerOptions
+from medaug.runs import wait_for_first
 from medaug.segmentation.segmenter import (
     Diet,
     encode,
@@ -153,8 +153,8 @@ def sample_score(
 
     ready = folder / ".scoring"
     if not measures:
-        while not ready.exists():  # not in a collective, whose patience may end before the selector's training does
-            time.sleep(1)
+        # Not in a collective, whose patience may end before the selector's training does.
+        wait_for_first(folder, ready.exists)
         return lambda model, step: {} if samples(model) else {}
     ready.unlink(missing_ok=True)
     real = _real(train, val)

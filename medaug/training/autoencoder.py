@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from medaug.networks.autoencoder import Autoencoder, LatentCodec, kl_divergence
 from medaug.networks.codecs import MAKE, Codec, crop
 from medaug.options import CodecOptions, TrainerOptions
 from medaug.progress import track
-from medaug.runs import process_rank
+from medaug.runs import process_rank, wait_for_first
 from medaug.training.checkpoint import Card, read_checkpoint
 from medaug.training.model import has_bf16, sound_in_bf16
 from medaug.training.module import Picture
@@ -77,12 +76,10 @@ def prepare_codec(
         path = folder / "codec.ckpt" if given is None else Path(given)
         if given is None and process_rank() == 0:
             _FirstStage(codec, card, train, val, target, path, budget, logger, picture).run()
-        while given is None and not path.exists():
-            time.sleep(1)
-        while (contents := _read(path, card))["codec"] is None:
-            if given is not None:
-                raise UserError(f"codec.checkpoint={path}: its training is unfinished; run it to its end first")
-            time.sleep(5)
+        if given is None:
+            wait_for_first(folder, lambda: path.exists() and _read(path, card)["codec"] is not None, interval=5.0)
+        if (contents := _read(path, card))["codec"] is None:
+            raise UserError(f"codec.checkpoint={path}: its training is unfinished; run it to its end first")
         codec.load_state_dict(contents["codec"])
         log.info("the codec is %s: validation %s", path, _told(contents["validation"]))
     else:

@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medaug.errors import UserError
+from medaug.files import _machine
 from medaug.imaging import download
 from medaug.imaging.download import download_task
 from medaug.progress import track_bytes
@@ -564,10 +565,14 @@ def test_killed_while_unpacking(tmp_path: Path, serve: Callable[..., Server]) ->
     server = serve()
     process = child(tmp_path, server, "unpacking")
     assert process.wait() == -signal.SIGKILL
-    assert (tmp_path / f".tmp-{process.pid}-{NAME}").is_dir()
+    assert (tmp_path / f".tmp-{_machine()}-{process.pid}-{NAME}").is_dir()
     assert not (tmp_path / NAME).exists()
     # Not ours: of a living process, of another task, of the user.
-    others = {f".tmp-{os.getppid()}-{NAME}", f".tmp-{process.pid}-Task09_Spleen", f".tmp-mine-{NAME}"}
+    others = {
+        f".tmp-{_machine()}-{os.getppid()}-{NAME}",
+        f".tmp-{_machine()}-{process.pid}-Task09_Spleen",
+        f".tmp-mine-{NAME}",
+    }
     for other in others:
         (tmp_path / other).mkdir()
     download_task(NAME, tmp_path, server.address)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import LabelSchema
 from medaug.errors import UserError
-from medaug.files import temporary_folder
+from medaug.files import put_folder, temporary_folder
 from medaug.imaging.dicom.book import files_of, without_paths
 from medaug.imaging.dicom.headers import scan_tree
 from medaug.imaging.dicom.instance import quiet
@@ -74,12 +74,9 @@ class Ingested:
         """Give the folder its name; returns the manifest with its final root, to be saved at once.
 
         Raises:
-            UserError: something took the place of the folder meanwhile.
+            UserError: as `put_folder`.
         """
-        try:
-            os.rename(self.manifest.root, self.folder)
-        except OSError as error:
-            raise UserError(f"{self.folder}: cannot be put there ({error.strerror}); choose another out") from error
+        put_folder(Path(self.manifest.root), self.folder)
         return replace(self.manifest, root=str(self.folder))
 
 

@@ -1,0 +1,84 @@
+"""Files and folders that are whole or absent, on the disk, and nobody else's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medaug import files
+from medaug.errors import UserError
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The names of what is synced and renamed, in order."""
+    seen = []
+    fsync, replace, rename = os.fsync, os.replace, os.rename
+
+    def synced(handle):
+        seen.append(("sync", Path(os.readlink(f"/proc/self/fd/{handle}")).name))
+        fsync(handle)
+
+    def renamed(function):
+        return lambda source, target: (seen.append(("rename", Path(target).name)), function(source, target))
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed(replace))
+    monkeypatch.setattr(os, "rename", renamed(rename))
+    return seen
+
+
+def test_a_file_is_synced_before_its_name_and_the_folder_after(tmp_path, calls):
+    with files.atomic_write(tmp_path / "a.txt") as temporary:
+        temporary.write_text("x")
+    assert calls == [("sync", temporary.name), ("rename", "a.txt"), ("sync", tmp_path.name)]
+
+
+def test_a_folder_is_synced_with_all_its_files_before_its_name(tmp_path, calls):
+    with files.temporary_folder(tmp_path / "out") as temporary:
+        (temporary / "sub").mkdir(parents=True)
+        (temporary / "sub" / "b.txt").write_text("x")
+        files.put_folder(temporary, tmp_path / "out")
+    assert {name for _, name in calls[:3]} == {"b.txt", "sub", temporary.name}
+    assert calls[3:] == [("rename", "out"), ("sync", tmp_path.name)]
+    assert (tmp_path / "out/sub/b.txt").read_text() == "x"
+
+
+def test_a_folder_that_was_made_meanwhile_is_left_alone(tmp_path):
+    with files.temporary_folder(tmp_path / "out") as temporary:
+        temporary.mkdir()
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine.txt").write_text("kept")
+        with pytest.raises(UserError, match=r"out: cannot be written \(Directory not empty\); choose another folder"):
+            files.put_folder(temporary, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "mine.txt").read_text() == "kept"
+
+
+def test_only_temporary_folders_of_dead_processes_of_this_machine_are_removed(tmp_path, caplog):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = {
+        "dead": f".tmp-{files._machine()}-{dead.pid}-out",
+        "alive": f".tmp-{files._machine()}-{os.getppid()}-out",
+        "elsewhere": f".tmp-0123abcd-{dead.pid}-out",
+        "older": f".tmp-{dead.pid}-out",
+        "user": ".tmp-my-out",
+    }
+    for name in names.values():
+        (tmp_path / name).mkdir()
+    with files.temporary_folder(tmp_path / "out"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == set(names.values()) - {names["dead"]}
+    (line,) = caplog.messages
+    assert names["elsewhere"] in line and "another machine" in line
+
+
+def test_a_process_in_another_namespace_has_another_mark(monkeypatch):
+    here = files._machine()
+    monkeypatch.setattr(os, "readlink", lambda path: "pid:[4026533000]")
+    assert files._machine.__wrapped__() != here
