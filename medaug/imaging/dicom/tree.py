@@ -14,7 +14,8 @@ from medaug.errors import UserError
 from medaug.imaging.dicom.book import COHORT, Book, files_of
 from medaug.imaging.dicom.headers import Series, Tree
 from medaug.imaging.dicom.instance import ATTRIBUTES
-from medaug.imaging.dicom.labels import MOST_LISTED, Label, find_labels
+from medaug.imaging.dicom.labels import MOST_LISTED, find_labels
+from medaug.imaging.dicom.links import Label
 from medaug.imaging.dicom.masks import one_line
 from medaug.imaging.dicom.privacy import Name, identifying_terms, scrub
 from medaug.imaging.dicom.series import is_image, series_header, series_problems

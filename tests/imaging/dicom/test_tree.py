@@ -30,14 +30,15 @@ def draw_seg(path: Path, images: Sequence[Path], masks: Mapping[str, Any], numbe
     return write_seg(path, images, list(masks.values()), names=list(masks), number=number)
 
 
-def draw_rtstruct(path: Path, images: Sequence[Path], rois: Sequence[str]) -> Path:
+def draw_rtstruct(path: Path, images: Sequence[Path], rois: Sequence[str], number: int = 95) -> Path:
     """Every ROI is the rectangle of columns 1 to 3, rows 1 to 2, on the second slice."""
     header = pydicom.dcmread(images[1], stop_before_pixels=True)
     rows, columns = header.PixelSpacing
     across, down = np.reshape(header.ImageOrientationPatient, (2, 3)).astype(float)
     corners = [(0.5, 0.5), (3.5, 0.5), (3.5, 2.5), (0.5, 2.5)]
     points = [header.ImagePositionPatient + across * columns * x + down * rows * y for x, y in corners]
-    return write_rtstruct(path, dict.fromkeys(rois, [points * LPS.diagonal()[:3]]), images[1])
+    contours = dict.fromkeys(rois, [points * LPS.diagonal()[:3]])
+    return write_rtstruct(path, contours, images[1], number=number)
 
 
 def box(shape: Sequence[int] = (6, 5, 4), low: int = 1) -> np.ndarray:
@@ -223,7 +224,11 @@ def test_labels_of_two_readers_compete_and_of_two_classes_do_not(tmp_path: Path)
     draw_rtstruct(tmp_path / "rt.dcm", images, ["oedema"])
     made = labelled(tmp_path)
     (finding,) = made.findings
-    assert (finding.code, finding.what) == ("dicom-two-labels", "core is drawn by series 90 and series 91")
+    assert finding.code == "dicom-two-labels"
+    assert finding.what == (
+        'core is drawn by series 90 (SEG of "Core", drawn on MR series 1) '
+        'and by series 91 (SEG of "core", drawn on MR series 1)'
+    )
     assert not made.cases
     made = labelled(tmp_path, structures={"core": "^core", "oedema": "^oed"}, label="[or]*/**/*.dcm")
     assert [label.path.parent.name for label in made.cases[0].labels] == ["one"] and not made.findings
