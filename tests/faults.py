@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -144,6 +144,25 @@ def _two_affines(root: Path, case: Case) -> None:
     nib.save(image, path)
 
 
+NO_FORMS = (("sform_code", (), 0), ("qform_code", (), 0))
+
+
+def spoil_header(*changes: tuple[str, Any, float], part: str = "all") -> Callable[[Path, Case], object]:
+    """Fields of a NIfTI header spoilt, each (name, place within the field, value); the voxels stay."""
+
+    def plant(root: Path, case: Case) -> None:
+        for each in PARTS if part == "all" else (part,):
+            path = path_of(root, case, each)
+            content = bytearray(gzip.decompress(path.read_bytes()))
+            header = nib.Nifti1Header(bytes(content[:348]))
+            for field, place, value in changes:
+                header.structarr[field][place] = value
+            content[:348] = header.binaryblock
+            path.write_bytes(gzip.compress(bytes(content)))
+
+    return plant
+
+
 def _swapped(root: Path, case: Case) -> Case:
     return replace(case, images=case.images[::-1])
 
@@ -245,7 +264,7 @@ FAULTS: dict[str, Fault] = {
         "affine-differs", "warning", "lies 0.1 mm away", _rewrite("t2", affine=_affine(a03=-23.9))
     ),
     "sheared": Fault("not-orthogonal", "error", "not at right angles", _rewrite("all", affine=_affine(a01=0.4))),
-    "sheared a little": Fault("not-orthogonal", "warning", "off by", _rewrite("all", affine=_affine(a01=0.004))),
+    "sheared a little": Fault("not-orthogonal", "warning", "off by", _rewrite("all", affine=_affine(a01=0.01))),
     "two affines": Fault("sform-qform-differ", "warning", "20 mm apart", _two_affines),
     "metres": Fault("absurd-spacing", "error", "voxels of 0.002 x 0.002", _rewrite("all", affine=AFFINE * 1e-3)),
     "micrometres": Fault("absurd-spacing", "error", "voxels of 2e+03", _rewrite("all", affine=AFFINE * 1e3)),
@@ -290,6 +309,52 @@ FAULTS: dict[str, Fault] = {
         "warning",
         "T2 holds the same voxels as T1",
         lambda r, c: shutil.copy(path_of(r, c, "t1"), path_of(r, c, "t2")),
+    ),
+    # what a reader has to guess, and what rounding leaves
+    "neither sform nor qform": Fault(
+        "no-orientation",
+        "warning",
+        "which side is left is a guess (its axes were taken to be LAS)",
+        spoil_header(*NO_FORMS),
+    ),
+    "slice distance lost": Fault(
+        "voxel-size-guessed",
+        "warning",
+        "has the voxel size 0 along axis 3",
+        spoil_header(NO_FORMS[0], ("pixdim", 3, 0)),
+    ),
+    "slice distance contradicted": Fault(
+        "pixdim-differs",
+        "warning",
+        "has voxels of 2 x 2 x 2.5 mm by its sform and of 2 x 2 x 5 mm by its pixdim",
+        spoil_header(NO_FORMS[1], ("pixdim", 3, 5)),
+    ),
+    "qform not quite a rotation": Fault(
+        "qform-not-rotation", "warning", "1.001 long, not 1", spoil_header(NO_FORMS[0], ("quatern_d", (), 1.001))
+    ),
+    "qform no rotation": Fault(
+        "bad-affine",
+        "error",
+        "affine that is no rotation",
+        spoil_header(NO_FORMS[0], ("quatern_d", (), 1.5), part="t2"),
+    ),
+    "sheared sform alone": Fault(
+        "not-orthogonal", "warning", "and no qform", spoil_header(NO_FORMS[1], ("srow_x", 1, 0.001))
+    ),
+    "scaled coarsely": Fault(
+        "label-rounded",
+        "note",
+        "holds 1.0039216 and the like for whole numbers",
+        _rewrite("seg", lambda a: np.where(a == 1, 64 * 4 / 255, a).astype("f4")),
+    ),
+    "almost a value outside the schema": Fault(
+        "label-outside-schema",
+        "error",
+        "label values 1.9999999 are not in the schema",
+        _rewrite("seg", lambda a: np.where(a == 1, 1.9999999, a).astype("f4")),
+    ),
+    "not whole, nearly": Fault(
+        "label-not-whole", "error", "not whole numbers (0.98; in 1 voxels)", _rewrite("seg", _put(0.98))
     ),
 }
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 IGNORE = 255
 """The class index of voxels that nobody judged: they count in no loss and in no score."""
 
+ROUNDING = 0.01
+"""Label values as near as this to a whole number are that number: what scaling by a header's slope leaves of it."""
+
 _LARGEST = 255  # value in a file; class indices end below IGNORE
 
 
@@ -149,13 +152,14 @@ class LabelSchema:
             lookup[self.ignore] = IGNORE
         for old, new in self.remap:
             lookup[old] = lookup[new]
-        with np.errstate(invalid="ignore"):  # NaN becomes some byte and then differs from itself
-            rounded = np.clip(raw, 0, _LARGEST).astype(np.uint8)
+        with np.errstate(invalid="ignore"):  # NaN becomes some byte, and its distance to that is NaN
+            rounded = np.clip(np.rint(raw), 0, _LARGEST).astype(np.uint8)
+            near = np.abs(raw - rounded) <= ROUNDING if raw.dtype.kind == "f" else raw == rounded
         indices = lookup[rounded]
-        wrong = (rounded != raw) | (indices < 0)
+        wrong = ~near | (indices < 0)
         if wrong.any():
             found = np.unique(raw[wrong])
-            shown = ", ".join(f"{value:g}" for value in found[:5]) + (", ..." if len(found) > 5 else "")
+            shown = ", ".join(shown_value(value) for value in found[:5]) + (", ..." if len(found) > 5 else "")
             known = [f"{value} {name}" for value, name in self.labels]
             known += [] if self.ignore is None else [f"{self.ignore} ignored"]
             known += [f"{old} read as {new}" for old, new in self.remap]
@@ -181,6 +185,11 @@ class LabelSchema:
         if (values < 0).any():
             raise ValueError("class indices that the label schema does not have")
         return values.astype(np.uint8)
+
+
+def shown_value(value: Any) -> str:
+    """A label value with all its digits, so that 0.99999994 does not look like 1."""
+    return str(value).removesuffix(".0")
 
 
 def _label_problems(schema: LabelSchema) -> Iterator[str]:

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from medaug.errors import UserError
 from medaug.imaging.nifti import CHUNK, DEFLATE_RATIO, SLACK
-from medaug.imaging.volume import Header, Volume, bad_file, check_affine, file_size, times, unreadable
+from medaug.imaging.volume import Doubt, Header, Volume, bad_file, check_affine, file_size, times, unreadable
 
 _LONGEST_HEADER = 1 << 20  # those of 3D Slicer's segmentations can take hundreds of kilobytes
 _TYPES = {
@@ -38,14 +38,24 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
+# World axes of NRRD that ITK brings into its own; in others the sides of the patient are unknown.
+_NRRD_SPACES = {"left-posterior-superior", "right-anterior-superior", "left-anterior-superior", "lps", "ras", "las"}
+_CONVERT = "convert the scan again from its source, or mend its header once you know"
+
+
 @dataclass(frozen=True)
 class _Voxels:
-    """Where the voxels of a file lie: in which file, from which byte to which, packed by zlib or gzip or not."""
+    """Where the voxels of a file lie: in which file, from which byte to which, packed by zlib or gzip or not.
+
+    Attributes:
+        doubts: what the text header, which says so, does not say of the geometry.
+    """
 
     path: Path
     start: int
     stop: int
     packed: bool
+    doubts: tuple[Doubt, ...] = ()
 
 
 def read_itk(path: str | os.PathLike[str]) -> list[Volume]:
@@ -71,7 +81,9 @@ def read_itk(path: str | os.PathLike[str]) -> list[Volume]:
     if image.GetNumberOfComponentsPerPixel() > 1:
         array = np.moveaxis(array, -1, 0)
     stack = array.T.reshape(*header.shape, header.num_volumes)
-    return [Volume(stack[..., index], header.affine, header.dtype) for index in range(header.num_volumes)]
+    return [
+        Volume(stack[..., index], header.affine, header.dtype, header.doubts) for index in range(header.num_volumes)
+    ]
 
 
 def read_itk_header(path: str | os.PathLike[str]) -> Header:
@@ -91,7 +103,7 @@ def _open(path: Path) -> tuple[sitk.ImageFileReader, Header, _Voxels]:
             start = file.read(_LONGEST_HEADER)
     except OSError as error:
         raise unreadable(path, error) from error
-    meta = path.suffix in {".mha", ".mhd"}
+    meta = path.suffix.lower() in {".mha", ".mhd"}
     voxels = _find_meta_voxels(path, start) if meta else _find_nrrd_voxels(path, start)
     reader = sitk.ImageFileReader()
     reader.SetImageIO("MetaImageIO" if meta else "NrrdImageIO")
@@ -100,7 +112,7 @@ def _open(path: Path) -> tuple[sitk.ImageFileReader, Header, _Voxels]:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise _damaged(path, error) from error
-    header = _read_geometry(path, reader)
+    header = replace(_read_geometry(path, reader), doubts=voxels.doubts)
     if _voxel_bytes(header) > (voxels.stop - voxels.start) * (DEFLATE_RATIO if voxels.packed else 1):
         raise bad_file(path, f"is too short for its shape {times(header.shape)}", "copy or convert it again")
     return reader, header, voxels
@@ -141,12 +153,19 @@ def _find_meta_voxels(path: Path, start: bytes) -> _Voxels:
         raise bad_file(path, "keeps its voxels as text", "convert it to .nii.gz")
     target = fields["ElementDataFile"]
     voxels = _locate(path, "" if target.upper() == "LOCAL" else target, end, packed=False)
+    voxels = replace(
+        voxels,
+        doubts=_doubts(
+            oriented=not fields.keys().isdisjoint({"TransformMatrix", "Rotation", "Orientation"}),
+            sized=not fields.keys().isdisjoint({"ElementSpacing", "ElementSize"}),
+        ),
+    )
     if fields.get("CompressedData", "False").lower() not in {"true", "1"}:
         return voxels
     size = fields.get("CompressedDataSize", str(voxels.stop - voxels.start))[:20]
     if not re.fullmatch("[0-9]+", size) or not 0 < int(size) <= voxels.stop - voxels.start:
         raise bad_file(path, f"is cut short or damaged (CompressedDataSize {size})", "copy it again")
-    return _Voxels(voxels.path, voxels.start, voxels.start + int(size), packed=True)
+    return replace(voxels, stop=voxels.start + int(size), packed=True)
 
 
 def _find_nrrd_voxels(path: Path, start: bytes) -> _Voxels:
@@ -164,7 +183,23 @@ def _find_nrrd_voxels(path: Path, start: bytes) -> _Voxels:
     encoding = fields.get("encoding", "").lower()
     if encoding not in {"raw", "gzip", "gz"}:
         raise bad_file(path, f'keeps its voxels encoded as "{encoding[:20]}"', "convert it to .nii.gz")
-    return _locate(path, fields.get("datafile", ""), end, packed=encoding != "raw")
+    directions = "spacedirections" in fields
+    doubts = _doubts(
+        oriented=directions and fields.get("space", "").lower().removesuffix("-time") in _NRRD_SPACES,
+        sized=directions or "spacings" in fields,
+    )
+    return replace(_locate(path, fields.get("datafile", ""), end, packed=encoding != "raw"), doubts=doubts)
+
+
+def _doubts(oriented: bool, sized: bool) -> tuple[Doubt, ...]:
+    """What ITK assumed of a file whose header does not say how its axes lie, or how large its voxels are."""
+    sides = Doubt(
+        "no-orientation",
+        "does not say where its axes point: which side is left is a guess (they were taken as SimpleITK takes them)",
+        _CONVERT,
+    )
+    size = Doubt("voxel-size-guessed", "does not say how large its voxels are (1 mm was assumed)", _CONVERT)
+    return (*(() if oriented else (sides,)), *(() if sized else (size,)))
 
 
 def _next_line(text: bytes, start: int) -> tuple[int, str | None]:

@@ -17,11 +17,27 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 from nibabel.wrapstruct import WrapStructError
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from medaug.errors import UserError
 from medaug.files import atomic_write
-from medaug.imaging.volume import Header, Volume, bad_file, check_affine, file_size, times, unreadable
+from medaug.imaging.volume import (
+    GRID_TOLERANCE_MM,
+    RIGHT_ANGLE,
+    SMALL_VOXELS,
+    Doubt,
+    Header,
+    Volume,
+    bad_file,
+    check_affine,
+    corner_distance,
+    file_size,
+    shear,
+    spacing,
+    times,
+    told_apart,
+    unreadable,
+)
 
 DEFLATE_RATIO = 1032  # zlib packs at most so many bytes into one (https://zlib.net/zlib_tech.html)
 SLACK = 1 << 20  # bytes that a file may hold beyond its voxels
@@ -29,6 +45,9 @@ CHUNK = 1 << 20  # bytes unpacked at a time
 
 _MILLIMETRES = {1: 1000.0, 3: 0.001}  # NIfTI xyzt_units: metre, micron; 2 is mm, and so is taken any other
 _HEADER_BYTES = 540  # the longer header, of NIfTI-2
+_LAST_CODE = 5  # of sform_code and qform_code; readers written in C take any above 0 as valid
+_QUATERNION_ROUNDING = 1e-5  # by which b^2 + c^2 + d^2 exceeds 1 where they were stored with six digits or more
+_QUATERNION_WRONG = 1e-2  # more is no rounding
 _SILENT = logging.getLogger(f"{__name__}.silent")  # nibabel reports what it mends in a header, line by line
 _SILENT.disabled = True
 
@@ -64,7 +83,9 @@ def read_nifti(path: str | os.PathLike[str]) -> list[Volume]:
                 stack = apply_read_scaling(stack, *raw.get_slope_inter())
         except MemoryError:
             raise bad_file(path, f"needs {length / 2**30:.1f} GiB of memory", "use a larger machine") from None
-    return [Volume(stack[..., index], header.affine, header.dtype) for index in range(header.num_volumes)]
+    return [
+        Volume(stack[..., index], header.affine, header.dtype, header.doubts) for index in range(header.num_volumes)
+    ]
 
 
 def read_nifti_header(path: str | os.PathLike[str]) -> Header:
@@ -109,7 +130,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         raise unreadable(path, error) from error
     with file:
         try:
-            yield gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file  # type: ignore[misc]
+            yield gzip.GzipFile(fileobj=file) if _is_packed(path) else file  # type: ignore[misc]
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise bad_file(path, f"is cut short or damaged ({error})", "copy it again") from error
         except OSError as error:
@@ -127,6 +148,8 @@ def _parse(path: Path, start: bytes) -> tuple[Any, Header, int]:
         raise bad_file(path, "is not a NIfTI file", "convert it to .nii.gz")
     try:
         raw = kind(start[: kind.sizeof_hdr], check=False)
+        stored_sizes = np.array(raw["pixdim"][1:4], np.float64)
+        doubts = _mend_forms(path, raw)
         raw.check_fix(logger=_SILENT)
         shape, dtype, offset = tuple(map(int, raw.get_data_shape())), raw.get_data_dtype(), raw.get_data_offset()
         affine = np.array(raw.get_best_affine(), dtype=np.float64)
@@ -139,17 +162,101 @@ def _parse(path: Path, start: bytes) -> tuple[Any, Header, int]:
         raise bad_file(path, f"is not a 3-D volume (shape {times(shape)})", "give a file with three axes")
     if dtype.kind not in "iuf":
         raise bad_file(path, f"holds {dtype} values, not plain numbers", "convert it to integers or floats")
-    affine[:3] *= _MILLIMETRES.get(int(raw["xyzt_units"]) % 8, 1.0)
-    x, y, z, *volumes = shape
-    header = Header((x, y, z), affine, dtype, *volumes)
+    millimetres = _MILLIMETRES.get(int(raw["xyzt_units"]) % 8, 1.0)
+    affine[:3] *= millimetres
+    check_affine(path, affine)
+    x, y, z = shape[:3]
+    doubts += _doubts(raw, stored_sizes, affine, (x, y, z), millimetres)
+    header = Header((x, y, z), affine, dtype, shape[3] if len(shape) == 4 else 1, tuple(doubts))
     length = offset + math.prod(shape) * dtype.itemsize
-    packed, size = path.suffix == ".gz", file_size(path)
+    packed, size = _is_packed(path), file_size(path)
     if length > size * (DEFLATE_RATIO if packed else 1):
         raise _wrong_length(path, "is too short for", header)
     if not packed and size > length + SLACK:
         raise _wrong_length(path, "holds more than", header)
-    check_affine(path, affine)
     return raw, header, length
+
+
+def _is_packed(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
+def _mend_forms(path: Path, raw: Any) -> list[Doubt]:
+    """Mend in nibabel's header what readers written in C read and nibabel refuses or takes for something else.
+
+    Returns:
+        What is too far off to be rounding.
+
+    Raises:
+        UserError: the quaternion that the affine would come from is none.
+    """
+    for code in ("sform_code", "qform_code"):
+        raw[code] = np.clip(raw[code], 0, _LAST_CODE)
+    raw["pixdim"][0] = -1 if raw["pixdim"][0] < 0 else 1  # the sign alone counts, and 0 means 1
+    fields = ("quatern_b", "quatern_c", "quatern_d")
+    quaternion = np.array([raw[field] for field in fields], np.float64)
+    excess = quaternion @ quaternion - 1
+    length = np.sqrt(excess + 1)
+    if not excess > raw.quaternion_threshold:
+        return []
+    if excess > _QUATERNION_WRONG:
+        if raw["qform_code"] and not raw["sform_code"]:
+            reason = f"has an affine that is no rotation (the quaternion of its qform is {length:.4g} long, not 1)"
+            raise bad_file(path, reason, "mend its header or convert it again")
+        return []
+    for field, value in zip(fields, quaternion / length, strict=True):
+        raw[field] = value
+    if excess <= _QUATERNION_ROUNDING or raw["sform_code"] or not raw["qform_code"]:
+        return []
+    angle = np.degrees(2 * np.sqrt(excess))  # as far as a quaternion of length 1 can turn within what is too much
+    what = f"has a qform that is not quite a rotation (its quaternion is {length:.6g} long, not 1)"
+    remedy = f"convert the scan again if up to {angle:.2g} degrees matter: the nearest rotation was read"
+    return [Doubt("qform-not-rotation", what, remedy)]
+
+
+def _doubts(
+    raw: Any, stored: NDArray[np.float64], affine: NDArray[np.float64], shape: tuple[int, int, int], millimetres: float
+) -> Iterator[Doubt]:
+    """Say what an affine (4, 4) in mm was made of that its file does not say, or says in two ways.
+
+    Args:
+        raw: nibabel's header, mended.
+        stored: voxel sizes (3,) as the file has them in pixdim.
+        affine: the one that is used.
+        shape: (X, Y, Z).
+        millimetres: per unit of the file.
+    """
+    sform, qform = int(raw["sform_code"]) > 0, int(raw["qform_code"]) > 0
+    if not sform and not qform:
+        axes = "".join(nib.aff2axcodes(affine))
+        what = f"has neither sform nor qform: which side is left is a guess (its axes were taken to be {axes})"
+        yield Doubt("no-orientation", what, "convert the scan again from its source, or set the qform once you know")
+    guessed = np.flatnonzero(~(stored > 0))
+    if not sform and guessed.size:
+        axis = int(guessed[0])
+        what = f"has the voxel size {stored[axis]:g} along axis {axis + 1} in its header (pixdim)"
+        remedy = f"mend the header: {spacing(affine)[axis]:g} mm was assumed"
+        yield Doubt("voxel-size-guessed", what, remedy)
+    if not sform:
+        return
+    limit = max(SMALL_VOXELS * min(spacing(affine)), GRID_TOLERANCE_MM)
+    sheared = shear(affine).max() > RIGHT_ANGLE
+    if sheared and not qform:
+        what = "has an sform whose axes are not at right angles, and no qform"
+        yield Doubt("not-orthogonal", what, "resample it to a grid with right angles: SimpleITK and nnU-Net refuse it")
+    elif qform and not sheared:
+        with contextlib.suppress(HeaderDataError, ValueError):  # read by nobody who has an sform
+            distance = corner_distance(shape, affine, np.diag([millimetres] * 3 + [1]) @ raw.get_qform())
+            if distance > limit:
+                what = f"has two affines, {distance:.3g} mm apart (sform and qform; the sform was read)"
+                remedy = "copy the right one over the other: tools differ in which they read"
+                yield Doubt("sform-qform-differ", what, remedy)
+    elif not qform:
+        sizes, others = spacing(affine), [abs(size) * millimetres for size in stored.tolist()]
+        if any(abs(a - b) * side > limit for a, b, side in zip(sizes, others, shape, strict=True)):
+            used, other = told_apart(sizes, others)
+            what = f"has voxels of {used} mm by its sform and of {other} mm by its pixdim (the sform was read)"
+            yield Doubt("pixdim-differs", what, "copy the right one over the other: tools differ in which they read")
 
 
 def _wrong_length(path: Path, how: str, header: Header) -> UserError:

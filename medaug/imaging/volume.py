@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,24 @@ from medaug.errors import UserError
 
 GRID_TOLERANCE_MM = 1e-3
 """Corners that lie apart by less are the same: coordinates are stored in single precision."""
+RIGHT_ANGLE = 1e-4
+"""Axes with a smaller cosine between them are at right angles: SimpleITK 2.5.7 reads these, and refuses 1.5e-4."""
 SMALL_VOXELS = 0.1
 """Corners that lie apart by less than this share of the smallest voxel side want a look, no more."""
+
+
+class Doubt(NamedTuple):
+    """What a reader had to assume about the geometry of a file, or found contradicted in it.
+
+    Attributes:
+        code: the kind of doubt, in words with hyphens ("no-orientation").
+        what: to follow the name of the file, as "has two affines".
+        remedy: the way out.
+    """
+
+    code: str
+    what: str
+    remedy: str
 
 
 @dataclass(frozen=True)
@@ -29,12 +46,14 @@ class Header:
         affine: (4, 4) float64, voxel indices to RAS+ mm.
         dtype: the type on disk.
         num_volumes: volumes in the file: 1, or the length of a fourth axis.
+        doubts: what `affine` rests on besides the file.
     """
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
     dtype: np.dtype[Any]
     num_volumes: int = 1
+    doubts: tuple[Doubt, ...] = ()
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -50,11 +69,13 @@ class Volume:
         array: (X, Y, Z) values, in the type on disk, or float64 where the header scales them.
         affine: (4, 4) float64, voxel indices to RAS+ mm (NIfTI: sform if set, else qform, as nibabel chooses).
         dtype: the type on disk.
+        doubts: what `affine` rests on besides the file.
     """
 
     array: NDArray[Any]
     affine: NDArray[np.float64]
     dtype: np.dtype[Any]
+    doubts: tuple[Doubt, ...] = ()
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -70,13 +91,28 @@ class Volume:
     def header(self) -> Header:
         """The same without the voxels."""
         x, y, z = self.array.shape
-        return Header((x, y, z), self.affine, self.dtype)
+        return Header((x, y, z), self.affine, self.dtype, doubts=self.doubts)
 
 
 def spacing(affine: NDArray[np.float64]) -> tuple[float, float, float]:
     """Voxel size in mm along each array axis of an affine (4, 4)."""
     x, y, z = np.linalg.norm(affine[:3, :3], axis=0)
     return float(x), float(y), float(z)
+
+
+def shear(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cosines (3, 3) between the array axes of an affine (4, 4), less the identity: 0 for right angles."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return np.asarray(np.abs(axes.T @ axes - np.eye(3)))
+
+
+def told_apart(a: Sequence[float], b: Sequence[float], digits: int = 3) -> tuple[str, str]:
+    """Two voxel sizes in words ("1 x 1 x 2.5"), with as many digits as it takes to see where they differ."""
+    while True:
+        one, other = ([f"{value:.{digits}g}" for value in values] for values in (a, b))
+        if all(p != q or math.isclose(x, y, rel_tol=1e-6) for x, y, p, q in zip(a, b, one, other, strict=True)):
+            return " x ".join(one), " x ".join(other)
+        digits += 1
 
 
 def grid_difference(a: Header, b: Header, tolerance: float | None = None) -> str:

@@ -25,12 +25,10 @@ from medaug.files import atomic_write, put_folder, temporary_folder
 from medaug.imaging.layouts import PHANTOM_MARK
 from medaug.imaging.nifti import write_volume
 from medaug.imaging.reading import read_label, read_volumes
-from medaug.imaging.volume import Header, Volume, bad_file, grid_difference, is_finite
+from medaug.imaging.volume import RIGHT_ANGLE, Header, Volume, bad_file, grid_difference, is_finite, shear
 from medaug.progress import track
 
 log = logging.getLogger(__name__)
-
-_ORTHONORMAL = 5e-5  # ITK does not take an sform whose axes are further from right angles
 
 
 def write_msd(manifest: Manifest, out: Path) -> None:
@@ -105,7 +103,7 @@ def write_nnunet(manifest: Manifest, out: Path) -> None:
         nonlocal sheared
         part = _part(case)
         images, first = _read_images(manifest, case)
-        sheared = sheared or not _is_orthonormal(first.affine)
+        sheared = sheared or shear(first.affine).max() > RIGHT_ANGLE / 2
         for index, image in enumerate(images):
             write_volume(folder / f"images{part}" / f"{case.name}_{index:04d}.nii.gz", image, first.affine, note)
         if case.label is not None:
@@ -209,11 +207,6 @@ def _read_indices(manifest: Manifest, case: Case, first: Header) -> NDArray[np.u
 def _check_grid(path: Path, first: Header, volume: Volume) -> None:
     if difference := grid_difference(first, volume.header):
         raise bad_file(path, f"{difference} of the case's first image", "resample it onto that grid")
-
-
-def _is_orthonormal(affine: NDArray[np.float64]) -> bool:
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    return bool(np.abs(axes.T @ axes - np.eye(3)).max() < _ORTHONORMAL)
 
 
 def _renumbered(schema: LabelSchema) -> LabelSchema:

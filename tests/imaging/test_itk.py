@@ -112,6 +112,25 @@ def test_the_world_axes_that_a_nrrd_names(tmp_path: Path) -> None:
     np.testing.assert_allclose(ras.affine, np.diag([-1, -1, 1, 1]) @ lps.affine, atol=1e-12)
 
 
+UNSAID = {
+    "a.nhdr space: left-posterior-superior": ("space dimension: 3", ["no-orientation"]),
+    "a.nhdr left-posterior-superior": ("3D-right-handed", ["no-orientation"]),
+    "a.mhd TransformMatrix = 0 0 -1 1 0 0 0 -1 0\n": ("", ["no-orientation"]),
+    "a.mhd ElementSpacing = 0.5 0.69999999999999996 2\n": ("", ["voxel-size-guessed"]),
+}
+
+
+@pytest.mark.parametrize("place", UNSAID)
+def test_what_a_header_does_not_say_is_a_doubt(tmp_path: Path, place: str) -> None:
+    name, old = place.split(" ", 1)
+    path = _write(_image(), tmp_path / name)
+    assert read_header(path).doubts == ()
+    new, codes = UNSAID[place]
+    _replace(path, old, new)
+    assert [doubt.code for doubt in read_header(path).doubts] == codes
+    assert read_volume(path).doubts == read_header(path).doubts
+
+
 def test_slicer_puts_components_last(tmp_path: Path) -> None:
     array = np.arange(2 * 4 * 5 * 6, dtype="<i2").reshape((4, 5, 6, 2), order="F")
     header = """NRRD0004

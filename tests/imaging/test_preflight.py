@@ -11,7 +11,19 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from faults import AFFINE, FAULTS, SCHEMA, SHAPE, path_of, plant, scan, write_case, write_good_cohort
+from faults import (
+    AFFINE,
+    FAULTS,
+    NO_FORMS,
+    SCHEMA,
+    SHAPE,
+    path_of,
+    plant,
+    scan,
+    spoil_header,
+    write_case,
+    write_good_cohort,
+)
 
 from medaug.cohort import Case, LabelSchema, Manifest
 from medaug.imaging import preflight
@@ -23,6 +35,7 @@ from medaug.imaging.preflight import CaseFacts, Expectations, Finding, Report, c
 from medaug.imaging.reading import read_volume
 
 GRID = {"not-orthogonal", "sform-qform-differ", "absurd-spacing", "absurd-extent", "single-slice"}
+GRID |= {"no-orientation", "voxel-size-guessed", "pixdim-differs", "qform-not-rotation"}
 FROM_HEADERS = GRID | {
     *("missing-file", "empty-file", "wrong-format", "unreadable", "not-3d", "wrong-type", "bad-affine"),
     *("missing-modality", "too-many-volumes"),
@@ -86,6 +99,14 @@ def test_corners_within_tolerance_are_one_grid(tmp_path: Path, in_process: None)
         assert check(manifest).findings == ()
 
 
+def test_a_label_without_forms_is_found_with_the_cause(tmp_path: Path, in_process: None) -> None:
+    manifest = write_good_cohort(tmp_path, 2)
+    spoil_header(*NO_FORMS, part="seg")(tmp_path, manifest.cases[1])
+    different, cause = check(manifest).findings
+    assert (different.code, cause.code, cause.severity) == ("orientation-differs", "no-orientation", "warning")
+    assert different.case == cause.case == "good_01" and cause.what.startswith("good_01_seg.nii.gz has neither")
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_each_planted_fault_is_the_one_finding_of_its_case(report: Report, name: str) -> None:
     fault = FAULTS[name]
@@ -99,7 +120,7 @@ def test_each_planted_fault_is_the_one_finding_of_its_case(report: Report, name:
 def test_the_faults_of_some_cases_are_no_fault_of_the_others(report: Report) -> None:
     others = [f for f in report.findings if f.case not in FAULTS]
     assert {f.case for f in others} == {"planted"}
-    notes = dict.fromkeys(("spacing-varies", "shape-varies", "class-in-some"), "note")
+    notes = dict.fromkeys(("spacing-varies", "shape-varies", "orientation-varies", "class-in-some"), "note")
     assert {f.code: f.severity for f in others} == notes | {"few-test-subjects": "warning"}
 
 

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from medaug.imaging.preflight.findings import Finding
 from medaug.imaging.preflight.geometry import check_grid, compare_grids, orientation
-from medaug.imaging.volume import Header
+from medaug.imaging.volume import Header, told_apart
 
 UPRIGHT = np.eye(3)
 
@@ -97,8 +97,9 @@ def test_a_small_turn_is_a_matter_of_position(degrees):
 
 
 @given(spacings, rotations, st.floats(1e-6, 0.3))
-def test_shear_is_judged_by_the_cosine_between_axes(spacing, rotation, cosine):
-    assume(min(abs(cosine - 1e-4), abs(cosine - 1e-2)) > 1e-6)
+def test_shear_is_judged_by_the_cosine_between_axes_and_by_what_it_moves(spacing, rotation, cosine):
+    moved = cosine * 100 * max(spacing[:2]) / min(spacing)  # voxels, at the far end of the longer axis
+    assume(min(abs(cosine - 1e-4), abs(cosine - 1e-2), abs(moved - 0.1) / 100) > 1e-6)
     skew = np.eye(3)
     skew[:, 1] = cosine, np.sqrt(1 - cosine**2), 0
     found = [
@@ -106,8 +107,15 @@ def test_shear_is_judged_by_the_cosine_between_axes(spacing, rotation, cosine):
         for f in check_grid("case", "a", grid((100, 100, 100), spacing, rotation @ skew))
         if f.code == "not-orthogonal"
     ]
-    expected = [] if cosine < 1e-4 else ["warning"] if cosine < 1e-2 else ["error"]
+    expected = ["error"] if cosine > 1e-2 else ["warning"] if cosine > 1e-4 and moved > 0.1 else []
     assert [f.severity for f in found] == expected
+
+
+def test_voxel_sizes_are_printed_with_the_digits_that_tell_them_apart():
+    found = compare(grid((512, 512, 40), (1, 1, 5)), grid((512, 512, 40), (1.0003, 1, 5)))
+    assert found is not None and "has spacing 1.0003 x 1 x 5 mm against 1 x 1 x 5 mm" in found.what
+    assert told_apart((1, 2.5, 1e-3), (1.0004, 2.5, 1e-3)) == ("1 x 2.5 x 0.001", "1.0004 x 2.5 x 0.001")
+    assert told_apart((1, 1, 1), (1 + 1e-9, 1, 1)) == ("1 x 1 x 1",) * 2  # rounding differs in no digit worth reading
 
 
 @given(shapes, st.tuples(*[st.floats(0.3, 6)] * 3), rotations)

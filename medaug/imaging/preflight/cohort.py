@@ -14,7 +14,7 @@ from medaug.imaging.intensity import Intensity
 from medaug.imaging.preflight.findings import CaseFacts, Finding
 from medaug.imaging.preflight.intensities import find_outliers
 from medaug.imaging.preflight.twins import likely_same_subject
-from medaug.imaging.volume import times
+from medaug.imaging.volume import times, told_apart
 
 _SPACING_RATIO = 1.05
 _SHAPE_RATIO = 3.0
@@ -143,7 +143,8 @@ def _check_geometry(name: str, facts: Sequence[CaseFacts]) -> Iterator[Finding]:
         return
     low, high = spacings.min(0), spacings.max(0)
     if np.any(high > _SPACING_RATIO * low):
-        what = f"voxel sizes go from {_sizes(low)} to {_sizes(high)} mm"
+        smallest, largest = told_apart(low, high)
+        what = f"voxel sizes go from {smallest} to {largest} mm"
         remedy = "nothing to do with data.resample=auto; data.spacing chooses another size"
         yield Finding(name, "note", "spacing-varies", what, remedy)
     if np.any(shapes.max(0) > _SHAPE_RATIO * shapes.min(0)):
@@ -231,7 +232,3 @@ def _profiles(fact: CaseFacts) -> list[NDArray[np.float32] | None]:
 def _file(case: Case, place: int) -> str:
     """The file that holds the volume of one modality."""
     return case.images[place if len(case.images) > 1 else 0]
-
-
-def _sizes(spacing: Sequence[float]) -> str:
-    return " x ".join(f"{size:.3g}" for size in spacing)

@@ -72,6 +72,7 @@ def examine(
     first = next((scan for scan in places if scan), None)
     findings += _check_counts(case, cohort.modalities, files, label)
     facts = CaseFacts()
+    doubts: list[Finding] = []
     if first:
         grid = first.header
         facts = replace(facts, shape=grid.shape, spacing=grid.spacing, orientation=geometry.orientation(grid))
@@ -81,9 +82,14 @@ def examine(
                 findings += different
                 if file[0] is first or different:  # what is wrong with one grid is said once
                     findings += geometry.check_grid(case.name, path.name, file[0].header)
-                findings += geometry.check_forms(case.name, path, file[0].header)
+                doubts += geometry.check_doubts(case.name, path.name, file[0].header)
         if label:
             findings += geometry.compare_grids(case.name, label[0].name, label[0].header, first.name, grid)
+            doubts += geometry.check_doubts(case.name, label[0].name, label[0].header)
+        # Once per case: the files of a case come from one tool, and what is wrong with a grid has been said.
+        for doubt in doubts:
+            if all(finding.code != doubt.code for finding in findings):
+                findings.append(doubt)
     if not voxels:
         return findings, facts
     modalities = cohort.modalities if len(places) == len(cohort.modalities) else ()

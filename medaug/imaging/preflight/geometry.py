@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from medaug.imaging.preflight.findings import Finding, Severity
-from medaug.imaging.volume import GRID_TOLERANCE_MM, SMALL_VOXELS, Header, corner_distance, spacing, times
+from medaug.imaging.volume import (
+    GRID_TOLERANCE_MM,
+    RIGHT_ANGLE,
+    SMALL_VOXELS,
+    Header,
+    corner_distance,
+    shear,
+    times,
+    told_apart,
+)
 
-# SimpleITK 2.5.7 still reads an sform whose axes meet at a cosine of 1e-4 and refuses 3e-4, measured.
-_SHEAR_LOOK, _SHEAR_WRONG = 1e-4, 1e-2
+_SHEAR_WRONG = 1e-2
 _SPACING_MM = (0.01, 20.0)
 _EXTENT_MM = (2.0, 3000.0)
 _LARGE_VOXELS = 512**3
@@ -30,17 +33,22 @@ def orientation(header: Header) -> str:
 
 
 def check_grid(case: str, name: str, header: Header) -> Iterator[Finding]:
-    """Find axes that are not at right angles, voxel sizes and extents that no scan has, single slices."""
-    cosine = _shear(header)
-    if cosine > _SHEAR_LOOK:
+    """Find axes that are not at right angles, voxel sizes and extents that no scan has, single slices.
+
+    An angle that moves the far end of an axis by less than a tenth of a voxel is rounding, as of direction cosines
+    that were written with four decimals.
+    """
+    smallest, largest = min(header.spacing), max(header.spacing)
+    extent = [size * side for size, side in zip(header.spacing, header.shape, strict=True)]
+    cosines = shear(header.affine)
+    cosine, moved = cosines.max(), (cosines * extent).max()
+    if cosine > _SHEAR_WRONG or (cosine > RIGHT_ANGLE and moved > SMALL_VOXELS * smallest):
         severity: Severity = "error" if cosine > _SHEAR_WRONG else "warning"
         what = (
             f"{name} has axes that are not at right angles (off by {np.degrees(np.arcsin(min(cosine, 1))):.3g} degrees)"
         )
-        remedy = "resample it to a grid with right angles; SimpleITK and nnU-Net refuse to read it"
+        remedy = "resample it to a grid with right angles: SimpleITK and nnU-Net read another grid, or refuse it"
         yield Finding(case, severity, "not-orthogonal", what, remedy)
-    smallest, largest = min(header.spacing), max(header.spacing)
-    extent = [size * side for size, side in zip(header.spacing, header.shape, strict=True)]
     sizes = " x ".join(f"{size:.3g}" for size in header.spacing)
     if smallest < _SPACING_MM[0] or largest > _SPACING_MM[1]:
         what = f"{name} has voxels of {sizes} mm"
@@ -57,22 +65,10 @@ def check_grid(case: str, name: str, header: Header) -> Iterator[Finding]:
         yield Finding(case, "note", "large-volume", what, "set data.max_side or data.spacing if memory runs short")
 
 
-def check_forms(case: str, path: Path, header: Header) -> Iterator[Finding]:
-    """Find a NIfTI whose two affines, sform and qform, are both declared valid and place the scan differently."""
-    if not path.name.endswith((".nii", ".nii.gz")) or _shear(header) > _SHEAR_LOOK:
-        return
-    # A qform that cannot be computed is read by nobody who has an sform.
-    with contextlib.suppress(ImageFileError, HeaderDataError, OSError, ValueError):
-        stored: Any = nib.load(path).header
-        qform, qform_code = stored.get_qform(coded=True)
-        sform, sform_code = stored.get_sform(coded=True)
-        if qform_code > 0 and sform_code > 0:
-            millimetres = header.spacing[0] / spacing(sform)[0]  # per unit of the file
-            distance = millimetres * corner_distance(header.shape, sform, qform)
-            if distance > max(SMALL_VOXELS * min(header.spacing), GRID_TOLERANCE_MM):
-                what = f"{path.name} has two affines, {distance:.3g} mm apart (sform and qform; the sform was read)"
-                remedy = "copy the right one over the other: tools differ in which they read"
-                yield Finding(case, "warning", "sform-qform-differ", what, remedy)
+def check_doubts(case: str, name: str, header: Header) -> Iterator[Finding]:
+    """Find what the reader had to assume about the geometry of a file, or found contradicted in it."""
+    for doubt in header.doubts:
+        yield Finding(case, "warning", doubt.code, f"{name} {doubt.what}", doubt.remedy)
 
 
 def compare_grids(case: str, name: str, grid: Header, reference_name: str, reference: Header) -> Iterator[Finding]:
@@ -102,7 +98,7 @@ def compare_grids(case: str, name: str, grid: Header, reference_name: str, refer
         turned = f"orientation {here} against {there}" if here != there else f"axes turned by {angle:.0f} degrees"
         yield Finding(case, "error", "orientation-differs", f"{name} has {turned} of {reference_name}{also}", remedy)
     elif np.any(np.abs(ratio - 1) * np.array(grid.shape) > SMALL_VOXELS):
-        here, there = (" x ".join(f"{size:.4g}" for size in side.spacing) for side in (grid, reference))
+        here, there = told_apart(grid.spacing, reference.spacing, 4)
         what = f"{name} has spacing {here} mm against {there} mm of {reference_name}{also}"
         yield Finding(case, "error", "spacing-differs", what, remedy)
     elif shapes:
@@ -115,9 +111,3 @@ def compare_grids(case: str, name: str, grid: Header, reference_name: str, refer
 def _directions(header: Header) -> NDArray[np.float64]:
     """Unit vectors (3, 3) of the array axes in its columns."""
     return np.asarray(header.affine[:3, :3] / np.array(header.spacing))
-
-
-def _shear(header: Header) -> float:
-    """Largest cosine between two array axes, 0 for right angles."""
-    directions = _directions(header)
-    return float(np.abs(directions.T @ directions - np.eye(3)).max())

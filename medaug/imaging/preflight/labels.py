@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medaug.cohort.schema import IGNORE, LabelSchema
+from medaug.cohort.schema import IGNORE, ROUNDING, LabelSchema, shown_value
 from medaug.errors import UserError
 from medaug.imaging.preflight.findings import Finding
 
+_SURELY_ROUNDING = 1e-4  # what single precision loses of 255; more comes from a coarse scale factor
 OUTSIDE_SHARE = 0.5
 """More of a label's foreground outside the body than this wants a look."""
 
@@ -24,22 +25,28 @@ def class_indices(
     Returns:
         The findings, and the class indices where the values allow.
     """
+    findings = []
     if array.dtype.kind == "f":
         with np.errstate(invalid="ignore"):  # infinity minus itself
-            broken = array[~(array - np.rint(array) == 0)]
+            distance = np.abs(array - np.rint(array))
+        broken = array[~(distance <= ROUNDING)]
         if broken.size:
-            shown = ", ".join(f"{value:.4g}" for value in np.unique(broken)[:5])
+            shown = ", ".join(map(shown_value, np.unique(broken)[:5]))
             what = f"label {name} holds values that are not whole numbers ({shown}; in {broken.size} voxels)"
             remedy = "resample it again with nearest neighbour, or convert it to integers"
             return [Finding(case, "error", "label-not-whole", what, remedy)], None
+        if distance.max() > _SURELY_ROUNDING:
+            what = f"label {name} holds {shown_value(array.flat[distance.argmax()])} and the like for whole numbers"
+            remedy = "store it as integers without a scale factor; the nearest whole numbers are read"
+            findings.append(Finding(case, "note", "label-rounded", what, remedy))
     try:
         indices = schema.to_indices(array, f"label {name}")
     except UserError as error:
         return [Finding.from_error(case, "label-outside-schema", error)], None
-    if foreground(indices).any():
-        return [], indices
-    what = f"label {name} is background only"
-    return [Finding(case, "warning", "empty-label", what, "make sure that there is nothing to label")], indices
+    if not foreground(indices).any():
+        what = f"label {name} is background only"
+        findings.append(Finding(case, "warning", "empty-label", what, "make sure that there is nothing to label"))
+    return findings, indices
 
 
 def foreground(indices: NDArray[np.uint8]) -> NDArray[np.bool_]:
