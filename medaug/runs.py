@@ -9,18 +9,20 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from medaug.errors import UserError
 from medaug.files import atomic_write
 from medaug.locks import Lock, is_free, take
 from medaug.options import Options
+from medaug.ownership import empty, is_marked, mark
 
 logger = logging.getLogger(__name__)
 
@@ -91,45 +93,59 @@ def claim(folder: Path, identity: dict[str, Any], overwrite: bool, growable: tup
 
 
 def _settle(folder: Path, identity: dict[str, Any], overwrite: bool, growable: tuple[str, ...], first: bool) -> bool:
-    path = folder / "config.yaml"
-    former = _read_config(path)
+    former = _read_config(folder / "config.yaml")
     if former is None:
         if first:
-            if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+            if folder.is_dir() and _results(folder):
                 raise UserError(f"{folder}: holds files of something else; move them or choose runs=DIR")
-            _write_config(path, identity)
+            _begin(folder, identity)
         return True
     differences = _differences(former, identity)
+    grows = bool(differences) and differences.keys() <= set(growable)
+    if not is_marked(folder) and first:
+        if differences and not grows:
+            raise UserError(
+                f"{folder}: its config.yaml is not of this run ({_told(differences)}), and no marker says that medaug "
+                "wrote it; choose runs=DIR, or, if it is an earlier version's run that you no longer need, remove it"
+            )
+        mark(folder)
     if differences and first:
         _refuse_company(folder)
-    begun = any(not entry.name.startswith(".") and entry != path for entry in folder.iterdir())
-    if differences and not begun:
+    if differences and _results(folder) == {"config.yaml"}:
         if first:
-            _write_config(path, identity)
+            _write_config(folder / "config.yaml", identity)
         return True
     if not differences:
-        if finished(folder) is not None:
-            logger.info("%s: finished already, nothing to do", folder)
-            return False
-        logger.info("%s: unfinished, going on", folder)
-        return True
-    if differences.keys() <= set(growable):
+        done = finished(folder) is not None
+        logger.info("%s: %s", folder, "finished already, nothing to do" if done else "unfinished, going on")
+        return not done
+    if grows:
         logger.info("%s: going on with %s", folder, _told(differences))
         if first:
             # In this order: whoever looks in between sees an unfinished run.
             (folder / "finished.json").unlink(missing_ok=True)
-            _write_config(path, identity)
+            _write_config(folder / "config.yaml", identity)
         return True
     if not overwrite:
         raise UserError(
             f"{folder}: made with another configuration ({_told(differences)}); "
             "overwrite=true replaces it, runs=DIR keeps both"
         )
-    logger.info("%s: replaced, %s", folder, _told(differences))
     if first:
-        _empty(folder)
-        _write_config(path, identity)
+        empty(folder)
+        _begin(folder, identity)
+    logger.info("%s: replaced, %s", folder, _told(differences))
     return True
+
+
+def _results(folder: Path) -> set[str]:
+    """What lies in a folder, without hidden files."""
+    return {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+
+
+def _begin(folder: Path, identity: dict[str, Any]) -> None:
+    mark(folder)
+    _write_config(folder / "config.yaml", identity)
 
 
 def join(folder: Path, identity: dict[str, Any], patience: float = 600.0) -> None:
@@ -207,24 +223,16 @@ def _read_config(path: Path) -> dict[str, Any] | None:
         return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
     except FileNotFoundError:
         return None
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path}: cannot be read as a run's configuration ({reason}); restore it, or choose runs=DIR"
+        ) from error
 
 
 def _write_config(path: Path, identity: dict[str, Any]) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(identity)))
-
-
-def _empty(folder: Path) -> None:
-    # config.yaml last: should this be interrupted, the folder is still known for a run of ours.
-    entries = [
-        entry for entry in folder.iterdir() if not entry.name.startswith(".lock") and entry.name != "config.yaml"
-    ]
-    for entry in sorted(entries, key=lambda entry: entry.name != "finished.json"):
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
-    (folder / "config.yaml").unlink()
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -20,6 +20,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -36,6 +37,7 @@ from medaug.config import conf_dir, load_options, parse_arguments
 from medaug.errors import UserError
 from medaug.files import atomic_write
 from medaug.options import Options
+from medaug.ownership import is_marked, mark
 from medaug.runs import finished, lock, process_rank, stage_folder
 from medaug.stages import STAGES
 from medaug.training import requeue
@@ -241,8 +243,7 @@ def run_sweep(arguments: Sequence[str]) -> None:
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(f"--multirun: {_told(error)}") from error
         lock(sweep.folder)
-        for record in sweep.folder.glob("*/job.json"):
-            record.unlink()
+        _take_over(sweep.folder)
         failure: Exception | None = None
         try:
             hydra.multirun("config", task, words, with_log_configuration=False)
@@ -256,6 +257,35 @@ def run_sweep(arguments: Sequence[str]) -> None:
     _report(sweep, failure)
 
 
+def _take_over(folder: Path) -> None:
+    """Mark the folder of sweeps as ours, and remove what an earlier sweep says of how its jobs ended.
+
+    Raises:
+        UserError: Hydra would write over a file of somebody else.
+    """
+    leftover = folder / "multirun.yaml"
+    if leftover.exists() and not is_marked(folder):
+        raise UserError(
+            f"{leftover}: not written by medaug, and the sweep would replace it; move it or choose runs=DIR"
+        )
+    mark(folder)
+    for path in _records(folder):
+        path.unlink()
+
+
+def _records(folder: Path) -> dict[Path, dict[str, Any]]:
+    """The `job.json` that sweeps wrote, by path."""
+    found = {}
+    for path in sorted(folder.glob("*/job.json")):
+        try:
+            record = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict) and {"words", "status"} <= record.keys():
+            found[path] = record
+    return found
+
+
 def _told(error: Exception) -> str:
     """Hydra's message in one line, with the way out where a plugin is missing."""
     said = " ".join(str(error).split())
@@ -266,7 +296,7 @@ def _told(error: Exception) -> str:
 
 
 def _report(sweep: Sweep, failure: Exception | None) -> None:
-    records = {path.parent.name: json.loads(path.read_text()) for path in sorted(sweep.folder.glob("*/job.json"))}
+    records = {path.parent.name: record for path, record in _records(sweep.folder).items()}
     done = {name: record.get(sweep.objective) for name, record in records.items() if record["status"] == 0}
     for name, value in sorted(done.items(), key=lambda item: (item[1] is None, item[1] or 0.0)):
         log.info("%s: %s %s", sweep.folder / name, sweep.objective, "unknown" if value is None else f"{value:.6g}")

@@ -115,18 +115,64 @@ def test_a_growable_key_keeps_the_work_and_reopens_the_run(folder):
 
 def test_overwriting_removes_the_former_result_only(folder):
     assert runs.claim(folder, IDENTITY, overwrite=False)
-    (folder / "images").mkdir()
-    (folder / "images" / "a.nii.gz").write_text("x")
+    (folder / "imagesTr").mkdir()
+    (folder / "imagesTr" / "a.nii.gz").write_text("x")
+    (folder / "a_T1.nii.gz").write_text("x")
+    (folder / "provenance.jsonl").write_text('{"files": {"T1": "a_T1.nii.gz"}}\n{"cut')
     neighbour = folder.parent / "synthetic"
     neighbour.mkdir()
+    (neighbour / "b.nii.gz").write_text("kept")
     outside = folder.parent / "outside.txt"
     outside.write_text("kept")
-    (folder / "link").symlink_to(neighbour, target_is_directory=True)
+    (folder / "pictures").symlink_to(neighbour, target_is_directory=True)
     runs.finish(folder, {})
     assert runs.claim(folder, OTHER_SEED, overwrite=True)
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", "config.yaml"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", ".medaug-run", "config.yaml"]
     assert stored(folder) == OTHER_SEED
-    assert neighbour.is_dir() and outside.read_text() == "kept"
+    assert (neighbour / "b.nii.gz").read_text() == "kept" and outside.read_text() == "kept"
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", ".git/HEAD", "photos/a.nii.gz", "b_T1.nii.gz"])
+def test_overwriting_is_refused_where_there_is_more_than_a_result(folder, name):
+    assert runs.claim(folder, IDENTITY, overwrite=False)
+    (folder / "last.ckpt").write_text("weights")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("years of work")
+    runs.finish(folder, {})
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=rf"holds {name.split('/')[0]}, which medaug did not write; move it away"):
+        runs.claim(folder, OTHER_SEED, overwrite=True)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("config", ["trainer: {lr: 1}\n", "- a\n- b\n", "text", "", "a: [1"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_foreign_folder_with_a_config_of_its_own_is_never_touched(folder, config, overwrite, alone):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config)
+    if not alone:
+        (folder / "thesis.tex").write_text("years of work")
+        (folder / "pictures").mkdir()
+        (folder / "pictures" / "a.png").write_text("x")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"choose runs=DIR") as refused:
+        runs.claim(folder, IDENTITY, overwrite=overwrite)
+    assert "overwrite=true" not in str(refused.value) and "\n" not in str(refused.value)
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == before
+
+
+def test_a_run_from_before_the_marker_goes_on_and_gets_one(folder):
+    """The same configuration is evidence enough; another one is not."""
+    assert runs.claim(folder, IDENTITY, overwrite=False)
+    (folder / "last.ckpt").write_text("weights")
+    (folder / ".medaug-run").unlink()
+    with pytest.raises(UserError, match="no marker says that medaug wrote it"):
+        runs.claim(folder, OTHER_SEED, overwrite=True)
+    assert runs.claim(folder, IDENTITY, overwrite=False)
+    assert runs.claim(folder, OTHER_SEED, overwrite=True)
+    assert not (folder / "last.ckpt").exists()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

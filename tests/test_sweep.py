@@ -261,3 +261,16 @@ def test_real_trainings_by_joblib_then_found_finished_by_optuna_and_by_submitit(
     assert sum("finished already" in path.read_text() for path in logs) == 2
     assert losses(home) == found
     assert sorted(path.name for path in home.iterdir()) == ["runs"]
+
+
+def test_files_of_somebody_else_in_the_folder_of_sweeps_stay(home, trained):
+    folder = home / "runs" / "sweep"
+    (folder / "mine").mkdir(parents=True)
+    (folder / "mine" / "job.json").write_text('{"queue": "long"}')
+    (folder / "multirun.yaml").write_text("mine")
+    with pytest.raises(UserError, match="multirun.yaml: not written by medaug"):
+        sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,0.2"])
+    assert (folder / "multirun.yaml").read_text() == "mine" and not trained
+    (folder / "multirun.yaml").unlink()
+    sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,0.2"])
+    assert (folder / "mine" / "job.json").read_text() == '{"queue": "long"}' and len(trained) == 2

@@ -131,6 +131,8 @@ def write_cohort(out: Path, num_subjects: int, shape: Shape, seed: int) -> None:
     if note_path.exists() and note_path.read_text() != note:
         raise UserError(f"{note_path}: the folder holds phantoms of another seed or shape; delete it or choose another")
     found = len(list(out.glob("Phantom_*")))
+    if found and not note_path.exists():
+        raise UserError(f"{out}: holds Phantom_* but no {note_path.name}, so it is not ours to add to; choose another")
     if found > num_subjects:
         raise UserError(f"{out}: holds {found} phantoms, {num_subjects} were asked for; delete it or choose another")
     with atomic_write(note_path) as temporary:

@@ -236,3 +236,12 @@ def test_cohort_resumes_grows_and_refuses(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="num_subjects=0"):
         phantom.write_cohort(tmp_path / "none", 0, shape, seed=5)
     assert not (tmp_path / "none").exists()
+
+
+def test_files_that_another_made_are_not_replaced(tmp_path):
+    path = tmp_path / "Phantom_000" / "Phantom_000_t1.nii.gz"
+    path.parent.mkdir()
+    path.write_text("years of work")
+    with pytest.raises(UserError, match="holds Phantom_[*] but no PHANTOM.txt"):
+        write_cohort(tmp_path, 2, (16, 16, 16), 0)
+    assert path.read_text() == "years of work" and len(list(tmp_path.rglob("*"))) == 2

@@ -1,0 +1,78 @@
+"""Which folders are ours to replace: those with our marker, and in them only what stages write."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import shutil
+from pathlib import Path
+
+from medaug.errors import UserError
+from medaug.files import atomic_write, writing
+
+MARKER = ".medaug-run"
+_TEXT = "A run folder of medaug. With overwrite=true its results may be replaced; other files are never touched.\n"
+_RESULTS = (
+    *("finished.json", "manifest.json", "provenance*.jsonl", "contact_sheet.png", ".scoring", ".tmp-????????-*-*"),
+    *("last.ckpt", "best.ckpt", "codec.ckpt", "selector.pt", "validation.csv", "pictures"),
+    *("tensorboard", "csv", "wandb", "mlflow"),
+    *("imagesTr", "labelsTr", "strip.png", "strip.gif"),
+    *("metrics.csv", "metrics.json"),
+    *("judge.pt", "faithfulness.json", "faithfulness.csv", "guidance.png"),
+    *("jobs", "scores.csv", "comparison.csv", "summary.json", "report.html"),
+)
+# Until all else is gone, so that an interrupted removal can be repeated.
+_KEPT = ("config.yaml", MARKER, ".lock*")
+
+
+def mark(folder: Path) -> None:
+    """Say in the folder that it is ours."""
+    if not is_marked(folder):
+        with atomic_write(folder / MARKER) as temporary:
+            temporary.write_text(_TEXT)
+
+
+def is_marked(folder: Path) -> bool:
+    """Whether `mark` was called for this folder."""
+    return (folder / MARKER).is_file()
+
+
+def empty(folder: Path) -> None:
+    """Remove the results of a run from its folder, `finished.json` first and `config.yaml` last.
+
+    Raises:
+        UserError: it has no marker, or holds something that no stage wrote; nothing is removed then.
+    """
+    if not is_marked(folder):
+        raise UserError(f"{folder}: was not made by medaug, so nothing in it is removed; choose another with runs=DIR")
+    volumes = _volumes(folder)
+    found = sorted(folder.iterdir(), key=lambda entry: (entry.name != "finished.json", entry.name))
+    entries = [entry for entry in found if not _matches(entry.name, _KEPT)]
+    if foreign := [entry.name for entry in entries if not _matches(entry.name, _RESULTS) and entry.name not in volumes]:
+        raise UserError(
+            f"{folder}: holds {', '.join(foreign[:3])}{' and others' if len(foreign) > 3 else ''}, which medaug did "
+            "not write; move it away and run the same command again. Nothing was removed"
+        )
+    with writing(folder):
+        for entry in entries:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        (folder / "config.yaml").unlink()
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _volumes(folder: Path) -> set[str]:
+    """The names of predicted volumes, which follow from those of the scans, as the record has them."""
+    names: set[str] = set()
+    path = folder / "provenance.jsonl"
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+        try:
+            names |= {str(name) for name in json.loads(line)["files"].values()}
+        except (ValueError, LookupError, TypeError, AttributeError):
+            continue  # of synthetic pairs, or cut short by a killed process
+    return names
