@@ -243,5 +243,5 @@ def test_files_that_another_made_are_not_replaced(tmp_path):
     path.parent.mkdir()
     path.write_text("years of work")
     with pytest.raises(UserError, match="holds Phantom_[*] but no PHANTOM.txt"):
-        phantom.write_cohort(tmp_path, 2, (16, 16, 16), 0)
+        phantom.write_cohort(tmp_path, 2, (32, 32, 32), 0)
     assert path.read_text() == "years of work" and len(list(tmp_path.rglob("*"))) == 2
