@@ -100,6 +100,24 @@ def temporary_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder where there is none; what was made is not left behind empty.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it holds something
+            for path in new:
+                path.rmdir()
+
+
 def put_folder(temporary: Path, target: Path) -> None:
     """Rename a filled folder to `target`, which does not exist, once all of its files are on the disk.
 

@@ -51,11 +51,10 @@ def _ingest(wanted: IngestOptions, data: DataOptions) -> None:
     if out.suffix != ".json":
         raise UserError(f"out={out}: a manifest is a .json file")
     folds_file = out.with_name(f"{out.stem}_splits_final.json")
-    for path in (out, *([folds_file] if wanted.folds is not None else [])):
-        if path.exists():
-            raise UserError(f"out={out}: {path} exists already; remove it or give another name")
-    if wanted.report is not None and Path(wanted.report).resolve() == out.resolve():
-        raise UserError(f"report={wanted.report}: is the manifest's name too; give another one")
+    written = (out, *([folds_file] if wanted.folds is not None else []))
+    _refuse_existing(written)
+    if wanted.report is not None:
+        _check_report(Path(wanted.report), out)
     if wanted.workers < 0:
         raise UserError(f"workers={wanted.workers}: a number of processes is 0 (one per processor) or more")
     if wanted.check not in {"voxels", "headers", "none"}:
@@ -69,6 +68,7 @@ def _ingest(wanted: IngestOptions, data: DataOptions) -> None:
     from medaug.imaging.layouts import detect_layout, read_layout
     from medaug.imaging.preflight import Expectations, Report
     from medaug.imaging.rules import NO_RULES, read_rules, with_pairs
+    from medaug.locks import alone
 
     rules = read_rules(Path(wanted.rules)) if wanted.rules is not None else NO_RULES
     rules = with_pairs(rules, wanted.images, wanted.labels, wanted.case_pattern, wanted.classes)
@@ -99,7 +99,28 @@ def _ingest(wanted: IngestOptions, data: DataOptions) -> None:
             f"{wanted.root}: by its file names layout {layout} has the labels {_told(found.manifest.schema)}; "
             "confirm them with accept_labels=true, or give your own with rules=FILE.yaml"
         )
-    _write(*_checked(found.manifest, found.problems, wanted, expected), out, folds_file)
+    with alone(out):
+        _refuse_existing(written)
+        _write(*_checked(found.manifest, found.problems, wanted, expected), out, folds_file)
+
+
+def _refuse_existing(written: tuple[Path, ...]) -> None:
+    for path in written:
+        if path.exists():
+            raise UserError(f"out={written[0]}: {path} exists already; remove it or give another name")
+
+
+def _check_report(path: Path, out: Path) -> None:
+    """Refuse to write the report over anything but an earlier report."""
+    if path.resolve() == out.resolve():
+        raise UserError(f"report={path}: is the manifest's name too; give another one")
+    if path.exists():
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError):
+            content = None
+        if not isinstance(content, dict) or not {"findings", "cases"} <= content.keys():
+            raise UserError(f"report={path}: exists and is not a report of medaug.ingest; give another name")
 
 
 def _checked(

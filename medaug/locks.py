@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medaug.errors import UserError
-from medaug.files import writing
+from medaug.files import made_folder, writing
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,19 @@ def locked(path: Path, wait: bool = False) -> Iterator[Lock | None]:
     finally:
         if lock is not None:
             lock.release(remove=True)
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold a file, from before it is read until it is written, against other processes that would write it too.
+
+    Raises:
+        UserError: another process holds it, or its folder cannot be written.
+    """
+    with made_folder(path.parent), locked(path.with_name(f".{path.name}.lock")) as lock:
+        if lock is None:
+            raise UserError(f"{path}: another process is writing it; run the same command again when it has ended")
+        yield
 
 
 def is_free(path: Path) -> bool | None:

@@ -7,7 +7,6 @@ folder takes its name as the last step. The next call goes on wherever this one 
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
 import http.client
@@ -29,7 +28,7 @@ from urllib.parse import urlsplit
 from rich.filesize import decimal
 
 from medaug.errors import UserError
-from medaug.files import put_folder, temporary_folder, writing
+from medaug.files import made_folder, put_folder, temporary_folder, writing
 from medaug.locks import locked
 from medaug.progress import track, track_bytes
 
@@ -99,7 +98,7 @@ def download_task(name: str, folder: Path, mirror: str | None = None) -> Path:
     url = f"{ADDRESS if mirror is None else _checked(mirror)}/{name}.tar"
     target = folder / name
     part = folder / f".{name}.tar.part"
-    with _made(folder), locked(folder / f".{name}.lock") as lock:
+    with made_folder(folder), locked(folder / f".{name}.lock") as lock:
         if lock is None:
             raise UserError(f"{folder}: another process is downloading this task there; wait until it has ended")
         if (target / "dataset.json").exists():
@@ -143,20 +142,6 @@ def _checked(mirror: str) -> str:
     if not valid or parts.query or parts.fragment or not re.fullmatch(r"[!-~]+", mirror):
         raise UserError(f"mirror={mirror!r}: not the address of a folder; give one like https://host/folder")
     return mirror.rstrip("/")
-
-
-@contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Make a folder where there is none; what was made is not left behind empty."""
-    there = folder.exists()
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        if not there:
-            with contextlib.suppress(OSError):  # it holds something
-                folder.rmdir()
 
 
 def _fetch(url: str, part: Path) -> None:

@@ -358,6 +358,8 @@ def test_a_misspelt_key_names_the_nearest(stage, tmp_path):
     assert_refused(stage("ingest", "root=data", "out=x.txt"), "ingest", "a manifest is a .json file")
     (tmp_path / "x.json").write_text("mine")
     assert_refused(stage("ingest", "root=data", "out=x.json"), "ingest", "exists already")
+    done = stage("ingest", "root=data", "out=y.json", "report=x.json")
+    assert_refused(done, "ingest", "report=x.json: exists and is not a report of medaug.ingest")
     assert (tmp_path / "x.json").read_text() == "mine"
     assert_nothing_but(tmp_path, "x.json")
 

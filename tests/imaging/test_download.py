@@ -379,7 +379,7 @@ def test_hostile_archive(
     server = serve(pack(extra))
     folder = tmp_path / "a" / "b"
     assert reason in refused(folder, server.address)
-    assert [p.name for p in tmp_path.rglob("*")] == ["a"]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("size", [len(ARCHIVE) + 30_000, 10**15, -512, -1024])

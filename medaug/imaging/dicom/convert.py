@@ -49,6 +49,7 @@ from medaug.imaging.preflight.findings import Finding
 from medaug.imaging.reading import read_label
 from medaug.imaging.rules import Rules
 from medaug.imaging.volume import Header, Volume, grid_difference
+from medaug.locks import alone
 from medaug.options import IngestOptions
 
 # Coordinates in DICOM are decimal strings of 16 characters, and are often written with fewer digits.
@@ -97,8 +98,8 @@ def ingest_dicom(
         out: the manifest to be written.
 
     Raises:
-        UserError: the rules do not fit the tree, the place is taken or lies inside root, a private file is damaged, or
-            the disk is full.
+        UserError: the rules do not fit the tree, the place is taken or lies inside root, another process is writing
+            there, a private file is damaged, or the disk is full.
     """
     root, out = Path(os.path.abspath(root)), Path(os.path.abspath(out))
     folder = out.with_suffix("")
@@ -106,11 +107,21 @@ def ingest_dicom(
     for path in (folder, private_file):
         if path.resolve().is_relative_to(root.resolve()):
             raise UserError("out: lies inside root, where nothing is ever written; give a path outside of it")
-    if folder.exists():
-        raise UserError(f"{folder}: exists already; the scans go there, so remove it or choose another out")
     for option, value in (("on_gap", options.on_gap), ("on_grid", options.on_grid)):
         if value not in {"refuse", "resample"}:
             raise UserError(f"{option}={value}: not one of refuse, resample")
+    with alone(out), alone(private_file):
+        if folder.exists():
+            raise UserError(f"{folder}: exists already; the scans go there, so remove it or choose another out")
+        with _converted(root, rules, schema, options, folder, private_file) as ingested:
+            yield ingested
+
+
+@contextlib.contextmanager
+def _converted(
+    root: Path, rules: Rules, schema: LabelSchema | None, options: IngestOptions, folder: Path, private_file: Path
+) -> Iterator[Ingested]:
+    """The tree in a temporary folder, and its key in the private file; both are nobody else's to write now."""
     private = load_private(private_file)
     tree = scan_tree(root, options.workers)
     if not tree.series and not tree.unreadable:
@@ -137,7 +148,7 @@ def ingest_dicom(
     )
 
     with temporary_folder(folder) as temporary:
-        manifest, failed = convert(plan, temporary, options.workers, options.name or out.stem)
+        manifest, failed = convert(plan, temporary, options.workers, options.name or folder.name)
         save_private(private_file, _explained(private, plan, studies, patients, {**plan.files, **failed}))
         yield Ingested(manifest, (*plan.findings, *failed), folder)
 

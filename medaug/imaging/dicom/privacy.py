@@ -101,8 +101,12 @@ def save_private(path: Path, private: Private) -> None:
     """Write a private file, whole or not at all, never readable by anybody but its owner.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written.
+        UserError: there is one with another salt, or a damaged one; the disk is full or the folder cannot be written.
     """
+    if path.exists() and load_private(path).salt != private.salt:
+        raise UserError(
+            f"{path}: another ingest has written its own key there meanwhile, which is kept; run the same command again"
+        )
     text = json.dumps({"format": FORMAT, **asdict(private)}, indent=1, ensure_ascii=False) + "\n"
     with atomic_write(path) as temporary:
         temporary.unlink(missing_ok=True)  # of a killed process of the same number, with any mode
@@ -110,8 +114,6 @@ def save_private(path: Path, private: Private) -> None:
         # What is no UTF-8 in a path becomes JSON's own escape, \udcfc.
         with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def pseudonym(salt: str, patient_id: str) -> str:

@@ -302,6 +302,25 @@ def test_a_tree_without_dicom(root: Path, out: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("out_of_the_other", ["cohort.json", "other.json"])
+def test_two_ingests_with_one_key_do_not_run_at_once(root: Path, out: Path, out_of_the_other: str) -> None:
+    scan(root, 1, SeriesDescription="T1")
+    key = out.with_name("key.json")
+    with ingested(root, out, private=str(key)) as result:
+        before = key.read_bytes()
+        other = out.with_name(out_of_the_other)
+        with (
+            pytest.raises(UserError, match="another process is writing it; run the same command again"),
+            ingested(root, other, private=str(key)),
+        ):
+            pass
+        result.keep().save(out)
+    assert key.read_bytes() == before and not out.with_name("other.json").exists()
+    with ingested(root, out.with_name("other.json"), private=str(key)) as result:
+        assert [case.subject for case in result.manifest.cases] == [case.subject for case in Manifest.load(out).cases]
+    assert not list(out.parent.glob(".*.lock"))
+
+
 @pytest.mark.slow
 def test_a_killed_ingest_leaves_no_manifest_and_no_folder_by_that_name(root: Path, out: Path) -> None:
     scan(root, 1, SeriesDescription="T1")

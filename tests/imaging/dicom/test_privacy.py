@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import hmac
@@ -75,7 +76,8 @@ def test_the_private_file_is_its_owners_from_the_first_byte(tmp_path: Path, monk
     original = os.fsync
 
     def watched(handle: int) -> None:
-        modes.append(stat.S_IMODE(os.fstat(handle).st_mode))
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            modes.append(stat.S_IMODE(os.fstat(handle).st_mode))
         original(handle)
 
     monkeypatch.setattr(os, "fsync", watched)
@@ -109,6 +111,21 @@ def test_a_damaged_private_file_is_never_replaced(tmp_path: Path, content: str) 
     with pytest.raises(UserError, match="p.json"):
         load_private(path)
     assert path.read_text() == content
+
+
+def test_a_key_never_replaces_another(tmp_path: Path) -> None:
+    """Two processes on a file system without locks: the second one's names would have no key."""
+    path = tmp_path / "p.json"
+    first, second = load_private(path), load_private(path)
+    assert first.salt != second.salt
+    save_private(path, first)
+    with pytest.raises(UserError, match="another ingest has written its own key there meanwhile, which is kept"):
+        save_private(path, second)
+    assert load_private(path) == first
+    save_private(path, dataclasses.replace(first, subjects={"S1": "ID"}))
+    path.write_text("damaged")
+    with pytest.raises(UserError, match="restore it"):
+        save_private(path, first)
 
 
 def test_scrubbing() -> None:
