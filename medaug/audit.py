@@ -50,7 +50,7 @@ def main(options: Options) -> None:
 
     from medaug.cohort.manifest import Manifest
     from medaug.cohort.provenance import Recipe
-    from medaug.comparison.jobs import write_csv
+    from medaug.csv_files import write_csv
     from medaug.data.cases import load_cases
     from medaug.evaluation.faithfulness import agreement, derangement
     from medaug.evaluation.statistics import Interval, bootstrap_mean

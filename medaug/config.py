@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -25,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medaug.errors import UserError
+from medaug.inputs import read_yaml
 from medaug.options import Options
 from medaug.runs import process_count, process_rank
 from medaug.stages import STAGES, Stage
@@ -203,14 +205,13 @@ def load_options(stage_name: str, arguments: Sequence[str]) -> Options:
     names = {"experiment": chosen.get("experiment", ""), "preset": chosen.get("preset", "")}
     if names["experiment"] and not names["preset"]:
         file = conf_dir() / "experiment" / f"{names['experiment']}.yaml"
-        own = cast(DictConfig, OmegaConf.load(file))
-        names["preset"] = chosen["preset"] = own.get("preset", Options.preset)
+        names["preset"] = chosen["preset"] = read_yaml(file).get("preset", Options.preset)
     ConfigStore.instance().store(name="schema", node=Options)
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             composed = compose("config", overrides=[f"{group}={name}" for group, name in chosen.items()])
         config = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Options), composed, names))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
         raise UserError(f"{conf_dir()}: {' '.join(str(error).split())}; mend that file") from error
     for path, value in values.items():
         OmegaConf.update(config, path, value, merge=False)

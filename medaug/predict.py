@@ -61,7 +61,7 @@ def main(options: Options) -> None:
         return read_scan(request.manifest, request.cases[index], card, request.told, with_label, draughtsman.refine)
 
     record = folder / "provenance.jsonl"
-    made = {index for index, _ in provenance.read(record)}
+    made = {index for index, _ in provenance.read(record, provenance.PREDICTION)}
     for index in track([i for i in range(len(request.cases)) if i not in made], "predicting"):
         scan = scan_of(index)
         model.attributes.warn_of_unknown([(scan.case, scan.affine)])
@@ -82,7 +82,7 @@ def main(options: Options) -> None:
                 "scores": drawn.scores,
             },
         )
-    records = sorted(provenance.read(record).values(), key=lambda one: one["index"])
+    records = sorted(provenance.read(record, provenance.PREDICTION).values(), key=lambda one: one["index"])
     scored = _write_scores(records, folder, settings.seed)
     shown = [(scan_of(i), folder, records[i]["files"]) for i in range(min(PICTURED, len(records)))]
     title = f"{options.experiment}, {name}" + (": phantoms, not patients" if card.phantom else "")
@@ -95,7 +95,7 @@ def _write_scores(records: list[dict[str, Any]], folder: Path, seed: int) -> boo
     """metrics.csv, and metrics.json with means and intervals over subjects; returns whether there is any score."""
     import numpy as np
 
-    from medaug.comparison.jobs import write_csv
+    from medaug.csv_files import write_csv
     from medaug.evaluation.statistics import bootstrap_mean
     from medaug.files import atomic_write
 

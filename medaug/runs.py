@@ -12,14 +12,13 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+import yaml
 
 from medaug.errors import UserError
 from medaug.files import atomic_write
+from medaug.inputs import read_json, read_yaml
 from medaug.locks import Lock, is_free, take
 from medaug.options import Options
 from medaug.ownership import empty, is_marked, mark
@@ -34,6 +33,7 @@ _FOLDERS = {
     "benchmark": "benchmark",
 }
 _MOST_DIFFERENCES = 5
+_SAME_COMMAND = "remove it and run the same command again, which keeps the work that is done"
 _locks: dict[Path, Lock] = {}  # folders that this process holds
 
 
@@ -212,27 +212,18 @@ def finish(folder: Path, summary: dict[str, Any]) -> None:
 
 def finished(folder: Path) -> dict[str, Any] | None:
     """The summary of a finished run; None while it is unfinished or absent."""
-    try:
-        return cast(dict[str, Any], json.loads((folder / "finished.json").read_text()))
-    except FileNotFoundError:
-        return None
+    path = folder / "finished.json"
+    return read_json(path, _SAME_COMMAND) if os.path.lexists(path) else None
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:
-    try:
-        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path}: cannot be read as a run's configuration ({reason}); restore it, or choose runs=DIR"
-        ) from error
+    remedy = f"restore it, move {path.parent} away, or keep both with runs=DIR"
+    return read_yaml(path, remedy) if os.path.lexists(path) else None
 
 
 def _write_config(path: Path, identity: dict[str, Any]) -> None:
     with atomic_write(path) as temporary:
-        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(identity)))
+        temporary.write_text(yaml.safe_dump(identity, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

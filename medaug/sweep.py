@@ -8,6 +8,7 @@ and leaves finished ones, and all processes of a job come to one folder.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -277,12 +278,10 @@ def _records(folder: Path) -> dict[Path, dict[str, Any]]:
     """The `job.json` that sweeps wrote, by path."""
     found = {}
     for path in sorted(folder.glob("*/job.json")):
-        try:
-            record = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue
-        if isinstance(record, dict) and {"words", "status"} <= record.keys():
-            found[path] = record
+        with contextlib.suppress(UserError):
+            record = read_json(path)
+            if {"words", "status"} <= record.keys():
+                found[path] = record
     return found
 
 

@@ -6,15 +6,16 @@ remove what a model learned from it.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from medaug.cohort import provenance
-from medaug.cohort.manifest import Manifest, read_json
+from medaug.cohort.manifest import Manifest
+from medaug.csv_files import read_csv
 from medaug.errors import UserError
+from medaug.inputs import parsing, read_bytes, read_json, read_text, read_yaml
 
 _BOOKKEEPING = {"config.yaml", "manifest.json", "finished.json"}  # of a run folder: no scan went into them
 _SAW = {"train": "learned from the subject", "val": "was validated on the subject"}
@@ -120,7 +121,7 @@ def _in_cohort(cohort: Manifest, path: Path, who: _Who, private: Path | None) ->
     names = {json.dumps(name) for case in cases for name in (case.name, case.subject)}
     known = {file.resolve() for file in (path, private) if file is not None}
     for other in sorted(path.parent.glob("*.json")):
-        if other.resolve() not in known and any(name in other.read_text(errors="replace") for name in names):
+        if other.resolve() not in known and any(name in _text(other) for name in names):
             yield Artefact("record", other, "names the subject or a scan of it")
 
 
@@ -143,8 +144,8 @@ def _in_cache(folder: Path, who: _Who) -> Iterator[Artefact]:
     unknown = 0
     for path in sorted(folder.glob("*.json")):
         try:
-            owners = [(owner["subject"], owner["case"]) for owner in json.loads(path.read_text())["owners"]]
-        except (ValueError, KeyError, TypeError):
+            owners = [(owner["subject"], owner["case"]) for owner in read_json(path)["owners"]]
+        except (UserError, LookupError, TypeError):
             unknown += 1
             continue
         for subject, case in owners:
@@ -199,7 +200,7 @@ def _in_pairs(folder: Path, who: _Who, models: Mapping[str, str]) -> Iterator[Ar
 def _in_predictions(folder: Path, who: _Who, models: Mapping[str, str]) -> Iterator[Artefact]:
     """What models drew of the subject's scans; what they drew of others', where they learned from the subject."""
     for path in sorted(folder.glob("*/provenance.jsonl")):
-        records = list(provenance.read(path).values())
+        records = list(provenance.read(path, provenance.PREDICTION).values())
         for why, certain in sorted({_made_by(record["checkpoint"], models) for record in records}):
             if why:
                 yield Artefact("predictions", path.parent, f"all of them: {why}", certain)
@@ -220,9 +221,7 @@ def _in_measurement(
     config = folder / "config.yaml"
     if not config.exists():
         return
-    from omegaconf import OmegaConf
-
-    why, certain = _made_by(OmegaConf.select(OmegaConf.load(config), "checkpoint"), models)
+    why, certain = _made_by(read_yaml(config).get("checkpoint"), models)
     if any(who.has(row.get("subject"), row.get("case")) or row.get("case") in names for row in _rows(folder)):
         tested = "holds scores of the subject's scans, or of pairs made from them"
         why, certain = (f"{tested}; {why}" if why and certain else tested), True
@@ -232,14 +231,18 @@ def _in_measurement(
                 yield Artefact(kind, path, why, certain)
 
 
+def _text(path: Path) -> str:
+    return read_bytes(path).decode(errors="replace")
+
+
 def _rows(folder: Path) -> Iterator[Mapping[str, str]]:
     """The rows of all score tables of a run, and whom its summary says they are of."""
     for path in sorted(folder.rglob("*.csv")):
-        with path.open(newline="", errors="replace") as file:
-            yield from csv.DictReader(file)
+        yield from read_csv(path, (), "restore it, or make it again")
     if (folder / "summary.json").exists():
-        for case, subject in (read_json(folder / "summary.json").get("subjects") or {}).items():
-            yield {"case": case, "subject": subject}
+        with parsing(folder / "summary.json", "restore it, or run its stage again"):
+            for case, subject in (read_json(folder / "summary.json").get("subjects") or {}).items():
+                yield {"case": case, "subject": subject}
 
 
 def _in_exports(folder: Path, pairs: Sequence[Artefact]) -> Iterator[Artefact]:
@@ -260,7 +263,7 @@ def _in_exports(folder: Path, pairs: Sequence[Artefact]) -> Iterator[Artefact]:
 def _exports(path: Path) -> list[tuple[Path, str]]:
     """Folder and digest of each export on record."""
     found = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in read_text(path).splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
             found.append((Path(record["out"]), str(record["digest"])))

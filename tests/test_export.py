@@ -9,6 +9,7 @@ import pytest
 
 from medaug.cohort import provenance
 from medaug.cohort.manifest import Case, Manifest
+from medaug.cohort.provenance import Recipe
 from medaug.cohort.schema import LabelSchema
 from medaug.errors import UserError
 from medaug.export import main
@@ -41,8 +42,9 @@ def pairs(tmp_path):
     folder = stage_folder(options(tmp_path, experiment="toy"), "generate")
     folder.mkdir(parents=True)
     for index, case in enumerate(cohort(folder).cases):
-        record = {"index": index, "attempt": 0, "subjects": [case.subject], "name": case.name}
-        provenance.append(folder / "provenance.jsonl", record)
+        recipe = Recipe(index, 0, case.name, case.subject, "real", {}, 1.0, "ddim", 1, 0.0, index, "0" * 64)
+        files = {"name": case.name, "images": list(case.images), "label": case.label, "subjects": [case.subject]}
+        provenance.append(folder / "provenance.jsonl", recipe.to_mapping() | files)
     finish(folder, {"pairs": 2})
     return finished_pairs(folder)
 

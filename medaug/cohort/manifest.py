@@ -14,6 +14,7 @@ from typing import Any
 from medaug.cohort.schema import LabelSchema
 from medaug.errors import UserError
 from medaug.files import atomic_write
+from medaug.inputs import read_json
 
 SPLITS = ("train", "val", "test")
 SPACING = "spacing"
@@ -60,7 +61,7 @@ class Manifest:
             UserError: one line that names the file, the reason and the way out.
         """
         path = Path(path)
-        data = read_json(path)
+        data = read_json(path, "mend or restore it; the documentation has the format of a manifest")
         if root is None:
             stored = data.get("root", ".")
             if not isinstance(stored, str):
@@ -176,34 +177,6 @@ class Manifest:
                 found = ", ".join(sorted(names))
                 yield f"subject {subject} is in the splits {found}; keep all its cases in one split"
         yield from attribute_problems(self.cases)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        UserError: the file is missing, unreadable, not JSON, not an object, or has a key twice.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        # json keeps the last of two equal keys: a label value given twice would vanish without a word.
-        for key, count in Counter(key for key, _ in pairs).items():
-            if count > 1:
-                raise UserError(f'{path}: key "{key}" occurs twice; remove one')
-        return dict(pairs)
-
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; check the path") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    except (ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a JSON file ({reason}); mend or restore it") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: not a JSON object; see the manifest format in the documentation")
-    return data
 
 
 def case_name(image: str) -> str:

@@ -5,13 +5,25 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from medaug.errors import UserError
 from medaug.files import sync
+from medaug.inputs import opened
+
+_LONGEST_LINE = 1 << 20
+_KINDS: dict[str, tuple[type, type]] = {
+    **dict.fromkeys(("index", "attempt", "seed"), (int, object)),
+    **dict.fromkeys(("name", "host", "host_subject", "label", "checkpoint"), (str, object)),
+    **dict.fromkeys(("subjects", "images", "mask_validation_subjects", "negative_classes"), (list, str)),
+    "scores": (list, list),
+    "files": (dict, str),
+    "attributes": (dict, object),
+}
+"""Fields of a record: their type, and that of their parts."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,15 @@ class Recipe:
         return cls.from_mapping(mapping)
 
 
+PAIR = (
+    *(f.name for f in fields(Recipe) if f.default is MISSING and f.default_factory is MISSING),
+    *("name", "images", "label", "subjects"),
+)
+"""What the record of a pair holds."""
+PREDICTION = ("subjects", "name", "checkpoint", "files", "scores")
+"""What the record of a prediction holds."""
+
+
 def rank_file(folder: str | os.PathLike[str], rank: int) -> Path:
     """The file in `folder` that one of several processes appends to; the first, or only, one has provenance.jsonl."""
     return Path(folder) / ("provenance.jsonl" if rank == 0 else f"provenance.rank{rank}.jsonl")
@@ -129,31 +150,39 @@ def append(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
             raise
 
 
-def read(path: str | os.PathLike[str]) -> dict[tuple[int, int], dict[str, Any]]:
+def read(path: str | os.PathLike[str], holds: Sequence[str] = ()) -> dict[tuple[int, int], dict[str, Any]]:
     """Read a provenance.jsonl as {(index, attempt): record}, in the order written; {} when there is no file.
 
     A last line without newline was cut short by a killed process and does not count. Where a key occurs twice
     the later record holds.
 
+    Args:
+        path: the file.
+        holds: fields that every record must have beside index and attempt, such as `PAIR`.
+
     Raises:
-        UserError: names the line that is not a record.
+        UserError: the file cannot be read; or a line is not a record, or lacks a field: its number is named.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     records = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            record = json.loads(line)
-            records[int(record["index"]), int(record["attempt"])] = record
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}: line {number} is not a provenance record; restore the file or remove it"
-            ) from error
+    with opened(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), start=1):
+            if not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
+                break
+            try:
+                record = _checked(json.loads(line), holds)
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                raise UserError(
+                    f"{path}: line {number} is not a provenance record ({reason:.120}); restore the file or remove it"
+                ) from error
+            records[record["index"], record["attempt"]] = record
     return records
 
 
-def read_all(folder: str | os.PathLike[str]) -> dict[tuple[int, int], dict[str, Any]]:
+def read_all(folder: str | os.PathLike[str], holds: Sequence[str] = ()) -> dict[tuple[int, int], dict[str, Any]]:
     """All records in `folder`, whichever process wrote them, as {(index, attempt): record} in the order of the keys.
 
     Raises:
@@ -161,8 +190,21 @@ def read_all(folder: str | os.PathLike[str]) -> dict[tuple[int, int], dict[str, 
     """
     records: dict[tuple[int, int], dict[str, Any]] = {}
     for path in sorted(Path(folder).glob("provenance*.jsonl")):
-        records |= read(path)
+        records |= read(path, holds)
     return dict(sorted(records.items()))
+
+
+def _checked(record: Any, holds: Sequence[str]) -> dict[str, Any]:
+    """The record, if it has the fields that it must have, and each in its kind."""
+    for name in ("index", "attempt", *holds):
+        if name not in record:
+            raise KeyError(name)
+    for name, (kind, of) in _KINDS.items():
+        value = record.get(name, kind())
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if type(value) is not kind or not all(isinstance(part, of) for part in parts):
+            raise TypeError(f"{name} is {value!r:.60}")
+    return dict(record)
 
 
 def _line(mapping: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from medaug.cohort.manifest import SPLITS, Case, attribute_problems
 from medaug.errors import UserError
+from medaug.inputs import read_json_value, read_text
 
 _NUMBER = re.compile(r"[+-]?(\d{1,18}\.?\d*|\.\d+)(e[+-]?\d{1,2})?", re.ASCII | re.IGNORECASE)
 
@@ -125,10 +125,7 @@ def read_attributes(path: Path, cases: Iterable[Case]) -> tuple[Case, ...]:
 
 
 def _read_fold(path: Path, fold: int) -> dict[str, str]:
-    try:
-        content = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON file ({str(error).splitlines()[0]}); mend or restore it") from error
+    content = read_json_value(path)
     shape = '[{"train": ["CASE", ...], "val": [...]}, ...]'
     if not isinstance(content, list) or not content:
         raise UserError(f"{path}: not a list of folds; write {shape}")
@@ -165,7 +162,7 @@ def _read_columns(path: Path, value: str, *keys: str) -> tuple[str, dict[str, st
 
 def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
     """Header, rows that are not empty with their line numbers, and the delimiter of a CSV file (comma or semicolon)."""
-    text = _text(path)
+    text = read_text(path)
     delimiter = ";" if ";" in text.partition("\n")[0] else ","
     try:
         rows = [
@@ -175,15 +172,6 @@ def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]
         raise UserError(f"{path}: not a CSV file ({error}); mend it") from error
     numbered = [(number, row) for number, row in enumerate(rows[1:], start=2) if any(row)]
     return rows[0] if rows else [], numbered, delimiter
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not UTF-8 text; save it as CSV UTF-8 or JSON") from error
 
 
 def _match(path: Path, key: str, found: Mapping[str, str], wanted: Iterable[str]) -> None:

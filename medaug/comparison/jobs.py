@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from medaug.cohort.manifest import Manifest
+from medaug.csv_files import number, read_csv, write_csv
 from medaug.data.cases import ModelCase, read_case
 from medaug.data.preprocessing import Preprocessing
 from medaug.evaluation.scores import MEAN_FOREGROUND, segmentation_scores
 from medaug.evaluation.statistics import paired_comparison, verdict
-from medaug.files import atomic_write
+from medaug.inputs import parsing
 from medaug.options import SegmenterOptions
 from medaug.segmentation.segmenter import Diet, segment, train_segmenter
 
@@ -34,6 +34,7 @@ COMPARISON_COLUMNS = (
     "num_seeds",
     "verdict",
 )
+_REMOVE = "remove the scores.csv of that arm and seed below jobs/, and run the benchmark again to repeat the job"
 HIGHER_IS_BETTER = {"dice": True, "hd95": False}
 
 
@@ -81,10 +82,7 @@ def run_job(
 
 def gather(jobs: Iterable[Job], folder: Path) -> list[dict[str, str]]:
     """All jobs' rows, which are also written to `scores.csv`."""
-    rows: list[dict[str, str]] = []
-    for job in jobs:
-        with job.scores(folder).open(newline="") as file:
-            rows += csv.DictReader(file)
+    rows = [row for job in jobs for row in read_csv(job.scores(folder), SCORE_COLUMNS, _REMOVE)]
     write_csv(folder / "scores.csv", SCORE_COLUMNS, [tuple(row.values()) for row in rows])
     return rows
 
@@ -109,12 +107,16 @@ def compare(
         bootstrap_seed: of the intervals.
         path: CSV to write.
     """
-    values = {(r["arm"], r["class"], r["metric"], int(r["seed"]), r["case"]): float(r["value"]) for r in rows}
+    scores = path.with_name("scores.csv")
+    values = {
+        (r["arm"], r["class"], r["metric"], r["seed"], r["case"]): number(r["value"], scores, _REMOVE) for r in rows
+    }
 
     def table(arm: str, name: str, metric: str) -> np.ndarray:
         if name == MEAN_FOREGROUND:
             return np.mean([table(arm, one, metric) for one in classes], axis=0)
-        return np.array([[values[arm, name, metric, seed, case] for case in subjects] for seed in seeds])
+        with parsing(scores, _REMOVE):
+            return np.array([[values[arm, name, metric, str(seed), case] for case in subjects] for seed in seeds])
 
     lines = []
     for arm, baseline in pairs:
@@ -141,11 +143,3 @@ def compare(
                     )
                 )
     write_csv(path, COMPARISON_COLUMNS, lines)
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A CSV file, whole or not at all."""
-    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)

@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import MAGIC_PREFIX
 from numpy.typing import NDArray
 
 from medaug import locks
 from medaug.errors import UserError
 from medaug.files import atomic_write
+from medaug.inputs import opened, read_json
 from medaug.progress import track
 
 _INDEX = "files.index"
+_RESTORE = "restore the file or correct the manifest"
 # A file written twice within the clock's grain keeps its time of change: what is younger is not remembered.
 _SETTLED_NS = 2_000_000_000
 
@@ -42,10 +45,8 @@ def content_digests(paths: Iterable[Path], cache: Path) -> dict[Path, str]:
     found, new = {}, {}
     unread = []
     for path in dict.fromkeys(paths):
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise _unreadable(path, error) from error
+        with opened(path, _RESTORE) as file:
+            stat = os.fstat(file.fileno())
         identity = f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}"
         token = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:32]
         if token in known:
@@ -53,11 +54,8 @@ def content_digests(paths: Iterable[Path], cache: Path) -> dict[Path, str]:
         else:
             unread.append((path, token, time.time_ns() - stat.st_mtime_ns > _SETTLED_NS))
     for path, token, settled in track(unread, "hashing files"):
-        try:
-            with path.open("rb") as file:
-                found[path] = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise _unreadable(path, error) from error
+        with opened(path, _RESTORE) as file:
+            found[path] = hashlib.file_digest(file, "sha256").hexdigest()
         if settled:
             new[token] = found[path]
     if new:
@@ -91,10 +89,10 @@ def read_entry(stem: Path, memory: bool) -> tuple[NDArray[np.float32], NDArray[n
     about = _read_json(stem.with_suffix(".json"))
     try:
         image, label = (
-            _load(stem.with_suffix(f".{name}.npy"), about[name], memory) if about[name] is not None else None
-            for name in ("image", "label")
+            _load(stem.with_suffix(f".{name}.npy"), about[name], dtype, memory) if about[name] is not None else None
+            for name, dtype in (("image", np.float32), ("label", np.uint8))
         )
-    except (KeyError, OSError, ValueError, EOFError):
+    except (UserError, KeyError, OSError, ValueError, EOFError):
         return None
     return None if image is None else (image, label, about)
 
@@ -120,21 +118,20 @@ def add_owner(stem: Path, owner: dict[str, str]) -> None:
                 temporary.write_text(json.dumps(about))
 
 
-def _load(path: Path, shape: list[int], memory: bool) -> NDArray[Any]:
-    array = np.load(path, mmap_mode=None if memory else "r")
-    if list(array.shape) != shape:
-        raise ValueError(f"{path}: shape {array.shape}")
+def _load(path: Path, shape: list[int], dtype: type[np.generic], memory: bool) -> NDArray[Any]:
+    with opened(path) as file:
+        if file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:  # np.load also takes archives
+            raise ValueError(f"{path}: not an array")
+    mapped = np.load(path, mmap_mode="r")  # nothing is set aside for a shape that the file cannot hold
+    if list(mapped.shape) != shape or mapped.dtype != dtype:
+        raise ValueError(f"{path}: {mapped.dtype} of shape {mapped.shape}")
+    array = np.array(mapped) if memory else mapped
     array.flags.writeable = False
     return array
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return read_json(path)
+    except UserError:
         return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _unreadable(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path}: {error.strerror}; restore the file or correct the manifest")

@@ -25,6 +25,7 @@ from medaug.files import atomic_write
 from medaug.imaging.nifti import write_volume
 from medaug.imaging.phantom_tumour import ENHANCING, NECROSIS, OEDEMA, TumourSize, grow_tumour
 from medaug.imaging.reading import read_volume
+from medaug.inputs import read_text
 from medaug.progress import track
 
 Floats = NDArray[np.floating]
@@ -128,7 +129,7 @@ def write_cohort(out: Path, num_subjects: int, shape: Shape, seed: int) -> None:
     _check(seed, 0, shape)
     note = f"{PHANTOM_NOTICE}\nseed {seed}, {shape[0]}x{shape[1]}x{shape[2]} voxels\n"
     note_path = out / "PHANTOM.txt"
-    if note_path.exists() and note_path.read_text() != note:
+    if note_path.exists() and read_text(note_path) != note:
         raise UserError(f"{note_path}: the folder holds phantoms of another seed or shape; delete it or choose another")
     found = len(list(out.glob("Phantom_*")))
     if found and not note_path.exists():

@@ -24,9 +24,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from medaug.errors import UserError
+from medaug.inputs import read_yaml
 
 COMMAND_LINE = "command line"
 SCHEMA_KEYS = ("labels", "regions", "ignore", "remap")
@@ -82,19 +81,6 @@ class Rules:
 NO_RULES = Rules()
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice: of two equal label values one would vanish without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a dictionary."""
-        content = super().construct_mapping(node, deep)
-        keys = [self.construct_object(key, deep) for key, _ in node.value]
-        for key in content:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"key {key} occurs twice")
-        return content
-
-
 def read_rules(path: Path) -> Rules:
     """Read a rules file.
 
@@ -102,15 +88,7 @@ def read_rules(path: Path) -> Rules:
         UserError: unreadable, not YAML, a misspelt key (with the nearest one), a value of the wrong kind, or a pattern
             that cannot be searched for.
     """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: not YAML ({reason}); mend it, and put globs in quotation marks") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a mapping; see the rules file in the documentation")
+    content = read_yaml(path, "mend it, put globs in quotation marks, and see the rules file in the documentation")
     known = [*(f.name for f in fields(Rules) if f.name not in {"schema", "source"}), *SCHEMA_KEYS]
     for key in content:
         if key not in known:

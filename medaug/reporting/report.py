@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import itertools
 import json
 import logging
@@ -18,16 +17,17 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from medaug.csv_files import number, read_csv
 from medaug.errors import UserError
 from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.evaluation.statistics import FEWEST_SUBJECTS, Interval, bootstrap_table
 from medaug.files import atomic_write
+from medaug.inputs import parsing, read_bytes, read_json, read_yaml
 from medaug.reporting import figures
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ DIGITS = {"dice": 3, "hd95": 2}
 NAMES = {"dice": "Dice", "hd95": "HD95"}
 UNITS = {"dice": "", "hd95": " mm"}
 MAX_TRAINING_PICTURES = 4
+_AGAIN = "remove the benchmark's finished.json and run it again, which keeps the jobs that are done"
 
 Scores = dict[tuple[str, str, str], NDArray[np.float64]]
 """(arm, class, metric) -> table (num_seeds, num_cases), rows and columns in the order of summary.json."""
@@ -53,7 +54,7 @@ def arm_table(benchmark_folder: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: result files are missing, unreadable or incomplete.
     """
-    summary = _read_json(benchmark_folder / "summary.json")
+    summary = _read_summary(benchmark_folder / "summary.json")
     return _arm_rows(summary, _read_scores(benchmark_folder / "scores.csv", summary))
 
 
@@ -85,7 +86,7 @@ def write_report(benchmark_folder: Path, out: Path) -> None:
     """
     benchmark_folder = Path(benchmark_folder)
     run = benchmark_folder.resolve().parent
-    summary = _read_json(benchmark_folder / "summary.json")
+    summary = _read_summary(benchmark_folder / "summary.json")
     scores = _read_scores(benchmark_folder / "scores.csv", summary)
     rows = _arm_rows(summary, scores)
     comparisons = _read_comparisons(benchmark_folder / "comparison.csv")
@@ -140,11 +141,22 @@ def _arm_rows(summary: Mapping[str, Any], scores: Scores) -> list[dict[str, Any]
     ]
 
 
+def _read_summary(path: Path) -> dict[str, Any]:
+    summary = read_json(path, _AGAIN)
+    with parsing(path, _AGAIN):
+        for key in ("arms", "classes"):
+            if not all(isinstance(name, str) for name in summary[key]):
+                raise TypeError(f"{key} is {summary[key]!r:.60}")
+        summary["seeds"] = [int(seed) for seed in summary["seeds"]]
+        summary["subjects"] = {case: str(subject) for case, subject in summary["subjects"].items()}
+    return summary
+
+
 def _read_scores(path: Path, summary: Mapping[str, Any]) -> Scores:
     """Complete tables of every arm, class and metric, the mean over foreground classes added."""
     values = {
-        (row["arm"], row["class"], row["metric"], row["seed"], row["case"]): _number(row["value"], path)
-        for row in _read_csv(path, ("arm", "seed", "case", "class", "metric", "value"))
+        (row["arm"], row["class"], row["metric"], row["seed"], row["case"]): number(row["value"], path, _AGAIN)
+        for row in read_csv(path, ("arm", "seed", "case", "class", "metric", "value"), _AGAIN)
     }
     scores: Scores = {}
     for arm, metric in itertools.product(summary["arms"], DIGITS):
@@ -171,10 +183,10 @@ def _read_comparisons(path: Path) -> list[dict[str, Any]]:
         "num_subjects", "num_seeds", "verdict",
     )  # fmt: skip
     rows = []
-    for row in _read_csv(path, columns):
+    for row in read_csv(path, columns, _AGAIN):
         metric = row["metric"]
-        mean, low, high = (_number(row[key], path) for key in ("mean_difference", "low", "high"))
-        subjects, seeds = int(row["num_subjects"]), int(row["num_seeds"])
+        mean, low, high = (number(row[key], path, _AGAIN) for key in ("mean_difference", "low", "high"))
+        subjects, seeds = (int(number(row[key], path, _AGAIN)) for key in ("num_subjects", "num_seeds"))
         interval = Interval(mean, low, high, subjects, subjects)
         difference = format_interval(interval, DIGITS.get(metric, 3), signed=True) + UNITS.get(metric, "")
         rows.append(
@@ -191,21 +203,23 @@ def _read_comparisons(path: Path) -> list[dict[str, Any]]:
 
 def _read_faithfulness(path: Path) -> dict[str, Any]:
     """faithfulness.json with intervals in place of dicts; every part may be absent."""
-    stored = _read_json(path)
+    remedy = "remove the folder and run medaug.audit again"
+    stored = read_json(path, remedy)
     result: dict[str, Any] = {key: stored.get(key) for key in ("ratio", "ratio_low", "judge", "sharpness")}
     labels = {
         "real_validation": "real validation images against their own masks",
         "synthetic": "synthetic images against their own masks",
         "shuffled": "synthetic images against other masks (chance)",
     }
-    result["rows"] = [(text, _interval(stored[key])) for key, text in labels.items() if stored.get(key)]
-    result["guidance"] = [(row["guidance_scale"], _interval(row)) for row in stored.get("guidance") or []]
+    with parsing(path, remedy):
+        result["rows"] = [(text, _interval(stored[key])) for key, text in labels.items() if stored.get(key)]
+        result["guidance"] = [(float(row["guidance_scale"]), _interval(row)) for row in stored.get("guidance") or []]
     return result
 
 
 def _interval(row: Mapping[str, Any]) -> Interval:
-    low, high = (math.nan if row[key] is None else row[key] for key in ("low", "high"))
-    return Interval(row["mean"], low, high, row["n"], row["n"])
+    low, high = (math.nan if row[key] is None else float(row[key]) for key in ("low", "high"))
+    return Interval(float(row["mean"]), low, high, int(row["n"]), int(row["n"]))
 
 
 def _dice_picture(rows: Sequence[Mapping[str, Any]], scores: Scores) -> str:
@@ -226,7 +240,7 @@ def _guidance_picture(faithfulness: Mapping[str, Any] | None) -> str | None:
 def _pairs(folder: Path) -> str | None:
     """Digest of the pairs that a stage's results are of; None where nothing says so."""
     path = folder / "config.yaml"
-    return OmegaConf.select(OmegaConf.load(path), "pairs") if path.exists() else None
+    return read_yaml(path).get("pairs") if path.exists() else None
 
 
 def _pictures(run: Path, audited: bool) -> list[tuple[str, str]]:
@@ -251,7 +265,7 @@ def _drawn(draw: Callable[[Path], None]) -> str:
 
 
 def _data_uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+    return "data:image/png;base64," + base64.b64encode(read_bytes(path)).decode("ascii")
 
 
 def _words(path: Path) -> str:
@@ -265,34 +279,3 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; run the stage that writes it first") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); run its stage again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no JSON object; run its stage again")
-    return content
-
-
-def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            missing = [column for column in columns if column not in (reader.fieldnames or ())]
-            if missing:
-                raise UserError(f"{path}: no column {', '.join(missing)}; run the benchmark again")
-            return list(reader)
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; run the benchmark first") from None
-
-
-def _number(text: str, path: Path) -> float:
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        raise UserError(f"{path}: {text!r} is not a number; run the benchmark again") from None

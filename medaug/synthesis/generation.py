@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medaug.cohort import provenance
 from medaug.cohort.manifest import SPACING, Case, Manifest
-from medaug.cohort.provenance import Recipe
+from medaug.cohort.provenance import PAIR, Recipe
 from medaug.cohort.schema import LabelSchema
 from medaug.data.cases import ModelCase
 from medaug.errors import UserError
@@ -92,7 +92,7 @@ def generate_pairs(
     Of `ranks` processes, number `rank` makes the pairs rank, rank + ranks, ..., and keeps records of its own.
     """
     record = provenance.rank_file(folder, rank)
-    made = {index for index, _ in provenance.read_all(folder)}
+    made = {index for index, _ in provenance.read_all(folder, PAIR)}
     mine = range(rank, num, ranks)
     batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
     for batch in track([batch for batch in batches if not made.issuperset(batch)], "generating"):
@@ -111,7 +111,7 @@ def generate_pairs(
 
 def synthetic_manifest(card: Card, folder: Path, num: int) -> Manifest:
     """The manifest of those of pairs 0..num-1 that are in `folder`: all for training, each under its host's subject."""
-    records = [r for r in provenance.read_all(folder).values() if r["index"] < num]
+    records = [r for r in provenance.read_all(folder, PAIR).values() if r["index"] < num]
     notice = "Phantoms, not patients. " if card.phantom else ""
     return Manifest(
         name=f"{card.experiment}_synthetic",
@@ -179,6 +179,6 @@ def finished_pairs(folder: Path) -> Pairs:
         raise UserError(f"{folder}: no finished synthetic pairs; run medaug.generate first (make generate)")
     manifest = Manifest.load(folder / "manifest.json")
     made = {case.name for case in manifest.cases}
-    records = [r for r in provenance.read_all(folder).values() if r["name"] in made]
+    records = [r for r in provenance.read_all(folder, PAIR).values() if r["name"] in made]
     digest = hashlib.sha256(json.dumps([manifest.to_mapping(), records], sort_keys=True).encode()).hexdigest()
     return Pairs(manifest, tuple(records), digest)

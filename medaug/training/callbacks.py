@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import logging
+import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,10 +13,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
+from medaug.csv_files import number, read_csv, write_csv
 from medaug.files import atomic_write
 from medaug.training.signals import StopSignals
 
 log = logging.getLogger(__name__)
+
+_REMOVE = "restore it, or remove it to begin a new curve"
 
 
 def stepped(trainer: Trainer, batch_idx: int) -> bool:
@@ -115,21 +118,19 @@ class ValidationCurve(Callback):
         metrics = {name: value for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
         row = {"step": str(step)} | {name.removeprefix(prefix): f"{float(v):.9g}" for name, v in metrics.items()}
         rows = [former for at, former in self._rows().items() if at < step] + [row]
-        with atomic_write(self.path) as temporary, temporary.open("w", newline="") as file:
-            table = csv.DictWriter(file, list(dict.fromkeys(name for line in rows for name in line)))
-            table.writeheader()
-            table.writerows(rows)
+        columns = list(dict.fromkeys(name for line in rows for name in line))
+        write_csv(self.path, columns, [[line.get(name, "") for name in columns] for line in rows])
 
     def loss(self) -> float | None:
         """The latest `val/loss` on record, whichever process computed it; None: there is none."""
         rows = self._rows()
-        return float(rows[max(rows)]["loss"]) if rows else None
+        return number(rows[max(rows)]["loss"], self.path, _REMOVE) if rows else None
 
     def _rows(self) -> dict[int, dict[str, str]]:
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return {}
-        with self.path.open(newline="") as file:
-            return {int(row["step"]): row for row in csv.DictReader(file)}
+        rows = read_csv(self.path, ("step", "loss"), _REMOVE)
+        return {int(number(row["step"], self.path, _REMOVE)): row for row in rows}
 
 
 class Progress(RichProgressBar):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,15 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 
+from medaug.csv_files import number, read_csv, write_csv
 from medaug.evaluation.memorisation import ALARM
-from medaug.files import atomic_write
 from medaug.training.callbacks import remove_unfinished, save_whole, stepped
 from medaug.training.checkpoint import read_checkpoint
 from medaug.training.model import DiffusionModel
 
 log = logging.getLogger(__name__)
+
+_REMOVE = "restore it, or remove it and best.ckpt to score from here on"
 
 Score = Callable[[DiffusionModel, int], dict[str, float]]
 """The averaged model, in evaluation mode, and the step, to named numbers: `score` in 0..1, to be maximised, and
@@ -111,14 +113,12 @@ class SampleScoring(Callback):
 
 
 def _read(path: Path) -> list[dict[str, float]]:
-    if not path.exists():
+    if not os.path.lexists(path):
         return []
-    with path.open(newline="") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    rows = read_csv(path, ("step", "score", "near_copies", "near_copies_p"), _REMOVE)
+    return [{name: number(value, path, _REMOVE) for name, value in row.items() if value} for row in rows]
 
 
 def _write(path: Path, rows: list[dict[str, float]]) -> None:
-    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
-        table = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
-        table.writeheader()
-        table.writerows({**row, "step": int(row["step"])} for row in rows)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    write_csv(path, columns, [[{**row, "step": int(row["step"])}.get(name, "") for name in columns] for row in rows])

@@ -183,7 +183,7 @@ def test_bad_content_gets_one_line(tmp_path: Path, changes: dict[str, Any], reas
         ("[" * 100_000, "not a JSON file"),
         ("[]", "not a JSON object"),
         ('{"labels": {"0": "background", "1": "a", "1": "b"}}', 'key "1" occurs twice'),
-        ("\udcff", "not a JSON file"),
+        ("\udcff", "not UTF-8 text"),
     ],
 )
 def test_bad_files_get_one_line(tmp_path: Path, text: str, reason: str) -> None:

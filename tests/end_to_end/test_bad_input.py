@@ -62,7 +62,7 @@ FAULTS = {
     "nan": ("imagesTr/toy_1.nii.gz", lambda p: change(p, np.nan, "f4"), "holds NaN or infinite values"),
     "zero bytes": ("imagesTr/toy_1.nii.gz", lambda p: p.write_bytes(b""), "is empty (zero bytes)"),
     "truncated": ("imagesTr/toy_1.nii.gz", lambda p: p.write_bytes(p.read_bytes()[:-900]), "is cut short or damaged"),
-    "missing": ("labelsTr/toy_1.nii.gz", lambda p: p.unlink(), "No such file"),
+    "missing": ("labelsTr/toy_1.nii.gz", lambda p: p.unlink(), "no such file"),
     "empty manifest": ("dataset.json", empty, "the manifest is empty"),
 }
 

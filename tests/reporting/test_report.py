@@ -261,7 +261,7 @@ def test_incomplete_results_are_refused_in_one_line(tmp_path):
         ),
         ("arm,seed\n", "no column case, class, metric, value"),
         ("\n".join([*lines, "real,0,case_0,Anterior,dice,high"]), "'high' is not a number"),
-        (None, "not found"),
+        (None, "no such file"),
     ):
         if text is None:
             (folder / "scores.csv").unlink()
@@ -271,7 +271,7 @@ def test_incomplete_results_are_refused_in_one_line(tmp_path):
             write_report(folder, folder / "report.html")
         assert "\n" not in str(caught.value) and "scores.csv" in str(caught.value)
     (folder / "summary.json").write_text("{")
-    with pytest.raises(UserError, match=r"summary\.json: not readable as JSON"):
+    with pytest.raises(UserError, match=r"summary\.json: not a JSON file"):
         arm_table(folder)
     assert (folder / "report.html").read_text() == "the report before"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import stat
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -222,6 +223,8 @@ def quiet() -> Iterator[None]:
 def _read_header(path: Path) -> Record | str | None:
     named = path.suffix.lower() in {".dcm", ".dicom", ".ima"}
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            return "is a pipe or device, not a file" if named else None
         with path.open("rb") as file:
             start = file.read(132)
             size = os.fstat(file.fileno()).st_size

@@ -21,10 +21,10 @@ from typing import Any
 import pydicom
 from pydicom.tag import Tag
 
-from medaug.cohort.manifest import read_json
 from medaug.errors import UserError
 from medaug.files import atomic_write
 from medaug.imaging.dicom.instance import quiet
+from medaug.inputs import read_json
 
 FORMAT = 1
 REMOVED = "[removed]"
@@ -82,12 +82,17 @@ def load_private(path: Path) -> Private:
     Raises:
         UserError: unreadable, or not a private file of this version.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return Private(secrets.token_hex(32))
     content = read_json(path)
     version = content.pop("format", None)
     kinds = {"salt": str, "subjects": dict, "cases": dict, "problems": list}
     is_whole = version == FORMAT and all(isinstance(content.get(key), kind) for key, kind in kinds.items())
+    is_whole = is_whole and all(isinstance(patient, str) for patient in content["subjects"].values())
+    is_whole = is_whole and all(
+        isinstance(case, dict) and isinstance(case.get("subject"), str) and isinstance(case.get("study"), str)
+        for case in content["cases"].values()
+    )
     # A salt that was cut would be no secret any more.
     if not is_whole or not re.fullmatch("[0-9a-f]{64}", content["salt"]):
         raise UserError(

@@ -7,6 +7,7 @@ pass. macOS left-overs ("._x") and hidden files are passed over.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -14,7 +15,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from medaug.cohort.manifest import read_json
 from medaug.errors import UserError
 from medaug.imaging.layouts.brats import BRATS, read_brats
 from medaug.imaging.layouts.common import Layout, image_files
@@ -22,6 +22,7 @@ from medaug.imaging.layouts.msd import read_msd
 from medaug.imaging.layouts.nnunet import is_nnunet, read_nnunet
 from medaug.imaging.layouts.pairs import read_pairs
 from medaug.imaging.rules import NO_RULES, Rules
+from medaug.inputs import opened, read_json
 
 __all__ = ["LAYOUTS", "PHANTOM_MARK", "Layout", "detect_layout", "read_layout"]
 
@@ -119,10 +120,7 @@ def _holds_dicom(root: Path) -> bool:
         for name in sorted(files):
             if name.lower().endswith(".dcm"):
                 return True
-            try:
-                with Path(folder, name).open("rb") as file:
-                    if file.read(132)[128:] == b"DICM":
-                        return True
-            except OSError:
-                continue
+            with contextlib.suppress(UserError), opened(Path(folder, name)) as file:
+                if file.read(132)[128:] == b"DICM":
+                    return True
     return False

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from medaug.cohort.manifest import Manifest, read_json
+from medaug.cohort.manifest import Manifest
 from medaug.imaging.layouts.common import Layout, schema_for, stem
 from medaug.imaging.rules import SCHEMA_KEYS, Rules
+from medaug.inputs import read_json
 
 
 def read_msd(root: Path, rules: Rules) -> Layout:

@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from medaug.cohort.manifest import Case, Manifest, attributes_from, read_json
+from medaug.cohort.manifest import Case, Manifest, attributes_from
 from medaug.errors import UserError
 from medaug.imaging.layouts.common import Layout, image_files, person_of, schema_for
 from medaug.imaging.preflight.findings import Finding
 from medaug.imaging.reading import SUFFIXES
 from medaug.imaging.rules import Rules
+from medaug.inputs import read_json
 
 
 def is_nnunet(data: Mapping[str, Any]) -> bool:
