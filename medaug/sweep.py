@@ -37,6 +37,7 @@ from omegaconf.errors import OmegaConfBaseException
 from medaug.config import conf_dir, load_options, parse_arguments
 from medaug.errors import UserError
 from medaug.files import atomic_write
+from medaug.inputs import read_json
 from medaug.options import Options
 from medaug.ownership import is_marked, mark
 from medaug.runs import finished, lock, process_rank, stage_folder
