@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -181,7 +182,7 @@ class Manifest:
 
 def case_name(image: str) -> str:
     """Return the file name of an image without folder and NIfTI suffix."""
-    return PurePosixPath(image).name.removesuffix(".gz").removesuffix(".nii")
+    return re.sub(r"(\.nii)?(\.gz)?$", "", PurePosixPath(image).name, flags=re.IGNORECASE)
 
 
 def attribute_problems(cases: Iterable[Case]) -> Iterator[str]:

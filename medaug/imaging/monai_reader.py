@@ -16,7 +16,7 @@ from medaug.errors import UserError
 from medaug.imaging.dicom.instance import SEGMENTATIONS, Record, read_headers
 from medaug.imaging.dicom.seg import read_seg_volume
 from medaug.imaging.dicom.series import read_folder
-from medaug.imaging.reading import SUFFIXES, read_volumes
+from medaug.imaging.reading import read_volumes, suffix_of
 from medaug.imaging.volume import Volume, bad_file, grid_difference
 
 Paths = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
@@ -32,7 +32,7 @@ class MedaugReader(ImageReader):
     def verify_suffix(self, filename: Paths) -> bool:
         """Whether all names are folders, end as a format that we read, or are DICOM by content."""
         return all(
-            path.is_dir() or path.name.endswith(SUFFIXES) or isinstance(read_headers([path])[0], Record)
+            path.is_dir() or bool(suffix_of(path.name)) or isinstance(read_headers([path])[0], Record)
             for path in map(Path, ensure_tuple(filename))
         )
 
@@ -69,7 +69,7 @@ class MedaugReader(ImageReader):
 
 
 def _volumes(path: Path) -> list[Volume]:
-    if path.name.endswith(SUFFIXES):
+    if suffix_of(path.name):
         return read_volumes(path)
     if path.is_file():
         header = read_headers([path])[0]

@@ -15,7 +15,13 @@ from medaug.imaging.volume import Header, Volume, bad_file, grid_difference, is_
 
 _NIFTI = (".nii", ".nii.gz")
 _ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
-SUFFIXES = (*_NIFTI, *_ITK)  # of the files that can be read
+SUFFIXES = (*_NIFTI, *_ITK)  # of the files that can be read, in capitals as well
+
+
+def suffix_of(name: str) -> str:
+    """The end of a file's name that says its format, spelt as it is there; "" for a format that is not read here."""
+    length = max((len(suffix) for suffix in SUFFIXES if name.lower().endswith(suffix)), default=0)
+    return name[len(name) - length :]
 
 
 def read_volumes(path: str | os.PathLike[str]) -> list[Volume]:
@@ -46,10 +52,10 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 def _is_nifti(path: str | os.PathLike[str]) -> bool:
-    name = os.fspath(path)
-    if not name.endswith(SUFFIXES):
+    suffix = suffix_of(os.fspath(path)).lower()
+    if not suffix:
         raise bad_file(path, "is of no format that is read here", f"convert it to one of {' '.join(SUFFIXES)}")
-    return name.endswith(_NIFTI)
+    return suffix in _NIFTI
 
 
 def read_volume(path: str | os.PathLike[str]) -> Volume:

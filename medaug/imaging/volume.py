@@ -6,8 +6,10 @@ import errno
 import math
 import os
 import stat
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -159,7 +161,13 @@ def file_size(path: str | os.PathLike[str]) -> int:
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        raise bad_file(path, "does not exist", "check the path and the manifest's root") from None
+        other = _same_name(Path(path))
+        if not other:
+            raise bad_file(path, "does not exist", "check the path and the manifest's root") from None
+        same = unicodedata.normalize("NFC", other) == unicodedata.normalize("NFC", Path(path).name)
+        how = "how accents are written (Unicode NFC or NFD)" if same else "capital letters"
+        reason = f"does not exist, but {other} does, which differs only in {how}"
+        raise bad_file(path, reason, "rename the file, or correct its name where it is listed") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
         raise unreadable(path, error) from error
     if stat.S_ISDIR(status.st_mode):
@@ -169,6 +177,19 @@ def file_size(path: str | os.PathLike[str]) -> int:
     if not status.st_size:
         raise bad_file(path, "is empty (zero bytes)", "copy it again")
     return status.st_size
+
+
+def _same_name(path: Path) -> str:
+    """The file beside an absent one that a person would read as the same name, "" where there is none."""
+    try:
+        names = sorted(os.listdir(path.parent))
+    except OSError:
+        return ""
+    return next((name for name in names if _plain(name) == _plain(path.name)), "")
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def unreadable(path: str | os.PathLike[str], error: OSError | ValueError) -> UserError:

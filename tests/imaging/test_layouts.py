@@ -57,7 +57,11 @@ def test_brats_2020_naming(tmp_path: Path) -> None:
         _touch(tmp_path / clutter)
     assert detect_layout(tmp_path) == "brats2020"
     layout = read_layout(tmp_path)
-    assert (layout.name, layout.proposed, layout.problems) == ("brats2020", True, ())
+    assert (layout.name, layout.proposed) == ("brats2020", True)
+    assert [(f.severity, f.code, f.what) for f in layout.problems] == [
+        ("note", "unused-file", f"{tmp_path}/.cache: not used, a hidden folder"),
+        ("note", "unused-file", f"{tmp_path}/atlas.nii.gz: not used, its name is none of this layout"),
+    ]
     manifest = layout.manifest
     assert manifest.modalities == ("T1", "T1ce", "T2", "FLAIR")
     assert manifest.schema.to_mapping() == {

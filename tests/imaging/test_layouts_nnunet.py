@@ -125,6 +125,7 @@ def test_every_fault_is_found_in_one_pass(tmp_path: Path) -> None:
         ("unknown-modality", "a_0002", "error"),
         ("unknown-modality", "e", "error"),
         ("other-ending", "d", "warning"),
+        ("unused-file", "d", "note"),  # imagesTs
     }
     text = "\n".join(map(str, layout.problems))
     for file in ("imagesTr/b_0001.nii.gz", "labelsTr/c.nii.gz", "labelsTr/d.nii.gz", "imagesTr/f_0000.mha"):
@@ -133,7 +134,8 @@ def test_every_fault_is_found_in_one_pass(tmp_path: Path) -> None:
 
 def test_a_number_of_cases_that_is_not_the_folders(tmp_path: Path) -> None:
     root = _dataset(tmp_path / "d", ["a", "b"], numTraining=3)
-    (finding,) = read_layout(root).problems
+    finding, *notes = read_layout(root).problems
+    assert {(note.severity, note.code) for note in notes} == {("note", "unused-file")}
     assert (finding.severity, finding.code) == ("warning", "case-count")
     assert "numTraining is 3, but there are 2 cases" in finding.what
 

@@ -2,7 +2,7 @@
 
 Files are paired by name, never by their position in two sorted lists, and a layout proposes the labels of its
 publisher: values are not guessed from what occurs in the files. What is wrong with a folder is collected in one
-pass. macOS left-overs ("._x") and hidden files are passed over.
+pass. Hidden files are passed over, and whatever looks like an image and is not used is named in a note.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from medaug.errors import UserError
 from medaug.imaging.layouts.brats import BRATS, read_brats
-from medaug.imaging.layouts.common import Layout, image_files
+from medaug.imaging.layouts.common import Layout, image_files, unused_files
 from medaug.imaging.layouts.msd import read_msd
 from medaug.imaging.layouts.nnunet import is_nnunet, read_nnunet
 from medaug.imaging.layouts.pairs import read_pairs
@@ -27,6 +27,12 @@ from medaug.inputs import opened, read_json
 __all__ = ["LAYOUTS", "PHANTOM_MARK", "Layout", "detect_layout", "read_layout"]
 
 logger = logging.getLogger(__name__)
+
+_UNUSED = {  # why a layout has no place for a file
+    "msd": "dataset.json does not list it for training",
+    "nnunet": "it is no image or label for training of dataset.json",
+    "pairs": "no glob finds it",
+}
 
 PHANTOM_MARK = "PHANTOM.txt"  # written by medaug.imaging.phantom beside its cases
 
@@ -69,7 +75,9 @@ def detect_layout(root: str | os.PathLike[str], rules: Rules = NO_RULES) -> str:
     if _holds_dicom(root):
         return "dicom"
     known = ", ".join([*LAYOUTS, "dicom"])
-    raise UserError(f"{root}: none of the layouts {known} (see the documentation); check root or name the layout")
+    unread = [finding.what for finding in unused_files(root, (), "its name is none of a layout")]
+    there = f" ({len(unread)} files look like images; {unread[0]})" if unread else ""
+    raise UserError(f"{root}: none of the layouts {known}{there}; check root, or name the layout (see docs/data.md)")
 
 
 def read_layout(root: str | os.PathLike[str], layout: str = "auto", rules: Rules = NO_RULES) -> Layout:
@@ -102,9 +110,11 @@ def read_layout(root: str | os.PathLike[str], layout: str = "auto", rules: Rules
     result = LAYOUTS[layout](root, rules)
     # Phantoms must never be taken for patients, whatever layout they come in.
     manifest = replace(result.manifest, phantom=(root / PHANTOM_MARK).is_file())
+    claimed = {os.path.normpath(os.path.join(manifest.root, file)) for file in result.claimed}
+    unused = unused_files(root, claimed, _UNUSED.get(layout, "its name is none of this layout"))
     if not any(finding.severity == "error" for finding in result.problems):
         manifest.validate(str(root))
-    return replace(result, manifest=manifest)
+    return replace(result, manifest=manifest, problems=(*result.problems, *unused))
 
 
 def _folder(root: str | os.PathLike[str]) -> Path:

@@ -6,6 +6,7 @@ et al., arXiv:2305.17033 (2023); de Verdier et al., arXiv:2405.18368 (2024).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -91,10 +92,12 @@ def read_brats(root: Path, rules: Rules, layout: str) -> Layout:
     naming = BRATS[layout]
     problems: list[Finding] = []
     groups: dict[tuple[str, str], dict[str, str]] = {}
+    claimed: set[str] = set()
     for file in image_files(root):
         if (parts := naming.split(file)) is None:
             continue
         name, suffix = parts
+        claimed.add(file)
         files = groups.setdefault((name, PurePosixPath(file).parent.as_posix()), {})
         if (first := files.setdefault(suffix, file)) != file:
             what = f"{root / file}: {first} is the same image"
@@ -110,8 +113,12 @@ def read_brats(root: Path, rules: Rules, layout: str) -> Layout:
     for (name, folder), files in sorted(groups.items()):
         found = _faults(root, naming, name, folder, files)
         if not found and name in cases:
-            what = f"{root / folder}: case {name} occurs twice, also in {PurePosixPath(cases[name].images[0]).parent}"
+            earlier = PurePosixPath(cases[name].images[0]).parent
+            what = f"{root / folder}: case {name} occurs twice, also in {earlier}"
             found = [Finding(name, "error", "duplicate-file", what, "remove or rename one of them")]
+            if os.path.samefile(root / earlier, root / folder):
+                what = f"{root / folder}: not used, a link to {earlier}, where the case was read"
+                found = [Finding(name, "note", "unused-file", what, "nothing")]
         problems += found
         if not found:
             images = tuple(files[suffix] for suffix in naming.modalities)
@@ -124,7 +131,7 @@ def read_brats(root: Path, rules: Rules, layout: str) -> Layout:
         cases=tuple(cases.values()),
         root=str(root),
     )
-    return Layout(layout, manifest, "labels" not in rules.schema, tuple(problems))
+    return Layout(layout, manifest, "labels" not in rules.schema, tuple(problems), frozenset(claimed))
 
 
 def _faults(root: Path, naming: Naming, name: str, folder: str, files: Mapping[str, str]) -> list[Finding]:

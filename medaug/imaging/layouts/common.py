@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,11 +15,18 @@ from medaug.cohort.manifest import Manifest
 from medaug.cohort.schema import LabelSchema
 from medaug.errors import UserError
 from medaug.imaging.preflight.findings import Finding
-from medaug.imaging.reading import SUFFIXES
+from medaug.imaging.reading import suffix_of
 from medaug.imaging.rules import Rules
 
 # BraTS-GLI-00005-100 and BraTS-GLI-00005-101 are two time points of one person.
 _BRATS_TIME_POINT = re.compile(r"(BraTS-[A-Za-z-]+-\d+)-\d+")
+_MOST_VISITS = 8  # of one folder by links, so that folders linked crosswise come to an end
+# Names of images in many formats, those read here among them, also with what copies and downloads leave behind them.
+_IMAGE = re.compile(
+    r"\.(nii|mha|mhd|nrrd|nhdr|img|hdr|mgh|mgz|mnc|gipl|vtk|vti|dcm|dicom|ima|par|rec|head|brik|tiff?|png|jpe?g|bmp)"
+    r"(\.(gz|bz2|xz|zst|zip|part|tmp|bak|old|orig|\d+))*( ?\(\d+\)(\.gz)?)?~?$",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -30,12 +39,14 @@ class Layout:
         proposed: the meaning of the label values follows from file names alone, so that a user has to confirm it;
             False where the cohort's own file or the user declares it.
         problems: what is wrong with the folder, in one pass; an error there left a file or a case out.
+        claimed: files, relative to the manifest's root, that have a place in the layout, though perhaps a wrong one.
     """
 
     name: str
     manifest: Manifest
     proposed: bool
     problems: tuple[Finding, ...] = ()
+    claimed: frozenset[str] = frozenset()
 
     def sound(self) -> Manifest:
         """Return the manifest.
@@ -53,36 +64,78 @@ class Layout:
 def image_files(root: Path) -> list[str]:
     """Files of a known format below `root` as sorted paths relative to it.
 
-    Hidden files and folders are passed over, macOS left-overs ("._x") among them; links are followed, once.
+    Hidden files and folders are passed over; links are followed, except back to a folder that holds them.
 
     Raises:
         UserError: a folder cannot be read, or a name is not UTF-8.
     """
+    return sorted(path for path, reason in _walk(root) if not reason)
+
+
+def unused_files(root: Path, used: Collection[str], why: str) -> list[Finding]:
+    """A note for every file below `root` that looks like an image and is not used, with the reason.
+
+    Args:
+        root: of the cohort.
+        used: absolute paths of the files that have a place in the cohort.
+        why: the reason where nothing else keeps a file out, as "no glob finds it".
+    """
+    return [
+        Finding(root.name, "note", "unused-file", f"{root / path}: not used, {reason or why}", remedy)
+        for path, reason in sorted(_walk(root))
+        if os.path.normpath(root / path) not in used
+        for remedy in ["nothing, if it is no scan of this cohort; else see the layout in docs/data.md"]
+    ]
+
+
+def _walk(root: Path) -> Iterator[tuple[str, str]]:
+    """What looks like an image below `root`: path relative to it, and why it cannot be used, "" where it can."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror}); mend its permissions")
 
-    found = []
-    visited = set()
+    above: dict[str, frozenset[str]] = {str(root): frozenset()}  # the true paths of the folders that hold a folder
+    visits: Counter[str] = Counter()
     for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
-        if (real := os.path.realpath(folder)) in visited:
+        real, holders = os.path.realpath(folder), above.pop(folder)
+        visits[real] += 1
+        if real in holders or visits[real] > _MOST_VISITS:
+            yield _relative(folder, root), "a link to a folder that was read before"
             folders.clear()
             continue
-        visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        hidden = sorted(name for name in folders if name.startswith("."))
+        folders[:] = sorted(set(folders) - set(hidden))
+        above |= {os.path.join(folder, name): holders | {real} for name in folders}
+        for name in hidden:
+            inside = (file for _, _, content in os.walk(os.path.join(folder, name)) for file in content)
+            if any(_looks_like_image(file) for file in inside):
+                yield _relative(os.path.join(folder, name), root), "a hidden folder"
         for name in files:
-            if not name.startswith(".") and name.endswith(SUFFIXES):
-                path = Path(folder, name).relative_to(root).as_posix()
-                if not path.isprintable():
-                    raise UserError(f"{path!a}: the name is not UTF-8 text on one line; rename the file")
-                found.append(path)
-    return sorted(found)
+            if _looks_like_image(name):
+                reason = "" if suffix_of(name) else "of a format that this layout does not read"
+                yield _relative(os.path.join(folder, name), root), "a hidden file" if name[0] == "." else reason
+
+
+def _looks_like_image(name: str) -> bool:
+    """Whether a file's name is that of an image, of whatever format; macOS's left-overs ("._x") are none."""
+    return not name.startswith("._") and _IMAGE.search(name) is not None
+
+
+def _relative(path: str, root: Path) -> str:
+    relative = Path(path).relative_to(root).as_posix()
+    if not relative.isprintable():
+        raise UserError(f"{relative!a}: the name is not UTF-8 text on one line; rename the file")
+    return relative
 
 
 def stem(file: str) -> str:
-    """Return a file's name without folder and without the suffix of its format."""
+    """Return a file's name without folder and without the suffix of its format.
+
+    macOS may write an umlaut as two characters (Unicode NFD) where other systems write one (NFC): names are given in
+    NFC, so that an image and its label find each other.
+    """
     name = PurePosixPath(file).name
-    return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
+    return unicodedata.normalize("NFC", name.removesuffix(suffix_of(name)))
 
 
 def person_of(case: str) -> str:

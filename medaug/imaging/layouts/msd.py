@@ -8,6 +8,8 @@ from typing import Any
 
 from medaug.cohort.manifest import Manifest
 from medaug.imaging.layouts.common import Layout, schema_for, stem
+from medaug.imaging.preflight.findings import Finding
+from medaug.imaging.reading import suffix_of
 from medaug.imaging.rules import SCHEMA_KEYS, Rules
 from medaug.inputs import read_json
 
@@ -18,6 +20,8 @@ def read_msd(root: Path, rules: Rules) -> Layout:
     Modalities and labels come from dataset.json; its "test" images, without public labels, are left out.
     Splits that it may name are left to the options, as in every layout.
     Each case is its own subject: nothing in the layout says more, see `medaug.cohort.splits.subject_of`.
+    nnU-Net version 1 lists CASE.nii.gz in the same words, but stores CASE_0000.nii.gz and so on, a file for each
+    modality: these are read in its place.
 
     Raises:
         UserError: dataset.json is missing or wrong.
@@ -27,16 +31,34 @@ def read_msd(root: Path, rules: Rules) -> Layout:
     declared = {key: data.pop(key) for key in SCHEMA_KEYS if key in data}
     schema = schema_for(rules, declared, str(path))
     entries = data.get("training")
+    problems = []
     if isinstance(entries, list):
-        data["training"] = [_named(entry) for entry in entries if not _is_apple_double(entry)]
+        entries = [_named(entry) for entry in entries if not _is_apple_double(entry)]
+        data["training"] = [_by_channel(entry, root, len(data.get("modality") or ())) for entry in entries]
+        if data["training"] != entries:
+            what = f"{path}: lists images that are stored by channel, CASE_0000 and so on, as nnU-Net version 1 does"
+            problems.append(
+                Finding(root.name, "note", "nnunet-v1", what, "nothing: the channels are read as modalities")
+            )
     manifest = Manifest.from_mapping(data | schema.to_mapping(), root, str(path))
     cases = sorted((replace(case, split="train") for case in manifest.cases), key=lambda case: case.name)
-    return Layout("msd", replace(manifest, cases=tuple(cases)), proposed=False)
+    claimed = {file for case in cases for file in (*case.images, case.label) if file}
+    return Layout("msd", replace(manifest, cases=tuple(cases)), False, tuple(problems), frozenset(claimed))
 
 
 def _image(entry: Any) -> str:
     image = entry.get("image") if isinstance(entry, dict) else None
     return image if isinstance(image, str) else ""
+
+
+def _by_channel(entry: Any, root: Path, channels: int) -> Any:
+    """An entry whose image is not there, but its first channel is, with an image per channel."""
+    image = _image(entry)
+    suffix = suffix_of(image)
+    files = [f"{image.removesuffix(suffix)}_{channel:04d}{suffix}" for channel in range(channels)]
+    if not image or not files or (root / image).exists() or not (root / files[0]).exists():
+        return entry
+    return {**entry, "image": files[0] if channels == 1 else files}
 
 
 def _is_apple_double(entry: Any) -> bool:

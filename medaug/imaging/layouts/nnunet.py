@@ -11,9 +11,9 @@ from typing import Any
 
 from medaug.cohort.manifest import Case, Manifest, attributes_from
 from medaug.errors import UserError
-from medaug.imaging.layouts.common import Layout, image_files, person_of, schema_for
+from medaug.imaging.layouts.common import Layout, image_files, person_of, schema_for, stem
 from medaug.imaging.preflight.findings import Finding
-from medaug.imaging.reading import SUFFIXES
+from medaug.imaging.reading import SUFFIXES, suffix_of
 from medaug.imaging.rules import Rules
 from medaug.inputs import read_json
 
@@ -48,9 +48,10 @@ def read_nnunet(root: Path, rules: Rules) -> Layout:
     declared = {} if "labels" in rules.schema else own if "labels" in own else _schema(data["labels"], str(path))
     if "dataset" in data:
         base, cases, problems = _listed(root, data["dataset"], modalities, path)
+        claimed = {file for case in cases.values() for file in (*case.images, case.label) if file}
     else:
         base = root
-        cases, problems = _found(root, data["file_ending"], modalities, path)
+        cases, problems, claimed = _found(root, data["file_ending"], modalities, path)
     count = data.get("numTraining")
     if isinstance(count, int) and count != len(cases) and all(f.severity != "error" for f in problems):
         what = f"{path}: numTraining is {count}, but there are {len(cases)} cases"
@@ -77,40 +78,42 @@ def read_nnunet(root: Path, rules: Rules) -> Layout:
         cases=tuple(cases[name] for name in sorted(cases)),
         root=str(base),
     )
-    return Layout("nnunet", manifest, proposed=False, problems=tuple(problems))
+    return Layout("nnunet", manifest, False, tuple(problems), frozenset(claimed))
 
 
-def _found(root: Path, ending: Any, modalities: tuple[str, ...], path: Path) -> tuple[dict[str, Case], list[Finding]]:
-    """Cases by the names of the files in imagesTr and labelsTr."""
+def _found(
+    root: Path, ending: Any, modalities: tuple[str, ...], path: Path
+) -> tuple[dict[str, Case], list[Finding], set[str]]:
+    """Cases by the names of the files in imagesTr and labelsTr, what is wrong with them, and all these files."""
     if ending not in SUFFIXES:
         raise UserError(f"{path}: file_ending {ending} cannot be read; convert the images to {', '.join(SUFFIXES)}")
     images: dict[str, dict[int, str]] = {}
     labels: dict[str, str] = {}
     problems: list[Finding] = []
-    others = []
-    for file in image_files(root):
-        folder, name = PurePosixPath(file).parent.as_posix(), PurePosixPath(file).name
-        if folder not in {"imagesTr", "labelsTr"}:
-            continue
-        if not name.endswith(ending):
-            others.append(file)
-        elif folder == "labelsTr":
-            labels[name.removesuffix(ending)] = file
-        elif (parts := re.fullmatch(r"(.+)_(\d{4})", name.removesuffix(ending))) and int(parts[2]) < len(modalities):
-            images.setdefault(parts[1], {})[int(parts[2])] = file
+    files = [file for file in image_files(root) if PurePosixPath(file).parent.as_posix() in {"imagesTr", "labelsTr"}]
+    for file in files:
+        name, first = stem(file), file
+        if suffix_of(file).lower() != ending:
+            what = f"{root / file}: does not end in {ending}, so it is passed over"
+            problems.append(Finding(root.name, "warning", "other-ending", what, "convert it, or correct file_ending"))
+        elif file.startswith("labelsTr"):
+            first = labels.setdefault(name, file)
+        elif (parts := re.fullmatch(r"(.+)_(\d{4})", name)) and int(parts[2]) < len(modalities):
+            name = parts[1]
+            first = images.setdefault(name, {}).setdefault(int(parts[2]), file)
         else:
             what = f"{root / file}: no channel of dataset.json (0000 to {len(modalities) - 1:04d})"
             remedy = f"name it CASE_0000{ending}, or add the channel to channel_names"
-            problems.append(Finding(name.removesuffix(ending), "error", "unknown-modality", what, remedy))
-    if others:
-        what = f"{root / others[0]}: does not end in {ending}, so it is passed over ({len(others)} such files)"
-        problems.append(Finding(root.name, "warning", "other-ending", what, "convert it, or correct file_ending"))
+            problems.append(Finding(name, "error", "unknown-modality", what, remedy))
+        if first != file:
+            what = f"{root / file}: case {name} has this file and {first}"
+            problems.append(Finding(name, "error", "duplicate-file", what, "remove or rename one of them"))
     if not images:
         raise UserError(f"{root / 'imagesTr'}: no files CASE_0000{ending}; check root and file_ending")
 
     cases = {}
-    for name, files in sorted(images.items()):
-        missing = [index for index in range(len(modalities)) if index not in files]
+    for name, channels in sorted(images.items()):
+        missing = [index for index in range(len(modalities)) if index not in channels]
         for index in missing:
             gone = root / "imagesTr" / f"{name}_{index:04d}{ending}"
             what = f"{gone}: {modalities[index]} of case {name} is missing"
@@ -119,11 +122,11 @@ def _found(root: Path, ending: Any, modalities: tuple[str, ...], path: Path) -> 
             what = f"{root / 'labelsTr' / (name + ending)}: the label of case {name} is missing"
             problems.append(Finding(name, "warning", "missing-label", what, "add it, or leave the scan unlabelled"))
         if not missing:
-            cases[name] = Case(name, tuple(files[i] for i in sorted(files)), labels.get(name), person_of(name))
+            cases[name] = Case(name, tuple(channels[i] for i in sorted(channels)), labels.get(name), person_of(name))
     for name in sorted(labels.keys() - images.keys()):
         what = f"{root / labels[name]}: a label without image {name}_0000{ending} in imagesTr"
         problems.append(Finding(name, "error", "unpaired-label", what, "add the image, or remove the label"))
-    return cases, problems
+    return cases, problems, set(files)
 
 
 def _listed(

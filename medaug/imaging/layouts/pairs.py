@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -11,7 +12,7 @@ from medaug.cohort.manifest import Case, Manifest
 from medaug.errors import UserError
 from medaug.imaging.layouts.common import Layout, image_files, person_of, schema_for, stem
 from medaug.imaging.preflight.findings import Finding
-from medaug.imaging.reading import SUFFIXES
+from medaug.imaging.reading import SUFFIXES, suffix_of
 from medaug.imaging.rules import Rules
 
 _MEANING = (
@@ -40,10 +41,13 @@ def read_pairs(root: Path, rules: Rules) -> Layout:
     problems: list[Finding] = []
     images: dict[str, dict[str, str]] = {}
     taken: dict[str, str] = {}
+    claimed = set(labels)
     for modality, glob in rules.modalities.items():
         if not isinstance(glob, str):
             raise UserError(f"{rules.source}: modality {modality} is no glob; write {modality}: 'images/*.nii.gz'")
-        for case, file in _by_case(root, _select(root, rest, modality, glob), rules.case, problems).items():
+        found = _select(root, rest, modality, glob)
+        claimed.update(found)
+        for case, file in _by_case(root, found, rules.case, problems).items():
             if file in taken:
                 raise UserError(
                     f"{root / file}: is both {taken[file]} and {modality}; make their globs exclude each other"
@@ -74,7 +78,7 @@ def read_pairs(root: Path, rules: Rules) -> Layout:
         cases=tuple(cases),
         root=str(root),
     )
-    return Layout("pairs", manifest, proposed=False, problems=tuple(problems))
+    return Layout("pairs", manifest, False, tuple(problems), frozenset(claimed))
 
 
 def _select(root: Path, files: Sequence[str], what: str, glob: str) -> list[str]:
@@ -93,7 +97,14 @@ def _matches(file: Sequence[str], glob: Sequence[str]) -> bool:
         return not file
     if glob[0] == "**":
         return _matches(file, glob[1:]) or (bool(file) and _matches(file[1:], glob))
-    return bool(file) and fnmatchcase(file[0], glob[0]) and _matches(file[1:], glob[1:])
+    return bool(file) and _matches_name(file[0], glob[0]) and _matches(file[1:], glob[1:])
+
+
+def _matches_name(name: str, glob: str) -> bool:
+    """Whether a glob takes a name, its suffix as it is or in small letters; umlauts match however they are written."""
+    name, glob = (unicodedata.normalize("NFC", text) for text in (name, glob))
+    suffix = suffix_of(name)
+    return fnmatchcase(name, glob) or fnmatchcase(name.removesuffix(suffix) + suffix.lower(), glob)
 
 
 def _by_case(root: Path, files: Sequence[str], pattern: str | None, problems: list[Finding]) -> dict[str, str]:
@@ -101,7 +112,7 @@ def _by_case(root: Path, files: Sequence[str], pattern: str | None, problems: li
     found: dict[str, str] = {}
     for file in files:
         match = re.search(pattern, file) if pattern is not None else None
-        case = stem(file) if pattern is None else match[1] if match else None
+        case = stem(file) if pattern is None else unicodedata.normalize("NFC", match[1] or "") if match else None
         if not case:
             raise UserError(f"{root / file}: the pattern {pattern} finds no group 1 in it; mend it or narrow the glob")
         if "/" in case:
