@@ -7,7 +7,6 @@ line come on top. Every word is checked before anything is composed: a key silen
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import logging
 import re
@@ -15,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from typing import Any, cast
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -27,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medaug.errors import UserError
 from medaug.inputs import read_yaml
+from medaug.keys import Key, check_values, fits, keys, problem, shown, type_name
 from medaug.options import Options
 from medaug.runs import process_count, process_rank
 from medaug.stages import STAGES, Stage
@@ -35,17 +35,6 @@ logger = logging.getLogger(__name__)
 
 # Groups whose files lie in the global package: they choose among the other groups and set any key.
 _GLOBAL_GROUPS = ("experiment", "preset")
-
-
-@dataclasses.dataclass(frozen=True)
-class Key:
-    """One key of `Options`: dotted path, type hint, default, help line, whether a result depends on it."""
-
-    path: str
-    hint: Any
-    default: Any
-    help: str
-    identity: bool
 
 
 def _shipped(folder: str) -> Path:
@@ -67,41 +56,6 @@ def manifests_dir() -> Path:
 def choices(group: str) -> list[str]:
     """What may be chosen for a group, sorted: the file names in `conf/<group>`."""
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
-
-
-def _type_name(hint: Any) -> str:
-    arguments = get_args(hint)
-    if get_origin(hint) is list:
-        return f"list of {_type_name(arguments[0])}"
-    if arguments:
-        return " or ".join("null" if a is type(None) else _type_name(a) for a in arguments)
-    return {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}[hint.__name__]
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a parsed value has a key's type: stricter than OmegaConf, for which 3 is a way to say true."""
-    if get_origin(hint) is list:
-        return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
-    if get_args(hint):
-        return any(_fits(value, one) for one in get_args(hint))
-    return type(value) is hint or (hint is float and type(value) is int)
-
-
-def keys() -> dict[str, Key]:
-    """All keys of `Options` by dotted path."""
-    found: dict[str, Key] = {}
-
-    def walk(options: Any, prefix: str) -> None:
-        hints = get_type_hints(type(options))
-        for field in dataclasses.fields(options):
-            path, default = prefix + field.name, getattr(options, field.name)
-            if dataclasses.is_dataclass(default):
-                walk(default, path + ".")
-            else:
-                found[path] = Key(path, hints[field.name], default, field.metadata["help"], field.metadata["identity"])
-
-    walk(Options(), "")
-    return found
 
 
 def _nearest(word: str, among: Iterable[str]) -> str:
@@ -139,24 +93,24 @@ def _full_path(stage: Stage, word: str, known: dict[str, Key]) -> str:
     raise UserError(f"{word}: `{stage.name}` has no such key{_nearest(word, mine)} (all keys: {where})")
 
 
-def _parse(argument: str, word: str, text: str, hint: Any) -> Any:
+def _parse(argument: str, word: str, text: str, key: Key) -> Any:
     """The value of one `key=value`, read by Hydra's grammar; text may stand unquoted whatever is in it."""
-    is_text = _fits("", hint)
+    hint, is_text = key.hint, fits("", key.hint)
     try:
         override = OverridesParser.create().parse_override(f"{word}={text}")
     except HydraException as error:
         if is_text:  # a path with a bracket, a regular expression
             return text
-        raise UserError(f"{argument}: expected {_type_name(hint)}") from error
+        raise UserError(f"{argument}: expected {type_name(hint)}") from error
     if override.is_sweep_override():
         if is_text:
             return text
-        raise UserError(f"{argument}: expected {_type_name(hint)}; a list is written {word}=[{text}]")
+        raise UserError(f"{argument}: expected {type_name(hint)}; a list is written {word}=[{text}]")
     value = override.value()
     # A folder called 2024 or 1e3 is text: as typed, not as the number that it could be.
     value = text if is_text and value is not None and not isinstance(value, str) else value
-    if not _fits(value, hint):
-        raise UserError(f"{argument}: expected {_type_name(hint)}")
+    if (wrong := problem(key, value)) is not None:
+        raise UserError(f"{argument}: {wrong}")
     return float(text) if hint is float else value
 
 
@@ -173,11 +127,12 @@ def parse_arguments(stage: Stage, arguments: Sequence[str]) -> tuple[dict[str, s
     """Split a command line into group choices and single keys, both by their path in `Options`.
 
     Raises:
-        UserError: a malformed argument, a key that the stage does not read, an unknown choice.
+        UserError: a malformed argument, a key given twice or not read by the stage, an unknown choice.
     """
     known = keys()
     chosen: dict[str, str] = {}
     values: dict[str, Any] = {}
+    given: dict[str, str] = {}
     for argument in arguments:
         word, equals, text = argument.partition("=")
         if not equals or not word:
@@ -185,8 +140,11 @@ def parse_arguments(stage: Stage, arguments: Sequence[str]) -> tuple[dict[str, s
         if word[0] in "+~":
             raise UserError(f"{argument}: keys can be set, not added or removed; write {word.lstrip('+~')}=value")
         path = _full_path(stage, word, known)
+        if path in given:
+            raise UserError(f"{argument}: this key is given twice, first as {given[path]}; leave one of them out")
+        given[path] = argument
         if path in known and path not in _GLOBAL_GROUPS:
-            values[path] = _parse(argument, word, text, known[path].hint)
+            values[path] = _parse(argument, word, text, known[path])
         else:
             chosen[path] = _checked_choice(path, text)
     if not chosen.get("experiment") and stage.experiment_needed:
@@ -216,9 +174,11 @@ def load_options(stage_name: str, arguments: Sequence[str]) -> Options:
     for path, value in values.items():
         OmegaConf.update(config, path, value, merge=False)
     try:
-        return cast(Options, OmegaConf.to_object(config))
+        options = cast(Options, OmegaConf.to_object(config))
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
+    check_values(options, stage.name)
+    return options
 
 
 def part(options: Options, *names: str) -> dict[str, Any]:
@@ -241,14 +201,6 @@ def _nested(options: Options, paths: Iterable[str]) -> dict[str, Any]:
         value = getattr(source, leaf)
         target[leaf] = list(value) if isinstance(value, list) else value
     return result
-
-
-def _shown(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list):
-        return f"[{','.join(_shown(item) for item in value)}]"
-    return f"{value:g}" if isinstance(value, float) else str(value) or '""'
 
 
 def help_text(stage_name: str) -> str:
@@ -278,7 +230,7 @@ def help_text(stage_name: str) -> str:
             if node in _GLOBAL_GROUPS:
                 described = f"{'|'.join(names)}: {key.help}"
             else:
-                described = f"{key.help} ({_type_name(key.hint)}; {_shown(key.default)})"
+                described = f"{key.help} ({type_name(key.hint)}; {shown(key.default)})"
             lines += [""] if word == "experiment" else []
             lines.append(f"  {word:<28} {described}")
     return "\n".join(lines) + "\n"
@@ -331,8 +283,8 @@ def run(stage_name: str, body: Callable[[Options], None], arguments: Sequence[st
         options = load_options(stage_name, words)
         if "--cfg" in arguments:
             stage = STAGES[stage_name]
-            shown = _nested(options, [path for path in keys() if _accepts(stage, path)])
-            sys.stdout.write(OmegaConf.to_yaml(OmegaConf.create(shown)))
+            nodes = _nested(options, [path for path in keys() if _accepts(stage, path)])
+            sys.stdout.write(OmegaConf.to_yaml(OmegaConf.create(nodes)))
             return 0
         if (count := process_count()) > 1 and not STAGES[stage_name].shared:
             raise UserError(f"torchrun or srun started {count} processes, and this stage is the work of one; start one")

@@ -10,9 +10,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-def option(help: str, default: Any, identity: bool = True) -> Any:
-    """A dataclass field with its help line; `identity=False`: the key changes no result, only where and how fast."""
-    metadata = {"help": help, "identity": identity}
+def option(
+    help: str,
+    default: Any,
+    identity: bool = True,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    fewest: int = 0,
+    needs: str | None = None,
+    unless: str | None = None,
+) -> Any:
+    """A dataclass field with what `medaug.keys.Key` says of a key.
+
+    Limits stand here where the number alone decides; what depends on other keys is checked by the code that reads it.
+    No number may be NaN or infinite.
+
+    Args:
+        help: the help line.
+        default: value.
+        identity: False: the key changes no result, only where and how fast.
+        least, above, most, fewest, needs, unless: see `Key`.
+    """
+    metadata = {"help": help, "identity": identity, "least": least, "above": above, "most": most, "fewest": fewest}
+    metadata |= {"needs": needs, "unless": unless}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -36,8 +58,10 @@ class DataOptions:
     split_seed: int = option("seed of the split by subject, and of the folds", 0)
     folds: int | None = option("divide training and validation subjects anew into this many folds; null: do not", None)
     fold: int = option("which of the folds validates, from 0", 0)
-    labelled: int | None = option("training subjects that keep their labels, the others' are hidden; null: all", None)
-    labelled_seed: int = option("seed of the choice of those subjects", 0)
+    labelled: int | None = option(
+        "training subjects that keep their labels, the others' are hidden; null: all", None, least=1
+    )
+    labelled_seed: int = option("seed of the choice of those subjects", 0, needs="data.labelled")
     unlabelled: bool = option("train on scans without a label too, which teach what no mask says", True)
     attributes: list[str] = option("what the model is told beside the mask: the manifest's attributes, or spacing", [])
     max_side: int | None = option("coarsen the grid isotropically until no side has more voxels; null: never", None)
@@ -55,7 +79,7 @@ class DataOptions:
     cache: str = option("where scans in model space are kept: disk (memory-mapped) or ram", "disk", identity=False)
     phantom_subjects: int = option("layout phantom: how many subjects to make", 24)
     phantom_side: int = option("layout phantom: voxels along each axis", 64)
-    phantom_seed: int = option("layout phantom: seed of the cohort", 0)
+    phantom_seed: int = option("layout phantom: seed of the cohort", 0, least=0)
 
 
 @dataclass
@@ -134,9 +158,9 @@ class TrainerOptions:
     batch_size: int = option("volumes per device and pass through the network", 4)
     accumulate: int = option("passes per step, whose gradients are averaged: a larger batch in the same memory", 1)
     learning_rate: float = option("peak learning rate of AdamW", 8e-4)
-    weight_decay: float = option("weight decay of AdamW", 0.01)
+    weight_decay: float = option("weight decay of AdamW", 0.01, least=0)
     schedule: str = option("of the learning rate after its warm-up: cosine (to a tenth) or constant", "cosine")
-    warmup_steps: int = option("steps of linear warm-up", 100)
+    warmup_steps: int = option("steps of linear warm-up", 100, least=0)
     gradient_clip: float = option("largest gradient norm", 1.0)
     ema_sigma_rel: float = option("width of the moving average of the weights, as a share of the training", 0.1)
     condition_dropout: float = option(
@@ -145,10 +169,12 @@ class TrainerOptions:
     class_dropout: float = option("share of classes of a mask that are made unknown, each by itself", 0.0)
     image_dropout: float = option("share of given modalities that are made unknown, each by itself", 0.0)
     labelled_share: float | None = option(
-        "share of each batch with a label, the rest without; null: as they come", None
+        "share of each batch with a label, the rest without; null: as they come", None, above=0, most=1
     )
     attribute_dropout: float = option("share of each attribute hidden, so that it may be unknown", 0.1)
-    region_weight: float = option("how many times more than background a foreground voxel counts in the loss", 1.0)
+    region_weight: float = option(
+        "how many times more than background a foreground voxel counts in the loss", 1.0, above=0
+    )
     augment: bool = option("small random rotation, scaling and shift of image and mask together", True)
     checkpoint_every: int = option("steps between checkpoints", 200, identity=False)
     validate_every: int = option("steps between validation loss and sample pictures", 500)
@@ -194,21 +220,21 @@ class MasksOptions:
     checkpoint: str | None = option(
         "generated: checkpoint of a training with task=mask_generator", None, identity=False
     )
-    rotation: float = option("deformed: standard deviation of the angle about each axis, degrees", 6.0)
-    scaling: float = option("deformed: standard deviation of the logarithm of the scale", 0.06)
-    translation: float = option("deformed: standard deviation of the shift along each axis, voxels", 1.0)
-    elastic: float = option("deformed: standard deviation of the smooth displacement, voxels", 1.2)
-    elastic_smoothness: float = option("deformed: correlation length of that displacement, voxels", 8.0)
+    rotation: float = option("deformed: standard deviation of the angle about each axis, degrees", 6.0, least=0)
+    scaling: float = option("deformed: standard deviation of the logarithm of the scale", 0.06, least=0)
+    translation: float = option("deformed: standard deviation of the shift along each axis, voxels", 1.0, least=0)
+    elastic: float = option("deformed: standard deviation of the smooth displacement, voxels", 1.2, least=0)
+    elastic_smoothness: float = option("deformed: correlation length of that displacement, voxels", 8.0, least=0)
 
 
 @dataclass
 class SegmenterOptions:
     """The segmenter (MONAI U-Net, Dice and cross-entropy) of benchmark, audit and scoring, trained apart for each."""
 
-    channels: list[int] = option("features per level", [16, 32, 64, 96])
-    learning_rate: float = option("peak learning rate of AdamW, cosine decay", 2e-3)
-    batch_size: int = option("volumes per step", 4)
-    num_workers: int = option("processes that load data", 1, identity=False)
+    channels: list[int] = option("features per level", [16, 32, 64, 96], least=1, fewest=1)
+    learning_rate: float = option("peak learning rate of AdamW, cosine decay", 2e-3, above=0)
+    batch_size: int = option("volumes per step", 4, least=1)
+    num_workers: int = option("processes that load data", 1, identity=False, least=0)
 
 
 @dataclass
@@ -245,7 +271,7 @@ class PredictOptions:
     remove: bool = option("inpaint: draw what would be there without those classes", False)
     margin: int = option("inpaint: voxels of the model's grid around the classes that are drawn anew too", 2)
     resample: int = option("inpaint: how often each step is taken, so that the seam fits; 1 is fastest", 4)
-    seed: int = option("root of every scan's own seeds", 0)
+    seed: int = option("root of every scan's own seeds", 0, least=0)
     batch_size: int = option("samples drawn together; changes no sample", 4, identity=False)
 
 
@@ -253,10 +279,10 @@ class PredictOptions:
 class AuditOptions:
     """Do the images show what their masks say? Answered by a judge that has no other use."""
 
-    judge_steps: int = option("optimisation steps of the judge", 1500)
+    judge_steps: int = option("optimisation steps of the judge", 1500, least=1)
     guidance_scales: list[float] = option("guidance scales compared on the same seeds and masks", [0.0, 1.0, 3.0])
-    guidance_num: int = option("pairs per guidance scale", 16)
-    seed: int = option("seed of the judge, the sweep and the bootstrap", 0)
+    guidance_num: int = option("pairs per guidance scale", 16, least=1)
+    seed: int = option("seed of the judge, the sweep and the bootstrap", 0, least=0)
 
 
 @dataclass
@@ -274,9 +300,9 @@ class ArmsOptions:
 class BenchmarkOptions:
     """Do the pairs help on untouched patients?"""
 
-    steps: int = option("optimisation steps of every segmenter, the same in every arm", 600)
-    seeds: list[int] = option("one segmenter per arm and seed", [0, 1, 2])
-    bootstrap_seed: int = option("seed of the intervals", 0)
+    steps: int = option("optimisation steps of every segmenter, the same in every arm", 600, least=1)
+    seeds: list[int] = option("one segmenter per arm and seed", [0, 1, 2], fewest=1)
+    bootstrap_seed: int = option("seed of the intervals", 0, least=0)
 
 
 @dataclass
@@ -307,9 +333,9 @@ class IngestOptions:
     subject_consecutive: int = option("this many consecutive numbers are one subject", 1)
     attributes: str | None = option("CSV file with case or subject, and a column per attribute (site, grade)", None)
     splits: str | None = option("splits to keep: splits_final.json, or a CSV with case or subject, and split", None)
-    splits_fold: int = option("which fold of splits_final.json", 0)
-    val_fraction: float = option("share of subjects for validation", 0.1)
-    test_fraction: float = option("share of subjects that no model may see", 0.2)
+    splits_fold: int = option("which fold of splits_final.json", 0, least=0, needs="ingest.splits")
+    val_fraction: float = option("share of subjects for validation", 0.1, unless="ingest.splits")
+    test_fraction: float = option("share of subjects that no model may see", 0.2, unless="ingest.splits")
     split_seed: int = option("seed of the split by subject, and of the folds", 0)
     folds: int | None = option("also write that many folds as nnU-Net's splits_final.json beside the manifest", None)
     exclude: list[str] = option("cases to leave out, by name", [])
@@ -322,8 +348,10 @@ class IngestOptions:
     private: str | None = option("dicom: file of pseudonyms and salt, to be kept; null: beside out", None)
     withdraw: str | None = option("list everything that this subject went into, and do nothing else", None)
     download: str | None = option("fetch a Medical Segmentation Decathlon task, such as Task04_Hippocampus", None)
-    to: str | None = option("download: folder to unpack it in", None)
-    mirror: str | None = option("download: address of the folder with the archives; null: the task's own", None)
+    to: str | None = option("download: folder to unpack it in", None, needs="ingest.download")
+    mirror: str | None = option(
+        "download: address of the folder with the archives; null: the task's own", None, needs="ingest.download"
+    )
 
 
 @dataclass

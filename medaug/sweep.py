@@ -156,7 +156,8 @@ def run_job(fixed: Sequence[str], folder: Path, objective: str, config: DictConf
     words = list(HydraConfig.get().overrides.task)
     name = job_name(fixed, words)
     runs = folder / name
-    single = [word for word in fixed if not word.startswith("objective=")] + words + [f"runs={runs}"]
+    shared = [word for word in fixed if word.partition("=")[0] not in ("objective", "runs")]
+    single = [*shared, *words, f"runs={runs}"]
     _note(runs, {"words": words, "status": None})
     status = _wait([sys.executable, "-m", f"medaug.{STAGE.name}", *single])
     if status:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import math
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from medaug import config
 from medaug.errors import UserError
+from medaug.keys import check_values, type_name
 from medaug.options import Options
 from medaug.stages import STAGES
 
@@ -164,6 +166,77 @@ def test_mistakes_are_refused_in_one_line_that_names_them(stage, words, parts):
     message = refused(stage, "experiment=demo", *words)
     for text in parts:
         assert text in message
+
+
+FLOATS = [path for path, key in config.keys().items() if "number" in type_name(key.hint)]
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999"])
+@pytest.mark.parametrize("path", FLOATS)
+def test_no_number_may_be_nan_or_infinite(path, text):
+    known = config.keys()
+    stage = next(stage for stage in STAGES.values() if path.split(".")[0] in (*stage.reads, stage.name))
+    typed = f"[1.0,{text}]" if "list" in type_name(known[path].hint) else text
+    with pytest.raises(UserError, match=re.escape(f"{path}={typed}: expected a finite number")):
+        config.parse_arguments(stage, ["experiment=demo", f"{path}={typed}"])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_number_that_a_configuration_file_sets_is_checked_too(value):
+    options = Options()
+    options.trainer.weight_decay = value
+    with pytest.raises(UserError, match=f"^trainer.weight_decay={value}: expected a finite number"):
+        check_values(options, "train")
+    check_values(Options(), "train")
+
+
+@pytest.mark.parametrize(
+    "stage, word, said",
+    [
+        ("train", "trainer.weight_decay=-0.1", "must be at least 0"),
+        ("train", "trainer.region_weight=0", "must be above 0"),
+        ("train", "trainer.labelled_share=1.5", "must be at most 1"),
+        ("train", "segmenter.channels=[]", "at least 1 value is needed"),
+        ("train", "segmenter.channels=[8,0]", "must be at least 1"),
+        ("generate", "masks.elastic=-1", "must be at least 0"),
+        ("audit", "judge_steps=0", "must be at least 1"),
+        ("benchmark", "seeds=[]", "at least 1 value is needed"),
+        ("benchmark", "bootstrap_seed=-1", "must be at least 0"),
+        ("train", "data.labelled_seed=1", "has no effect without data.labelled; give both or neither"),
+        ("ingest", "splits_fold=1", "has no effect without splits; give both or neither"),
+        ("ingest", "to=scans", "has no effect without download; give both or neither"),
+    ],
+)
+def test_a_value_beyond_its_keys_limits_or_without_effect_is_refused(stage, word, said):
+    assert refused(stage, "experiment=demo", word) == f"{word}: {said}"
+
+
+def test_fractions_have_no_effect_where_a_file_brings_the_splits():
+    words = ("splits=splits_final.json", "splits_fold=1")
+    assert config.load_options("ingest", words).ingest.splits_fold == 1
+    assert refused("ingest", *words, "val_fraction=0.2") == (
+        "val_fraction=0.2: has no effect with splits; leave one of them out"
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("trainer.seed=1", "trainer.seed=2"),
+        ("trainer.seed=1", "trainer.seed=1"),
+        ("data=phantom", "data=brats"),
+        ("experiment=brats",),
+    ],
+)
+def test_a_key_given_twice_is_refused(words):
+    both = ("experiment=demo", *words)
+    assert refused("train", *both) == (
+        f"{both[-1]}: this key is given twice, first as {both[-2]}; leave one of them out"
+    )
+
+
+def test_a_key_given_with_and_without_its_stage_is_given_twice():
+    assert "num=4" in refused("generate", "experiment=demo", "num=4", "generate.num=8")
 
 
 def test_an_experiment_is_needed_and_must_exist():

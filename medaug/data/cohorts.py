@@ -143,6 +143,11 @@ def split_cohort(manifest: Manifest, options: DataOptions | IngestOptions, strat
         UserError: as `read_splits` and `assign_splits`.
     """
     if isinstance(options, IngestOptions) and options.splits is not None:
+        if options.splits_fold and not options.splits.endswith(".json"):
+            raise UserError(
+                f"splits_fold={options.splits_fold}: {options.splits} has no folds, only splits_final.json has; leave "
+                "it out"
+            )
         return replace(manifest, cases=read_splits(Path(options.splits), manifest.cases, options.splits_fold))
     drawn = assign_splits(manifest.cases, options.val_fraction, options.test_fraction, options.split_seed, strata)
     return replace(manifest, cases=drawn)

@@ -222,6 +222,9 @@ def test_subjects_and_splits_of_files_are_brought_along(tmp_path):
     rows = "".join(f"{c.name},{c.split}\n" for c in split.cases)
     (tmp_path / "splits.csv").write_text(f"case,split\n{rows}")
     options.splits = str(tmp_path / "splits.csv")
+    with pytest.raises(UserError, match=r"splits_fold=2: .*splits\.csv has no folds"):
+        split_cohort(manifest, options)
+    options.splits_fold = 0
     assert split_cohort(manifest, options) == split
     options.subject_pattern = "(.)"
     with pytest.raises(UserError, match="subjects and subject_pattern both"):
