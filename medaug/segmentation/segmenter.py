@@ -20,8 +20,10 @@ from medaug.data.batches import MixedBatches, StepsFrom, TrainingBatches, make_l
 from medaug.data.cases import ModelCase
 from medaug.data.transforms import classical
 from medaug.diffusion.noise import named_seed
+from medaug.errors import UserError
 from medaug.files import atomic_write
 from medaug.networks.condition import one_hot
+from medaug.networks.finite import not_finite
 from medaug.options import SegmenterOptions
 from medaug.progress import track
 from medaug.training.model import has_bf16, sound_in_bf16
@@ -96,6 +98,9 @@ def train_segmenter(
         steps: optimisation steps; a cosine decay ends at the last.
         seed: of weights, order and augmentation.
         name: shown beside the progress bar.
+
+    Raises:
+        UserError: the training diverged.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng():
@@ -116,18 +121,37 @@ def train_segmenter(
         loss.backward()
         optimizer.step()
         schedule.step()
+        if not torch.isfinite(loss):
+            raise _diverged(name, options, step + 1)
         if (step + 1) % 200 == 0:
             log.info("%s: step %d of %d, loss %.3f", name, step + 1, steps, loss.item())
+    if not_finite(net.state_dict()) is not None:
+        raise _diverged(name, options, steps)
     return net.eval()
+
+
+def _diverged(name: str, options: SegmenterOptions, step: int) -> UserError:
+    return UserError(
+        f"{name}: its loss or a weight is NaN or infinite at step {step}, the training has diverged; lower "
+        f"segmenter.learning_rate={options.learning_rate:g}"
+    )
 
 
 @torch.no_grad()
 def segment(net: nn.Module, image: NDArray | Tensor) -> NDArray:
-    """Class indices (X, Y, Z) uint8 of an image (M, X, Y, Z) in model space."""
+    """Class indices (X, Y, Z) uint8 of an image (M, X, Y, Z) in model space.
+
+    Raises:
+        UserError: the network's output is NaN or infinite.
+    """
     device = next(net.parameters()).device
     batch = torch.as_tensor(image)[None].to(device)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bf16(device)):
         logits = net(batch)
+    if not_finite(logits) is not None:
+        raise UserError(
+            "a segmenter's output is NaN or infinite: its training has diverged; lower segmenter.learning_rate"
+        )
     return logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
 
 
@@ -156,7 +180,14 @@ def save_segmenter(net: nn.Module, path: Path) -> None:
 
 
 def load_segmenter(path: Path, num_modalities: int, num_classes: int, channels: Sequence[int]) -> nn.Module:
-    """The inverse of `save_segmenter`, on the CPU or the GPU that is there."""
+    """The inverse of `save_segmenter`, on the CPU or the GPU that is there.
+
+    Raises:
+        UserError: a weight is NaN or infinite.
+    """
     net = build_segmenter(num_modalities, num_classes, channels)
-    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    if (name := not_finite(weights)) is not None:
+        raise UserError(f"{path}: {name} holds NaN or infinite values; remove it, and it is trained again")
+    net.load_state_dict(weights)
     return net.to("cuda" if torch.cuda.is_available() else "cpu").eval()

@@ -29,6 +29,7 @@ from medaug.errors import UserError
 from medaug.files import atomic_write
 from medaug.networks.autoencoder import Autoencoder, LatentCodec, kl_divergence
 from medaug.networks.codecs import MAKE, Codec, crop
+from medaug.networks.finite import not_finite
 from medaug.options import CodecOptions, TrainerOptions
 from medaug.progress import track
 from medaug.runs import process_rank, wait_for_first
@@ -194,6 +195,8 @@ class _FirstStage:
         for step in track(range(start, self.steps), "codec"):
             losses = self._step(step, next(batches))
             done = step + 1
+            if not_finite(losses) is not None:
+                raise self._diverged(done)
             if done % min(50, self.steps) == 0:
                 self.logger.log_metrics({f"codec/{name}": loss.item() for name, loss in losses.items()}, done)
             if done == self.steps:
@@ -274,7 +277,15 @@ class _FirstStage:
         self.logger.save()
         return found
 
+    def _diverged(self, step: int) -> UserError:
+        return UserError(
+            f"step {step} of the first stage: a loss or a weight is NaN or infinite, the codec's training has "
+            "diverged; lower codec.learning_rate and train again (overwrite=true)"
+        )
+
     def _save(self, contents: dict[str, Any]) -> None:
+        if not_finite(contents) is not None:
+            raise self._diverged(contents["step"])
         # By way of memory: on a full disk torch raises what nobody can tell from a defect.
         buffer = io.BytesIO()
         torch.save({"medaug": self.card.to_dict(), **contents}, buffer)

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
 
 from medaug.csv_files import number, read_csv, write_csv
+from medaug.errors import UserError
 from medaug.files import atomic_write
+from medaug.networks.finite import not_finite
 from medaug.training.signals import StopSignals
 
 log = logging.getLogger(__name__)
@@ -28,7 +30,21 @@ def stepped(trainer: Trainer, batch_idx: int) -> bool:
 
 
 def save_whole(trainer: Trainer, path: Path) -> None:
-    """Write a checkpoint, whole or not at all. All ranks take part in saving; the first one writes."""
+    """Write a checkpoint, whole or not at all. All ranks take part in saving; the first one writes.
+
+    Raises:
+        UserError: a weight is NaN or infinite; a checkpoint that is there already is left as it is.
+    """
+    networks = [
+        trainer.lightning_module,
+        *(c._average_model for c in trainer.callbacks if isinstance(c, WeightAveraging)),
+    ]
+    weights = [network.state_dict() for network in networks if network is not None]
+    damaged = torch.tensor(not_finite(weights) is not None, dtype=torch.int32, device=trainer.lightning_module.device)
+    if trainer.world_size > 1:  # each may hold another part of the weights
+        damaged = trainer.strategy.reduce(damaged, reduce_op="max")
+    if damaged:
+        raise diverged(trainer, "a weight")
     with atomic_write(path) if trainer.is_global_zero else nullcontext(path) as target:
         trainer.save_checkpoint(target)
 
@@ -37,6 +53,35 @@ def remove_unfinished(path: Path) -> None:
     """Remove what processes that were killed while they saved left of `path`, which nobody else may be writing now."""
     for leftover in path.parent.glob(f".tmp-*-{path.name}"):
         leftover.unlink()
+
+
+def diverged(trainer: Trainer, what: str) -> UserError:
+    """What a user reads whose training has diverged."""
+    return UserError(
+        f"step {trainer.global_step}: {what} is NaN or infinite, the training has diverged; checkpoints of earlier "
+        "steps are kept. Lower trainer.learning_rate and train again (overwrite=true)"
+    )
+
+
+class StopAtDivergence(Callback):
+    """Ends the training at the first step, or validation, whose loss is NaN or infinite.
+
+    It must come before `SampleScoring` and `LastCheckpoint` in the list of callbacks, so that nothing of that step is
+    scored or saved. All ranks see the same loss and end together.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the loss of the step."""
+        if stepped(trainer, batch_idx) and not torch.isfinite(trainer.callback_metrics["train/loss"]):
+            raise diverged(trainer, "the loss")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the validation's losses."""
+        losses = {name: loss for name, loss in trainer.callback_metrics.items() if name.startswith("val/")}
+        if not_finite(losses) is not None:
+            raise diverged(trainer, "the validation loss")
 
 
 class LastCheckpoint(Callback):

@@ -15,6 +15,7 @@ from medaug.cohort.schema import LabelSchema
 from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
 from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
+from medaug.networks.finite import not_finite
 from medaug.training.model import DiffusionModel
 from medaug.training.tasks import resolve_task
 
@@ -129,7 +130,7 @@ def read_checkpoint(path: Path, holds: str = "state_dict") -> tuple[Card, dict[s
     Every byte of them is held against the check sums of the archive, so that no damage becomes a weight.
 
     Raises:
-        UserError: absent, truncated, not medaug's, or from a newer version.
+        UserError: absent, truncated, not medaug's, from a newer version, or with a weight that is NaN or infinite.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -144,6 +145,8 @@ def read_checkpoint(path: Path, holds: str = "state_dict") -> tuple[Card, dict[s
     except Exception as error:  # damaged bytes make the unpickler raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a whole checkpoint ({reason}); restore it or train again") from error
+    if (name := not_finite(contents)) is not None:
+        raise UserError(f"{path}: {name} holds NaN or infinite values; restore it or train again")
     try:
         if not isinstance(contents, dict):
             raise TypeError(type(contents).__name__)

@@ -18,7 +18,7 @@ from medaug.options import TrainerOptions
 from medaug.training import requeue
 from medaug.training.autoencoder import prepare_codec
 from medaug.training.averaging import PowerFunctionAverage
-from medaug.training.callbacks import LastCheckpoint, Progress, ProgressLines, ValidationCurve
+from medaug.training.callbacks import LastCheckpoint, Progress, ProgressLines, StopAtDivergence, ValidationCurve
 from medaug.training.checkpoint import Card, read_checkpoint
 from medaug.training.hardware import ScaledGradients, check_trainer, make_strategy
 from medaug.training.initial import initialise
@@ -54,7 +54,7 @@ def fit(
         same however often the run was stopped.
 
     Raises:
-        UserError: a checkpoint that cannot be continued, or an option that cannot be met.
+        UserError: a checkpoint that cannot be continued, an option that cannot be met, or a training that diverged.
         SystemExit: stopped by a signal after saving; the status is 128 + the signal's number.
     """
     check_trainer(budget)
@@ -79,13 +79,14 @@ def fit(
         plugins.append(ScaledGradients("16-mixed", "cuda"))
     callbacks = [
         PowerFunctionAverage(budget.ema_sigma_rel),
+        StopAtDivergence(),
         last,
         curve,
         progress(budget.batch_size * budget.accumulate),
     ]
     scoring = None if score is None else SampleScoring(folder, budget.score_every, score)
     if scoring is not None:
-        callbacks.insert(1, scoring)
+        callbacks.insert(2, scoring)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # what hardware there is not, and tips
     with warnings.catch_warnings():

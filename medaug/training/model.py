@@ -21,6 +21,7 @@ from medaug.errors import UserError
 from medaug.networks.build import build_network
 from medaug.networks.codecs import build_codec, space_to_depth
 from medaug.networks.condition import Condition, embed, embedded_channels, signed_planes
+from medaug.networks.finite import not_finite
 from medaug.options import TrainerOptions
 from medaug.training.tasks import Task, resolve_task
 
@@ -253,6 +254,7 @@ class DiffusionModel(nn.Module):
 
         Raises:
             ValueError: what `check` and `check_guidance` refuse, and images where the task needs them.
+            UserError: the samples are NaN or infinite.
         """
         check(self.process, sampler, spacing, eta, num_inference_steps)
         known = torch.ones(len(label), self.task.num_classes - 1, device=label.device)
@@ -292,6 +294,11 @@ class DiffusionModel(nn.Module):
             1 if inpainting is None else inpainting.resample,
         )
         drawn = self.codec.decode(code, label.shape[1:]).clamp(-1, 1)
+        if not_finite(drawn) is not None:
+            raise UserError(
+                "the model's samples hold NaN or infinite values; lower the guidance scale, or train it again with a "
+                "lower trainer.learning_rate"
+            )
         return drawn if inpainting is None else inpainting.paste(drawn)
 
 

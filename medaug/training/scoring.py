@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 
 from medaug.csv_files import number, read_csv, write_csv
 from medaug.evaluation.memorisation import ALARM
-from medaug.training.callbacks import remove_unfinished, save_whole, stepped
+from medaug.training.callbacks import diverged, remove_unfinished, save_whole, stepped
 from medaug.training.checkpoint import read_checkpoint
 from medaug.training.model import DiffusionModel
 
@@ -68,6 +69,8 @@ class SampleScoring(Callback):
         if not due or step in {row["step"] for row in self._rows}:
             return
         numbers = trainer.strategy.broadcast(self._averaged_score(trainer, pl_module))
+        if unclear := [name for name, value in numbers.items() if not math.isfinite(value)]:
+            raise diverged(trainer, f"the samples' {unclear[0]}")
         if better := self.best is None or numbers["score"] > self.best["score"]:
             self.best = {"step": step, "score": numbers["score"]}
             save_whole(trainer, self.checkpoint)

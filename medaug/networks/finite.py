@@ -1,0 +1,31 @@
+"""Whether what a network holds, or gives, are numbers: a training that diverged leaves NaN and infinities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+
+def not_finite(contents: Any, name: str = "") -> str | None:
+    """The name of the first tensor that holds NaN or infinity; None where there is none.
+
+    Args:
+        contents: tensors in mappings and sequences, such as a state dict. Of a tensor that is split over processes only
+            this process's part is looked at.
+        name: of `contents` itself.
+    """
+    if isinstance(contents, Tensor):
+        values = contents.to_local() if isinstance(contents, DTensor) else contents
+        return None if bool(torch.isfinite(values).all()) else name
+    if isinstance(contents, Mapping):
+        parts = list(contents.items())
+    elif isinstance(contents, list | tuple):
+        parts = list(enumerate(contents))
+    else:
+        return None
+    found = (not_finite(part, f"{name}.{key}" if name else str(key)) for key, part in parts)
+    return next((one for one in found if one is not None), None)
