@@ -64,11 +64,11 @@ def arguments(doc: str, name: str) -> argparse.ArgumentParser:
     return parser
 
 
-def save_result(path: Path, seeds: Sequence[int], n: int, figures: Mapping[str, Any]) -> None:
-    """Write a result with what made it: command (folders by name only), machine, versions, commit, seeds, number."""
+def about(seeds: Sequence[int], n: int) -> dict[str, Any]:
+    """What made a result: command (folders by name only), machine, versions, commit, seeds, number."""
     words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
     git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*"]
-    about = {
+    return {
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
         "machine": machine(),
         "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
@@ -77,6 +77,10 @@ def save_result(path: Path, seeds: Sequence[int], n: int, figures: Mapping[str, 
         "seeds": list(seeds),
         "n": n,
     }
+
+
+def save_result(path: Path, seeds: Sequence[int], n: int, figures: Mapping[str, Any]) -> None:
+    """Write a result with what made it."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(about | dict(figures), indent=2) + "\n")
+        temporary.write_text(json.dumps(about(seeds, n) | dict(figures), indent=2) + "\n")
     print(f"written: {path}")

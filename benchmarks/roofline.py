@@ -17,7 +17,7 @@ import contextlib
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,29 +63,17 @@ def main() -> None:
     precision = settings.trainer.precision
     model = DiffusionModel(part(settings, *MODEL_NODES), options.modalities, options.classes, precision).to(device)
     training = Training(model, lambda batch: model.loss(batch, Dropout(0.1)), settings.trainer)
-    batch = {
-        "image": torch.rand(options.batch, options.modalities, *options.side, device=device) * 2 - 1,
-        "label": torch.randint(0, options.classes, (options.batch, *options.side), device=device),
-        "labelled": torch.ones(options.batch, dtype=torch.bool, device=device),
-        "seed": torch.arange(options.batch),
-    }
+    batch = random_batch(options.batch, options.modalities, options.classes, options.side, device)
     half = precision == "bf16" or (precision == "auto" and has_bf16(device))
     dtype = torch.bfloat16 if half else torch.float32
 
     with counted(model.network) as passes:
         training(batch)
     weights = sum(p.numel() for p in model.network.parameters())
-    passes.append(Pass("optimiser and averaging", 0, STATE_BYTES * weights))
     peak, bandwidth = measured_peak(device, dtype), measured_bandwidth(device)
     step = seconds(lambda: training(batch), options.repeats, device)
 
-    table: dict[str, dict[str, float]] = defaultdict(lambda: {"calls": 0, "operations": 0, "bytes": 0, "seconds": 0})
-    for one in passes:
-        row = table[one.kind]
-        row["calls"] += 1
-        row["operations"] += one.operations
-        row["bytes"] += one.bytes
-        row["seconds"] += max(one.operations / peak, one.bytes / bandwidth)
+    table = least_times(passes, weights, peak, bandwidth)
     least = sum(row["seconds"] for row in table.values())
     operations = sum(row["operations"] for row in table.values())
     took = statistics.median(step)
@@ -118,9 +106,40 @@ def main() -> None:
         "share_of_roofline": share,
         "share_of_peak": of_peak,
         "memory_gib": memory,
-        "kinds": dict(table),
+        "kinds": table,
     }
     save_result(options.result, [0], len(step), figures)
+
+
+def random_batch(
+    size: int, modalities: int, classes: int, side: Sequence[int], device: torch.device
+) -> dict[str, Tensor]:
+    """A labelled training batch of noise: images in [-1, 1], every class everywhere."""
+    return {
+        "image": torch.rand(size, modalities, *side, device=device) * 2 - 1,
+        "label": torch.randint(0, classes, (size, *side), device=device),
+        "labelled": torch.ones(size, dtype=torch.bool, device=device),
+        "seed": torch.arange(size),
+    }
+
+
+def least_times(passes: Sequence[Pass], weights: int, peak: float, bandwidth: float) -> dict[str, dict[str, float]]:
+    """Calls, operations, bytes and least seconds of a training step, by kind of layer, with the optimiser.
+
+    Args:
+        passes: of all layers, forward and backward.
+        weights: how many the network has.
+        peak: operations per second at most.
+        bandwidth: bytes per second at most.
+    """
+    table: dict[str, dict[str, float]] = defaultdict(lambda: {"calls": 0, "operations": 0, "bytes": 0, "seconds": 0})
+    for one in (*passes, Pass("optimiser and averaging", 0, STATE_BYTES * weights)):
+        row = table[one.kind]
+        row["calls"] += 1
+        row["operations"] += one.operations
+        row["bytes"] += one.bytes
+        row["seconds"] += max(one.operations / peak, one.bytes / bandwidth)
+    return dict(table)
 
 
 @contextlib.contextmanager
