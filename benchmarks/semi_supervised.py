@@ -40,7 +40,8 @@ from quality import (
 
 from medaug.config import load_options
 from medaug.evaluation.statistics import verdict
-from medaug.training.checkpoint import file_sha256, load_model
+from medaug.files import file_sha256
+from medaug.training.checkpoint import load_model
 
 WITHOUT, WITH = "without", ("instead", "beside")
 

@@ -36,9 +36,9 @@ from quality import (
 )
 
 from medaug.diffusion.samplers import SAMPLERS
-from medaug.files import atomic_write
+from medaug.files import atomic_write, file_sha256
 from medaug.reporting.figures import NEUTRAL, PALETTE
-from medaug.training.checkpoint import file_sha256, load_model
+from medaug.training.checkpoint import load_model
 
 MARGINS = {"faithfulness": 0.01, "spectral_distance": 0.1}
 LABELS = {

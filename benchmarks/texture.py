@@ -18,7 +18,8 @@ from common import arguments, machine, save_result
 from quality import drawing, load_cohort, sampled, sampling
 
 from medaug.evaluation.fidelity import deviations, texture, texture_names
-from medaug.training.checkpoint import file_sha256, load_model
+from medaug.files import file_sha256
+from medaug.training.checkpoint import load_model
 
 
 def main() -> None:

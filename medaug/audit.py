@@ -27,8 +27,8 @@ PICTURED = 3
 def main(options: Options) -> None:
     """Train the judge, apply it to synthetic and real images, and write faithfulness.json with its pictures."""
     from medaug.errors import UserError
+    from medaug.files import file_sha256
     from medaug.synthesis.generation import finished_pairs
-    from medaug.training.checkpoint import file_sha256
 
     folder = stage_folder(options, "audit")
     checkpoint = trained_checkpoint(options)

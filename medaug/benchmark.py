@@ -24,10 +24,10 @@ def main(options: Options) -> None:
     from medaug.comparison.guard import refuse_leaks
     from medaug.comparison.jobs import Job, compare, gather, run_job
     from medaug.errors import UserError
-    from medaug.files import atomic_write
+    from medaug.files import atomic_write, file_sha256
     from medaug.reporting.report import arm_table, print_table, write_report
     from medaug.synthesis.generation import finished_pairs
-    from medaug.training.checkpoint import file_sha256, read_checkpoint
+    from medaug.training.checkpoint import read_checkpoint
 
     check_arms(options.arms, options.segmenter.batch_size)
     folder = stage_folder(options, "benchmark")

@@ -31,8 +31,9 @@ def main(options: Options) -> None:
         raise UserError("nothing to export; give experiment=NAME for its synthetic pairs, or manifest=FILE")
 
     from medaug.cohort.manifest import Manifest
+    from medaug.data.cache import content_digests
     from medaug.imaging.writers import WRITERS
-    from medaug.synthesis.generation import finished_pairs
+    from medaug.synthesis.generation import finished_pairs, refuse_changed_pairs
 
     if wanted.format not in WRITERS:
         raise UserError(f"format={wanted.format}: not one of {', '.join(WRITERS)}")
@@ -44,6 +45,8 @@ def main(options: Options) -> None:
         folder = stage_folder(options, "generate")
         pairs = finished_pairs(folder)
         cohort, digest, record = pairs.manifest, pairs.digest, folder.parent / "exports.jsonl"
+        files = [path for case in cohort.cases for path in cohort.files(case)]
+        refuse_changed_pairs(pairs, content_digests(files, folder.parent / "cache"))
     WRITERS[wanted.format](cohort, out)
     line = {"out": str(out.resolve()), "format": wanted.format, "cases": len(cohort.cases), "digest": digest}
     try:

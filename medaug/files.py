@@ -145,6 +145,12 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _temporary(path: Path) -> Path:
     return path.with_name(f".tmp-{_machine()}-{os.getpid()}-{path.name}")
 

@@ -55,7 +55,7 @@ def main(options: Options) -> None:
     from medaug.data.cases import load_cases
     from medaug.reporting.figures import contact_sheet
     from medaug.reporting.strip import busiest_slice, denoising_strip, evenly
-    from medaug.synthesis.generation import generate_pairs, sample_images, synthetic_manifest
+    from medaug.synthesis.generation import generate_pairs, pairs_digest, sample_images, synthetic_manifest
 
     labelled = [case for case in manifest.split("train") if case.label is not None]
     if not labelled:
@@ -103,7 +103,9 @@ def main(options: Options) -> None:
         rows.append((f"pair {i}, {card.modalities[m]}", case.image[m], np.array(case.label)))
     title = f"{options.experiment}: synthetic pairs" + (" (phantoms, not patients)" if card.phantom else "")
     contact_sheet(rows, folder / "contact_sheet.png", title, card.schema.foreground, window=(-1.0, 1.0))
-    finish(folder, {"pairs": len(synthetic.cases), "checkpoint": digest})
+    made = provenance.read_all(folder).values()
+    said = pairs_digest(Manifest.load(folder / "manifest.json"), [record for record in made if record["index"] < num])
+    finish(folder, {"pairs": len(synthetic.cases), "checkpoint": digest, "digest": said})
     log.info("%d pairs are in %s", len(synthetic.cases), folder)
 
 

@@ -154,7 +154,7 @@ def main(options: Options) -> None:
 
 def _digest(base: Path, folder: Path) -> str:
     """SHA-256 of the checkpoint that a training in `folder` is to begin from."""
-    from medaug.training.checkpoint import file_sha256
+    from medaug.files import file_sha256
 
     if not base.is_file() or folder.resolve() in base.resolve().parents:
         reason = "lies in the folder of this very run" if base.is_file() else "no such file"

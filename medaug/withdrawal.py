@@ -159,7 +159,8 @@ def _in_cache(folder: Path, who: _Who) -> Iterator[Artefact]:
 
 def _in_training(folder: Path, who: _Who) -> Generator[Artefact, None, dict[str, str]]:
     """Yield what the training left; returns what each checkpoint, by its SHA-256, has of the subject ("": nothing)."""
-    from medaug.training.checkpoint import file_sha256, read_checkpoint
+    from medaug.files import file_sha256
+    from medaug.training.checkpoint import read_checkpoint
 
     models: dict[str, str] = {}
     for path in sorted(folder.rglob("*.ckpt")):

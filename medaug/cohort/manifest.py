@@ -148,6 +148,11 @@ class Manifest:
         """Return the label file of a case, None where it is unlabelled."""
         return None if case.label is None else Path(self.root, case.label)
 
+    def files(self, case: Case) -> list[Path]:
+        """Return every file of a case: its images, and its label where it has one."""
+        label = self.label_path(case)
+        return [*self.image_paths(case), *([] if label is None else [label])]
+
     def validate(self, source: str) -> None:
         """Raise UserError with the first of `problems`, naming `source`."""
         for problem in self.problems():

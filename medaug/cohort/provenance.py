@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -20,10 +21,12 @@ _KINDS: dict[str, tuple[type, type]] = {
     **dict.fromkeys(("name", "host", "host_subject", "label", "checkpoint"), (str, object)),
     **dict.fromkeys(("subjects", "images", "mask_validation_subjects", "negative_classes"), (list, str)),
     "scores": (list, list),
-    "files": (dict, str),
+    **dict.fromkeys(("files", "contents"), (dict, str)),
     "attributes": (dict, object),
 }
 """Fields of a record: their type, and that of their parts."""
+
+_DIGEST = "digest"
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,7 @@ def append(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
     A record holds "index", "attempt" and "subjects" (everyone whose data went into the pair), usually the
     fields of a Recipe, and whatever the screening found. A line that a killed process left unfinished is cut
     off first. One process at a time may write to a file; of several at work each takes its own (`rank_file`).
+    The line also gets a digest of the record, by which `read` sees what was changed later.
 
     Raises:
         UserError: the disk is full.
@@ -131,7 +135,7 @@ def append(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
     missing = [key for key in ("index", "attempt", "subjects") if key not in record]
     if missing:
         raise ValueError(f"provenance record without {', '.join(missing)}")
-    line = (_line(record) + "\n").encode()
+    line = (_line({**record, _DIGEST: record_digest(record)}) + "\n").encode()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
@@ -154,14 +158,15 @@ def read(path: str | os.PathLike[str], holds: Sequence[str] = ()) -> dict[tuple[
     """Read a provenance.jsonl as {(index, attempt): record}, in the order written; {} when there is no file.
 
     A last line without newline was cut short by a killed process and does not count. Where a key occurs twice
-    the later record holds.
+    the later record holds. Records from before there were digests are not checked.
 
     Args:
         path: the file.
         holds: fields that every record must have beside index and attempt, such as `PAIR`.
 
     Raises:
-        UserError: the file cannot be read; or a line is not a record, or lacks a field: its number is named.
+        UserError: the file cannot be read; or a line is not a record, lacks a field, or was changed after it was
+            written: its number is named.
     """
     path = Path(path)
     if not os.path.lexists(path):
@@ -178,6 +183,13 @@ def read(path: str | os.PathLike[str], holds: Sequence[str] = ()) -> dict[tuple[
                 raise UserError(
                     f"{path}: line {number} is not a provenance record ({reason:.120}); restore the file or remove it"
                 ) from error
+            digest = record.pop(_DIGEST, None)
+            if digest is not None and digest != record_digest(record):
+                name = record.get("name", f"number {record['index']}")
+                raise UserError(
+                    f"{path}: line {number} ({name}) was changed after it was written; restore the file, or remove the "
+                    "folder and make its files again"
+                )
             records[record["index"], record["attempt"]] = record
     return records
 
@@ -205,6 +217,11 @@ def _checked(record: Any, holds: Sequence[str]) -> dict[str, Any]:
         if type(value) is not kind or not all(isinstance(part, of) for part in parts):
             raise TypeError(f"{name} is {value!r:.60}")
     return dict(record)
+
+
+def record_digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a record, hexadecimal; the order of its keys does not matter."""
+    return hashlib.sha256(json.dumps(dict(record), sort_keys=True).encode()).hexdigest()
 
 
 def _line(mapping: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Files of the cache of model-space scans: what an entry is called, who writes it, and when it counts.
 
-An entry is `<key>.image.npy`, `<key>.label.npy` (where there is a label) and `<key>.json`, which is written last and
-says that the others are whole. Any number of processes may use one folder, and any of them may be killed at any time.
+An entry is `<key>.image.npy`, `<key>.label.npy` (where there is a label) and `<key>.json`, which is written last, says
+that the others are whole, and holds their digests. Any number of processes may use one folder, and any of them may be
+killed at any time.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,22 @@ from numpy.typing import NDArray
 
 from medaug import locks
 from medaug.errors import UserError
-from medaug.files import atomic_write
+from medaug.files import atomic_write, file_sha256
 from medaug.inputs import opened, read_json
 from medaug.progress import track
 
 _INDEX = "files.index"
 _RESTORE = "restore the file or correct the manifest"
-# A file written twice within the clock's grain keeps its time of change: what is younger is not remembered.
+# A file written twice within the clock's grain keeps its times: what is younger is not remembered.
 _SETTLED_NS = 2_000_000_000
 
 
 def content_digests(paths: Iterable[Path], cache: Path) -> dict[Path, str]:
     """SHA-256 of each file's bytes, hexadecimal.
 
-    Digests are remembered in the cache under a hash of path, size and time of change, so that an unchanged file is
-    read once and no path is written down.
+    Digests are remembered in the cache under a hash of path, inode, size and the times of change of content and of
+    inode, so that an unchanged file is read once and no path is written down. A program may set the first time, but not
+    the second: what was written anew is read anew.
 
     Raises:
         UserError: a file is missing or unreadable.
@@ -47,12 +49,13 @@ def content_digests(paths: Iterable[Path], cache: Path) -> dict[Path, str]:
     for path in dict.fromkeys(paths):
         with opened(path, _RESTORE) as file:
             stat = os.fstat(file.fileno())
-        identity = f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}"
+        changed = max(stat.st_mtime_ns, stat.st_ctime_ns)
+        identity = f"{os.path.abspath(path)}\0{stat.st_ino}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}"
         token = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:32]
         if token in known:
             found[path] = str(known[token])
         else:
-            unread.append((path, token, time.time_ns() - stat.st_mtime_ns > _SETTLED_NS))
+            unread.append((path, token, time.time_ns() - changed > _SETTLED_NS))
     for path, token, settled in track(unread, "hashing files"):
         with opened(path, _RESTORE) as file:
             found[path] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -80,7 +83,9 @@ def locked(stem: Path, wait: bool) -> Iterator[bool]:
 
 
 def read_entry(stem: Path, memory: bool) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None, dict[str, Any]] | None:
-    """Image, label and what else was written of an entry; None where it is absent, unfinished or damaged.
+    """Image, label and what else was written of an entry; None where it is absent, unfinished, or cannot be read.
+
+    Whether it holds what was written is not looked at: see `refuse_changed`.
 
     Args:
         stem: the entry's path without suffix.
@@ -88,24 +93,71 @@ def read_entry(stem: Path, memory: bool) -> tuple[NDArray[np.float32], NDArray[n
     """
     about = _read_json(stem.with_suffix(".json"))
     try:
+        if about["digests"].keys() != {"image", "label", "json"}:
+            return None
         image, label = (
             _load(stem.with_suffix(f".{name}.npy"), about[name], dtype, memory) if about[name] is not None else None
             for name, dtype in (("image", np.float32), ("label", np.uint8))
         )
-    except (UserError, KeyError, OSError, ValueError, EOFError):
+    except (UserError, AttributeError, KeyError, OSError, TypeError, ValueError, EOFError):
         return None
     return None if image is None else (image, label, about)
 
 
 def write_entry(stem: Path, image: NDArray[np.float32], label: NDArray[np.uint8] | None, about: dict[str, Any]) -> None:
     """Write an entry, to be called by whoever holds its lock. `about` is JSON, without "image" and "label"."""
+    digests: dict[str, str | None] = {"image": None, "label": None}
     for name, array in (("image", image), ("label", label)):
         if array is not None:
             with atomic_write(stem.with_suffix(f".{name}.npy")) as temporary:
                 np.save(temporary, array)
+                digests[name] = file_sha256(temporary)
     shapes = {"image": list(image.shape), "label": None if label is None else list(label.shape)}
+    content = about | shapes | {"digests": digests}
+    digests["json"] = _json_digest(content)
     with atomic_write(stem.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(about | shapes))
+        temporary.write_text(json.dumps(content))
+
+
+def refuse_changed(stems: Mapping[str, Path], cache: Path) -> dict[str, str]:
+    """Hold entries against the digests that were written with them; each file is read once after it was written.
+
+    Args:
+        stems: name of a case to the path of its entry, without suffix.
+        cache: folder of the entries.
+
+    Returns:
+        name of a case to the digest of its image in model space.
+
+    Raises:
+        UserError: an entry is not what was written, or was removed meanwhile.
+    """
+    written: dict[str, dict[str, Any]] = {name: _read_json(stem.with_suffix(".json")) for name, stem in stems.items()}
+    parts = {
+        name: {
+            part: stems[name].with_suffix(f".{part}.npy")
+            for part in ("image", "label")
+            if about.get("digests", {}).get(part) is not None
+        }
+        for name, about in written.items()
+    }
+    now = content_digests((path for files in parts.values() for path in files.values()), cache)
+    for name, about in written.items():
+        digests = about.get("digests", {})
+        same = {part: now[path] == digests[part] for part, path in parts[name].items()}
+        if "image" not in same or not all(same.values()) or _json_digest(about) != digests.get("json"):
+            raise UserError(
+                f"{stems[name]}: the prepared scan of {name} was changed after it was written; remove {stems[name]}.*, "
+                "it is made again, and find out what else writes there"
+            )
+    return {name: str(about["digests"]["image"]) for name, about in written.items()}
+
+
+def _json_digest(about: Mapping[str, Any]) -> str:
+    """Of all that an entry's JSON says but for its owners, which may become more."""
+    said = {key: value for key, value in about.items() if key != "owners"}
+    said["digests"] = {key: value for key, value in said["digests"].items() if key != "json"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def add_owner(stem: Path, owner: dict[str, str]) -> None:

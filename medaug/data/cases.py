@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import IGNORE
-from medaug.data.cache import add_owner, content_digests, locked, read_entry, write_entry
+from medaug.data.cache import add_owner, content_digests, locked, read_entry, refuse_changed, write_entry
 from medaug.data.preprocessing import Placement, Preprocessing, body_box
 from medaug.errors import UserError
 from medaug.imaging.isolation import Failure, isolated
@@ -54,6 +54,7 @@ class ModelCase:
         affine: the host's, (4, 4) mm.
         dtype: of the host's voxels on disk.
         placement: the way back to the host's grid.
+        content: digest of the image in model space; "" where nothing was cached.
     """
 
     case: Case
@@ -62,6 +63,7 @@ class ModelCase:
     affine: NDArray[np.float64]
     dtype: np.dtype[Any]
     placement: Placement
+    content: str = ""
 
 
 def read_case(manifest: Manifest, case: Case) -> tuple[HostImage, NDArray[np.uint8] | None]:
@@ -94,8 +96,9 @@ def load_cases(
     """Bring cases into model space, from `cache` where they are there already.
 
     An entry is found by the content of its files, the label schema, the whole preprocessing and `CACHE_FORMAT`:
-    neither a changed file or option nor a killed run can leave a wrong one. Several processes may call this at once
-    with one folder: each prepares what no other is at work on, then waits for the rest.
+    neither a changed file or option nor a killed run can leave a wrong one. One that was changed later is refused.
+    Several processes may call this at once with one folder: each prepares what no other is at work on, then waits for
+    the rest.
 
     Args:
         manifest: the cohort.
@@ -105,7 +108,7 @@ def load_cases(
         memory: keep the arrays in memory; otherwise they are mapped from the disk. Their values are the same.
 
     Raises:
-        UserError: as `read_case`; or the cache cannot be written.
+        UserError: as `read_case`; the cache cannot be written, or something else wrote into it.
     """
     cases = list(cases)
     files = {case.name: [*manifest.image_paths(case), manifest.label_path(case)] for case in cases}
@@ -128,7 +131,8 @@ def load_cases(
             if warning:
                 log.warning("%s: %s", case.name, warning)
         missing = busy
-    return [_restore(case, stems[case.name], memory) for case in cases]
+    contents = refuse_changed(stems, cache)
+    return [replace(_restore(case, stems[case.name], memory), content=contents[case.name]) for case in cases]
 
 
 def read_grids(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,14 @@ from medaug.cohort.provenance import PAIR, Recipe
 from medaug.cohort.schema import LabelSchema
 from medaug.data.cases import ModelCase
 from medaug.errors import UserError
+from medaug.files import file_sha256
 from medaug.imaging.nifti import write_volume
 from medaug.progress import track
 from medaug.runs import finished
 from medaug.training.checkpoint import Card
 from medaug.training.model import DiffusionModel
+
+log = logging.getLogger(__name__)
 
 Plan = Callable[[int], tuple[Recipe, ModelCase, NDArray[np.uint8]]]
 """Pair number to its recipe, its host and its mask (X, Y, Z) in model space."""
@@ -125,8 +129,13 @@ def synthetic_manifest(card: Card, folder: Path, num: int) -> Manifest:
 
 
 def _case(record: Mapping[str, Any]) -> Case:
-    told = {name: value for name, value in record.get("attributes", {}).items() if name != SPACING}
-    return Case(record["name"], tuple(record["images"]), record["label"], record["host_subject"], "train", told)
+    images, label = tuple(record["images"]), record["label"]
+    return Case(record["name"], images, label, record["host_subject"], "train", _known(record))
+
+
+def _known(record: Mapping[str, Any]) -> dict[str, str | float]:
+    """The attributes of a pair that a manifest may hold."""
+    return {name: value for name, value in record.get("attributes", {}).items() if name != SPACING}
 
 
 def _write_pair(
@@ -137,7 +146,7 @@ def _write_pair(
     mask: NDArray[np.uint8],
     image: NDArray[np.float32],
 ) -> dict[str, Any]:
-    """Write one pair; returns its name, its files relative to `folder`, and the host voxels that the model drew."""
+    """Write one pair; returns its name, its files with their digests, and the host voxels that the model drew."""
     name = f"{card.experiment}_synthetic_{recipe.index:05d}"
     description = "medaug synthetic" + (" phantom" if card.phantom else "")
     volumes = card.preprocessing.invert_image(image, host.placement)
@@ -149,7 +158,8 @@ def _write_pair(
     write_volume(folder / label, values, host.affine, description)
     # Beyond this box of the host's grid, [start, stop) along each axis, the files hold background.
     region = [list(ends) for ends in card.preprocessing.region(host.placement)]
-    return {"name": name, "images": images, "label": label, "region": region}
+    contents = {file: file_sha256(folder / file) for file in (*images, label)}
+    return {"name": name, "images": images, "label": label, "region": region, "contents": contents}
 
 
 def _as_stored(volume: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -179,12 +189,70 @@ def finished_pairs(folder: Path) -> Pairs:
     """What medaug.generate left in `folder`.
 
     Raises:
-        UserError: nothing is there, or its generation is unfinished.
+        UserError: nothing is there, its generation is unfinished, or what it says of the pairs was changed later.
     """
-    if finished(folder) is None:
+    summary = finished(folder)
+    if summary is None:
         raise UserError(f"{folder}: no finished synthetic pairs; run medaug.generate first (make generate)")
     manifest = Manifest.load(folder / "manifest.json")
-    made = {case.name for case in manifest.cases}
-    records = [r for r in provenance.read_all(folder, PAIR).values() if r["name"] in made]
-    digest = hashlib.sha256(json.dumps([manifest.to_mapping(), records], sort_keys=True).encode()).hexdigest()
-    return Pairs(manifest, tuple(records), digest)
+    made = {case.name: case for case in manifest.cases}
+    records = tuple(r for r in provenance.read_all(folder, PAIR).values() if r["name"] in made)
+    for record in records:
+        if changed := _differs(made[record["name"]], record):
+            raise UserError(
+                f"{folder / 'manifest.json'}: {changed} of {record['name']} is not what its provenance says; restore "
+                "the file, or remove the folder and generate again"
+            )
+    digest = pairs_digest(manifest, records)
+    if summary.get("digest", digest) != digest:
+        raise UserError(
+            f"{folder}: manifest.json or the provenance was changed after the pairs were finished; restore the files, "
+            "or remove the folder and generate again"
+        )
+    return Pairs(manifest, records, digest)
+
+
+def pairs_digest(manifest: Manifest, records: Sequence[Mapping[str, Any]]) -> str:
+    """SHA-256 of what is said of the pairs, their contents included."""
+    return hashlib.sha256(json.dumps([manifest.to_mapping(), records], sort_keys=True).encode()).hexdigest()
+
+
+def _differs(case: Case, record: Mapping[str, Any]) -> str:
+    """What a manifest says of a pair otherwise than its record; "" where they agree."""
+    said = {
+        "image": (list(case.images), record.get("images")),
+        "label": (case.label, record.get("label")),
+        "subject": (case.subject, record.get("host_subject")),
+        "split": (case.split, "train"),
+        "attributes": (dict(case.attributes), _known(record) if "attributes" in record else None),
+    }
+    return next((name for name, (ours, theirs) in said.items() if theirs is not None and ours != theirs), "")
+
+
+def refuse_changed_pairs(pairs: Pairs, digests: Mapping[Path, str]) -> None:
+    """Hold the files of pairs against the digests in their records; says how many have none.
+
+    Args:
+        pairs: as finished.
+        digests: SHA-256 of the files as they are now, by path.
+
+    Raises:
+        UserError: a file is not the one that was generated.
+    """
+    unknown = 0
+    for record in pairs.records:
+        contents = record.get("contents")
+        unknown += contents is None
+        for file, digest in (contents or {}).items():
+            path = Path(pairs.manifest.root, file)
+            if digests[path] != digest:
+                raise UserError(
+                    f"{path}: a file of {record['name']} that is not the one that was generated; restore it, or remove "
+                    "the folder and generate again"
+                )
+    if unknown:
+        log.warning(
+            "%s: %d pairs are from before digests were recorded, so whether their files were changed cannot be told",
+            pairs.manifest.root,
+            unknown,
+        )

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from medaug.cohort.manifest import Manifest
 from medaug.diffusion.samplers import check
 from medaug.errors import UserError
+from medaug.files import file_sha256
 from medaug.options import MasksOptions, SamplerOptions
 from medaug.synthesis.masks import touches_border
-from medaug.training.checkpoint import Card, file_sha256, load_model
+from medaug.training.checkpoint import Card, load_model
 from medaug.training.model import DiffusionModel
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from medaug.cohort.schema import LabelSchema
 from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
 from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
+from medaug.files import file_sha256
 from medaug.networks.finite import not_finite
 from medaug.training.model import DiffusionModel
 from medaug.training.tasks import resolve_task
@@ -193,9 +193,3 @@ def load_experiment(path: Path, experiment: str, device: torch.device) -> tuple[
     if card.experiment != experiment:
         raise UserError(f"{path}: of experiment {card.experiment}, not {experiment}; train that one first")
     return digest, card, model
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,8 +9,9 @@ from pathlib import Path
 from medaug.cohort.manifest import Manifest
 from medaug.diffusion.process import Process
 from medaug.errors import UserError
+from medaug.files import file_sha256
 from medaug.networks.controlnet import ControlledUNet
-from medaug.training.checkpoint import Base, averaged_weights, file_sha256, read_checkpoint
+from medaug.training.checkpoint import Base, averaged_weights, read_checkpoint
 from medaug.training.model import DiffusionModel
 from medaug.training.tasks import Task, resolve_task
 

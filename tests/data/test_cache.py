@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -111,10 +112,12 @@ def test_files_are_hashed_once(manifest, tmp_path, monkeypatch):
     digest = files.hashlib.file_digest
 
     def counted(file, name):
-        hashed.append(Path(file.name).name)
+        if Path(file.name).parent == Path(manifest.root):
+            hashed.append(Path(file.name).name)
         return digest(file, name)
 
     monkeypatch.setattr(files.hashlib, "file_digest", counted)
+    monkeypatch.setattr(files, "_SETTLED_NS", 0)
     load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "cache")
     assert len(hashed) == len(set(hashed)) == 15
     load_cases(manifest, manifest.cases, replace(PREPROCESSING, shape=(16, 8, 8)), tmp_path / "cache")
@@ -126,6 +129,48 @@ def test_files_are_hashed_once(manifest, tmp_path, monkeypatch):
     (tmp_path / "cache" / "files.index").write_text('{"cut sh')
     load_cases(manifest, manifest.cases[:1], PREPROCESSING, tmp_path / "cache")
     assert len(hashed) == 16 + 3
+
+
+@pytest.mark.parametrize("part", ["image.npy", "label.npy", "json"])
+def test_an_entry_that_something_else_wrote_is_refused_by_name(manifest, tmp_path, part):
+    """Overwritten in place, with the size and the time of change that it had."""
+    cache, case = tmp_path / "cache", manifest.cases[0]
+    load_cases(manifest, [case], PREPROCESSING, cache)
+    (path,) = cache.glob(f"*.{part}")
+    for old, new in ((b'"int16"', b'"uint8"'),) if part == "json" else ((path.read_bytes()[-4:], b"\1\1\1\1"),):
+        stat, content = path.stat(), path.read_bytes()
+        assert old in content
+        path.write_bytes(content.replace(old, new) if part == "json" else content[:-4] + new)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    stem = path.name.split(".")[0]
+    with pytest.raises(UserError, match=rf"{stem}: the prepared scan of a was changed after it was written; remove"):
+        load_cases(manifest, [case], PREPROCESSING, cache)
+    for leftover in cache.glob(f"{stem}.*"):
+        leftover.unlink()
+    load_cases(manifest, [case], PREPROCESSING, cache)
+
+
+def test_an_entry_from_before_digests_is_made_again(manifest, tmp_path, reads):
+    cache = tmp_path / "cache"
+    load_cases(manifest, manifest.cases[:1], PREPROCESSING, cache)
+    (path,) = entries(cache)
+    content = json.loads(path.read_text())
+    del content["digests"]
+    path.write_text(json.dumps(content))
+    load_cases(manifest, manifest.cases[:1], PREPROCESSING, cache)
+    assert reads == ["a", "a"] and "digests" in json.loads(path.read_text())
+
+
+def test_a_file_that_was_replaced_is_seen_behind_its_old_time(manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_SETTLED_NS", 0)
+    path = Path(manifest.root, "x.nii")
+    path.write_bytes(b"one")
+    os.utime(path, (1e9, 1e9))
+    first = files.content_digests([path], tmp_path / "cache")[path]
+    path.write_bytes(b"two")
+    os.utime(path, (1e9, 1e9))
+    second = files.content_digests([path], tmp_path / "cache")[path]
+    assert first != second == hashlib.sha256(b"two").hexdigest()
 
 
 def test_no_path_is_written_into_the_cache(manifest, tmp_path):

@@ -16,7 +16,8 @@ from medaug.cohort.schema import LabelSchema
 from medaug.data.attributes import Attribute, AttributeEncoder
 from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
-from medaug.training.checkpoint import FORMAT, Card, file_sha256, load_model, read_checkpoint
+from medaug.files import file_sha256
+from medaug.training.checkpoint import FORMAT, Card, load_model, read_checkpoint
 
 CARD = Card(
     experiment="demo",

@@ -16,10 +16,11 @@ from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import LabelSchema
 from medaug.config import load_options
 from medaug.errors import UserError
+from medaug.files import file_sha256
 from medaug.networks.build import build_network
 from medaug.networks.condition import Condition
 from medaug.train import main
-from medaug.training.checkpoint import Base, Card, file_sha256, read_checkpoint
+from medaug.training.checkpoint import Base, Card, read_checkpoint
 from medaug.training.fit import fit
 from medaug.training.initial import initialise, read_base
 
