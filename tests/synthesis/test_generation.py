@@ -389,7 +389,7 @@ RECORDS = [
     lambda record: record.update(host_subject="subject_turned", subjects=["subject_turned"]),
     lambda record: record.update(seed=record["seed"] + 1),
     lambda record: record.update(checkpoint="other"),
-    lambda record: record.pop("mask_source"),
+    lambda record: record.pop("region"),
     lambda record: record["contents"].update(x="y"),
     lambda record: record.update(mask_validation_subjects=[]),
 ]
