@@ -6,6 +6,7 @@ import difflib
 import runpy
 import sys
 
+from medaug.errors import printable
 from medaug.stages import STAGES
 
 
@@ -41,5 +42,5 @@ def main() -> None:
     else:
         close = difflib.get_close_matches(words[0], STAGES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"the stages are {', '.join(STAGES)}"
-        sys.stderr.write(f"medaug: error: {words[0]}: no such stage; {hint}\n")
+        sys.stderr.write(f"medaug: error: {printable(words[0])}: no such stage; {hint}\n")
         sys.exit(2)

@@ -24,10 +24,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from medaug.errors import UserError
+from medaug.errors import UserError, printable
+from medaug.files import refusal
 from medaug.inputs import read_yaml
 from medaug.keys import Key, check_values, fits, keys, problem, shown, type_name
 from medaug.options import Options
+from medaug.paths import expand_paths, without_references
 from medaug.runs import process_count, process_rank
 from medaug.stages import STAGES, Stage
 
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 # Groups whose files lie in the global package: they choose among the other groups and set any key.
 _GLOBAL_GROUPS = ("experiment", "preset")
+_OURS = ("medaug", "__main__")  # a stage run by `python -m` is called __main__
 
 
 def _shipped(folder: str) -> Path:
@@ -172,11 +175,12 @@ def load_options(stage_name: str, arguments: Sequence[str]) -> Options:
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
         raise UserError(f"{conf_dir()}: {' '.join(str(error).split())}; mend that file") from error
     for path, value in values.items():
-        OmegaConf.update(config, path, value, merge=False)
+        OmegaConf.update(config, path, without_references(value) if keys()[path].is_path else value, merge=False)
     try:
         options = cast(Options, OmegaConf.to_object(config))
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
+    expand_paths(options)
     check_values(options, stage.name)
     return options
 
@@ -236,6 +240,20 @@ def help_text(stage_name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+class _Printable(logging.Formatter):
+    """Messages in which nothing from a file can command the terminal; ours take one line each."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The message in its place in the line."""
+        ours = record.name.split(".")[0] in _OURS
+        record.message = printable(record.message, "" if ours else "\n\t")
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        """A traceback, which takes many lines."""
+        return printable(super().formatException(ei), "\n\t")
+
+
 def set_up_logging() -> None:
     """Messages of medaug from INFO, of everybody else from WARNING, on standard error."""
     handler: logging.Handler
@@ -244,16 +262,15 @@ def set_up_logging() -> None:
         from rich.logging import RichHandler
 
         handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Printable("%(message)s"))
     else:
         handler = logging.StreamHandler()  # rich would break paths at its column 80
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    ours = ("medaug", "__main__")  # a stage run by `python -m` is called __main__
+        handler.setFormatter(_Printable("%(asctime)s %(message)s", "%H:%M:%S"))
     level = logging.INFO if process_rank() == 0 else logging.WARNING
     # A filter, because libraries set the level of their own loggers when they are imported.
-    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.split(".")[0] in ours)
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.split(".")[0] in _OURS)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    for name in ours:
+    for name in _OURS:
         logging.getLogger(name).setLevel(level)
     logging.captureWarnings(True)
     # Of libraries about their own future, which a user can do nothing about.
@@ -291,12 +308,21 @@ def run(stage_name: str, body: Callable[[Options], None], arguments: Sequence[st
         set_up_logging()
         body(options)
     except UserError as error:
-        sys.stderr.write(f"medaug {stage_name}: error: {error}\n")
-        return 2
+        return _refuse(stage_name, error)
+    except OSError as error:  # what a library met at the disk on its own ways
+        refused = refusal(error)
+        if refused is None:
+            raise
+        return _refuse(stage_name, refused)
     except KeyboardInterrupt:
         sys.stderr.write(f"medaug {stage_name}: stopped\n")
         return 130
     return 0
+
+
+def _refuse(stage_name: str, error: UserError) -> int:
+    sys.stderr.write(f"medaug {stage_name}: error: {printable(str(error))}\n")
+    return 2
 
 
 def launch(stage_name: str, body: Callable[[Options], None]) -> None:

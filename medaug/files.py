@@ -44,12 +44,27 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # numpy says a short write in words, without a number.
-        if error.errno in _FULL or "requested and" in str(error):
-            raise UserError(f"{path}: the disk is full; free some space and run the same command again") from error
-        if error.errno in _NOT_WRITABLE:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
-        raise
+        refused = refusal(error, path)
+        if refused is None:
+            raise
+        raise refused from error
+
+
+def refusal(error: OSError, path: str | os.PathLike[str] | None = None) -> UserError | None:
+    """What the disk refuses, in one line; None where the error is of another kind.
+
+    Args:
+        error: as the system raised it.
+        path: what was to be written; None: the file that the error names.
+    """
+    named = path if path is not None else error.filename
+    # numpy says a short write in words, without a number.
+    if error.errno in _FULL or "requested and" in str(error):
+        where = "" if named is None else f"{os.fspath(named)}: "
+        return UserError(f"{where}the disk is full; free some space and run the same command again")
+    if named is not None and error.errno in _NOT_WRITABLE:
+        return UserError(f"{os.fspath(named)}: cannot be written ({error.strerror}); choose another folder")
+    return None
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ class Key:
         least, above, most: limits of the number, or of each number of a list.
         fewest: values that a list needs.
         needs: path of the key without which this one has no effect; `unless`: of the key with which it has none.
+        is_path: whether it names files or folders.
     """
 
     path: str
@@ -39,6 +40,7 @@ class Key:
     fewest: int
     needs: str | None
     unless: str | None
+    is_path: bool
 
 
 def keys() -> dict[str, Key]:

@@ -15,6 +15,7 @@ def option(
     default: Any,
     identity: bool = True,
     *,
+    is_path: bool = False,
     least: float | None = None,
     above: float | None = None,
     most: float | None = None,
@@ -31,13 +32,19 @@ def option(
         help: the help line.
         default: value.
         identity: False: the key changes no result, only where and how fast.
+        is_path: it names files or folders, in which `~` and environment variables are expanded.
         least, above, most, fewest, needs, unless: see `Key`.
     """
     metadata = {"help": help, "identity": identity, "least": least, "above": above, "most": most, "fewest": fewest}
-    metadata |= {"needs": needs, "unless": unless}
+    metadata |= {"needs": needs, "unless": unless, "is_path": is_path}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def path_option(help: str, **about: Any) -> Any:
+    """A key that names a file or folder, absent by default; `about` as for `option`."""
+    return option(help, None, is_path=True, **about)
 
 
 @dataclass
@@ -45,10 +52,12 @@ class DataOptions:
     """The cohort, and the model space that its scans are brought into."""
 
     name: str = option("what the cohort is called", "")
-    manifest: str | None = option(
-        "a manifest (a file, or a name in data_manifests); null: read root by its layout", None
+    manifest: str | None = path_option(
+        "a manifest (a file, or a name in data_manifests); null: read root by its layout"
     )
-    roots: list[str] = option("folders that may hold the files; the first that exists is taken", [], identity=False)
+    roots: list[str] = option(
+        "folders that may hold the files; the first that exists is taken", [], identity=False, is_path=True
+    )
     layout: str = option("auto, msd, brats2020, brats2023, brats2024, nnunet or phantom", "auto")
     source: str = option("where to get the data, said when they are missing", "", identity=False)
     subject_pattern: str | None = option("regular expression whose group 1 in a case's name is its subject", None)
@@ -110,7 +119,7 @@ class CodecOptions:
     max_steps: int | None = option("kl: optimisation steps; null: half of trainer.max_steps", None)
     batch_size: int | None = option("kl: volumes per step; null: trainer.batch_size", None)
     learning_rate: float = option("kl: peak learning rate of AdamW", 1e-3)
-    checkpoint: str | None = option("kl: codec.ckpt of an earlier training, taken instead of training one", None)
+    checkpoint: str | None = path_option("kl: codec.ckpt of an earlier training, taken instead of training one")
 
 
 @dataclass
@@ -217,9 +226,7 @@ class MasksOptions:
     """Where the masks of synthetic pairs come from: training masks, as they are or deformed, or a mask generator."""
 
     source: str = option("real, deformed or generated", "deformed")
-    checkpoint: str | None = option(
-        "generated: checkpoint of a training with task=mask_generator", None, identity=False
-    )
+    checkpoint: str | None = path_option("generated: checkpoint of a training with task=mask_generator", identity=False)
     rotation: float = option("deformed: standard deviation of the angle about each axis, degrees", 6.0, least=0)
     scaling: float = option("deformed: standard deviation of the logarithm of the scale", 0.06, least=0)
     translation: float = option("deformed: standard deviation of the shift along each axis, voxels", 1.0, least=0)
@@ -261,7 +268,7 @@ class PredictOptions:
     """Which scans a trained model is applied to, and how."""
 
     split: str | None = option("train, val or test of the cohort it was trained on; null: val", None)
-    manifest: str | None = option("a manifest of other scans, in place of a split", None)
+    manifest: str | None = path_option("a manifest of other scans, in place of a split")
     name: str | None = option("folder below runs/EXP/predictions; null: the split, or the manifest's file", None)
     num_samples: int | None = option("samples per scan, whose mean is the result; null: 8 of labels, 1 of images", None)
     guidance_scale: float = option("classifier-free guidance by what the model is told; 1: none", 1.0)
@@ -310,29 +317,29 @@ class ExportOptions:
     """The synthetic pairs in another tool's layout."""
 
     format: str = option("msd or nnunet", "msd")
-    manifest: str | None = option("a cohort's manifest to export; null: the experiment's synthetic pairs", None)
-    out: str | None = option("a folder that does not exist yet", None)
+    manifest: str | None = path_option("a cohort's manifest to export; null: the experiment's synthetic pairs")
+    out: str | None = path_option("a folder that does not exist yet")
 
 
 @dataclass
 class IngestOptions:
     """Files to manifest."""
 
-    root: str | None = option("folder with the scans, never written to", None)
-    out: str | None = option("manifest to write (.json); scans from DICOM become NIfTI in a folder beside it", None)
+    root: str | None = path_option("folder with the scans, never written to")
+    out: str | None = path_option("manifest to write (.json); scans from DICOM become NIfTI in a folder beside it")
     layout: str = option("auto, msd, brats2020, brats2023, brats2024, nnunet, pairs or dicom", "auto")
-    rules: str | None = option("YAML file: modalities, labels, which file is which (see the documentation)", None)
+    rules: str | None = path_option("YAML file: modalities, labels, which file is which (see the documentation)")
     accept_labels: bool = option("confirm the labels that the layout proposes", False)
     name: str | None = option("what the cohort is called; null: the folder's name", None)
     images: str | None = option("layout pairs: glob of the images below root", None)
     labels: str | None = option("layout pairs: glob of the labels below root", None)
     case_pattern: str | None = option("layout pairs: regular expression whose group 1 in a path is its case", None)
     classes: list[str] | None = option("layout pairs: names of label values 0, 1, 2, ..., background first", None)
-    subjects: str | None = option("CSV file with the columns case and subject", None)
+    subjects: str | None = path_option("CSV file with the columns case and subject")
     subject_pattern: str | None = option("regular expression whose group 1 in a case's name is its subject", None)
     subject_consecutive: int = option("this many consecutive numbers are one subject", 1)
-    attributes: str | None = option("CSV file with case or subject, and a column per attribute (site, grade)", None)
-    splits: str | None = option("splits to keep: splits_final.json, or a CSV with case or subject, and split", None)
+    attributes: str | None = path_option("CSV file with case or subject, and a column per attribute (site, grade)")
+    splits: str | None = path_option("splits to keep: splits_final.json, or a CSV with case or subject, and split")
     splits_fold: int = option("which fold of splits_final.json", 0, least=0, needs="ingest.splits")
     val_fraction: float = option("share of subjects for validation", 0.1, unless="ingest.splits")
     test_fraction: float = option("share of subjects that no model may see", 0.2, unless="ingest.splits")
@@ -340,15 +347,15 @@ class IngestOptions:
     folds: int | None = option("also write that many folds as nnU-Net's splits_final.json beside the manifest", None)
     exclude: list[str] = option("cases to leave out, by name", [])
     check: str = option("voxels (read everything), headers (large cohorts) or none", "voxels")
-    report: str | None = option("JSON file for the findings", None)
+    report: str | None = path_option("JSON file for the findings")
     workers: int = option("processes that read; 0: one per processor", 0)
     on_gap: str = option("dicom, a slice is missing: refuse the series, or resample over the gap", "refuse")
     on_grid: str = option("modalities on different grids: refuse the case, or resample to the first (dicom)", "refuse")
     pseudonyms: bool = option("dicom: subjects by salted pseudonym; false: by PatientID", True)
-    private: str | None = option("dicom: file of pseudonyms and salt, to be kept; null: beside out", None)
+    private: str | None = path_option("dicom: file of pseudonyms and salt, to be kept; null: beside out")
     withdraw: str | None = option("list everything that this subject went into, and do nothing else", None)
     download: str | None = option("fetch a Medical Segmentation Decathlon task, such as Task04_Hippocampus", None)
-    to: str | None = option("download: folder to unpack it in", None, needs="ingest.download")
+    to: str | None = path_option("download: folder to unpack it in", needs="ingest.download")
     mirror: str | None = option(
         "download: address of the folder with the archives; null: the task's own", None, needs="ingest.download"
     )
@@ -360,12 +367,12 @@ class Options:
 
     experiment: str = option("which cohort and model (conf/experiment)", "")
     preset: str = option("size and budget (conf/preset); the experiment's own unless said, else cpu", "cpu")
-    runs: str = option("folder of all results", "runs")
+    runs: str = option("folder of all results", "runs", is_path=True)
     overwrite: bool = option("begin again where the config differs from the run on disk", False)
     checkpoint: str = option("auto (best where samples were scored, else last), best or last", "auto")
     dry_run: bool = option("print the plan of a training, with time and memory, and stop", False)
     resume: bool = option("train a run further than it was meant to go; raise trainer.max_steps with it", False)
-    init_from: str | None = option("checkpoint of an earlier training whose weights to begin from; null: none", None)
+    init_from: str | None = path_option("checkpoint of an earlier training whose weights to begin from; null: none")
     objective: str = option("--multirun with optuna: the number in finished.json to optimise", "validation_loss")
     data: DataOptions = field(default_factory=DataOptions)
     task: TaskOptions = field(default_factory=TaskOptions)

@@ -18,7 +18,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medaug import config
+from medaug import config, paths
 from medaug.errors import UserError
 from medaug.keys import check_values, type_name
 from medaug.options import Options
@@ -115,7 +115,7 @@ def test_no_own_key_hides_a_shared_one():
     ],
 )
 def test_text_is_taken_as_it_was_typed(text, value):
-    assert config.load_options("ingest", [f"root={text}"]).ingest.root == value
+    assert config.load_options("ingest", [f"name={text}"]).ingest.name == value
 
 
 @pytest.mark.slow
@@ -371,3 +371,109 @@ def test_starting_up_imports_nothing_heavy():
 @pytest.mark.parametrize("stage", ["generate", "predict", "audit", "benchmark"])
 def test_every_stage_that_takes_a_checkpoint_lets_it_be_chosen(stage):
     assert config.load_options(stage, ["experiment=demo", "checkpoint=last"]).checkpoint == "last"
+
+
+IS_PATH = {path for path, key in config.keys().items() if key.is_path}
+PATHS = [(next(n for n, stage in STAGES.items() if config._accepts(stage, path)), path) for path in sorted(IS_PATH)]
+
+
+def test_every_key_that_names_a_file_or_folder_is_known_as_a_path():
+    words = re.compile(r"\b(file|folder|folders|manifest|checkpoint|ckpt|CSV|YAML|json)\b")
+    told = {path for path, key in config.keys().items() if words.search(key.help) and "str" in str(key.hint)}
+    # Patterns below root, an address, choices and names.
+    others = {"ingest.images", "ingest.labels", "ingest.mirror", "ingest.name", "ingest.case_pattern", "ingest.classes"}
+    others |= {"data.attributes", "data.name", "data.cache", "predict.name", "predict.split", "objective", "checkpoint"}
+    assert told - others <= IS_PATH
+
+
+@pytest.fixture
+def places(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("PLACE", "/place")
+    monkeypatch.delenv("UNSET", raising=False)
+
+
+@pytest.mark.parametrize(("stage", "path"), PATHS)
+def test_paths_are_expanded_wherever_they_are_declared(places, stage, path):
+    text = "['~/${PLACE} x']" if path.endswith("roots") else "~/${PLACE} x"
+    needed = ["download=Task04_Hippocampus"] if path == "ingest.to" else []
+    found = config.load_options(stage, ["experiment=demo", f"{path}={text}", *needed])
+    for name in path.split("."):
+        found = getattr(found, name)
+    assert (found[0] if isinstance(found, list) else found) == "/home/someone//place x"
+
+
+@pytest.mark.parametrize(
+    ("text", "expanded"),
+    [
+        ("~/x", "/home/someone/x"),
+        ("~", "/home/someone"),
+        ("$PLACE/x", "/place/x"),
+        ("${PLACE}/x", "/place/x"),
+        ("a/$PLACE", "a//place"),
+        ("./~/x", "./~/x"),
+        ("x/y", "x/y"),
+        ("../x", "../x"),
+        ("a$", "a$"),
+    ],
+)
+def test_home_folders_and_variables_in_a_path(places, text, expanded):
+    assert paths.expanded("runs", text) == expanded
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("$UNSET/x", "the variable .UNSET is not set; set it"),
+        ("${UNSET}", "the variable .{UNSET} is not set; set it"),
+        ("~nobody_here/x", "there is no such user; write ./~nobody_here/x"),
+        ("", "is empty; give a path"),
+        ("a\0b", "is not a path; give a path"),
+    ],
+)
+def test_a_path_that_cannot_be_expanded_is_refused(places, text, said):
+    with pytest.raises(UserError, match=f"runs={re.escape(text)}: {said}"):
+        paths.expanded("runs", text)
+
+
+def test_a_path_in_a_file_of_conf_is_expanded_too(tmp_path, monkeypatch):
+    shutil.copytree(config.conf_dir(), tmp_path / "conf")
+    file = tmp_path / "conf" / "data" / "hippocampus.yaml"
+    file.write_text(re.sub(r"roots:\n(  - .*\n)+", "roots:\n  - ~/scans\n  - $PLACE/scans\n", file.read_text()))
+    monkeypatch.setattr(config, "conf_dir", lambda: tmp_path / "conf")
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("PLACE", "/place")
+    options = config.load_options("train", ["experiment=hippocampus"])
+    assert options.data.roots == ["/home/someone/scans", "/place/scans"]
+
+
+HOSTILE = "case\x1b[2J\x1b]0;title\x07\r\nmedaug train: error: forged\x00\x9b31m\u202egnp\u2028\udcff"
+
+
+def test_nothing_from_a_file_commands_the_terminal_or_forges_a_line(capsys, restored_logging):
+    def body(options):
+        logging.getLogger("medaug.x").warning("%s: read", HOSTILE)
+        logging.getLogger("other").warning("two\nlines\x1b[2J")
+        raise UserError(f"{HOSTILE}: is damaged; mend it")
+
+    assert config.run("train", body, ["experiment=demo"]) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 4 and all(c.isprintable() or c == "\n" for c in said)
+    assert "case\\x1b[2J" in said and "\\r\\nmedaug train: error: forged" in said
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(28, "the disk is full"), (13, "cannot be written"), (30, "cannot be written")]
+)
+def test_what_a_library_meets_at_the_disk_is_one_line(capsys, restored_logging, number, said):
+    def body(options):
+        raise OSError(number, "reason", "/there/events.out")
+
+    assert config.run("train", body, ["experiment=demo"]) == 2
+    assert capsys.readouterr().err.startswith("medaug train: error: /there/events.out: " + said)
+
+    def defect(options):
+        raise OSError("no number")
+
+    with pytest.raises(OSError, match="no number"):
+        config.run("train", defect, ["experiment=demo"])

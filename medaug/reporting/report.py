@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from medaug.csv_files import number, read_csv
-from medaug.errors import UserError
+from medaug.errors import UserError, printable
 from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.evaluation.statistics import FEWEST_SUBJECTS, Interval, bootstrap_table
 from medaug.files import atomic_write
@@ -68,9 +68,9 @@ def print_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     for row in rows:
         if row["arm"] != arm:
             arm = row["arm"]
-            table.add_row(Text(arm, style="bold"))
+            table.add_row(Text(printable(arm), style="bold"))
         cells = (Text(format_interval(row[metric], DIGITS[metric])) for metric in DIGITS)
-        table.add_row(Text(f"  {row['class']}"), *cells)
+        table.add_row(Text(f"  {printable(row['class'])}"), *cells)
     console.print(table)
 
 

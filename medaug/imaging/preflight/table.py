@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from medaug.errors import printable
 from medaug.imaging.preflight.findings import Finding, Report, Severity
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def report_table(findings: Sequence[Finding], shown: int = 5) -> Table:
         for finding in alike:
             # Text, not markup: names of files may hold brackets.
             words = severity, finding.case, finding.what, finding.remedy
-            table.add_row(*(Text(word, _STYLES[severity] if word is severity else "") for word in words))
+            table.add_row(*(Text(printable(word), _STYLES[severity] if word is severity else "") for word in words))
         if rest:
             table.add_row("", "", rest, "")
     return table

@@ -1,0 +1,52 @@
+"""Paths in the options: home folders and variables are expanded once, in every key that is declared as a path."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from medaug.errors import UserError
+from medaug.keys import keys
+from medaug.options import Options
+
+
+def expand_paths(options: Options) -> None:
+    """Put home folders for `~` and values for `$NAME` in every path, wherever it was said.
+
+    A path that is relative stays so: it starts at the folder in which the command is run.
+
+    Raises:
+        UserError: a path is empty, holds a null byte, or names an unknown user or variable.
+    """
+    for key in keys().values():
+        if not key.is_path:
+            continue
+        *nodes, leaf = key.path.split(".")
+        node: Any = options
+        for name in nodes:
+            node = getattr(node, name)
+        value = getattr(node, leaf)
+        if isinstance(value, list):
+            setattr(node, leaf, [expanded(key.path, item) for item in value])
+        elif value is not None:
+            setattr(node, leaf, expanded(key.path, value))
+
+
+def expanded(key: str, text: str) -> str:
+    """A path with home folder and variables put in; `key` is named in errors."""
+    if not text or "\0" in text:
+        raise UserError(f"{key}={text}: is {'empty' if not text else 'not a path'}; give a path, or leave it out")
+    path = os.path.expandvars(os.path.expanduser(text))
+    if path.startswith("~"):
+        raise UserError(f"{key}={text}: there is no such user; write ./{text} if the folder is really called so")
+    if unset := re.search(r"\$(\w+|\{\w+\})", path):
+        raise UserError(f"{key}={text}: the variable {unset[0]} is not set; set it, or write the path without it")
+    return path
+
+
+def without_references(value: Any) -> Any:
+    """A value in which OmegaConf leaves `${NAME}` alone: in a path it is a variable of the environment."""
+    if isinstance(value, list):
+        return [without_references(item) for item in value]
+    return re.sub(r"\$\{(?=\w+\})", r"\\${", value) if isinstance(value, str) else value
