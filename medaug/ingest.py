@@ -67,11 +67,12 @@ def _ingest(wanted: IngestOptions, data: DataOptions) -> None:
     from medaug.imaging.intensity import Intensity
     from medaug.imaging.layouts import detect_layout, read_layout
     from medaug.imaging.preflight import Expectations, Report
-    from medaug.imaging.rules import NO_RULES, read_rules, with_pairs
+    from medaug.imaging.rules import NO_RULES, read_rules, with_excluded, with_pairs
     from medaug.locks import alone
 
     rules = read_rules(Path(wanted.rules)) if wanted.rules is not None else NO_RULES
     rules = with_pairs(rules, wanted.images, wanted.labels, wanted.case_pattern, wanted.classes)
+    rules = with_excluded(rules, wanted.exclude_series)
     layout = detect_layout(wanted.root, rules) if wanted.layout == "auto" else wanted.layout
     log.info("layout %s%s", layout, " detected" if wanted.layout == "auto" else "")
     named = layout == "dicom" or wanted.subjects is not None or wanted.subject_pattern is not None

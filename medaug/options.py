@@ -346,6 +346,7 @@ class IngestOptions:
     split_seed: int = option("seed of the split by subject, and of the folds", 0)
     folds: int | None = option("also write that many folds as nnU-Net's splits_final.json beside the manifest", None)
     exclude: list[str] = option("cases to leave out, by name", [])
+    exclude_series: list[str] = option("dicom: files to leave out by header, as in [ImageType:localizer,scout]", [])
     check: str = option("voxels (read everything), headers (large cohorts) or none", "voxels")
     report: str | None = path_option("JSON file for the findings")
     workers: int = option("processes that read; 0: one per processor", 0)

@@ -9,6 +9,8 @@ A rules file is YAML:
     case: "(case_\\d+)"          # layout pairs: group 1 in a file's path is its case
     structures:                 # layout dicom: class: regular expression for the names of segments and ROIs
       tumour: "gtv|tumou?r"
+    exclude_series:             # layout dicom: files that match one of these are left out
+      - {ImageType: localizer}
     labels: {0: background, 1: tumour}
     regions: {whole tumour: [1, 2]}
     ignore: 255
@@ -40,6 +42,8 @@ class Rules:
         label: glob of the label files.
         case: regular expression; its group 1 in a file's path, relative to the root, names the case.
         structures: class name to the regular expression for the names of its segments and ROIs.
+        exclude_series: each {DICOM keyword: regular expression}, or a pattern of the SeriesDescription; DICOM files
+            that one of them matches are left out.
         schema: what the file says of `labels`, `regions`, `ignore`, `remap`, for `LabelSchema.from_mapping`.
         source: the file, for messages.
 
@@ -51,6 +55,7 @@ class Rules:
     label: str | None = None
     case: str | None = None
     structures: Mapping[str, str] = field(default_factory=dict)
+    exclude_series: Sequence[str | Mapping[str, str]] = ()
     schema: Mapping[str, Any] = field(default_factory=dict)
     source: str = "rules"
 
@@ -106,6 +111,9 @@ def read_rules(path: Path) -> Rules:
             raise UserError(
                 f"{path}: {key} is not a mapping from names to texts; see the rules file in the documentation"
             )
+    excluded = content.get("exclude_series", [])
+    if not isinstance(excluded, list) or not all(map(_is_rule, excluded)):
+        raise UserError(f"{path}: exclude_series is not a list of rules; write them as - {{ImageType: localizer}}")
     schema = {key: content[key] for key in SCHEMA_KEYS if key in content}
     return Rules(**{key: value for key, value in content.items() if key not in schema}, schema=schema, source=str(path))
 
@@ -145,6 +153,18 @@ def with_pairs(
     if not changes:
         return rules
     return replace(rules, **changes, source=COMMAND_LINE if rules == NO_RULES else rules.source)
+
+
+def with_excluded(rules: Rules, excluded: Sequence[str]) -> Rules:
+    """Rules that leave out more series, as the command line names them.
+
+    Args:
+        rules: of a file, or NO_RULES.
+        excluded: each KEYWORD:PATTERN, or a pattern of the SeriesDescription.
+    """
+    parts = [re.fullmatch(r"(\w+):(.*)", text, re.DOTALL) for text in excluded]
+    more = [{part[1]: part[2]} if part else text for part, text in zip(parts, excluded, strict=True)]
+    return replace(rules, exclude_series=(*rules.exclude_series, *more)) if more else rules
 
 
 def _is_rule(rule: Any) -> bool:

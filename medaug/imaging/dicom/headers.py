@@ -56,6 +56,18 @@ class Series:
         """All of its files, copies too."""
         return tuple(path for one in self.instances for path in one.paths)
 
+    def keeping(self, instances: Sequence[Instance]) -> Series:
+        """The series with these of its files alone."""
+        first = instances[0]
+        return replace(
+            self,
+            modality=first.attributes.get("Modality", ""),
+            frame_of_reference=first.attributes.get("FrameOfReferenceUID", ""),
+            attributes=first.attributes,
+            instances=tuple(instances),
+            sop_class=first.sop_class,
+        )
+
 
 @dataclass(frozen=True)
 class Tree:
@@ -139,28 +151,31 @@ def _tree(
         if isinstance(result, Record):
             groups[result.patient_id, result.study_uid, result.series_uid].append(result)
     failed = [(path, result) for path, result in zip(paths, results, strict=True) if isinstance(result, str)]
-    series = sorted((_series(records) for records in groups.values()), key=_series_order)
+    shared: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}  # most files of a series say the same
+    series = sorted((_series(records, shared) for records in groups.values()), key=_series_order)
     return Tree(tuple(series), (*unreadable, *failed), sum(result is None for result in results))
 
 
-def _series(records: list[Record]) -> Series:
+def _series(records: list[Record], shared: dict[tuple[tuple[str, str], ...], Mapping[str, str]]) -> Series:
     records = sorted(records, key=lambda record: (record.instance.sop_instance_uid, record.instance.path))
     first = records[0]
     instances: list[Instance] = []
     for one in (record.instance for record in records):
+        one = replace(one, attributes=shared.setdefault(tuple(one.attributes.items()), one.attributes))
         last = instances[-1] if instances else None
         if last and last.sop_instance_uid == one.sop_instance_uid and _is_copy(last.path, one.path):
             instances[-1] = replace(last, copies=(*last.copies, one.path))
         else:
             instances.append(one)
+    attributes = instances[0].attributes
     return Series(
         uid=first.series_uid,
         study_uid=first.study_uid,
         patient_id=first.patient_id,
-        modality=first.attributes.get("Modality", ""),
+        modality=attributes.get("Modality", ""),
         number=first.number,
         frame_of_reference=first.frame_of_reference,
-        attributes=first.attributes,
+        attributes=attributes,
         instances=tuple(instances),
         sop_class=first.instance.sop_class,
     )

@@ -8,7 +8,7 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,73 +25,21 @@ from pydicom.uid import (
     UID_dictionary,
 )
 
+from medaug.imaging.dicom.keywords import ATTRIBUTES, CONSTANT, IN_GROUPS, VARYING
+
 SEGMENTATIONS = "1.2.840.10008.5.1.4.1.1.66."  # SOP classes of segmentations and surfaces begin so
 
-# What user rules may match on. Descriptions can name a patient, so values are said nowhere without `scrub`.
-ATTRIBUTES = [
-    "Modality",
-    "SeriesDescription",
-    "StudyDescription",
-    "ProtocolName",
-    "SequenceName",
-    "ScanningSequence",
-    "SequenceVariant",
-    "ScanOptions",
-    "ImageType",
-    "MRAcquisitionType",
-    "EchoTime",
-    "RepetitionTime",
-    "InversionTime",
-    "FlipAngle",
-    "DiffusionBValue",
-    "EchoTrainLength",
-    "MagneticFieldStrength",
-    "ContrastBolusAgent",
-    "BodyPartExamined",
-    "Manufacturer",
-    "ManufacturerModelName",
-    "SoftwareVersions",
-    "KVP",
-    "ConvolutionKernel",
-    "SliceThickness",
-    "SeriesNumber",
-    "PulseSequenceName",
-    "AcquisitionContrast",
-]
-# What tells two images at one place apart.
-_ACQUISITION = [
-    "AcquisitionNumber",
-    "AcquisitionTime",
-    "TemporalPositionIdentifier",
-    "EchoNumbers",
-    "EchoTime",
-    "InversionTime",
-    "FlipAngle",
-    "RepetitionTime",
-    "TriggerTime",
-    "DiffusionBValue",
-    "DiffusionGradientOrientation",
-    "FrameReferenceTime",
-    "ConvolutionKernel",
-    "ImageType",
-]
 _OTHERS = [
-    "SOPClassUID",
     "SOPInstanceUID",
     "PatientID",
     "StudyInstanceUID",
     "SeriesInstanceUID",
-    "FrameOfReferenceUID",
-    "Rows",
-    "Columns",
     "NumberOfFrames",
     "SamplesPerPixel",
-    "PhotometricInterpretation",
     "BitsAllocated",
     "BitsStored",
     "PixelRepresentation",
     "ImagePositionPatient",
-    "ImageOrientationPatient",
     "PixelSpacing",
     "RescaleSlope",
     "RescaleIntercept",
@@ -100,20 +48,9 @@ _OTHERS = [
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
-# Enhanced objects keep these in functional groups: (macro, keyword there).
-_IN_GROUPS = {
-    "EchoTime": ("MREchoSequence", "EffectiveEchoTime"),
-    "RepetitionTime": ("MRTimingAndRelatedParametersSequence", "RepetitionTime"),
-    "FlipAngle": ("MRTimingAndRelatedParametersSequence", "FlipAngle"),
-    "InversionTime": ("MRModifierSequence", "InversionTimes"),
-    "DiffusionBValue": ("MRDiffusionSequence", "DiffusionBValue"),
-    "ImageType": ("MRImageFrameTypeSequence", "FrameType"),
-    "TemporalPositionIndex": ("FrameContentSequence", "TemporalPositionIndex"),
-    "AcquisitionNumber": ("FrameContentSequence", "FrameAcquisitionNumber"),
-}
 _TAG = {
     keyword: Tag(keyword)
-    for keyword in (*ATTRIBUTES, *_ACQUISITION, *_OTHERS, *(keyword for _, keyword in _IN_GROUPS.values()))
+    for keyword in (*ATTRIBUTES, *CONSTANT, *VARYING, *_OTHERS, *(keyword for _, keyword in IN_GROUPS.values()))
 }
 _PLACE = {"StackID", "InStackPositionNumber", "ImagePositionPatient", "ImageOrientationPatient", "FrameNumber"}
 
@@ -129,7 +66,7 @@ class Plane:
         slope: RescaleSlope, 1 where it is missing.
         intercept: RescaleIntercept, 0 where it is missing.
         rescale_type: RescaleType, "" where it is missing; None where nothing is rescaled.
-        acquisition: (keyword, value) pairs that tell acquisitions apart.
+        acquisition: (keyword, value) pairs that tell this slice from others of its file or series.
     """
 
     position: tuple[float, ...] | None
@@ -158,6 +95,7 @@ class Instance:
         frames: NumberOfFrames, 1 where it is missing.
         planes: one per frame where functional groups describe them, in the order of the frames; else one.
         copies: other files of the same bytes, as exports with a DICOMDIR like to hold.
+        attributes: texts of the header by keyword, several values joined by a backslash; of the first frame.
     """
 
     path: Path
@@ -173,6 +111,7 @@ class Instance:
     frames: int
     planes: tuple[Plane, ...]
     copies: tuple[Path, ...] = ()
+    attributes: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -190,7 +129,6 @@ class Record:
     series_uid: str
     number: int | None
     frame_of_reference: str
-    attributes: dict[str, str]
 
 
 def read_headers(paths: Sequence[Path]) -> list[Record | str | None]:
@@ -255,13 +193,13 @@ def _record(path: Path, dataset: Dataset, rest: int) -> Record:
     """The record of a header after which the file goes on for `rest` bytes: the element of the pixels."""
     rows, columns = _number(dataset, "Rows") or 0, _number(dataset, "Columns") or 0
     samples = _number(dataset, "SamplesPerPixel") or 1
-    attributes = _texts(dataset, ATTRIBUTES)
+    attributes = _texts(dataset, [*ATTRIBUTES, *(keyword for keyword in CONSTANT if keyword not in ATTRIBUTES)])
     frames = dataset.get("PerFrameFunctionalGroupsSequence")
     if frames and not _text(dataset, "SOPClassUID").startswith(SEGMENTATIONS):
         planes = _frames(dataset, frames)
-        attributes |= {key: value for key, value in planes[0].acquisition if key in ATTRIBUTES}
+        attributes |= {key: value for key, value in planes[0].acquisition if key in IN_GROUPS}
     else:
-        planes = (_plane(dataset, _texts(dataset, _ACQUISITION)),)
+        planes = (_plane(dataset, _texts(dataset, VARYING)),)
     number_of_frames = _number(dataset, "NumberOfFrames") or 1
     syntax = getattr(dataset.file_meta, "TransferSyntaxUID", None)
     is_plain = syntax in {None, ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian}
@@ -280,13 +218,13 @@ def _record(path: Path, dataset: Dataset, rest: int) -> Record:
             complete=not is_plain or rest >= 8 + bits // 8,
             frames=number_of_frames,
             planes=planes,
+            attributes=attributes,
         ),
         patient_id=_text(dataset, "PatientID"),
         study_uid=_text(dataset, "StudyInstanceUID"),
         series_uid=_text(dataset, "SeriesInstanceUID"),
         number=_number(dataset, "SeriesNumber"),
         frame_of_reference=_text(dataset, "FrameOfReferenceUID"),
-        attributes=attributes,
     )
 
 
@@ -309,7 +247,7 @@ def _frames(dataset: Dataset, frames: Sequence[Dataset]) -> tuple[Plane, ...]:
             "PixelValueTransformationSequence",
         ):
             merged.update(macro(name))
-        acquisition = {key: _text(macro(name), keyword) for key, (name, keyword) in _IN_GROUPS.items()}
+        acquisition = {key: _text(macro(name), keyword) for key, (name, keyword) in IN_GROUPS.items()}
         indices = macro("FrameContentSequence").get("DimensionIndexValues")
         indices = indices if isinstance(indices, MultiValue) else [indices]
         acquisition |= {

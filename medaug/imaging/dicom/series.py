@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +18,22 @@ from numpy.typing import NDArray
 from medaug.errors import UserError
 from medaug.imaging.dicom.headers import Series, scan_here
 from medaug.imaging.dicom.instance import SEGMENTATIONS, Instance, uid_name
+from medaug.imaging.dicom.mixture import differences, mixture_problems
 from medaug.imaging.dicom.pixels import PixelError, decode, rescale, rescaled_dtype
+from medaug.imaging.dicom.problems import EXPORT, Problem, leave_out, minority
 from medaug.imaging.dicom.stack import LPS, Slice, Stack, by_position, slices_of, stack_of
 from medaug.imaging.volume import Header, Volume, bad_file
 
+_SAYS_SO = {"mixed-orientation", "duplicate-slices", "two-acquisitions"}  # they make a look at the rest idle
 _DOSE = "1.2.840.10008.5.1.4.1.1.481.2"  # RT Dose has rows and columns, but its frames lie by other rules
 _MAX_SIDE = 16384
 _COSINES = 1e-3  # headers are often rounded to three or four decimals
 _SIDEWAYS = 1e-3  # mm per mm along the normal: what such rounding does to slices that lie straight
-_EXPORT = "export the series again from its archive"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why a series is no volume, in words without a path or patient data.
-
-    Attributes:
-        code: the kind, in words with hyphens; "gap" is the one that `on_gap="resample"` mends.
-        what: goes on after "series 12: ".
-        remedy: what the user can do.
-    """
-
-    code: str
-    what: str
-    remedy: str
 
 
 def is_image(series: Series) -> bool:
-    """Whether it has slices at all, whatever may be wrong with them: no segmentation, dose, report or contours."""
-    return all(map(_has_slices, series.instances))
+    """Whether any of its files has slices, whatever may be wrong: no segmentation, dose, report or contours alone."""
+    return any(map(_has_slices, series.instances))
 
 
 def series_problems(series: Series) -> list[Problem]:
@@ -61,7 +47,10 @@ def series_problems(series: Series) -> list[Problem]:
     if problems:
         return problems
     slices = slices_of(series)
-    return _value_problems(slices) + (_plane_problems(slices) or _stack_problems(slices))
+    problems = _value_problems(slices) + (_plane_problems(slices) or _stack_problems(slices))
+    if any(problem.code in _SAYS_SO for problem in problems):
+        return problems
+    return mixture_problems(slices) + problems
 
 
 def series_header(series: Series) -> Header:
@@ -111,7 +100,7 @@ def read_folder(path: str | os.PathLike[str]) -> Volume:
     tree = scan_here(path)
     if tree.unreadable:
         first, reason = tree.unreadable[0]
-        raise bad_file(first, reason, f"{_EXPORT}, or take the file away")
+        raise bad_file(first, reason, f"{EXPORT}, or take the file away")
     images = [series for series in tree.series if is_image(series)]
     if len(images) != 1:
         titles = ", ".join(one.title for one in images)
@@ -127,6 +116,8 @@ def _refuse(series: Series, on_gap: str) -> None:
     if on_gap not in {"refuse", "resample"}:
         raise UserError(f"on_gap={on_gap}: is not known; use refuse or resample")
     for problem in series_problems(series):
+        if problem.severity == "warning":
+            continue
         if problem.code == "duplicate-slices":
             problem = _look_at_duplicates(slices_of(series), problem)
         if problem.code != "gap" or on_gap == "refuse":
@@ -140,22 +131,27 @@ def _has_slices(instance: Instance) -> bool:
 def _object_problems(series: Series) -> list[Problem]:
     """What forbids to look at planes at all."""
     instances = series.instances
-    if other := next((one for one in instances if not _has_slices(one)), None):
-        return [Problem("not-an-image", f"is no image ({uid_name(other.sop_class)})", "choose an image series")]
-    classes = {one.sop_class for one in instances}
-    if len(classes) > 1:
-        names = ", ".join(sorted(uid_name(name) for name in classes))
-        return [Problem("mixed-objects", f"mixes objects of {len(classes)} kinds ({names})", _EXPORT)]
-    if any(one.samples != 1 or one.photometric == "PALETTE COLOR" for one in instances):
-        return [Problem("colour", "holds colour images", "choose a series of grey values")]
+    if others := [one for one in instances if not _has_slices(one)]:
+        what = f"is no image ({uid_name(others[0].sop_class)})"
+        if len(others) < len(instances):
+            what = f"holds {len(others)} files that are no image ({uid_name(others[0].sop_class)})"
+        return [Problem("not-an-image", what, leave_out(instances, others, "choose an image series"))]
+    if odd := minority(instances, lambda one: one.sop_class):
+        classes = sorted({uid_name(one.sop_class) for one in instances})
+        what = f"mixes objects of {len(classes)} kinds ({', '.join(classes)})"
+        return [Problem("mixed-objects", what, leave_out(instances, odd, EXPORT))]
+    if odd := [one for one in instances if one.samples != 1 or one.photometric == "PALETTE COLOR"]:
+        remedy = leave_out(instances, odd, "choose a series of grey values")
+        return [Problem("colour", f"holds colour images in {len(odd)} of {len(instances)} files", remedy)]
     if max(max(one.rows, one.columns) for one in instances) > _MAX_SIDE:
-        return [Problem("absurd-size", f"has slices of more than {_MAX_SIDE} pixels a side", _EXPORT)]
-    shapes = Counter((one.columns, one.rows) for one in instances)
-    if len(shapes) > 1:
+        return [Problem("absurd-size", f"has slices of more than {_MAX_SIDE} pixels a side", EXPORT)]
+    if odd := minority(instances, lambda one: (one.columns, one.rows)):
+        shapes = Counter((one.columns, one.rows) for one in instances)
         sizes = ", ".join(f"{columns}x{rows}" for (columns, rows), _ in shapes.most_common(3))
-        return [Problem("mixed-shape", f"mixes slices of different size ({sizes})", _EXPORT)]
+        remedy = leave_out(instances, odd, EXPORT)
+        return [Problem("mixed-shape", f"mixes slices of different size ({sizes})", remedy)]
     if any(one.frames != len(one.planes) and len(one.planes) > 1 for one in instances):
-        return [Problem("frame-count", "describes another number of frames than it has", _EXPORT)]
+        return [Problem("frame-count", "describes another number of frames than it has", EXPORT)]
     if any(one.frames != len(one.planes) for one in instances):
         return [Problem("no-geometry", "has many frames and does not say where each lies", "convert it by hand")]
     if short := sum(not one.complete for one in instances):
@@ -168,13 +164,13 @@ def _object_problems(series: Series) -> list[Problem]:
 def _value_problems(slices: Sequence[Slice]) -> list[Problem]:
     planes = [one.plane for one in slices]
     if not all(np.isfinite([plane.slope, plane.intercept]).all() and plane.slope for plane in planes):
-        return [Problem("bad-rescale", "has a rescale slope that is zero or not finite", _EXPORT)]
+        return [Problem("bad-rescale", "has a rescale slope that is zero or not finite", EXPORT)]
     units = {plane.rescale_type for plane in planes if plane.rescale_type}
     is_rescaled = {plane.rescale_type is not None for plane in planes}
     is_partly = len(is_rescaled) > 1 and any((plane.slope, plane.intercept) != (1, 0) for plane in planes)
     if len(units) > 1 or is_partly:
         what = "rescales only some of its slices" if is_partly else f"has values in {len(units)} units"
-        return [Problem("mixed-units", what, _EXPORT)]
+        return [Problem("mixed-units", what, EXPORT)]
     return []
 
 
@@ -189,22 +185,32 @@ def _plane_problems(slices: Sequence[Slice]) -> list[Problem]:
         ("ImageOrientationPatient", orientations),
         ("PixelSpacing", spacings),
     ):
-        if missing := int((~np.isfinite(values)).any(axis=1).sum()):
-            what = f"has no valid {keyword} in {missing} of {len(planes)} slices"
-            return [Problem("no-geometry", what, "export the series with its geometry, or convert it by hand")]
+        missing = (~np.isfinite(values)).any(axis=1)
+        if missing.any():
+            what = f"has no valid {keyword} in {missing.sum()} of {len(planes)} slices"
+            remedy = _without(slices, missing, "export the series with its geometry, or convert it by hand")
+            return [Problem("no-geometry", what, remedy)]
     if (spacings <= 0).any():
-        return [Problem("no-geometry", "has a pixel spacing that is not positive", _EXPORT)]
+        return [Problem("no-geometry", "has a pixel spacing that is not positive", EXPORT)]
     row, column = orientations[:, :3], orientations[:, 3:]
     errors = [np.linalg.norm(row, axis=1) - 1, np.linalg.norm(column, axis=1) - 1, (row * column).sum(axis=1)]
     if np.abs(errors).max() > _COSINES:
-        return [Problem("bad-orientation", "has rows and columns that are not at right angles", _EXPORT)]
+        return [Problem("bad-orientation", "has rows and columns that are not at right angles", EXPORT)]
     problems = []
     if np.ptp(orientations, axis=0).max() > _COSINES:
-        what = "mixes slices of different orientation"
-        problems.append(Problem("mixed-orientation", what, "export each orientation as its own series"))
+        odd = np.abs(orientations - np.median(orientations, axis=0)).max(axis=1) > _COSINES
+        remedy = _without(slices, odd, "export each orientation as its own series")
+        problems.append(Problem("mixed-orientation", "mixes slices of different orientation", remedy))
     if (np.ptp(spacings, axis=0) > 1e-4 * spacings[0]).any():
-        problems.append(Problem("mixed-spacing", "mixes slices of different pixel spacing", _EXPORT))
+        odd = (np.abs(spacings - np.median(spacings, axis=0)) > 1e-4 * spacings[0]).any(axis=1)
+        remedy = _without(slices, odd, EXPORT)
+        problems.append(Problem("mixed-spacing", "mixes slices of different pixel spacing", remedy))
     return problems
+
+
+def _without(slices: Sequence[Slice], is_odd: NDArray[np.bool_], otherwise: str) -> str:
+    odd = [one.instance for one, flag in zip(slices, is_odd, strict=True) if flag]
+    return leave_out([one.instance for one in slices], odd, otherwise)
 
 
 def _stack_problems(slices: Sequence[Slice]) -> list[Problem]:
@@ -254,15 +260,8 @@ def _shared_position(groups: Sequence[Sequence[Slice]], most: int) -> Problem:
         for group in shared
     ):
         return Problem("duplicate-slices", f"holds the same image twice {len(shared)} times", "leave the copies out")
-    differing: Counter[str] = Counter()
-    for group in shared:
-        values = defaultdict(set)
-        for one in group:
-            for keyword, value in one.plane.acquisition:
-                values[keyword].add(value)
-        differing.update(keyword for keyword, found in values.items() if len(found) > 1)
-    if differing:
-        keywords = ", ".join(keyword for keyword, _ in differing.most_common(3))
+    if differing := differences(shared):
+        keywords = ", ".join(differing[:3])
         return _two_acquisitions(most, f"{keywords} differs" if len(differing) == 1 else f"{keywords} differ")
     what = f"holds several slices at one position, at {len(shared)} of {len(groups)} positions"
     return Problem("duplicate-slices", what, "leave the copies out, or export each acquisition as its own series")
@@ -303,7 +302,7 @@ def _values(stack: Stack, header: Header) -> NDArray[Any]:
             if array.dtype.kind == "i":
                 bounds = np.iinfo(array.dtype)
                 if values.min() < bounds.min or values.max() > bounds.max:
-                    raise PixelError(f"has values beyond its BitsStored; {_EXPORT}")
+                    raise PixelError(f"has values beyond its BitsStored; {EXPORT}")
             array[place] = values
     return array
 

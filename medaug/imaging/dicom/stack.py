@@ -23,6 +23,11 @@ class Slice:
     plane: Plane
 
     @property
+    def values(self) -> dict[str, str]:
+        """What the header says of this slice, by keyword."""
+        return {**self.instance.attributes, **dict(self.plane.acquisition)}
+
+    @property
     def position(self) -> NDArray[np.float64]:
         """ImagePositionPatient (3,), LPS mm."""
         return np.array(self.plane.position)

@@ -6,14 +6,15 @@ import difflib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medaug.cohort.schema import LabelSchema
 from medaug.errors import UserError
 from medaug.imaging.dicom.book import COHORT, Book, files_of
 from medaug.imaging.dicom.headers import Series, Tree
-from medaug.imaging.dicom.instance import ATTRIBUTES
+from medaug.imaging.dicom.instance import Instance
+from medaug.imaging.dicom.keywords import ATTRIBUTES
 from medaug.imaging.dicom.labels import MOST_LISTED, find_labels
 from medaug.imaging.dicom.links import Label
 from medaug.imaging.dicom.masks import one_line
@@ -85,12 +86,10 @@ def plan_cohort(
         UserError: the rules name no modality (the line lists what there is), a keyword that is none, or a pattern that
             is no regular expression.
     """
-    patterns = _compile(tree, rules)
     book = Book()
-    for reason, count in Counter(reason for _, reason in tree.unreadable).items():
-        files = [path for path, its_reason in tree.unreadable if its_reason == reason]
-        what = f"{count} file(s) cannot be read ({reason})"
-        book.add(COHORT, "error", "dicom-unreadable", what, "mend or remove them; the private file lists them", files)
+    tree = _without_excluded(tree, rules, names, book)
+    patterns = _compile(tree, rules)
+    _report_unreadable(tree, book)
     studies: dict[str, list[Series]] = defaultdict(list)
     for series in tree.series:
         studies[series.study_uid].append(series)
@@ -103,7 +102,7 @@ def plan_cohort(
             book.add(names[study].case, "note", "dicom-copies", what, "nothing, if that is meant", files)
         images = [series for series in studies[study] if is_image(series)]
         if images:
-            found = {name: [s for s in images if matches(s, pattern)] for name, pattern in patterns.items()}
+            found = {name: [s for s in images if matches(s.attributes, pattern)] for name, pattern in patterns.items()}
             if _judge_study(names[study].case, images, found, on_gap, book):
                 matched[study] = found
     labels = find_labels(tree, rules, schema, names, root, matched, book)
@@ -131,9 +130,16 @@ def plan_cohort(
     )
 
 
-def matches(series: Series, pattern: Pattern) -> bool:
-    """Whether every pattern is found in the series' attribute of its name, whatever the case of the letters."""
-    return all(rule.search(series.attributes.get(keyword, "")) for keyword, rule in pattern.items())
+def _report_unreadable(tree: Tree, book: Book) -> None:
+    for reason, count in Counter(reason for _, reason in tree.unreadable).items():
+        files = [path for path, its_reason in tree.unreadable if its_reason == reason]
+        what = f"{count} file(s) cannot be read ({reason})"
+        book.add(COHORT, "error", "dicom-unreadable", what, "mend or remove them; the private file lists them", files)
+
+
+def matches(attributes: Mapping[str, str], pattern: Pattern) -> bool:
+    """Whether every pattern is found in the attribute of its name, in upper or lower case."""
+    return all(rule.search(attributes.get(keyword, "")) for keyword, rule in pattern.items())
 
 
 def list_series(tree: Tree) -> str:
@@ -160,22 +166,50 @@ def _compile(tree: Tree, rules: Rules) -> dict[str, Pattern]:
             '  modalities:\n    T1: {SeriesDescription: "^t1.*post"}\n'
             "    FLAIR: {SeriesDescription: flair, ImageType: original}\nThe tree holds\n" + list_series(tree)
         )
-    patterns: dict[str, Pattern] = {}
-    for modality, rule in rules.modalities.items():
-        compiled = {}
-        for keyword, text in ({"SeriesDescription": rule} if isinstance(rule, str) else rule).items():
-            if keyword not in ATTRIBUTES:
-                close = difflib.get_close_matches(keyword, ATTRIBUTES, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"those are {', '.join(sorted(ATTRIBUTES))}"
-                raise UserError(f"{rules.source}: modality {modality}: {keyword} is no keyword that rules know; {hint}")
-            try:
-                compiled[keyword] = re.compile(text, re.IGNORECASE)
-            except re.error as error:
-                raise UserError(
-                    f'{rules.source}: modality {modality}: "{text}" is no regular expression ({error}); mend it'
-                ) from error
-        patterns[modality] = compiled
-    return patterns
+    return {
+        modality: _compile_rule(rule, f"{rules.source}: modality {modality}")
+        for modality, rule in rules.modalities.items()
+    }
+
+
+def _compile_rule(rule: str | Mapping[str, str], where: str) -> Pattern:
+    compiled = {}
+    for keyword, text in ({"SeriesDescription": rule} if isinstance(rule, str) else rule).items():
+        if keyword not in ATTRIBUTES:
+            close = difflib.get_close_matches(keyword, ATTRIBUTES, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"those are {', '.join(sorted(ATTRIBUTES))}"
+            raise UserError(f"{where}: {keyword} is no keyword that rules know; {hint}")
+        try:
+            compiled[keyword] = re.compile(text, re.IGNORECASE)
+        except re.error as error:
+            raise UserError(f'{where}: "{text}" is no regular expression ({error}); mend it') from error
+    return compiled
+
+
+def _without_excluded(tree: Tree, rules: Rules, names: Mapping[str, Name], book: Book) -> Tree:
+    """The tree without the files that the rules leave out, file by file: a localizer may share a series with slices."""
+    patterns = [_compile_rule(rule, f"{rules.source}: exclude_series") for rule in rules.exclude_series]
+    used: set[int] = set()
+    kept = []
+    for series in tree.series:
+        instances: list[Instance] = []
+        excluded: list[Instance] = []
+        for one in series.instances:
+            matching = {index for index, pattern in enumerate(patterns) if matches(one.attributes, pattern)}
+            used |= matching
+            (excluded if matching else instances).append(one)
+        if excluded:
+            what = f"{series.title}: exclude_series leaves out {len(excluded)} of its {len(series.instances)} files"
+            files = [path for one in excluded for path in one.paths]
+            book.add(names[series.study_uid].case, "note", "dicom-excluded", what, "nothing, if that is meant", files)
+        if instances:
+            kept.append(series.keeping(instances))
+    for index, rule in enumerate(rules.exclude_series):
+        if index not in used:
+            text = rule if isinstance(rule, str) else ", ".join(f"{key}:{pattern}" for key, pattern in rule.items())
+            remedy = "mend its pattern, or take the rule away"
+            book.add(COHORT, "warning", "dicom-excluded", f"exclude_series: no file matches {text}", remedy, ())
+    return replace(tree, series=tuple(kept))
 
 
 def _judge_study(
@@ -214,7 +248,7 @@ def _judge_study(
         for problem in series_problems(series) if names else ():
             mended = on_gap == "resample" and problem.code == "gap"
             what = f"{series.title}: {problem.what}"
-            severity: Severity = "note" if mended else "error"
+            severity: Severity = "note" if mended else problem.severity
             remedy = "nothing: it is resampled over the gap" if mended else problem.remedy
             book.add(case, severity, f"dicom-{problem.code}", what, remedy, files_of([series]))
     return True
@@ -222,7 +256,6 @@ def _judge_study(
 
 def _narrower(modality: str, members: Sequence[Series]) -> str:
     """Say by which attributes series can be told apart; not their values, which may name somebody."""
-    keywords = {keyword for series in members for keyword in series.attributes}
-    telling = sorted(k for k in keywords if len({series.attributes.get(k, "") for series in members}) > 1)
+    telling = sorted(k for k in ATTRIBUTES if len({series.attributes.get(k, "") for series in members}) > 1)
     by = f"by {', '.join(telling[:6])}, in which they differ" if telling else "(no attribute tells them apart)"
-    return f"narrow the rule for {modality} {by}, or leave one of them out of the tree"
+    return f"narrow the rule for {modality} {by}, or leave one of them out with exclude_series"

@@ -1,0 +1,103 @@
+"""The header values that tell series and acquisitions apart, by keyword."""
+
+from __future__ import annotations
+
+# What user rules may match on. Descriptions can name a patient, so values are said nowhere without `scrub`.
+ATTRIBUTES = (
+    "Modality",
+    "SeriesDescription",
+    "StudyDescription",
+    "ProtocolName",
+    "SequenceName",
+    "ScanningSequence",
+    "SequenceVariant",
+    "ScanOptions",
+    "ImageType",
+    "MRAcquisitionType",
+    "EchoTime",
+    "EchoNumbers",
+    "RepetitionTime",
+    "InversionTime",
+    "FlipAngle",
+    "DiffusionBValue",
+    "EchoTrainLength",
+    "TemporalPositionIdentifier",
+    "NominalPercentageOfCardiacPhase",
+    "MagneticFieldStrength",
+    "ContrastBolusAgent",
+    "BodyPartExamined",
+    "Manufacturer",
+    "ManufacturerModelName",
+    "SoftwareVersions",
+    "KVP",
+    "ConvolutionKernel",
+    "Units",
+    "SliceThickness",
+    "SeriesNumber",
+    "AcquisitionNumber",
+    "PulseSequenceName",
+    "AcquisitionContrast",
+    "ComplexImageComponent",
+    "PhotometricInterpretation",
+    "ImageOrientationPatient",
+    "Rows",
+    "Columns",
+    "SOPClassUID",
+)
+
+# What all slices of one acquisition have in common, and by which share numbers may differ: rounding, and for the
+# repetition time the heart or the breath that triggers it.
+CONSTANT = {
+    "EchoTime": 0.02,
+    "EchoNumbers": 0.0,
+    "TemporalPositionIdentifier": 0.0,
+    "TemporalPositionIndex": 0.0,
+    "DiffusionBValue": 0.02,
+    "DiffusionGradientOrientation": 0.02,
+    "InversionTime": 0.02,
+    "FlipAngle": 0.02,
+    "RepetitionTime": 0.7,
+    "ImageType": 0.0,
+    "ComplexImageComponent": 0.0,
+    "AcquisitionContrast": 0.0,
+    "ContrastBolusAgent": 0.0,
+    "SequenceName": 0.0,
+    "PulseSequenceName": 0.0,
+    "ScanningSequence": 0.0,
+    "SequenceVariant": 0.0,
+    "ScanOptions": 0.0,
+    "MRAcquisitionType": 0.0,
+    "MagneticFieldStrength": 0.1,
+    "NominalPercentageOfCardiacPhase": 0.0,
+    "KVP": 0.02,
+    "ConvolutionKernel": 0.0,
+    "Units": 0.0,
+    "SliceThickness": 0.1,
+    "PhotometricInterpretation": 0.0,
+    "SeriesDescription": 0.0,
+    "ProtocolName": 0.0,
+    "SeriesNumber": 0.0,
+    "FrameOfReferenceUID": 0.0,
+    "StackID": 0.0,
+}
+
+# What may differ between the slices of one acquisition, and still tells two images at one place apart.
+VARYING = ("AcquisitionNumber", "AcquisitionTime", "TriggerTime", "FrameReferenceTime", "InstanceNumber")
+
+# Enhanced objects keep these in functional groups: (macro, keyword there).
+IN_GROUPS = {
+    "EchoTime": ("MREchoSequence", "EffectiveEchoTime"),
+    "RepetitionTime": ("MRTimingAndRelatedParametersSequence", "RepetitionTime"),
+    "FlipAngle": ("MRTimingAndRelatedParametersSequence", "FlipAngle"),
+    "InversionTime": ("MRModifierSequence", "InversionTimes"),
+    "DiffusionBValue": ("MRDiffusionSequence", "DiffusionBValue"),
+    "ImageType": ("MRImageFrameTypeSequence", "FrameType"),
+    "ComplexImageComponent": ("MRImageFrameTypeSequence", "ComplexImageComponent"),
+    "AcquisitionContrast": ("MRImageFrameTypeSequence", "AcquisitionContrast"),
+    "KVP": ("CTXRayDetailsSequence", "KVP"),
+    "ConvolutionKernel": ("CTReconstructionSequence", "ConvolutionKernel"),
+    "NominalPercentageOfCardiacPhase": ("CardiacSynchronizationSequence", "NominalPercentageOfCardiacPhase"),
+    "TemporalPositionIndex": ("FrameContentSequence", "TemporalPositionIndex"),
+    "StackID": ("FrameContentSequence", "StackID"),
+    "AcquisitionNumber": ("FrameContentSequence", "FrameAcquisitionNumber"),
+}
