@@ -22,7 +22,9 @@ from medaug.imaging.volume import Header
 
 WHAT = "structure set"
 SOP_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
-CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+# The last is not in the standard: some tools give it to closed contours that they interpolated between drawn ones.
+CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "INTERPOLATED_PLANAR")
+ENDS_MEET = 1.0  # voxels; an open contour whose ends lie this near is read as closed
 ON_EDGE = 1e-3  # voxels; a centre as near as this to a contour lies on it
 # All in steps between slices.
 MAX_TILT = 0.25  # by which a contour may leave its plane
@@ -57,8 +59,9 @@ def describe_rtstruct(path: Path) -> LabelObject:
 def read_rtstruct(path: Path, grid: Header) -> list[NamedMask]:
     """Read an RTSTRUCT's ROIs onto the grid of an image.
 
-    Each slice takes the contours of the plane nearest to it, within half a step. Points, open contours and what lies
-    outside the image are left out, with a note; an ROI without a closed contour is empty, with a note.
+    Each slice takes the contours of the plane nearest to it, within half a step. An open contour is read as closed
+    where its ends meet within a voxel, with a note. Points and what lies outside the image are left out, with a note;
+    an ROI of points alone is empty, with a note.
 
     Args:
         path: the file.
@@ -68,8 +71,8 @@ def read_rtstruct(path: Path, grid: Header) -> list[NamedMask]:
         One mask per ROI, in the order of the file.
 
     Raises:
-        UserError: unreadable, damaged, or not an RTSTRUCT. When a mask is drawn: contours not parallel to slices,
-            between slices, on every second slice or sparser, or in another frame of reference than the file's first.
+        UserError: unreadable, damaged, or not an RTSTRUCT. When a mask is drawn: open contours, contours not
+            parallel to slices, between slices, on every second slice or sparser, or in another frame of reference than the file's first.
             The text has neither path nor patient.
     """
     with guarded(WHAT):
@@ -184,18 +187,18 @@ def _draw(contours: Sequence[pydicom.Dataset], grid: Header, name: str, is_same_
     with guarded(f'{WHAT}: ROI "{name}"'):
         if not is_same_frame:
             raise UserError(f'{WHAT}: ROI "{name}" lies in another frame of reference; choose rules that leave it out')
-        closed = [contour for contour in contours if contour.ContourGeometricType in CLOSED]
-        notes = []
-        if len(contours) > len(closed):
-            notes.append(f"{len(contours) - len(closed)} points or open contours were left out")
-        if not closed:
+        areas = [contour for contour in contours if contour.ContourGeometricType != "POINT"]
+        notes = [f"{len(contours) - len(areas)} points were left out"] if len(areas) < len(contours) else []
+        if not areas:
             return mask, [*notes, "has no closed contour"]
         inverse = np.linalg.inv(grid.affine)
         # The same contour twice would be its own hole.
-        distinct = {points.tobytes(): points for points in map(_points, closed)}
-        if len(distinct) < len(closed):
-            notes.append(f"{len(closed) - len(distinct)} contours stand there twice")
-        indices = [points @ inverse[:3, :3].T + inverse[:3, 3] for points in distinct.values()]
+        distinct = {points.tobytes(): (points, contour) for contour in areas for points in [_points(contour)]}
+        if len(distinct) < len(areas):
+            notes.append(f"{len(areas) - len(distinct)} contours stand there twice")
+        indices = [points @ inverse[:3, :3].T + inverse[:3, 3] for points, _ in distinct.values()]
+        is_open = [contour.ContourGeometricType not in CLOSED for _, contour in distinct.values()]
+        notes += _close(indices, is_open, grid, name)
         tilts = np.array([np.ptp(points, axis=0) for points in indices])
         axis = int(np.argmin(tilts.sum(axis=0) * grid.spacing))
         tilt = float(tilts[:, axis].max())
@@ -207,6 +210,19 @@ def _draw(contours: Sequence[pydicom.Dataset], grid: Header, name: str, is_same_
         planes = _planes(indices, axis)
         notes += _fill_slices(np.moveaxis(mask, axis, 2), planes, grid.spacing[axis], name)
         return mask, notes
+
+
+def _close(contours: Sequence[NDArray[np.float64]], is_open: Sequence[bool], grid: Header, name: str) -> list[str]:
+    """Make sure that open contours, (N, 3) in voxels, can be read as closed; returns notes."""
+    gaps = [points[-1] - points[0] for points, flag in zip(contours, is_open, strict=True) if flag]
+    if wide := [gap for gap in gaps if np.abs(gap).max() > ENDS_MEET]:
+        widest = max(float(np.linalg.norm(grid.affine[:3, :3] @ gap)) for gap in wide)
+        raise UserError(
+            f'{WHAT}: ROI "{name}": {len(wide)} of {len(contours)} contours are open, their ends up to {widest:.3g} mm '
+            "apart, so what they enclose is not known; close them where they were drawn, or leave the ROI out by "
+            "structures"
+        )
+    return [f"{len(gaps)} open contours were read as closed, for their ends meet"] if gaps else []
 
 
 def _planes(contours: Sequence[NDArray[np.float64]], axis: int) -> list[tuple[float, list[NDArray[np.float64]]]]:

@@ -167,12 +167,41 @@ def test_sagittal_contours_of_an_axial_image(tmp_path: Path) -> None:
     assert mask.sum() == 4 * 49 and mask[5:9].sum() == mask.sum()
 
 
-@pytest.mark.parametrize("kind", ["POINT", "OPEN_PLANAR", "OPEN_NONPLANAR"])
-def test_points_and_open_contours_are_left_out(tmp_path: Path, kind: str) -> None:
-    slices, notes = draw_discs(tmp_path, [1, 2, 3], kind=lambda _, index: kind if index else "CLOSED_PLANAR")
-    assert (slices, notes) == ([1], ["2 points or open contours were left out"])
-    slices, notes = draw_discs(tmp_path, [1], kind=kind)
+def test_points_are_left_out(tmp_path: Path) -> None:
+    slices, notes = draw_discs(tmp_path, [1, 2, 3], kind=lambda _, index: "POINT" if index else "CLOSED_PLANAR")
+    assert (slices, notes) == ([1], ["2 points were left out"])
+    slices, notes = draw_discs(tmp_path, [1], kind="POINT")
     assert slices == [] and notes[-1] == "has no closed contour"
+
+
+@pytest.mark.parametrize("kind", ["OPEN_PLANAR", "OPEN_NONPLANAR"])
+def test_an_open_contour_whose_ends_meet_is_closed_and_another_is_an_error(tmp_path: Path, kind: str) -> None:
+    affine, shape = axial((0.5, 2, 3)), (20, 20, 4)
+    # A box around voxels 5..9 x 4..8, drawn from its corner all around: the ends are half a voxel apart.
+    corners = np.array([(4.5, 3.5), (9.5, 3.5), (9.5, 8.5), (4.5, 8.5), (4.5, 4.0)])
+    box = np.zeros(shape, bool)
+    box[5:10, 4:9, 1:4] = True
+
+    def draw(points: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        stacks = [at_height(points, height) for height in (1, 2, 3)]
+        contours = placed(stacks, affine)
+        types = {0: "CLOSED_PLANAR", 1: kind, 2: "CLOSED_PLANAR"}
+        path = write_rtstruct(tmp_path / "rt.dcm", {"GTV": contours}, kind=lambda _, index: types[index])
+        (roi,) = read_rtstruct(path, grid_of(affine, shape))
+        return roi.draw()
+
+    mask, notes = draw(corners)
+    np.testing.assert_array_equal(mask, box)
+    assert notes == ["1 open contours were read as closed, for their ends meet"]
+    # Without the last point, the ends are 5 voxels of 2 mm apart.
+    with pytest.raises(UserError, match='ROI "GTV": 1 of 3 contours are open, their ends up to 10 mm apart'):
+        draw(corners[:-1])
+
+
+@pytest.mark.filterwarnings("ignore:The value length")
+def test_interpolated_contours_are_closed_ones(tmp_path: Path) -> None:
+    kinds = {0: "CLOSED_PLANAR", 1: "INTERPOLATED_PLANAR", 2: "CLOSED_PLANAR"}
+    assert draw_discs(tmp_path, [1, 2, 3], kind=lambda _, index: kinds[index]) == ([1, 2, 3], [])
 
 
 def test_an_roi_in_another_frame_of_reference_is_refused_when_drawn(tmp_path: Path) -> None:
