@@ -26,9 +26,11 @@ PICTURED = 3
 
 def main(options: Options) -> None:
     """Train the judge, apply it to synthetic and real images, and write faithfulness.json with its pictures."""
+    from medaug.comparison.guard import guarded_cohort
     from medaug.errors import UserError
     from medaug.files import file_sha256
     from medaug.synthesis.generation import finished_pairs
+    from medaug.training.checkpoint import read_checkpoint
 
     folder = stage_folder(options, "audit")
     checkpoint = trained_checkpoint(options)
@@ -41,17 +43,20 @@ def main(options: Options) -> None:
         )
     if len(pairs.records) < 2:
         raise UserError(f"{pairs.manifest.root}: the audit needs at least two pairs; generate more (num=2)")
-    identity = part(options, "audit", "segmenter") | {"checkpoint": digest, "pairs": pairs.digest}
-    if not claim(folder, identity, options.overwrite):
+    card, _ = read_checkpoint(checkpoint)
+    cohort, content = guarded_cohort(stage_folder(options, "train"), pairs, card, digest)
+    identity = part(options, "audit", "segmenter")
+    identity |= {"checkpoint": digest, "pairs": pairs.digest, "cohort": content}
+    if not claim(folder, identity, options.overwrite, recorded=("cohort",)):
         return
 
     import numpy as np
     import torch
 
-    from medaug.cohort.manifest import Manifest
     from medaug.cohort.provenance import Recipe
     from medaug.csv_files import write_csv
     from medaug.data.cases import load_cases
+    from medaug.data.contents import refuse_copies
     from medaug.evaluation.faithfulness import agreement, derangement
     from medaug.evaluation.statistics import Interval, bootstrap_mean
     from medaug.evaluation.texture import mean_absolute_gradient
@@ -63,7 +68,6 @@ def main(options: Options) -> None:
 
     settings = options.audit
     card, model = load_model(checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    cohort = Manifest.load(stage_folder(options, "train") / "manifest.json")
     num_classes = cohort.schema.num_classes
     cache = folder.parent / "cache"
     real = {
@@ -76,6 +80,7 @@ def main(options: Options) -> None:
         )
     synthetic = load_cases(pairs.manifest, pairs.manifest.cases, card.preprocessing, cache)
 
+    refuse_copies(real | {"synthetic": synthetic})
     weights = folder / "judge.pt"
     if not weights.exists():
         steps, seed = settings.judge_steps, settings.seed

@@ -21,7 +21,7 @@ def main(options: Options) -> None:
     from rich.console import Console
 
     from medaug.comparison.arms import check_arms, diet, pairs_to_compare
-    from medaug.comparison.guard import refuse_leaks
+    from medaug.comparison.guard import guarded_cohort
     from medaug.comparison.jobs import Job, compare, gather, run_job
     from medaug.errors import UserError
     from medaug.files import atomic_write, file_sha256
@@ -34,16 +34,17 @@ def main(options: Options) -> None:
     checkpoint = trained_checkpoint(options)
     digest = file_sha256(checkpoint)
     pairs = finished_pairs(stage_folder(options, "generate"))
-    identity = part(options, "benchmark", "arms", "segmenter") | {"checkpoint": digest, "pairs": pairs.digest}
+    card, _ = read_checkpoint(checkpoint)
+    train = stage_folder(options, "train")
+    cohort, content = guarded_cohort(train, pairs, card, digest)
+    identity = part(options, "benchmark", "arms", "segmenter")
+    identity |= {"checkpoint": digest, "pairs": pairs.digest, "cohort": content}
     report = folder / "report.html"
-    work = claim(folder, identity, options.overwrite)
+    work = claim(folder, identity, options.overwrite, recorded=("cohort",))
     if work:
-        from medaug.cohort.manifest import Manifest
         from medaug.data.cases import load_cases
+        from medaug.data.contents import refuse_copies
 
-        card, _ = read_checkpoint(checkpoint)
-        cohort = Manifest.load(stage_folder(options, "train") / "manifest.json")
-        refuse_leaks(cohort, pairs.manifest, pairs.records, card.seen, digest)
         cache = folder.parent / "cache"
         labelled = [case for case in cohort.split("train") if case.label is not None]
         scored = [case for case in cohort.split("test") if case.label is not None]
@@ -54,11 +55,14 @@ def main(options: Options) -> None:
         real = load_cases(cohort, labelled, card.preprocessing, cache)
         test = load_cases(cohort, scored, card.preprocessing, cache)
         synthetic = load_cases(pairs.manifest, pairs.manifest.cases, card.preprocessing, cache)
+        refuse_copies({"train": real, "test": test, "synthetic": synthetic})
         jobs = [Job(arm, seed) for seed in options.benchmark.seeds for arm in options.arms.names]
         for job in jobs:
             food = diet(job.arm, real, synthetic, options.arms.synthetic_share)
             steps = options.benchmark.steps
             run_job(job, food, steps, options.segmenter, test, cohort, card.preprocessing, folder)
+        if guarded_cohort(train, pairs, card, digest)[1] != content:  # a job scores against the files themselves
+            raise UserError(f"{cohort.root}: scans changed while the benchmark ran; give overwrite=true to begin again")
 
         subjects = {case.case.name: case.case.subject for case in test}
         seeds, classes = list(options.benchmark.seeds), list(cohort.schema.structures())

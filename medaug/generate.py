@@ -52,7 +52,9 @@ def main(options: Options) -> None:
     import numpy as np
 
     from medaug.cohort import provenance
+    from medaug.comparison.guard import refuse_changed_scans, refuse_seen
     from medaug.data.cases import load_cases
+    from medaug.data.contents import case_contents
     from medaug.reporting.figures import contact_sheet
     from medaug.reporting.strip import busiest_slice, denoising_strip, evenly
     from medaug.synthesis.generation import generate_pairs, pairs_digest, sample_images, synthetic_manifest
@@ -60,7 +62,12 @@ def main(options: Options) -> None:
     labelled = [case for case in manifest.split("train") if case.label is not None]
     if not labelled:
         raise UserError(f"{train / 'manifest.json'}: no training case has a label to take a mask from")
-    hosts = load_cases(manifest, labelled, card.preprocessing, folder.parent / "cache")
+    cache = folder.parent / "cache"
+    refuse_changed_scans(card, case_contents(manifest, labelled, cache))
+    if generator is not None:
+        tested = manifest.split("test")
+        refuse_seen("the mask generator", generator.contents, manifest, case_contents(manifest, tested, cache))
+    hosts = load_cases(manifest, labelled, card.preprocessing, cache)
     if generator is not None:
         generator = generator.held_against([np.asarray(host.label) for host in hosts])
 
@@ -96,7 +103,7 @@ def main(options: Options) -> None:
         return
     synthetic.save(folder / "manifest.json")
 
-    shown = load_cases(synthetic, synthetic.cases[:16], card.preprocessing, folder.parent / "cache")
+    shown = load_cases(synthetic, synthetic.cases[:16], card.preprocessing, cache)
     rows = []
     for i, case in enumerate(shown):
         m = i % len(card.modalities)

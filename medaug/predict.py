@@ -30,6 +30,7 @@ def main(options: Options) -> None:
     """Write what the model draws of each scan, how it compares with the truth where there is one, and a picture."""
     import torch
 
+    from medaug.data.contents import case_contents, cohort_digest, image_owners
     from medaug.prediction.request import check_request
     from medaug.training.checkpoint import load_experiment
 
@@ -40,10 +41,14 @@ def main(options: Options) -> None:
     name = settings.name or (Path(settings.manifest).stem if settings.manifest else settings.split or "val")
     folder = stage_folder(options, "predict") / name
     scans = hashlib.sha256(json.dumps(request.manifest.to_mapping(), sort_keys=True).encode()).hexdigest()
-    identity = part(options, "predict", "sampler") | {"checkpoint": digest, "scans": scans}
-    if not claim(folder, identity, options.overwrite):
+    contents = case_contents(request.manifest, request.cases, stage_folder(options, "train").parent / "cache")
+    identity = part(options, "predict", "sampler")
+    identity |= {"checkpoint": digest, "scans": scans, "contents": cohort_digest(request.manifest, contents)}
+    if not claim(folder, identity, options.overwrite, recorded=("contents",)):
         return
+    known = image_owners(request.cases, contents)
     seen = {case.subject for case in request.cases} & set(card.seen["train"])
+    seen |= {known[digest].subject for digest in known.keys() & card.seen_contents}
     if seen:
         log.warning("the model was trained on %d of these subjects; their scores say nothing of others", len(seen))
 

@@ -62,7 +62,13 @@ def _number(*variables: str) -> int:
     return int(next((os.environ[name] for name in variables if name in os.environ), "0"))
 
 
-def claim(folder: Path, identity: dict[str, Any], overwrite: bool, growable: tuple[str, ...] = ()) -> bool:
+def claim(
+    folder: Path,
+    identity: dict[str, Any],
+    overwrite: bool,
+    growable: tuple[str, ...] = (),
+    recorded: tuple[str, ...] = (),
+) -> bool:
     """Take a run folder for a configuration, and hold it against other processes until `finish` or exit.
 
     Of several processes that work together the first writes and locks; the others come to the same answer.
@@ -72,6 +78,7 @@ def claim(folder: Path, identity: dict[str, Any], overwrite: bool, growable: tup
         identity: the configuration that the result depends on, as plain containers.
         overwrite: remove the result of another configuration instead of refusing.
         growable: dotted keys that may differ while the work on disk is kept: more steps of one training.
+        recorded: keys that runs of earlier versions do not have; such a run is still taken as finished, with a warning.
 
     Returns:
         True: there is work to do, from the start or from where it stopped. False: this very run is finished.
@@ -83,7 +90,7 @@ def claim(folder: Path, identity: dict[str, Any], overwrite: bool, growable: tup
     if first:
         lock(folder)
     try:
-        work = _settle(folder, json.loads(json.dumps(identity)), overwrite, growable, first)
+        work = _settle(folder, json.loads(json.dumps(identity)), overwrite, growable, recorded, first)
     except BaseException:
         _unlock(folder)
         raise
@@ -92,7 +99,14 @@ def claim(folder: Path, identity: dict[str, Any], overwrite: bool, growable: tup
     return work
 
 
-def _settle(folder: Path, identity: dict[str, Any], overwrite: bool, growable: tuple[str, ...], first: bool) -> bool:
+def _settle(
+    folder: Path,
+    identity: dict[str, Any],
+    overwrite: bool,
+    growable: tuple[str, ...],
+    recorded: tuple[str, ...],
+    first: bool,
+) -> bool:
     former = _read_config(folder / "config.yaml")
     if former is None:
         if first:
@@ -101,6 +115,10 @@ def _settle(folder: Path, identity: dict[str, Any], overwrite: bool, growable: t
             _begin(folder, identity)
         return True
     differences = _differences(former, identity)
+    unknown = [key for key in recorded if key in differences and key not in former]
+    if unknown and not overwrite and finished(folder) is not None:
+        logger.warning("%s: an earlier version did not record its %s, which cannot be checked", folder, unknown[0])
+        differences = {key: pair for key, pair in differences.items() if key not in unknown}
     grows = bool(differences) and differences.keys() <= set(growable)
     if not is_marked(folder) and first:
         if differences and not grows:

@@ -50,6 +50,7 @@ def main(options: Options) -> None:
     from medaug.data.attributes import fit_attributes
     from medaug.data.cases import load_cases, read_grids
     from medaug.data.cohorts import find_cohort
+    from medaug.data.contents import case_contents, refuse_copies, refuse_shared
     from medaug.data.preprocessing import common_scale, fit_preprocessing
     from medaug.networks.codecs import codec_stride
     from medaug.reporting.samples import samples_picture
@@ -84,6 +85,11 @@ def main(options: Options) -> None:
     )
     cache, memory = folder.parent / "cache", data.cache == "ram"
     loaded = {split: load_cases(manifest, c, preprocessing, cache, memory) for split, c in cases.items()}
+    # Test scans may lie elsewhere; the benchmark reads all of them.
+    here = [case for case in manifest.split("test") if all(path.exists() for path in manifest.files(case))]
+    contents = case_contents(manifest, [*cases["train"], *cases["val"], *here], cache)
+    refuse_shared(manifest, contents)
+    refuse_copies(loaded)
     card = Card(
         experiment=options.experiment,
         options=identity,
@@ -95,6 +101,7 @@ def main(options: Options) -> None:
         attributes=attributes,
         base=None if base is None else read_base(base, manifest),
         scale=common_scale([case.placement for case in loaded["train"]]),
+        contents={case.name: contents[case.name] for members in cases.values() for case in members},
     )
     if task.mask and options.trainer.condition_dropout == 0 and all(case.label is not None for case in loaded["train"]):
         log.warning(

@@ -156,11 +156,29 @@ def test_a_foreign_folder_with_a_config_of_its_own_is_never_touched(folder, conf
         (folder / "pictures").mkdir()
         (folder / "pictures" / "a.png").write_text("x")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"choose runs=DIR") as refused:
+    with pytest.raises(UserError, match=r"runs=DIR") as refused:
         runs.claim(folder, IDENTITY, overwrite=overwrite)
     assert "overwrite=true" not in str(refused.value) and "\n" not in str(refused.value)
     after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
     assert after == before
+
+
+def test_a_finished_run_that_did_not_record_a_key_is_left_alone_with_a_warning(folder, caplog):
+    now = IDENTITY | {"cohort": "abc"}
+    assert runs.claim(folder, IDENTITY, overwrite=False)
+    (folder / "scores.csv").write_text("x")
+    with pytest.raises(UserError, match='cohort: "absent" -> "abc"'):  # half of it may be of another cohort
+        runs.claim(folder, now, overwrite=False, recorded=("cohort",))
+    runs.finish(folder, {})
+    assert not runs.claim(folder, now, overwrite=False, recorded=("cohort",))
+    assert "an earlier version did not record its cohort, which cannot be checked" in caplog.text
+    with pytest.raises(UserError, match="trainer.seed"):
+        runs.claim(folder, OTHER_SEED | {"cohort": "abc"}, overwrite=False, recorded=("cohort",))
+    assert runs.claim(folder, now, overwrite=True, recorded=("cohort",))
+    assert stored(folder) == now
+    (folder / "scores.csv").write_text("x")
+    with pytest.raises(UserError, match='cohort: "abc" -> "def"'):
+        runs.claim(folder, IDENTITY | {"cohort": "def"}, overwrite=False, recorded=("cohort",))
 
 
 def test_a_run_from_before_the_marker_goes_on_and_gets_one(folder):

@@ -1,15 +1,24 @@
 """No test subject may have been seen by anything that is compared. Refuses, never repairs.
 
+Subjects are told by their names, and scans by their contents as well: a name says nothing of what its file holds.
 A generator sees its validation subjects: they may have chosen its checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from medaug.cohort.manifest import Manifest
+from medaug.data.cache import content_digests
+from medaug.data.contents import Contents, case_contents, cohort_digest, image_owners, refuse_shared
 from medaug.errors import UserError
+from medaug.synthesis.generation import Pairs, refuse_changed_pairs
+from medaug.training.checkpoint import Card
+
+log = logging.getLogger(__name__)
 
 
 def refuse_leaks(
@@ -37,6 +46,7 @@ def refuse_leaks(
         raise UserError(f"leak: the generator saw test subject(s) {_some(leaked)}; train it again on this split")
     if leaked := set(generator_subjects["train"]) & cohort.subjects("val"):
         raise UserError(f"leak: the generator trained on validation subject(s) {_some(leaked)}; train it again")
+    hosts = {case.name: case.subject for case in cohort.cases}
     by_name = {record["name"]: record for record in records}
     allowed = cohort.subjects("train")
     for case in synthetic.cases:
@@ -49,8 +59,87 @@ def refuse_leaks(
             raise UserError(
                 f"leak: the mask generator of {case.name} saw test subject(s) {_some(leaked)}; train it again"
             )
+        host = str(record.get("host"))
+        if hosts.get(host, record.get("host_subject")) != record.get("host_subject"):
+            raise UserError(
+                f"leak guard: {case.name} names another subject than {hosts[host]} for its host {host}; generate again"
+            )
         if outside := set(record["subjects"]) - allowed:
             raise UserError(f"leak: {case.name} was made from {_some(outside)}, not a training subject; generate again")
+
+
+def refuse_content(cohort: Manifest, contents: Contents, pairs: Pairs, digests: Mapping[Path, str], card: Card) -> None:
+    """Check what the files hold: of the cohort, of the pairs, and of what the generator's training read.
+
+    Args:
+        cohort: real scans with splits.
+        contents: of all of its cases.
+        pairs: to be trained on.
+        digests: SHA-256 of their files as they are now.
+        card: of the generator.
+
+    Raises:
+        UserError: one scan in two splits; a scan that changed since the training; a test scan that the generator saw
+            under another name; a pair that is a validation or test scan, or not the one that was generated.
+    """
+    refuse_shared(cohort, contents)
+    refuse_changed_scans(card, contents)
+    refuse_seen("the generator", card.seen_contents, cohort, contents)
+    held_out = image_owners((*cohort.split("val"), *cohort.split("test")), contents)
+    for case in pairs.manifest.cases:
+        for path in pairs.manifest.image_paths(case):
+            if (owner := held_out.get(digests[path])) is not None:
+                raise UserError(f"leak: {case.name} is the scan of {owner.name} ({owner.split}); generate again")
+    refuse_changed_pairs(pairs, digests)
+
+
+def refuse_changed_scans(card: Card, contents: Contents) -> None:
+    """Refuse scans that are not those that a training read under their names; says where that is not known.
+
+    Raises:
+        UserError: names the case.
+    """
+    if not card.contents:
+        log.warning(
+            "the checkpoint of %s is from before contents were recorded: whether scans changed since cannot be told",
+            card.experiment,
+        )
+    for name, files in contents.items():
+        if name in card.contents and list(card.contents[name]) != list(files):
+            raise UserError(
+                f"{name}: its files are not those that the generator was trained on; restore them, or train again"
+            )
+
+
+def refuse_seen(who: str, seen: Collection[str], cohort: Manifest, contents: Contents) -> None:
+    """Refuse a model that read a file of a test scan, whatever the file was called then.
+
+    Raises:
+        UserError: names the case.
+    """
+    for digest, case in image_owners(cohort.split("test"), contents).items():
+        if digest in seen:
+            raise UserError(f"leak: {who} saw the test scan {case.name} under another name; train it again")
+
+
+def guarded_cohort(train: Path, pairs: Pairs, card: Card, checkpoint: str) -> tuple[Manifest, str]:
+    """The cohort of a training and its digest, once names and contents have been checked against pairs and generator.
+
+    Args:
+        train: folder of the training; what was hashed is remembered in the cache beside it.
+        pairs: made by its generator.
+        card: of the generator.
+        checkpoint: its SHA-256.
+
+    Raises:
+        UserError: as `refuse_leaks` and `refuse_content`.
+    """
+    cohort, cache = Manifest.load(train / "manifest.json"), train.parent / "cache"
+    refuse_leaks(cohort, pairs.manifest, pairs.records, card.seen, checkpoint)
+    contents = case_contents(cohort, cohort.cases, cache)
+    files = [path for case in pairs.manifest.cases for path in pairs.manifest.files(case)]
+    refuse_content(cohort, contents, pairs, content_digests(files, cache), card)
+    return cohort, cohort_digest(cohort, contents)
 
 
 def _some(subjects: Iterable[str]) -> str:

@@ -31,6 +31,7 @@ class MaskGenerator:
         sampler: options.
         volumes: per foreground class, the least and the most voxels of it in a training mask; see `held_against`.
         at_border: whether a training mask touches the border of the grid.
+        contents: SHA-256 of the files that its training read.
     """
 
     model: DiffusionModel
@@ -39,6 +40,7 @@ class MaskGenerator:
     sampler: SamplerOptions
     volumes: tuple[tuple[int, int], ...] = ()
     at_border: bool = True
+    contents: frozenset[str] = frozenset()
 
     def held_against(self, labels: Sequence[NDArray[np.uint8]]) -> MaskGenerator:
         """The same, with what it may draw measured on training masks (X, Y, Z)."""
@@ -124,4 +126,7 @@ def load_mask_generator(
         check(model.process, sampler.name, sampler.spacing, sampler.eta, sampler.num_inference_steps)
     except ValueError as error:
         raise UserError(f"sampler: {error}") from error
-    return MaskGenerator(model=model, checkpoint=file_sha256(path), subjects=own.seen, sampler=sampler)
+    contents = frozenset(own.seen_contents)
+    return MaskGenerator(
+        model=model, checkpoint=file_sha256(path), subjects=own.seen, sampler=sampler, contents=contents
+    )

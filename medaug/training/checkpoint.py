@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from medaug.cohort.schema import LabelSchema
 from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
+from medaug.data.contents import Contents
 from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
 from medaug.files import file_sha256
@@ -35,11 +36,13 @@ class Base:
         experiment: its name.
         sha256: of the file.
         subjects: per split, whom its training and all that came before saw.
+        contents: SHA-256 of the files that they read; empty in checkpoints from before.
     """
 
     experiment: str
     sha256: str
     subjects: dict[str, list[str]]
+    contents: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Card:
         base: what the training began from (`init_from`); None: from random weights.
         scale: per modality the intensities of -1 and 1 in the scan's units, medians over the training split: the units
             of a modality that a scan never had. Empty in checkpoints from before.
+        contents: per case that training and model selection saw, the SHA-256 of its files. Empty in checkpoints from
+            before.
     """
 
     experiment: str
@@ -70,6 +75,13 @@ class Card:
     attributes: AttributeEncoder = NO_ATTRIBUTES
     base: Base | None = None
     scale: tuple[tuple[float, float], ...] = ()
+    contents: Contents = field(default_factory=dict)
+
+    @property
+    def seen_contents(self) -> set[str]:
+        """SHA-256 of every file that this training or one before it read."""
+        before = [] if self.base is None else self.base.contents
+        return {*before, *(digest for files in self.contents.values() for digest in files)}
 
     @property
     def seen(self) -> dict[str, list[str]]:
@@ -94,6 +106,7 @@ class Card:
             "attributes": self.attributes.to_dict(),
             "base": None if self.base is None else asdict(self.base),
             "scale": [list(limits) for limits in self.scale],
+            "contents": {name: list(digests) for name, digests in self.contents.items()},
         }
 
     @classmethod
@@ -111,6 +124,7 @@ class Card:
             attributes=AttributeEncoder.from_dict(values.get("attributes", [])),
             base=Base(**values["base"]) if values.get("base") else None,
             scale=tuple((low, high) for low, high in values.get("scale", [])),
+            contents=values.get("contents", {}),
         )
 
     def build(self) -> DiffusionModel:

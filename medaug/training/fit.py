@@ -143,6 +143,11 @@ def _check(path: Path, card: Card, budget: TrainerOptions) -> None:
             f"{path}: the cohort changed since this run began ({', '.join(changed)}); restore it, remove "
             f"{path.parent} to begin again, or keep both with runs=DIR"
         )
+    if changed := [name for name, files in former.contents.items() if list(files) != list(card.contents.get(name, []))]:
+        raise UserError(
+            f"{path}: files of {changed[0]} ({len(changed)} cases in all) changed since this run began; restore them, "
+            f"remove {path.parent} to begin again, or keep both with runs=DIR"
+        )
     if contents["global_step"] > budget.max_steps:
         raise UserError(
             f"{path}: has {contents['global_step']} steps already, more than trainer.max_steps={budget.max_steps}"

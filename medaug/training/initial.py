@@ -129,4 +129,4 @@ def read_base(path: Path, manifest: Manifest) -> Base:
             len(leaked),
             leaked[0],
         )
-    return Base(card.experiment, file_sha256(path), card.seen)
+    return Base(card.experiment, file_sha256(path), card.seen, sorted(card.seen_contents))

@@ -334,3 +334,15 @@ def test_a_run_does_not_go_on_as_another(whole, tmp_path, card, budget, complain
     with pytest.raises(UserError, match=complaint):
         train(tmp_path, budget=budget, card=card)
     assert_same_bits(whole, contents(tmp_path))
+
+
+def test_a_run_does_not_go_on_with_a_scan_that_was_exchanged_under_its_name(tmp_path):
+    """Nor is a run from before contents were recorded held against them."""
+    known = replace(CARD, contents={"a": ["1", "2"], "b": ["3"]})
+    train(tmp_path, budget=replace(BUDGET, max_steps=2), card=known)
+    train(tmp_path, budget=replace(BUDGET, max_steps=2), card=known)
+    with pytest.raises(UserError, match=r"files of b \(1 cases in all\) changed since this run began"):
+        train(tmp_path, budget=replace(BUDGET, max_steps=2), card=replace(CARD, contents={"a": ["1", "2"], "b": ["4"]}))
+    old = tmp_path / "old"
+    train(old, budget=replace(BUDGET, max_steps=2), card=CARD)
+    train(old, budget=replace(BUDGET, max_steps=2), card=known)
