@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 """Of the code: to be raised whenever the same files and preprocessing give other voxels than before."""
 _MANY = 32  # cases, from which on worker processes are worth their start
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -87,6 +89,83 @@ def test_tissue_throughout_has_no_false_border(medaug_data):
     files = sorted((medaug_data / "Task04_Hippocampus" / "imagesTr").glob("[!.]*.nii*"))
     assert len(files) == 199
     assert all(body_mask(read_volume(file).array).all() for file in files)
+
+
+def thigh(rng):
+    """T1-weighted MR: fat three times as bright as muscle and tumour, a dark bone, and air, cropped on two sides."""
+    signal = np.select([ball(3, (-8, 0, 0)), ball(7, (6, 4, 0)), ball(16), ball(20)], [30, 270, 300, 900], 0)
+    return np.hypot(signal + rng.normal(0, 12, SHAPE), rng.normal(0, 12, SHAPE))[:38], ball(20)[:38]
+
+
+def test_dark_tissue_in_bright_fat_is_body():
+    volume, truth = thigh(np.random.default_rng(5))
+    assert dice(body_mask(volume), truth) > 0.97
+
+
+@pytest.mark.parametrize("hottest", [2, 20, 200])
+def test_uptake_does_not_hide_the_body_in_pet(hottest):
+    rng = np.random.default_rng(6)
+    uptake = np.select([ball(5, (6, 4, 0)), ball(18)], [hottest, 0.5], 0)
+    volume = ndimage.gaussian_filter(uptake + ball(18) * rng.normal(0, 0.15, SHAPE), 1).clip(0)
+    volume += np.abs(rng.normal(0, 0.004, SHAPE))
+    assert dice(body_mask(volume), ball(18)) > 0.9
+    assert body_mask(volume)[ball(5, (6, 4, 0))].all()
+
+
+def padded(volume, value, axes=(0, 1)):
+    """A volume with one value outside the circle that its first two axes hold, and the voxels inside."""
+    grid = np.meshgrid(*(np.linspace(-1, 1, volume.shape[axis]) for axis in axes), indexing="ij")
+    inside = np.broadcast_to((np.hypot(*grid) < 1)[:, :, None], volume.shape)
+    return np.where(inside, volume, value), inside
+
+
+@pytest.mark.parametrize("value", [-32768, -3024, -2000, -1200, -1024, -1000])
+@pytest.mark.parametrize("offset", [0, 1024])
+@pytest.mark.parametrize("slices", [40, 1])
+def test_padding_outside_the_circle_of_a_ct_is_not_air(value, offset, slices):
+    volume, body = chest(np.random.default_rng(7))
+    volume, inside = padded(volume[:, :, :slices].astype(np.float32) + offset, value + offset)
+    assert dice(body_mask(volume), body[:, :, :slices] & inside) > 0.97
+
+
+def test_soft_tissue_is_not_air_where_the_background_is_masked():
+    """As even as air, darker than bone, and far above the background: but nothing separates it from bone."""
+    rng = np.random.default_rng(8)
+    values = np.select([ball(7), ball(9), ball(18)], [1060, 1060 + rng.gamma(1, 250, SHAPE), 1040], 0)
+    volume = np.where(ball(18), values + rng.normal(0, 12, SHAPE), 0)
+    assert dice(body_mask(volume), ball(18)) > 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mr_t1", "ct", "pet_suv"])
+def test_true_tumours_lie_in_the_body_and_dark_corners_do_not(medaug_data, kind):
+    files = sorted((medaug_data / "STS" / kind / "images").glob("*.nii.gz"))
+    if not files:
+        pytest.skip("no soft-tissue sarcomas in MEDAUG_DATA")
+    seen = 0
+    for file in files:
+        volume, tumour = (read_volume(path).array for path in (file, file.parents[1] / "labels" / file.name))
+        mask = body_mask(volume)
+        assert mask[tumour > 0].mean() > 0.98, file.name
+        seen += mask[darkest_corner(volume)].mean() < 0.5
+    assert seen >= len(files) - 3  # three PET crops hold next to no air, and count as tissue throughout
+
+
+def darkest_corner(volume):
+    """The darkest of the eight corners, a fifth as long as the volume."""
+    sides = [(slice(0, side // 5), slice(side - side // 5, side)) for side in volume.shape]
+    return min(itertools.product(*sides), key=lambda where: volume[where].mean())
+
+
+@pytest.mark.slow
+def test_labels_of_a_ct_that_is_not_in_hounsfield_units_lie_in_the_body(medaug_data):
+    files = sorted((medaug_data / "OpenKBP" / "images").glob("*.nii.gz"))
+    if not files:
+        pytest.skip("no OpenKBP in MEDAUG_DATA")
+    for file in files:
+        volume, label = (read_volume(path).array for path in (file, file.parents[1] / "labels" / file.name))
+        mask = body_mask(volume)
+        assert mask[label > 0].mean() > 0.95 and mask.mean() < 0.4, file.name
 
 
 def test_box_is_the_smallest_that_holds_the_mask():
