@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from medaug.errors import UserError
+from medaug.inputs import opened
 
 log = logging.getLogger(__name__)
 
@@ -161,8 +162,12 @@ def sync(path: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
+    """Hexadecimal SHA-256 of a file.
+
+    Raises:
+        UserError: it cannot be read, or is a folder or pipe.
+    """
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

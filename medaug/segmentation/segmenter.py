@@ -26,6 +26,7 @@ from medaug.networks.condition import one_hot
 from medaug.networks.finite import not_finite
 from medaug.options import SegmenterOptions
 from medaug.progress import track
+from medaug.training.archive import load_weights, read_archive
 from medaug.training.model import has_bf16, sound_in_bf16
 
 log = logging.getLogger(__name__)
@@ -183,11 +184,12 @@ def load_segmenter(path: Path, num_modalities: int, num_classes: int, channels: 
     """The inverse of `save_segmenter`, on the CPU or the GPU that is there.
 
     Raises:
-        UserError: a weight is NaN or infinite.
+        UserError: damaged, of another make, or a weight is NaN or infinite.
     """
     net = build_segmenter(num_modalities, num_classes, channels)
-    weights = torch.load(path, map_location="cpu", weights_only=True)
-    if (name := not_finite(weights)) is not None:
-        raise UserError(f"{path}: {name} holds NaN or infinite values; remove it, and it is trained again")
-    net.load_state_dict(weights)
+    remedy = "remove it, and it is trained again"
+    weights = read_archive(path, "segmenter", remedy)
+    load_weights(net, weights, path, remedy)
+    if (name := not_finite(net.state_dict())) is not None:
+        raise UserError(f"{path}: {name} holds NaN or infinite values; {remedy}")
     return net.to("cuda" if torch.cuda.is_available() else "cpu").eval()

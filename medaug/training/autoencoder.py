@@ -27,12 +27,14 @@ from medaug.data.transforms import light_affine
 from medaug.diffusion.noise import generators, named_seed, standard_normal
 from medaug.errors import UserError
 from medaug.files import atomic_write
+from medaug.inputs import parsing
 from medaug.networks.autoencoder import Autoencoder, LatentCodec, kl_divergence
 from medaug.networks.codecs import MAKE, Codec, crop
 from medaug.networks.finite import not_finite
 from medaug.options import CodecOptions, TrainerOptions
 from medaug.progress import track
 from medaug.runs import process_rank, wait_for_first
+from medaug.training.archive import check_optimizers, load_weights
 from medaug.training.checkpoint import Card, read_checkpoint
 from medaug.training.model import has_bf16, sound_in_bf16
 from medaug.training.module import Picture
@@ -81,7 +83,7 @@ def prepare_codec(
             wait_for_first(folder, lambda: path.exists() and _read(path, card)["codec"] is not None, interval=5.0)
         if (contents := _read(path, card))["codec"] is None:
             raise UserError(f"codec.checkpoint={path}: its training is unfinished; run it to its end first")
-        codec.load_state_dict(contents["codec"])
+        load_weights(codec, contents["codec"], path, "remove it to train the codec again")
         log.info("the codec is %s: validation %s", path, _told(contents["validation"]))
     else:
         codec.fit(target(collate([as_tensors(case)]))[0] for case in train)
@@ -170,10 +172,14 @@ class _FirstStage:
             contents = _read(self.path, self.card)
             if contents["codec"] is not None:
                 return
-            start = contents["step"]
-            for name, (weights, state) in contents["training"].items():
-                self.parts[name].load_state_dict(weights)
-                self.optimizers[name].load_state_dict(state)
+            remedy = "restore it, or remove it to train the codec again"
+            with parsing(self.path, remedy):
+                start = int(contents["step"])
+                for name, part in self.parts.items():
+                    weights, state = contents["training"][name]
+                    load_weights(part, weights, self.path, remedy)
+                    self.optimizers[name].load_state_dict(state)
+            check_optimizers(self.optimizers.values(), self.path, remedy)
         size = sum(p.numel() for p in self.net.parameters()) / 1e6
         log.info("first stage, an autoencoder of %.1f M parameters: step %d of %d", size, start, self.steps)
         signals = StopSignals()

@@ -17,10 +17,12 @@ from medaug.csv_files import number, read_csv, write_csv
 from medaug.errors import UserError
 from medaug.files import atomic_write
 from medaug.networks.finite import not_finite
+from medaug.training.archive import check_optimizers
 from medaug.training.signals import StopSignals
 
 log = logging.getLogger(__name__)
 
+RESTORE = "restore it, or remove it to begin again"
 _REMOVE = "restore it, or remove it to begin a new curve"
 
 
@@ -88,17 +90,20 @@ class LastCheckpoint(Callback):
     """Keeps `last.ckpt` whole: every so many steps, at the last one, and when the run is asked to stop.
 
     A signal (see `StopSignals`) ends the run after the step in hand; `signals.received` then holds its number, on every
-    rank.
+    rank. `started` says whether training has begun, everything in the checkpoint restored.
     It must come after the weight averaging in the list of callbacks.
     """
 
     def __init__(self, path: Path, every: int) -> None:
         self.path = path
         self.every = every
+        self.started = False
         self.signals = StopSignals()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen for the signals, in place of Lightning, whose SIGTERM leaves in the middle of the loop."""
+        self.started = True
+        check_optimizers(trainer.optimizers, self.path, RESTORE)
         self.signals.listen()
         if trainer.is_global_zero:
             remove_unfinished(self.path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
 from medaug.files import file_sha256
 from medaug.networks.finite import not_finite
+from medaug.training.archive import load_weights, misfit, read_archive
 from medaug.training.model import DiffusionModel
 from medaug.training.tasks import resolve_task
 
@@ -24,8 +25,7 @@ FORMAT = 2
 """1 held the bare `labels` of a schema."""
 
 
-_FOLDER = 0x10
-"""The attribute of a folder in an archive: torch reads nothing of it, and hands out what memory held before."""
+_REMEDY = "restore it or train again"
 
 
 @dataclass(frozen=True)
@@ -144,23 +144,12 @@ def read_checkpoint(path: Path, holds: str = "state_dict") -> tuple[Card, dict[s
     Every byte of them is held against the check sums of the archive, so that no damage becomes a weight.
 
     Raises:
-        UserError: absent, truncated, not medaug's, from a newer version, or with a weight that is NaN or infinite.
+        UserError: absent, truncated, not medaug's, from a newer version, with weights of another model than its card
+            says, or with a weight that is NaN or infinite.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if (damaged := archive.testzip()) is not None:  # torch writes check sums and does not look at them
-                raise zipfile.BadZipFile(f"bad check sum of {damaged}")
-            for part in archive.infolist():
-                if part.external_attr & _FOLDER:
-                    raise zipfile.BadZipFile(f"{part.filename} is marked as a folder")
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no checkpoint is there; run medaug.train first") from None
-    except Exception as error:  # damaged bytes make the unpickler raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a whole checkpoint ({reason}); restore it or train again") from error
-    if (name := not_finite(contents)) is not None:
-        raise UserError(f"{path}: {name} holds NaN or infinite values; restore it or train again")
+    if not os.path.lexists(path):
+        raise UserError(f"{path}: no checkpoint is there; run medaug.train first")
+    contents = read_archive(path, "checkpoint", _REMEDY)
     try:
         if not isinstance(contents, dict):
             raise TypeError(type(contents).__name__)
@@ -169,13 +158,26 @@ def read_checkpoint(path: Path, holds: str = "state_dict") -> tuple[Card, dict[s
             raise UserError(
                 f"{path}: format {card['format']} is newer than this medaug reads ({FORMAT}); update medaug"
             )
-        return Card.from_dict(card), contents
+        made = Card.from_dict(card)
+        if holds == "state_dict":
+            _check_weights(path, made, contents)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         wanted = {
             "state_dict": "a checkpoint, but not one of medaug's; give one that medaug.train wrote",
             "codec": "not a codec's checkpoint; give the codec.ckpt that a training with codec=kl left",
         }
         raise UserError(f"{path}: {wanted[holds]}") from error
+    if (name := not_finite(contents)) is not None:
+        raise UserError(f"{path}: {name} holds NaN or infinite values; {_REMEDY}")
+    return made, contents
+
+
+def _check_weights(path: Path, card: Card, contents: dict[str, Any]) -> None:
+    """Refuse weights that are not those of the model on the card, before either takes any memory."""
+    with torch.device("meta"):
+        expected = card.build().state_dict()
+    if (problem := misfit(expected, averaged_weights(contents))) is not None:
+        raise UserError(f"{path}: {problem}; {_REMEDY}")
 
 
 def load_model(path: Path, device: torch.device) -> tuple[Card, DiffusionModel]:
@@ -186,7 +188,7 @@ def load_model(path: Path, device: torch.device) -> tuple[Card, DiffusionModel]:
     """
     card, contents = read_checkpoint(path)
     model = card.build()
-    model.load_state_dict(averaged_weights(contents))
+    load_weights(model, averaged_weights(contents), path, _REMEDY)
     return card, model.to(device).eval()
 
 

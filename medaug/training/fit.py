@@ -11,14 +11,23 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
+from torch import OutOfMemoryError
 
 from medaug.data.cases import ModelCase
 from medaug.errors import UserError
+from medaug.inputs import parsing
 from medaug.options import TrainerOptions
 from medaug.training import requeue
 from medaug.training.autoencoder import prepare_codec
 from medaug.training.averaging import PowerFunctionAverage
-from medaug.training.callbacks import LastCheckpoint, Progress, ProgressLines, StopAtDivergence, ValidationCurve
+from medaug.training.callbacks import (
+    RESTORE,
+    LastCheckpoint,
+    Progress,
+    ProgressLines,
+    StopAtDivergence,
+    ValidationCurve,
+)
 from medaug.training.checkpoint import Card, read_checkpoint
 from medaug.training.hardware import ScaledGradients, check_trainer, make_strategy
 from medaug.training.initial import initialise
@@ -116,7 +125,14 @@ def fit(
             use_distributed_sampler=False,
             log_every_n_steps=min(50, -(-budget.max_steps // 20)),
         )
-        trainer.fit(module, datamodule=data, ckpt_path=path if path.exists() else None, weights_only=True)
+        resumed = path.exists()
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=path if resumed else None, weights_only=True)
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            if last.started or not resumed or isinstance(error, OutOfMemoryError):
+                raise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UserError(f"{path}: cannot be continued from ({reason:.120}); {RESTORE}") from error
         if last.signals.received is None and curve.missing(trainer):  # killed between the last step and its validation
             trainer.validate(module, datamodule=data, verbose=False)
     if last.signals.received is not None:
@@ -148,11 +164,11 @@ def _check(path: Path, card: Card, budget: TrainerOptions) -> None:
             f"{path}: files of {changed[0]} ({len(changed)} cases in all) changed since this run began; restore them, "
             f"remove {path.parent} to begin again, or keep both with runs=DIR"
         )
-    if contents["global_step"] > budget.max_steps:
-        raise UserError(
-            f"{path}: has {contents['global_step']} steps already, more than trainer.max_steps={budget.max_steps}"
-        )
-    log.info("going on from step %d of %d", contents["global_step"], budget.max_steps)
+    with parsing(path, RESTORE):
+        step = int(contents["global_step"])
+    if step > budget.max_steps:
+        raise UserError(f"{path}: has {step} steps already, more than trainer.max_steps={budget.max_steps}")
+    log.info("going on from step %d of %d", step, budget.max_steps)
 
 
 def make_logger(name: str, folder: Path) -> Logger:

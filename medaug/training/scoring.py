@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 
 from medaug.csv_files import number, read_csv, write_csv
 from medaug.evaluation.memorisation import ALARM
+from medaug.inputs import parsing
 from medaug.training.callbacks import diverged, remove_unfinished, save_whole, stepped
 from medaug.training.checkpoint import read_checkpoint
 from medaug.training.model import DiffusionModel
@@ -55,7 +56,7 @@ class SampleScoring(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what is on record, and the best so far; all processes read, so that damage ends them all."""
         rows, found = _read(self.table), self.checkpoint.exists()
-        best = read_checkpoint(self.checkpoint)[1]["callbacks"][self.state_key] if found else None
+        best = self._best() if found else None
         self._rows, self.best = trainer.strategy.broadcast((rows, best))
         if trainer.is_global_zero:
             remove_unfinished(self.checkpoint)
@@ -92,6 +93,11 @@ class SampleScoring(Callback):
                 100 * numbers["near_copies"],
                 numbers["near_copies_p"],
             )
+
+    def _best(self) -> dict[str, float]:
+        _, contents = read_checkpoint(self.checkpoint)
+        with parsing(self.checkpoint, _REMOVE):
+            return {name: float(contents["callbacks"][self.state_key][name]) for name in ("step", "score")}
 
     def state_dict(self) -> dict[str, Any]:
         """Step and score of the best checkpoint so far; that of `best.ckpt` itself are its own."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from medaug.options import SegmenterOptions
 from medaug.segmentation.segmenter import (
     Diet,
     _batches,
+    build_segmenter,
     dice_and_cross_entropy,
     encode,
     load_segmenter,
@@ -188,3 +191,35 @@ def test_features_are_the_mean_of_the_coarsest_level(channels):
     features = encode(net, CASES[0].image)
     np.testing.assert_array_equal(features, x.float().mean((0, 2, 3, 4)).numpy())
     assert not np.allclose(features, encode(net, CASES[1].image))
+
+
+def test_no_damage_becomes_a_weight_of_a_segmenter(tmp_path):
+    path = tmp_path / "judge.pt"
+    net = build_segmenter(1, 3, TINY.channels)
+    save_segmenter(net, path)
+    whole, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(40):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        try:
+            again = load_segmenter(path, 1, 3, TINY.channels)
+        except UserError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            refused += 1
+        else:
+            for name, value in net.state_dict().items():
+                assert torch.equal(again.state_dict()[name].cpu(), value)
+    assert refused > 20
+
+
+def test_a_segmenter_of_another_make_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "judge.pt"
+    save_segmenter(build_segmenter(1, 3, TINY.channels), path)
+    for modalities, classes in ((2, 3), (1, 4)):
+        with pytest.raises(UserError, match="judge.pt: .* and the model needs .*; remove it, and it is trained again"):
+            load_segmenter(path, modalities, classes, TINY.channels)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="judge.pt: cannot be read"):
+        load_segmenter(path, 1, 3, TINY.channels)

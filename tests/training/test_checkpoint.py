@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
+import subprocess
+import sys
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +132,11 @@ def part_marked_as_folder(path):
     path.write_bytes(damaged)
 
 
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 def folder(path):
     path.unlink()
     path.mkdir()
@@ -142,7 +152,8 @@ def folder(path):
         (text, "not a whole checkpoint"),
         (noise, "not a whole checkpoint"),
         (part_marked_as_folder, "not a whole checkpoint .*/data/1.* is marked as a folder"),
-        (folder, "not a whole checkpoint"),
+        (folder, "cannot be read"),
+        (pipe, "cannot be read"),
         (foreign_weights, "not one of medaug's"),
         (foreign_tensor, "not one of medaug's"),
         (another_dialect, "not one of medaug's"),
@@ -158,6 +169,149 @@ def test_what_cannot_be_read_is_one_line(tmp_path, harm, named):
     with pytest.raises(UserError, match=named) as caught:
         load_model(path, torch.device("cpu"))
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def lacking(weights, name):
+    del weights[name]
+
+
+def one_more(weights, name):
+    weights["model.another"] = torch.zeros(2)
+
+
+def of_another_shape(weights, name):
+    weights[name] = torch.zeros(*weights[name].shape, 2)
+
+
+def of_another_type(weights, name):
+    weights[name] = weights[name].double()
+
+
+def of_whole_numbers(weights, name):
+    weights[name] = weights[name].long()
+
+
+def complex_numbers(weights, name):
+    weights[name] = weights[name].to(torch.complex64)
+
+
+def sparse(weights, name):
+    weights[name] = weights[name].to_sparse()
+
+
+def a_number(weights, name):
+    weights[name] = 3.0
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lacking, "lacks 1 of"),
+        (one_more, "holds 1 tensors too many .another."),
+        (of_another_shape, "and the model needs float32"),
+        (of_another_type, "is float64 .* and the model needs float32"),
+        (of_whole_numbers, "is int64"),
+        (complex_numbers, "is complex64"),
+        (sparse, "is float32"),
+        (a_number, "is not a tensor"),
+    ],
+)
+def test_wrong_tensors_are_refused_in_one_line(tmp_path, harm, said):
+    path = tmp_path / "last.ckpt"
+    save(path)
+    contents = torch.load(path, weights_only=True)
+    name = max(contents["state_dict"], key=lambda name: contents["state_dict"][name].ndim)
+    harm(contents["state_dict"], name)
+    torch.save(contents, path)
+    with pytest.raises(UserError, match=said) as caught:
+        load_model(path, torch.device("cpu"))
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value) and "restore it" in str(caught.value)
+
+
+def test_a_card_of_a_larger_model_takes_no_memory(tmp_path):
+    path = tmp_path / "last.ckpt"
+    save(path)
+    contents = torch.load(path, weights_only=True)
+    contents["medaug"]["options"]["network"]["channels"] = [1 << 15, 1 << 15]  # 100 GiB and more
+    contents["medaug"]["options"]["network"]["attention"] = [False, False]
+    torch.save(contents, path)
+    with pytest.raises(UserError, match="last.ckpt"):
+        load_model(path, torch.device("cpu"))
+
+
+_READER = """
+import resource, sys
+from pathlib import Path
+from medaug.errors import UserError
+from medaug.training.checkpoint import read_checkpoint
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    read_checkpoint(Path(sys.argv[1]))
+except UserError as error:
+    print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def packed(path: Path) -> None:
+    """All parts deflated, and one of 2.25 GiB of zeros among them."""
+    with zipfile.ZipFile(path) as old:
+        parts = {part.filename: old.read(part) for part in old.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new:
+        for name, content in parts.items():
+            if not name.endswith("/data/0"):
+                new.writestr(name, content)
+                continue
+            with new.open(name, "w", force_zip64=True) as file:
+                for _ in range(2304):
+                    file.write(bytes(1 << 20))
+
+
+def large(path: Path, part: str) -> None:
+    """One part of 2.25 GiB, of which the disk holds nothing: its zeros are a hole in the file."""
+    with zipfile.ZipFile(path) as old:
+        parts = {one.filename: old.read(one) for one in old.infolist()}
+    crc = functools.reduce(lambda crc, _: zlib.crc32(bytes(1 << 20), crc), range(2304), 0)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as new:
+        for name, content in parts.items():
+            if not name.endswith(part):
+                new.writestr(name, content)
+                continue
+            info = zipfile.ZipInfo(name)
+            info.file_size = info.compress_size = 2304 << 20
+            info.CRC, info.header_offset = crc, new.fp.tell()
+            new.fp.write(info.FileHeader(zip64=True))
+            new.fp.seek(2304 << 20, os.SEEK_CUR)
+            new.filelist.append(info)
+            new.NameToInfo[name] = info
+            new.start_dir = new.fp.tell()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", [packed, "/data.pkl", "/data/0"])
+def test_a_part_of_more_than_two_gigabytes_takes_no_such_memory(tmp_path, harm):
+    path = tmp_path / "last.ckpt"
+    save(path)
+    packed(path) if harm is packed else large(path, harm)
+    done = subprocess.run([sys.executable, "-c", _READER, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *said, megabytes = done.stdout.splitlines()
+    assert len(said) == 1 and said[0].startswith(f"{path}: ") and "; restore it or train again" in said[0], said
+    assert int(megabytes) < 300
+
+
+class Zeros:
+    """Unpickling this sets aside 3 GiB."""
+
+    def __reduce__(self):
+        return bytearray, (3 << 30,)
+
+
+def test_a_bytearray_of_any_size_is_refused(tmp_path):
+    path = tmp_path / "last.ckpt"
+    torch.save({"medaug": CARD.to_dict(), "state_dict": {}, "payload": Zeros()}, path)
+    with pytest.raises(UserError, match="holds a bytearray"):
+        read_checkpoint(path)
 
 
 @pytest.mark.parametrize("first", range(0, 256, 5))
