@@ -42,18 +42,17 @@ from medaug.imaging.dicom.privacy import (
 from medaug.imaging.dicom.rtstruct import read_rtstruct
 from medaug.imaging.dicom.seg import read_seg
 from medaug.imaging.dicom.series import is_image, read_series
+from medaug.imaging.dicom.stack import right_angled
 from medaug.imaging.dicom.tree import Plan, PlannedCase, plan_cohort
 from medaug.imaging.isolation import Failure, isolated
 from medaug.imaging.nifti import write_volume
 from medaug.imaging.preflight.findings import Finding
 from medaug.imaging.reading import read_label
 from medaug.imaging.rules import Rules
-from medaug.imaging.volume import Header, Volume, grid_difference
+from medaug.imaging.volume import RIGHT_ANGLE, Header, Volume, grid_difference, shear
 from medaug.locks import alone
 from medaug.options import IngestOptions
 
-# Coordinates in DICOM are decimal strings of 16 characters, and are often written with fewer digits.
-TOLERANCE_MM = 1e-2
 _MASKS: dict[str, Callable[[Path, Header], list[NamedMask]]] = {"SEG": read_seg, "RTSTRUCT": read_rtstruct}
 
 
@@ -204,6 +203,8 @@ def convert_case(
     if any(finding.severity == "error" for finding in findings):
         return None, findings
     grid = volumes[0].affine  # of all: they agree within the tolerance, and so do the files then, exactly
+    if shear(grid).max() > RIGHT_ANGLE:
+        grid = right_angled(grid, volumes[0].header.shape)
     images = [f"images/{name}_{suffix}.nii.gz" for suffix in suffixes]
     for file, volume in zip(images, volumes, strict=True):
         write_volume(folder / file, volume.array.astype(volume.storage), grid)
@@ -225,7 +226,7 @@ def _read_images(plan: Plan, planned: PlannedCase, findings: list[Finding]) -> l
         volumes.append(volume)
         first = volumes[0]
         titles = f"{modality} ({series.title})", f"{plan.modalities[0]} ({planned.series[0].title})"
-        difference = grid_difference(first.header, volume.header, TOLERANCE_MM)
+        difference = grid_difference(first.header, volume.header)
         if difference and plan.on_grid == "refuse":
             remedy = "on_grid=resample brings it there; or choose series on one grid by the rules"
             what = f"{titles[0]} {difference} of {titles[1]}"
@@ -249,7 +250,7 @@ def _read_label(plan: Plan, planned: PlannedCase, grid: Header, findings: list[F
     try:
         if planned.labels[0].kind == "file":
             volume = _turned(_read_label_file(planned.labels[0].path), grid)
-            if difference := grid_difference(grid, volume.header, TOLERANCE_MM):
+            if difference := grid_difference(grid, volume.header):
                 what = f"the label file {difference} of {plan.modalities[0]} ({planned.series[0].title})"
                 remedy = "resample it onto that series"
                 findings.append(Finding(name, "error", "dicom-label-grid", what, remedy))

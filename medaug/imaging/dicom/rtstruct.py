@@ -71,9 +71,9 @@ def read_rtstruct(path: Path, grid: Header) -> list[NamedMask]:
         One mask per ROI, in the order of the file.
 
     Raises:
-        UserError: unreadable, damaged, or not an RTSTRUCT. When a mask is drawn: open contours, contours not
-            parallel to slices, between slices, on every second slice or sparser, or in another frame of reference than the file's first.
-            The text has neither path nor patient.
+        UserError: unreadable, damaged, or not an RTSTRUCT. When a mask is drawn: open contours, contours not parallel
+            to slices, between slices, on every second slice or sparser, or in another frame of reference than the
+            file's first. The text has neither path nor patient.
     """
     with guarded(WHAT):
         dataset = _open(path)

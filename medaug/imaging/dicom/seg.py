@@ -19,13 +19,11 @@ from pydicom.pixels import iter_pixels
 
 from medaug.errors import UserError
 from medaug.imaging.dicom.masks import LabelObject, Mask, NamedMask, guarded, one_line
-from medaug.imaging.volume import Header, Volume, times
+from medaug.imaging.volume import SMALL_VOXELS, Header, Volume, times
 
 WHAT = "segmentation"
 SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # Segmentation, Label Map Segmentation
-# How far a frame may lie off the voxels: what rounding in headers does, and what nobody can see.
-TOLERANCE_MM = 5e-3
-TOLERANCE_VOXELS = 0.01
+TOLERANCE_MM = 5e-3  # frames at heights that differ by less than twice this are one slice
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 _MAX_VOXELS = 2**31
 
@@ -68,8 +66,8 @@ def read_seg(path: Path, grid: Header) -> list[NamedMask]:
         One mask per segment, in the order of the file.
 
     Raises:
-        UserError: unreadable, damaged, not a SEG, or not on the image's voxels (within 1% of the smallest voxel side
-            or 5e-3 mm). The text has neither path nor patient.
+        UserError: unreadable, damaged, not a SEG, or not on the image's voxels (within a tenth of the smallest voxel
+            side). The text has neither path nor patient.
     """
     with guarded(WHAT):
         dataset = _open(path)
@@ -217,7 +215,7 @@ class _Placed:
         off = (first - whole_first)[:, None] + corners @ (along - whole_along)  # (F, 4, 3) voxels
         furthest = float(np.linalg.norm(off @ to_mm.T, axis=-1).max())
         is_axes = (np.abs(whole_along).sum(axis=2) == 1).all() and (np.abs(whole_along).sum(axis=1) <= 1).all()
-        if not is_axes or furthest > max(TOLERANCE_MM, TOLERANCE_VOXELS * min(grid.spacing)):
+        if not is_axes or furthest > SMALL_VOXELS * min(grid.spacing):
             own = (np.linalg.norm(frames.columns[0]), np.linalg.norm(frames.rows[0]))
             sizes = f"its pixels measure {own[0]:.4g}x{own[1]:.4g} mm, the image's voxels " + "x".join(
                 f"{side:.4g}" for side in grid.spacing

@@ -97,3 +97,21 @@ def stack_of(slices: Sequence[Slice]) -> Stack:
     affine[:3, 2] = centred @ positions / (centred @ centred)
     affine[:3, 3] = positions.mean(axis=0) - places.mean() * affine[:3, 2]
     return Stack(tuple(ordered), places, LPS @ affine)
+
+
+def right_angled(affine: NDArray[np.float64], shape: Sequence[int]) -> NDArray[np.float64]:
+    """The nearest affine (4, 4) with axes at right angles, about the centre of the grid.
+
+    Direction cosines are often written with three or four decimals; readers of NIfTI refuse what is left of that.
+
+    Args:
+        affine: (4, 4), its axes at right angles up to rounding.
+        shape: (X, Y, Z) of the grid, whose centre stays where it is.
+    """
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(affine[:3, :3] / lengths)
+    centre = (np.array(shape) - 1) / 2
+    straight = np.eye(4)
+    straight[:3, :3] = left @ right * lengths
+    straight[:3, 3] = affine[:3, 3] + (affine[:3, :3] - straight[:3, :3]) @ centre
+    return straight

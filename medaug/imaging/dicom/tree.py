@@ -112,6 +112,7 @@ def plan_cohort(
         for study, found in matched.items()
         if names[study].case not in wrong
     ]
+    _judge_polarity(list(patterns), cases, book)
     if schema.foreground:
         for case in cases:
             if not case.labels:
@@ -252,6 +253,31 @@ def _judge_study(
             remedy = "nothing: it is resampled over the gap" if mended else problem.remedy
             book.add(case, severity, f"dicom-{problem.code}", what, remedy, files_of([series]))
     return True
+
+
+def _judge_polarity(modalities: Sequence[str], cases: Sequence[PlannedCase], book: Book) -> None:
+    """Find scans whose values may be inverted against those of the other cases."""
+    for index, modality in enumerate(modalities):
+        inverted = [case for case in cases if _is_inverted(case.series[index])]
+        if len(inverted) == len(cases):
+            continue
+        for case in inverted:
+            series = case.series[index]
+            rest = len(cases) - len(inverted)
+            what = (
+                f"{modality} ({series.title}) is MONOCHROME1 (small values are bright), in {rest} other cases it is not"
+            )
+            remedy = (
+                "look whether its contrast is inverted; if so, invert its values first, or leave it out with "
+                "exclude_series=[PhotometricInterpretation:MONOCHROME1]"
+            )
+            book.add(case.name.case, "warning", "dicom-monochrome1", what, remedy, files_of([series]))
+
+
+def _is_inverted(series: Series) -> bool:
+    first = series.instances[0]
+    # Hounsfield units mean the same however they are shown.
+    return first.photometric == "MONOCHROME1" and first.planes[0].rescale_type != "HU"
 
 
 def _narrower(modality: str, members: Sequence[Series]) -> str:

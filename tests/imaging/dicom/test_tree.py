@@ -136,6 +136,25 @@ def test_a_fault_of_a_series_that_nothing_uses_is_no_finding(tmp_path: Path) -> 
     assert codes_of(plan(tmp_path)) == [("note", "dicom-not-used")]
 
 
+def test_values_stored_for_an_inverted_display_are_named_where_others_are_not(tmp_path: Path) -> None:
+    inverted = t1(tmp_path, "A", PhotometricInterpretation="MONOCHROME1")
+    assert not plan(tmp_path).findings  # all alike
+    t1(tmp_path, "B")
+    t1(tmp_path, "C")
+    (finding,) = (made := plan(tmp_path)).findings
+    assert (finding.severity, finding.code) == ("warning", "dicom-monochrome1") and len(made.cases) == 3
+    assert finding.what == "T1 (series 1) is MONOCHROME1 (small values are bright), in 2 other cases it is not"
+    assert set(made.files[finding]) == set(inverted)
+    made = plan(tmp_path, exclude_series=[{"PhotometricInterpretation": "MONOCHROME1"}])
+    assert codes_of(made) == [("note", "dicom-excluded")] and len(made.cases) == 2
+
+
+def test_hounsfield_units_are_the_same_however_they_are_shown(tmp_path: Path) -> None:
+    for patient, shown in (("A", "MONOCHROME1"), ("B", "MONOCHROME2")):
+        t1(tmp_path, patient, modality="CT", PhotometricInterpretation=shown)
+    assert not plan(tmp_path).findings
+
+
 def test_patients(tmp_path: Path) -> None:
     t1(tmp_path, "", StudyInstanceUID=uid(1))
     t1(tmp_path, "A", number=2, StudyInstanceUID=uid(2))
