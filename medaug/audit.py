@@ -167,7 +167,9 @@ def main(options: Options) -> None:
     write_csv(folder / "faithfulness.csv", ("images", "case", "subject", "dice"), rows)
     with atomic_write(folder / "faithfulness.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=2) + "\n")
-    finish(folder, {"pairs": len(synthetic)})
+    finish(
+        folder, {"pairs": len(synthetic)}, [folder / "faithfulness.json", folder / "faithfulness.csv", path, weights]
+    )
     log.info(
         "the judge's mean foreground Dice: %.3f [%.3f, %.3f] on %d synthetic images, %.3f on %d real validation "
         "images, %.3f with the masks shuffled; %s",

@@ -11,7 +11,7 @@ import logging
 
 from medaug.config import launch, part
 from medaug.options import Options
-from medaug.runs import claim, finish, stage_folder, trained_checkpoint
+from medaug.runs import claim, finish, refuse_edited, stage_folder, trained_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def main(options: Options) -> None:
     work = claim(folder, identity, options.overwrite, recorded=("cohort",))
     if work:
         from medaug.data.cases import load_cases
-        from medaug.data.contents import refuse_copies
+        from medaug.data.contents import case_contents, cohort_digest, refuse_copies
 
         cache = folder.parent / "cache"
         labelled = [case for case in cohort.split("train") if case.label is not None]
@@ -61,7 +61,8 @@ def main(options: Options) -> None:
             food = diet(job.arm, real, synthetic, options.arms.synthetic_share)
             steps = options.benchmark.steps
             run_job(job, food, steps, options.segmenter, test, cohort, card.preprocessing, folder)
-        if guarded_cohort(train, pairs, card, digest)[1] != content:  # a job scores against the files themselves
+        # A job scores against the files themselves.
+        if cohort_digest(cohort, case_contents(cohort, cohort.cases, cache)) != content:
             raise UserError(f"{cohort.root}: scans changed while the benchmark ran; give overwrite=true to begin again")
 
         subjects = {case.case.name: case.case.subject for case in test}
@@ -87,10 +88,14 @@ def main(options: Options) -> None:
         }
         with atomic_write(folder / "summary.json") as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    else:
+        refuse_edited(folder)
+    refuse_edited(stage_folder(options, "audit"))
     # Always: the audit may have been run, or run again, since.
     write_report(folder, report)
     if work:
-        finish(folder, {"report": report.name})
+        tables = [folder / name for name in ("scores.csv", "comparison.csv", "summary.json")]
+        finish(folder, {"report": report.name}, [*tables, *(job.scores(folder) for job in jobs)])
     print_table(arm_table(folder), Console())
     log.info("the report is %s", report.resolve())
 

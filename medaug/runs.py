@@ -10,14 +10,14 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from medaug.errors import UserError
-from medaug.files import atomic_write
+from medaug.files import atomic_write, file_sha256
 from medaug.inputs import read_json, read_yaml
 from medaug.locks import Lock, is_free, take
 from medaug.options import Options
@@ -217,15 +217,40 @@ def wait_for_first(
         time.sleep(interval)
 
 
-def finish(folder: Path, summary: dict[str, Any]) -> None:
+def finish(folder: Path, summary: dict[str, Any], results: Iterable[Path] = ()) -> None:
     """Mark a run as whole with `finished.json`, which holds the summary, and let go of the folder.
 
     The first process does so, and any that has joined; a further process of a training does nothing.
+
+    Args:
+        folder: of the run.
+        summary: plain values.
+        results: files below the folder whose digests are kept, for `refuse_edited`.
     """
     if process_rank() == 0 or folder.resolve() in _locks:
+        digests = {path.relative_to(folder).as_posix(): file_sha256(path) for path in results}
         with atomic_write(folder / "finished.json") as temporary:
-            temporary.write_text(json.dumps(summary, indent=2) + "\n")
+            content = summary | ({"results": digests} if digests else {})
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
         _unlock(folder)
+
+
+def refuse_edited(folder: Path) -> None:
+    """Hold the results of a finished run against the digests that were kept of them.
+
+    Raises:
+        UserError: names a file that is gone or was changed.
+    """
+    summary = finished(folder)
+    if summary is not None and "results" not in summary:
+        logger.warning("%s: an earlier version kept no digests of its results, so they cannot be checked", folder)
+    for name, digest in ((summary or {}).get("results") or {}).items():
+        path = folder / name
+        if not path.is_file() or file_sha256(path) != digest:
+            raise UserError(
+                f"{path}: {'was changed' if path.exists() else 'is gone'} since the run was finished; restore it, or "
+                f"remove {folder} and run the same command again"
+            )
 
 
 def finished(folder: Path) -> dict[str, Any] | None:

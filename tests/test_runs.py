@@ -181,6 +181,26 @@ def test_a_finished_run_that_did_not_record_a_key_is_left_alone_with_a_warning(f
         runs.claim(folder, IDENTITY | {"cohort": "def"}, overwrite=False, recorded=("cohort",))
 
 
+def test_results_that_were_edited_after_the_end_are_refused(folder, caplog):
+    assert runs.claim(folder, IDENTITY, overwrite=False)
+    runs.refuse_edited(folder)  # unfinished: nothing to hold against
+    (folder / "jobs").mkdir()
+    for name in ("scores.csv", "jobs/a.csv"):
+        (folder / name).write_text("0.5")
+    runs.finish(folder, {"report": "r"}, [folder / "scores.csv", folder / "jobs" / "a.csv"])
+    runs.refuse_edited(folder)
+    (folder / "jobs" / "a.csv").write_text("0.9")
+    with pytest.raises(UserError, match="jobs/a.csv: was changed since the run was finished"):
+        runs.refuse_edited(folder)
+    (folder / "jobs" / "a.csv").unlink()
+    with pytest.raises(UserError, match="jobs/a.csv: is gone since the run was finished"):
+        runs.refuse_edited(folder)
+    assert not caplog.messages
+    (folder / "finished.json").write_text("{}")
+    runs.refuse_edited(folder)
+    assert "kept no digests of its results" in caplog.text
+
+
 def test_a_run_from_before_the_marker_goes_on_and_gets_one(folder):
     """The same configuration is evidence enough; another one is not."""
     assert runs.claim(folder, IDENTITY, overwrite=False)

@@ -13,9 +13,11 @@ from medaug.cohort.manifest import Manifest
 from medaug.csv_files import number, read_csv, write_csv
 from medaug.data.cases import ModelCase, read_case
 from medaug.data.preprocessing import Preprocessing
+from medaug.errors import UserError
 from medaug.evaluation.scores import MEAN_FOREGROUND, segmentation_scores
 from medaug.evaluation.statistics import paired_comparison, verdict
-from medaug.inputs import parsing
+from medaug.files import atomic_write, file_sha256
+from medaug.inputs import parsing, read_text
 from medaug.options import SegmenterOptions
 from medaug.segmentation.segmenter import Diet, segment, train_segmenter
 
@@ -46,8 +48,23 @@ class Job:
     seed: int
 
     def scores(self, folder: Path) -> Path:
-        """Where its scores go; the file exists once the job is done."""
+        """Where its scores go."""
         return folder / "jobs" / self.arm.replace("+", "_") / f"seed_{self.seed}" / "scores.csv"
+
+    def is_done(self, folder: Path) -> bool:
+        """Whether its scores are there with their digest."""
+        path = self.scores(folder)
+        return path.is_file() and _digest_file(path).is_file()
+
+    def refuse_edited(self, folder: Path) -> None:
+        """Hold its scores against their digest, which lies beside them in the form that `sha256sum -c` reads.
+
+        Raises:
+            UserError: they are not what the job wrote.
+        """
+        path = self.scores(folder)
+        if not self.is_done(folder) or read_text(_digest_file(path)) != _digest_line(path):
+            raise UserError(f"{path}: was changed after the job wrote it, or its digest was; {_REMOVE}")
 
 
 def run_job(
@@ -62,7 +79,8 @@ def run_job(
 ) -> None:
     """Train the job's segmenter and score it on the (labelled) test cases' own grids, unless that is done already."""
     path = job.scores(folder)
-    if path.exists():
+    if job.is_done(folder):
+        job.refuse_edited(folder)
         log.info("%s, seed %d: done already", job.arm, job.seed)
         return
     name = f"{job.arm}, seed {job.seed}"
@@ -76,12 +94,29 @@ def run_job(
         scores = segmentation_scores(prediction, truth, spacing, manifest.schema)
         rows += [(job.arm, job.seed, case.case.name, *score) for score in scores]
     write_csv(path, SCORE_COLUMNS, rows)
+    with atomic_write(_digest_file(path)) as temporary:  # last: a killed job is done again
+        temporary.write_text(_digest_line(path))
     dice = np.mean([row[5] for row in rows if row[4] == "dice"])
     log.info("%s: mean Dice %.3f on %d test scans", name, dice, len(test))
 
 
+def _digest_file(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _digest_line(path: Path) -> str:
+    return f"{file_sha256(path)}  {path.name}\n"
+
+
 def gather(jobs: Iterable[Job], folder: Path) -> list[dict[str, str]]:
-    """All jobs' rows, which are also written to `scores.csv`."""
+    """All jobs' rows, which are also written to `scores.csv`.
+
+    Raises:
+        UserError: the scores of a job are gone, or not what it wrote.
+    """
+    jobs = list(jobs)
+    for job in jobs:
+        job.refuse_edited(folder)
     rows = [row for job in jobs for row in read_csv(job.scores(folder), SCORE_COLUMNS, _REMOVE)]
     write_csv(folder / "scores.csv", SCORE_COLUMNS, [tuple(row.values()) for row in rows])
     return rows

@@ -91,9 +91,9 @@ def write_report(benchmark_folder: Path, out: Path) -> None:
     rows = _arm_rows(summary, scores)
     comparisons = _read_comparisons(benchmark_folder / "comparison.csv")
     audit = run / "audit"
-    shown = audit.exists() and _pairs(audit) == _pairs(benchmark_folder)
+    shown = audit.exists() and _of_the_same(audit, benchmark_folder)
     if audit.exists() and not shown:
-        log.warning("%s: of other pairs, so the report leaves it out; run medaug.audit again", audit)
+        log.warning("%s: of other pairs or another cohort, so the report leaves it out; run medaug.audit again", audit)
     found = audit / "faithfulness.json"
     faithfulness = _read_faithfulness(found) if shown and found.exists() else None
 
@@ -237,10 +237,13 @@ def _guidance_picture(faithfulness: Mapping[str, Any] | None) -> str | None:
     return _drawn(lambda path: figures.guidance_plot(points, path)) if len(points) > 1 else None
 
 
-def _pairs(folder: Path) -> str | None:
-    """Digest of the pairs that a stage's results are of; None where nothing says so."""
-    path = folder / "config.yaml"
-    return read_yaml(path).get("pairs") if path.exists() else None
+def _of_the_same(audit: Path, benchmark: Path) -> bool:
+    """Whether two stages' results are of the same pairs and, where both say of which, of the same cohort."""
+    one, other = (
+        read_yaml(path) if path.exists() else {} for path in (audit / "config.yaml", benchmark / "config.yaml")
+    )
+    cohorts = {config["cohort"] for config in (one, other) if "cohort" in config}
+    return one.get("pairs") == other.get("pairs") and len(cohorts) < 2
 
 
 def _pictures(run: Path, audited: bool) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from medaug.comparison.arms import ARMS, diet, pairs_to_compare
 from medaug.comparison.jobs import COMPARISON_COLUMNS, SCORE_COLUMNS, Job, compare, gather, run_job, write_csv
 from medaug.data.cases import load_cases, read_case
 from medaug.data.preprocessing import Preprocessing
+from medaug.errors import UserError
 from medaug.evaluation.statistics import paired_comparison
 from medaug.imaging.nifti import write_volume
 from medaug.options import SegmenterOptions
@@ -146,6 +148,25 @@ def test_a_job_is_done_once_and_an_unfinished_one_again(bench, tmp_path):
         assert list(csv.DictReader(file)) == rows
     assert len(rows) == len(jobs) * 3 * 2 * 2
     assert {(r["arm"], r["seed"]) for r in rows} == {(job.arm, str(job.seed)) for job in jobs}
+
+
+def test_scores_that_were_edited_are_refused_by_the_job_that_wrote_them(bench, tmp_path):
+    job = Job(ARMS[0], 0)
+    run(job, tmp_path, bench)
+    path = job.scores(tmp_path)
+    line = path.with_suffix(".sha256").read_text()
+    assert line == f"{hashlib.sha256(path.read_bytes()).hexdigest()}  scores.csv\n"
+    content = path.read_text()
+    path.write_text(content.replace("dice,0.", "dice,0.9", 1) if "dice,0." in content else content + "x")
+    for again in (lambda: run(job, tmp_path, bench), lambda: gather([job], tmp_path)):
+        with pytest.raises(UserError, match="jobs/real/seed_0/scores.csv: was changed after the job wrote it"):
+            again()
+    path.unlink()
+    run(job, tmp_path, bench)
+    path.write_text("edited")
+    path.with_suffix(".sha256").unlink()  # as a job that was killed before its end: done again
+    run(job, tmp_path, bench)
+    assert path.read_text() == content and path.with_suffix(".sha256").read_text() == line
 
 
 def test_jobs_do_not_share_a_folder(tmp_path):

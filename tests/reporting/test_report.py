@@ -227,12 +227,18 @@ def test_an_audit_of_other_pairs_is_left_out(tmp_path, caplog):
     guidance_plot({0: Interval(0.5, 0.4, 0.6, 9, 9)}, tmp_path / "audit" / "guidance.png")
     interval = {"mean": 0.81, "low": 0.79, "high": 0.83, "n": 120}
     (tmp_path / "audit" / "faithfulness.json").write_text(json.dumps({"synthetic": interval}))
-    for pairs, shown in (("now", True), ("then", False)):
-        (folder / "config.yaml").write_text("pairs: now\n")
-        (tmp_path / "audit" / "config.yaml").write_text(f"pairs: {pairs}\n")
+    for audited, shown in (
+        ("pairs: now", True),  # from before cohorts were recorded
+        ("pairs: now\ncohort: a", True),
+        ("pairs: now\ncohort: b", False),
+        ("pairs: then\ncohort: a", False),
+    ):
+        caplog.clear()
+        (folder / "config.yaml").write_text("pairs: now\ncohort: a\n")
+        (tmp_path / "audit" / "config.yaml").write_text(f"{audited}\n")
         page = Page(_render(folder))
         assert ("faithfulness-table" in page.tables) is shown and len(page.sources) == 1 + shown
-        assert ("of other pairs, so the report leaves it out" in caplog.text) is not shown
+        assert ("of other pairs or another cohort, so the report leaves it out" in caplog.text) is not shown
 
 
 def test_hostile_names_stay_text(tmp_path):
