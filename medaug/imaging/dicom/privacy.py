@@ -24,6 +24,7 @@ from pydicom.tag import Tag
 from medaug.errors import UserError
 from medaug.files import atomic_write
 from medaug.imaging.dicom.instance import quiet
+from medaug.imaging.dicom.vocabulary import FIELD_WORDS
 from medaug.inputs import read_json
 
 FORMAT = 1
@@ -44,6 +45,8 @@ _NEVER_SAID = (
 )
 _MANY = {Tag("PerFrameFunctionalGroupsSequence"), Tag("ROIContourSequence")}  # long, and about no person
 _WORD = re.compile(r"[^\W_]{2,}")
+_EDGES = re.compile(r"^[\W_]+|[\W_]+$")
+_LETTERS, _LETTERS_AT_END = re.compile(r"[^\W\d_]+"), re.compile(r"[^\W\d_]+$")
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,9 @@ def _keyed(salt: str, text: str) -> str:
 def identifying_terms(paths: Iterable[Path]) -> frozenset[str]:
     """The words in DICOM headers that could name a patient, to be kept out of messages with `scrub`.
 
-    They are every person's name, the patient's and the visit's numbers, the birth date, and the institution.
+    They come from every person's name, the patient's and the visit's numbers, the birth date, and the institution,
+    without the words of imaging among them (`FIELD_WORDS`): of `SARCOMA_025_CT_T1` they are `SARCOMA_025`, `SARCOMA`
+    and `025`.
 
     Args:
         paths: one file of a series says as much as all of them; what cannot be read says nothing.
@@ -182,7 +187,25 @@ def identifying_terms(paths: Iterable[Path]) -> frozenset[str]:
         # A damaged header raises anything, and is a finding elsewhere.
         with quiet(), contextlib.suppress(Exception):
             texts |= set(_identifying(pydicom.dcmread(path, stop_before_pixels=True, force=True)))
-    return frozenset(word for text in texts for word in [text.strip(), *_WORD.findall(text)] if len(word) > 1)
+    return frozenset(term for text in texts for term in _terms(text.strip()))
+
+
+def _terms(text: str) -> Iterator[str]:
+    """What is left of an identifying text between its field words, and the words of that; all of it if too short."""
+    ends = [(word.start(), word.end()) for word in _WORD.finditer(text) if word[0].casefold() in FIELD_WORDS]
+    starts = [0, *(end for _, end in ends)]
+    between = [text[start:stop] for start, stop in zip(starts, [*(start for start, _ in ends), len(text)], strict=True)]
+    parts = [part for part in (_EDGES.sub("", part) for part in between) if part]
+    # What is left of CT-7 is everywhere, but CT-7 as a whole is not.
+    if text and (not ends or any(_is_weak(part) for part in parts)):
+        yield from [text] if len(text) > 1 else []
+    for part in parts:
+        yield from (word for word in (part, *_WORD.findall(part)) if not _is_weak(word))
+
+
+def _is_weak(word: str) -> bool:
+    """Whether a part of a text is too common to be removed by itself: one character, or a number below 100."""
+    return len(word) < 2 or (len(word) == 2 and word.isdigit())
 
 
 def _identifying(dataset: pydicom.Dataset) -> Iterator[str]:
@@ -198,13 +221,23 @@ def _identifying(dataset: pydicom.Dataset) -> Iterator[str]:
 
 
 def scrub(text: str, terms: Iterable[str]) -> str:
-    """Put "[removed]" for every term in a text, whatever its case; terms of up to three signs only as whole words."""
+    """Put "[removed]" for every term in a text, whatever its case.
+
+    Terms of up to three characters are removed as whole words only, and longer ones not within a longer field word (of
+    the name Bell in `cerebellum`).
+    """
     for term in sorted(terms, key=len, reverse=True):
         pattern = re.escape(term)
         if len(term) <= 3:
             pattern = rf"(?<![^\W_]){pattern}(?![^\W_])"
-        text = re.sub(pattern, REMOVED, text, flags=re.IGNORECASE)
+        text = re.sub(pattern, lambda match: match[0] if _is_within_field_word(match) else REMOVED, text, flags=re.I)
     return text
+
+
+def _is_within_field_word(match: re.Match[str]) -> bool:
+    before, after = _LETTERS_AT_END.search(match.string[: match.start()]), _LETTERS.match(match.string[match.end() :])
+    around = (before[0] if before else "", after[0] if after else "")
+    return any(around) and f"{around[0]}{match[0]}{around[1]}".casefold() in FIELD_WORDS
 
 
 def scrub_quoted(text: str, terms: Iterable[str]) -> str:

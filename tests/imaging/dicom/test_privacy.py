@@ -26,6 +26,8 @@ from test_tree import box, draw_rtstruct, draw_seg
 from medaug.cohort.schema import LabelSchema
 from medaug.errors import UserError
 from medaug.imaging.dicom.convert import ingest_dicom
+from medaug.imaging.dicom.headers import scan_tree
+from medaug.imaging.dicom.labels import list_structures
 from medaug.imaging.dicom.privacy import (
     Private,
     identifying_terms,
@@ -36,6 +38,7 @@ from medaug.imaging.dicom.privacy import (
     scrub,
     scrub_quoted,
 )
+from medaug.imaging.dicom.tree import list_series
 from medaug.imaging.nifti import write_volume
 from medaug.imaging.rules import Rules
 from medaug.options import IngestOptions
@@ -134,6 +137,48 @@ def test_scrubbing() -> None:
     text = 'series 77: "GTV "Zebra" li" of li; mend it'
     assert scrub_quoted(text, {*terms, "77", "of"}) == 'series 77: "GTV "[removed]" [removed]" of li; mend it'
     assert scrub("", terms) == "" and scrub("FLAIR", []) == "FLAIR"
+
+
+def test_a_name_within_a_field_word_is_not_seen_in_it() -> None:
+    assert scrub("cerebellum Bell, dr_bell1", {"Bell"}) == "cerebellum [removed], dr_[removed]1"
+    assert scrub("brain rain", {"rain"}) == "brain [removed]"
+
+
+@pytest.mark.parametrize(
+    ("patient", "name", "said"),
+    [
+        ("SARCOMA_1_X025_CT", "GTV_Mass_CT", "GTV_Mass_CT"),
+        ("SARCOMA_1_X025_CT", "SARCOMA_1_X025_CT_mask", "SARCOMA_[removed]_CT_mask"),
+        ("Qrs_1_X025_MR_T1", "Qrs_1_X025_MR_T1_image", "[removed]_MR_T1_image"),
+        ("Qrs_1_X025_MR_T1", "x025 of QRS on mr, T1", "[removed] of [removed] on mr, T1"),
+        ("Lung-Qrs-7", "Lung_L qrs 7", "Lung_L [removed] 7"),
+        ("Qrs 30", "GTV30 30 qrs", "GTV30 30 [removed]"),
+        ("CT-7", "CT-7 of CT 7", "[removed] of CT 7"),
+        ("CT", "CT", "CT"),
+        ("Doe^Jane^^MR", "MR T1 of Jane Doe", "MR T1 of [removed] [removed]"),
+        ("Gray^Rose", "Gray matter", "[removed] matter"),
+        ("Breast^Boost", "Breast, boost", "Breast, [removed]"),
+        ("Brain and Qrs Center", "head and neck", "head and neck"),
+    ],
+)
+@pytest.mark.parametrize("keyword", ["PatientID", "PatientName", "InstitutionName", "StationName"])
+def test_field_words_stay_where_a_header_uses_them_as_a_name(
+    tmp_path: Path, keyword: str, patient: str, name: str, said: str
+) -> None:
+    if keyword == "StationName" and len(patient) > 16:
+        pytest.skip("longer than the element allows")
+    path = write_series(tmp_path, ramp(), **{keyword: patient})[0]
+    assert scrub(name, identifying_terms([path])) == said
+
+
+def test_names_of_true_regions_can_be_read(medaug_data: Path) -> None:
+    root = medaug_data / "STS" / "dicom"
+    if not root.is_dir():
+        pytest.skip("no soft-tissue sarcomas in MEDAUG_DATA")
+    names = list_structures(scan_tree(root, 1))
+    assert names == '"GTV_Mass_CT" (3), "GTV_Mass_MR_T1" (3), "GTV_Mass_PET" (3)'
+    listed = list_series(scan_tree(root, 1))
+    assert all(f'"[removed]_{kind}_image"' in listed for kind in ("CT", "MR_T1", "PET")) and "025" not in listed
 
 
 def test_what_identifies_in_a_header(tmp_path: Path) -> None:
