@@ -78,10 +78,15 @@ def main(options: Options) -> None:
     grids = read_grids(manifest, cases["train"], data.crop)
     affines = [affine for _, affine in grids]
     attributes = fit_attributes(data.attributes, list(zip(cases["train"], affines, strict=True)))
+    halved = 2 ** (len(options.network.channels) - 1)
     preprocessing = fit_preprocessing(
         grids,
         data,
-        multiple=max(stride) * 2 ** (len(options.network.channels) - 1),
+        multiple=(
+            stride[0] * halved,
+            stride[1] * halved,
+            stride[2] * halved if options.network.spatial_dims == 3 else 1,
+        ),
     )
     cache, memory = folder.parent / "cache", data.cache == "ram"
     loaded = {split: load_cases(manifest, c, preprocessing, cache, memory) for split, c in cases.items()}

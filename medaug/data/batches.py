@@ -32,8 +32,9 @@ def shuffled_index(position: int, length: int, seed: int) -> int:
 class TrainingBatches(Dataset[dict[str, Tensor]]):
     """Item `step` is this rank's batch of that step.
 
-    image (B, M, X, Y, Z) float32 in [-1, 1]; label (B, X, Y, Z) int64; labelled (B,) bool; attributes (B, A) float32;
-    seed (B,) int64, from which the sample's time, noise and condition dropout are drawn.
+    image (B, M, X, Y, Z) float32 in [-1, 1]; label (B, X, Y, Z) int64; inside (B, Z) bool, the slices that lie in the
+    scan; labelled (B,) bool; attributes (B, A) float32; seed (B,) int64, from which the sample's time, noise and
+    condition dropout are drawn. With `sliced`, for networks that see slices, padding takes no part in the augmentation.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
         rank: int = 0,
         world_size: int = 1,
         attributes: AttributeEncoder = NO_ATTRIBUTES,
+        sliced: bool = False,
     ) -> None:
         self.cases = cases
         self.batch_size = batch_size
@@ -53,6 +55,7 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
         self.rank = rank
         self.world_size = world_size
         self.attributes = attributes
+        self.sliced = sliced
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         first = (step * self.world_size + self.rank) * self.batch_size
@@ -63,7 +66,9 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
         sample = as_tensors(case, self.attributes)
         seed = named_seed(self.seed, "sample", position)
         if self.augment is not None:
-            sample["image"], sample["label"] = self.augment(sample["image"], sample["label"], seed)
+            part = case.slices if self.sliced else slice(None)
+            image, label = self.augment(sample["image"][..., part], sample["label"][..., part], seed)
+            sample["image"][..., part], sample["label"][..., part] = image, label
         return sample | {"seed": torch.tensor(seed)}
 
 
@@ -115,12 +120,15 @@ class StepsFrom(Sampler[int]):
 
 
 def as_tensors(case: ModelCase, attributes: AttributeEncoder = NO_ATTRIBUTES) -> dict[str, Tensor]:
-    """Image (M, X, Y, Z), label (X, Y, Z) int64 (zeros: none), whether it is labelled, attributes (A,) float32."""
+    """The entries of one case: see `TrainingBatches`; a label of zeros where there is none."""
     image = torch.from_numpy(np.array(case.image))
     label = np.zeros(image.shape[1:], np.uint8) if case.label is None else np.array(case.label)
+    inside = torch.zeros(image.shape[3], dtype=torch.bool)
+    inside[case.slices] = True
     return {
         "image": image,
         "label": torch.from_numpy(label).long(),
+        "inside": inside,
         "labelled": torch.tensor(case.label is not None),
         "attributes": attributes.encode(attributes.of(case.case, case.affine)),
     }

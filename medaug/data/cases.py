@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import IGNORE
 from medaug.data.cache import add_owner, content_digests, locked, read_entry, refuse_changed, write_entry
-from medaug.data.preprocessing import Placement, Preprocessing, body_box
+from medaug.data.preprocessing import Placement, Preprocessing, body_box, filled
 from medaug.errors import UserError
 from medaug.imaging.isolation import Failure, isolated
 from medaug.imaging.reading import read_header, read_images, read_label
@@ -64,6 +64,11 @@ class ModelCase:
     dtype: np.dtype[Any]
     placement: Placement
     content: str = ""
+
+    @property
+    def slices(self) -> slice:
+        """The slices, along the third axis, that the scan fills; the others are padding."""
+        return filled(self.placement.resampled[2], self.image.shape[3])
 
 
 def read_case(manifest: Manifest, case: Case) -> tuple[HostImage, NDArray[np.uint8] | None]:

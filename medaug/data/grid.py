@@ -56,7 +56,7 @@ def check_options(options: DataOptions) -> None:
 
 
 def fit_grid(
-    scans: Sequence[tuple[Sequence[int], NDArray[Any]]], options: DataOptions, multiple: int
+    scans: Sequence[tuple[Sequence[int], NDArray[Any]]], options: DataOptions, multiple: Shape
 ) -> tuple[Shape, Spacing | None]:
     """The model's grid and voxel size (mm along R, A, S; None: every scan keeps its own).
 
@@ -68,7 +68,8 @@ def fit_grid(
     Args:
         scans: (shape, affine in mm) of every training scan, after the crop.
         options: `spacing`, `resample`, `max_side`, `shape`.
-        multiple: each side is rounded up to a multiple of this where no shape is given; codec and network pad others.
+        multiple: each side is rounded up to a multiple of its number where no shape is given; codec and network pad
+            others.
     """
     shapes = np.array([oriented_shape(shape, affine) for shape, affine in scans])
     spacings = np.array([oriented_spacing(affine) for _, affine in scans])
@@ -84,7 +85,8 @@ def fit_grid(
         target = (finest * max(1.0, np.max(shapes * spacings / finest) / options.max_side)).tolist()
     shape = options.shape
     if shape is None:
-        shape = [math.ceil(side / multiple) * multiple for side in _largest(shapes, spacings, target).tolist()]
+        sides = _largest(shapes, spacings, target).tolist()
+        shape = [math.ceil(side / divisor) * divisor for side, divisor in zip(sides, multiple, strict=True)]
     x, y, z = (int(side) for side in shape)
     return (x, y, z), None if target is None else (float(target[0]), float(target[1]), float(target[2]))
 

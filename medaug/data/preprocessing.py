@@ -207,14 +207,14 @@ def common_scale(placements: Sequence[Placement]) -> tuple[tuple[float, float], 
 
 
 def fit_preprocessing(
-    scans: Sequence[tuple[Sequence[int], NDArray[Any]]], options: DataOptions, multiple: int
+    scans: Sequence[tuple[Sequence[int], NDArray[Any]]], options: DataOptions, multiple: Shape
 ) -> Preprocessing:
     """Choose the model space from the training scans and the options, which `check_options` found possible.
 
     Args:
         scans: (shape, affine in mm) of every training scan, after the crop.
         options: the `data` node.
-        multiple: each side of the model's grid is rounded up to one where no shape is given.
+        multiple: each side of the model's grid is rounded up to a multiple of its number where no shape is given.
     """
     shape, spacing = fit_grid(scans, options, multiple)
     low, high = options.percentiles
@@ -228,6 +228,12 @@ def fit_preprocessing(
         crop=options.crop,
         bias_correction=options.bias_correction,
     )
+
+
+def filled(scan: int, model: int) -> slice:
+    """Where a side of a resampled scan lies on the model's grid after crop and pad about the centre."""
+    before = max(0, (model - scan) // 2)
+    return slice(before, before + min(scan, model))
 
 
 def body_box(image: NDArray[Any]) -> Box:
@@ -254,8 +260,8 @@ def _fit(volume: NDArray[Any], shape: Sequence[int], fill: float | None) -> NDAr
     """Crop and pad about the centre, with `fill` or (None) the outermost voxels. Its own inverse up to the cropped."""
     source, pad = [], []
     for old, new in zip(volume.shape, shape, strict=True):
-        start, before = max(0, (old - new) // 2), max(0, (new - old) // 2)
-        source.append(slice(start, start + min(old, new)))
+        source.append(filled(new, old))
+        before = filled(old, new).start
         pad.append((before, max(0, new - old) - before))
     cropped = volume[tuple(source)]
     return np.pad(cropped, pad, mode="edge") if fill is None else np.pad(cropped, pad, constant_values=fill)

@@ -20,13 +20,13 @@ def central_box(shape: Sequence[int], crop: float) -> tuple[slice, ...]:
 def mean_absolute_gradient(volume: NDArray[np.number]) -> float:
     """Mean absolute difference between neighbouring voxels of (X, Y, Z), intensity units per voxel.
 
-    Forward differences are averaged along each axis, then over the three axes. The value falls with blur and
-    rises with noise and contrast, so compare volumes of one grid and one intensity scale only.
+    Forward differences are averaged along each axis, then over the axes: two of them in a single slice. The value falls
+    with blur and rises with noise and contrast, so compare volumes of one grid and one intensity scale only.
 
     Raises:
-        ValueError: not three axes of at least two voxels.
+        ValueError: not three axes, or no neighbours along any.
     """
-    if volume.ndim != 3 or min(volume.shape) < 2:
-        raise ValueError(f"three axes of at least two voxels are needed, not {volume.shape}")
+    if volume.ndim != 3 or max(volume.shape) < 2:
+        raise ValueError(f"three axes with neighbours along at least one are needed, not {volume.shape}")
     values = volume.astype(np.float64)
-    return float(np.mean([np.abs(np.diff(values, axis=axis)).mean() for axis in range(3)]))
+    return float(np.mean([np.abs(np.diff(values, axis=axis)).mean() for axis in range(3) if volume.shape[axis] > 1]))

@@ -144,8 +144,8 @@ class ConditionalUNet(nn.Module, ABC):
             return out.reshape(b, sides[2], -1, *inner).permute(0, 2, 3, 4, 1)
         return out
 
-    def first_sides(self, side: int) -> list[int]:
-        """First sides of the volumes that 3D convolutions get to see where x has the first side `side`."""
+    def level_sides(self, side: int) -> list[int]:
+        """A side of the volumes that 3D convolutions get to see where x has that side: x's own, then each level's."""
         padded = side + -side % self.shape.multiple
         levels = [padded >> level for level in range(len(self.shape.channels))]
         return [side, *(levels if self.shape.spatial_dims == 3 else ())]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from medaug.data.transforms import classical
 from medaug.diffusion.noise import named_seed
 from medaug.errors import UserError
 from medaug.files import atomic_write
+from medaug.networks.codecs import crop, pad_to_multiple
 from medaug.networks.condition import one_hot
 from medaug.networks.finite import not_finite
 from medaug.options import SegmenterOptions
@@ -59,9 +61,18 @@ def _batches(diet: Diet, batch_size: int, seed: int) -> MixedBatches:
     )
 
 
+class _UNet(UNet):
+    """MONAI's U-Net for volumes with any sides: they are padded to what the levels can halve by repeating the edge."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, M, X, Y, Z) to logits (B, num_classes, X, Y, Z)."""
+        halved = math.prod(self.strides)
+        return crop(super().forward(pad_to_multiple(x, (halved, halved, halved))), x.shape[2:])
+
+
 def build_segmenter(num_modalities: int, num_classes: int, channels: Sequence[int]) -> nn.Module:
     """Untrained U-Net: (B, M, X, Y, Z) to logits (B, num_classes, X, Y, Z)."""
-    return UNet(
+    return _UNet(
         spatial_dims=3,
         in_channels=num_modalities,
         out_channels=num_classes,
@@ -113,9 +124,7 @@ def train_segmenter(
     for step in track(range(steps), name):
         batch = next(batches)
         image = batch["image"].to(device)
-        sides = [-(-image.shape[2] // 2**level) for level in range(len(options.channels))]
-        bf16 = has_bf16(device) and sound_in_bf16(device, sides)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        with _autocast(net, image):
             logits = net(image)
         loss = dice_and_cross_entropy(logits.float(), batch["label"].to(device))
         optimizer.zero_grad(set_to_none=True)
@@ -138,6 +147,15 @@ def _diverged(name: str, options: SegmenterOptions, step: int) -> UserError:
     )
 
 
+def _autocast(net: nn.Module, image: Tensor) -> torch.autocast:
+    """bfloat16 for images (B, M, X, Y, Z) where the processor computes a segmenter in it, and rightly."""
+    halvings = len(getattr(net, "strides", ()))
+    coarsest = [-(-side // 2**halvings) for side in image.shape[2:]]
+    first, last = ([side * 2**level for level in range(halvings + 1)] for side in (coarsest[0], coarsest[2]))
+    bf16 = has_bf16(image.device) and sound_in_bf16(image.device, first if net.training else (), last[:-1])
+    return torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=bf16)
+
+
 @torch.no_grad()
 def segment(net: nn.Module, image: NDArray | Tensor) -> NDArray:
     """Class indices (X, Y, Z) uint8 of an image (M, X, Y, Z) in model space.
@@ -147,7 +165,7 @@ def segment(net: nn.Module, image: NDArray | Tensor) -> NDArray:
     """
     device = next(net.parameters()).device
     batch = torch.as_tensor(image)[None].to(device)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bf16(device)):
+    with _autocast(net, batch):
         logits = net(batch)
     if not_finite(logits) is not None:
         raise UserError(
@@ -165,8 +183,9 @@ def encode(net: nn.Module, image: NDArray | Tensor) -> NDArray:
         bottom = inner[0].get_submodule("submodule")  # what a skip connection leads around
     kept: list[Tensor] = []
     hook = bottom.register_forward_hook(lambda module, inputs, output: kept.append(output))
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bf16(device)):
-        net(torch.as_tensor(image)[None].to(device))
+    batch = torch.as_tensor(image)[None].to(device)
+    with _autocast(net, batch):
+        net(batch)
     hook.remove()
     return kept[0].float().mean((2, 3, 4))[0].cpu().numpy()
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from medaug.cohort.schema import LabelSchema
 from medaug.data.cases import ModelCase
+from medaug.data.preprocessing import BACKGROUND
 from medaug.diffusion.noise import named_seed
 from medaug.diffusion.process import Process
 from medaug.diffusion.samplers import check, safe_spacing
@@ -146,8 +147,9 @@ def sample_score(
     def samples(model: DiffusionModel) -> list[Image]:
         images = []
         for first in range(0, len(plans), trainer.batch_size):
-            recipes, _, wanted = zip(*plans[first : first + trainer.batch_size], strict=True)
-            images += list(sample_images(model, card.schema, recipes, wanted, generate.guidance_scale))
+            recipes, hosts, wanted = zip(*plans[first : first + trainer.batch_size], strict=True)
+            made = sample_images(model, card.schema, recipes, wanted, generate.guidance_scale)
+            images += [_without_padding(*pair) if card.sliced else pair[0] for pair in zip(made, hosts, strict=True)]
         return images
 
     ready = folder / ".scoring"
@@ -172,6 +174,13 @@ def sample_score(
         return {"score": worth * new, **numbers}
 
     return score
+
+
+def _without_padding(image: Image, host: ModelCase) -> Image:
+    """A sample with background in the slices that lie outside its host, which no 2D network was trained on."""
+    empty = np.full_like(image, BACKGROUND)
+    empty[..., host.slices] = image[..., host.slices]
+    return empty
 
 
 @dataclass(frozen=True)

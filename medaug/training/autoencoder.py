@@ -86,7 +86,24 @@ def prepare_codec(
         load_weights(codec, contents["codec"], path, "remove it to train the codec again")
         log.info("the codec is %s: validation %s", path, _told(contents["validation"]))
     else:
-        codec.fit(target(collate([as_tensors(case)]))[0] for case in train)
+        codec.fit(_coded(case, target, card.sliced) for case in train)
+
+
+def _coded(case: ModelCase, target: Callable[[Batch], Tensor], sliced: bool) -> Tensor:
+    """What is coded of a case, (M, X, Y, Z), without padding where it is coded slice by slice."""
+    return target(collate([as_tensors(case)]))[0][..., case.slices if sliced else slice(None)]
+
+
+def _without_padding(image: Tensor, inside: Tensor) -> Tensor:
+    """(B, M, X, Y, Z) with the slices outside each scan, by `inside` (B, Z), replaced by slices of the scan itself."""
+    turns = [slices.nonzero()[:, 0] for slices in inside.cpu()]
+    index = torch.stack(
+        [
+            torch.where(slices, torch.arange(len(slices)), turn[torch.arange(len(slices)) % len(turn)])
+            for slices, turn in zip(inside.cpu(), turns, strict=True)
+        ]
+    ).to(image.device)
+    return image.gather(4, index[:, None, None, None].expand(image.shape))
 
 
 def _read(path: Path, card: Card) -> dict[str, Any]:
@@ -190,7 +207,7 @@ class _FirstStage:
             signals.release()
         self.codec.autoencoder.load_state_dict(self.net.state_dict())
         self.codec.to(self.device)
-        self.codec.fit(self.target(collate([as_tensors(case)]))[0] for case in self.train)
+        self.codec.fit(_coded(case, self.target, self.card.sliced) for case in self.train)
         self.codec.cpu()
         self._save({"step": self.steps, "codec": self.codec.state_dict(), "validation": self._validate(self.steps)})
         if signals.received is not None:  # in the last step
@@ -219,12 +236,15 @@ class _FirstStage:
 
     def _batches(self, start: int) -> Iterator[Batch]:
         size = self.options.batch_size or self.budget.batch_size
-        data = TrainingBatches(self.train, size, self.seed, light_affine if self.budget.augment else None)
+        augment = light_affine if self.budget.augment else None
+        data = TrainingBatches(self.train, size, self.seed, augment, sliced=self.card.sliced)
         return iter(make_loader(data, StepsFrom(start, self.steps), self.budget.num_workers))
 
     def _step(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """One step of the autoencoder and, from half of the steps on, of the discriminator; returns the losses."""
         image = self.target(batch).to(self.device)
+        if self.card.sliced:
+            image = _without_padding(image, batch["inside"])
         draws = generators([named_seed(int(seed), "latent") for seed in batch["seed"]])
         with self._autocast(image):
             mean, std = self.net.posterior(image)
@@ -274,8 +294,9 @@ class _FirstStage:
             batch = batches[i]
             image = self.target(batch).to(self.device)
             output = crop(self.net.decode(self.net.posterior(image)[0]), image.shape[2:]).clamp(-1, 1)
-            errors.append(float((output - image).abs().mean()))
-            decibels.append(10 * math.log10(4 / max(float((output - image).square().mean()), 1e-12)))
+            error = (output - image)[..., self.val[i].slices if self.card.sliced else slice(None)]
+            errors.append(float(error.abs().mean()))
+            decibels.append(10 * math.log10(4 / max(float(error.square().mean()), 1e-12)))
             if i == 0 and self.picture is not None:
                 self.picture(step, batch, output.cpu())
         found = {"absolute_error": sum(errors) / len(errors), "psnr": sum(decibels) / len(decibels)}

@@ -84,6 +84,11 @@ class Card:
         return {*before, *(digest for files in self.contents.values() for digest in files)}
 
     @property
+    def sliced(self) -> bool:
+        """Whether the network sees every axial slice by itself."""
+        return bool(self.options["network"]["spatial_dims"] == 2)
+
+    @property
     def seen(self) -> dict[str, list[str]]:
         """Per split, the subjects that this training or one before it saw."""
         if self.base is None:

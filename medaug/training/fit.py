@@ -71,7 +71,7 @@ def fit(
     if path.exists():
         _check(path, card, budget)
     module = DiffusionModule(card, budget, picture)
-    data = DiffusionData(train, val, budget, card.attributes)
+    data = DiffusionData(train, val, budget, card.attributes, card.sliced)
     writer = make_logger(logger, folder)
     if init_from is not None and not path.exists():
         log.info("init_from=%s: %s", init_from, initialise(module.model, init_from))

@@ -86,6 +86,7 @@ class DiffusionModel(nn.Module):
         network = options["network"]
         self.task = task or resolve_task({}, [str(m) for m in range(num_modalities)], num_classes)
         self.precision = precision
+        self.sliced = network["spatial_dims"] == 2
         try:
             self.process = Process(**options["process"])
             self.codec = build_codec(options["codec"], self.task.num_targets, network["spatial_dims"])
@@ -145,7 +146,8 @@ class DiffusionModel(nn.Module):
         if self.precision == "fp16":
             return torch.float16 if x.device.type == "cuda" else None
         bf16 = self.precision == "bf16" or (self.precision == "auto" and has_bf16(x.device))
-        bf16 = bf16 and sound_in_bf16(x.device, self.network.first_sides(x.shape[2]))
+        first, last = (self.network.level_sides(side) for side in (x.shape[2], x.shape[4]))
+        bf16 = bf16 and sound_in_bf16(x.device, first, last[2:])
         return torch.bfloat16 if bf16 else None
 
     def denoise(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -157,7 +159,8 @@ class DiffusionModel(nn.Module):
 
         With a region weight w other than 1, positions in codec space whose block of voxels holds foreground count w
         times as much as the others in that mean; ignored voxels are no foreground, scans without a label have none.
-        Where the label is drawn, positions whose block holds ignored voxels do not count.
+        Where the label is drawn, positions whose block holds ignored voxels do not count. In 2D slices outside the scan
+        do not count.
 
         Each sample's time, noise and what is hidden of its condition come from generators of its own, seeded by
         `batch["seed"]`. Scans without a label train the null condition.
@@ -206,6 +209,9 @@ class DiffusionModel(nn.Module):
         if (judged := self.task.judged(batch["label"])) is not None:
             clean = 1 - self._holds(~judged)
             weight = clean if weight is None else weight * clean
+        if self.sliced and "inside" in batch:
+            inside = batch["inside"].float()[:, None, None, None]
+            weight = inside if weight is None else weight * inside
         return weight
 
     def _holds(self, voxels: Tensor) -> Tensor:
@@ -302,12 +308,18 @@ class DiffusionModel(nn.Module):
         return drawn if inpainting is None else inpainting.paste(drawn)
 
 
-def sound_in_bf16(device: torch.device, first_sides: Iterable[int]) -> bool:
-    """Whether 3-D convolutions of volumes with these first sides, one per level, can be trained in bfloat16 there.
+def sound_in_bf16(device: torch.device, first_sides: Iterable[int], halved_last_sides: Iterable[int] = ()) -> bool:
+    """Whether 3-D convolutions of volumes with these sides, one per level, can be computed in bfloat16 there.
 
-    On processors torch 2.13 computes their weight gradient from memory that nobody wrote where the first side is 2.
+    On processors torch 2.13 computes the weight gradient from memory that nobody wrote where the first side is 2, and
+    so the output of a convolution with stride 2 where its last side is 1.
+
+    Args:
+        device: that computes.
+        first_sides: of the volumes of all levels.
+        halved_last_sides: of what convolutions with stride 2 give.
     """
-    return device.type != "cpu" or 2 not in first_sides
+    return device.type != "cpu" or (2 not in first_sides and 1 not in halved_last_sides)
 
 
 def has_bf16(device: torch.device) -> bool:

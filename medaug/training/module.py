@@ -151,19 +151,21 @@ class DiffusionData(LightningDataModule):
         val: Sequence[ModelCase],
         budget: TrainerOptions,
         attributes: AttributeEncoder = NO_ATTRIBUTES,
+        sliced: bool = False,
     ) -> None:
         super().__init__()
         self.train_cases = train
         self.val_cases = val
         self.budget = budget
         self.attributes = attributes
+        self.sliced = sliced
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """`trainer.accumulate` batches per step; which samples a batch holds depends on its number alone."""
         trainer = self.trainer
         assert trainer is not None
         ranks, accumulate = (trainer.global_rank, trainer.world_size), self.budget.accumulate
-        batches = training_batches(self.train_cases, self.budget, *ranks, self.attributes)
+        batches = training_batches(self.train_cases, self.budget, *ranks, self.attributes, self.sliced)
         steps = StepsFrom(trainer.global_step * accumulate, self.budget.max_steps * accumulate)
         return make_loader(batches, steps, self.budget.num_workers)
 
@@ -179,6 +181,7 @@ def training_batches(
     rank: int = 0,
     world_size: int = 1,
     attributes: AttributeEncoder = NO_ATTRIBUTES,
+    sliced: bool = False,
 ) -> TrainingBatches | MixedBatches:
     """The batches that a rank trains on, by step: cases as they come, or with a share of each batch labelled.
 
@@ -187,7 +190,7 @@ def training_batches(
     """
     augment = light_affine if budget.augment else None
     if budget.labelled_share is None:
-        return TrainingBatches(cases, budget.batch_size, budget.seed, augment, rank, world_size, attributes)
+        return TrainingBatches(cases, budget.batch_size, budget.seed, augment, rank, world_size, attributes, sliced)
     labelled = [case for case in cases if case.label is not None]
     unlabelled = [case for case in cases if case.label is None]
     number = round(budget.batch_size * budget.labelled_share)
@@ -204,7 +207,7 @@ def training_batches(
     parts = ((labelled, number, "labelled"), (unlabelled, budget.batch_size - number, "unlabelled"))
     return MixedBatches(
         [
-            TrainingBatches(some, count, named_seed(budget.seed, name), augment, rank, world_size, attributes)
+            TrainingBatches(some, count, named_seed(budget.seed, name), augment, rank, world_size, attributes, sliced)
             for some, count, name in parts
         ]
     )

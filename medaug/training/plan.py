@@ -34,7 +34,7 @@ class Plan:
     Attributes:
         subjects, scans, labelled: of one epoch.
         shape: of the model's grid, voxels.
-        sliced: whether the network sees axial slices, of which a scan has `shape[2]`.
+        slices: axial slices of an epoch, where the network sees each by itself; None: it sees volumes.
         steps: of the optimiser.
         step_samples: in one step, on all devices together.
         parameters: of the network.
@@ -49,7 +49,7 @@ class Plan:
     scans: int
     labelled: int
     shape: tuple[int, ...]
-    sliced: bool
+    slices: int | None
     steps: int
     step_samples: int
     parameters: int
@@ -61,7 +61,7 @@ class Plan:
     def lines(self) -> list[str]:
         """For people."""
         grid = "x".join(map(str, self.shape))
-        slices = f", {self.scans * self.shape[2]} slices" if self.sliced else ""
+        slices = "" if self.slices is None else f", {self.slices} slices"
         training = self.steps * self.step_seconds
         return [
             f"an epoch: {self.scans} training scans ({self.labelled} labelled) of {self.subjects} subjects, "
@@ -88,7 +88,7 @@ def make_plan(
     device = torch.device(device_type(budget))
     with torch.random.fork_rng(devices=[]):
         model = card.build().to(device)
-    batches = training_batches(train, budget, attributes=card.attributes)
+    batches = training_batches(train, budget, attributes=card.attributes, sliced=card.sliced)
     first = {key: value.to(device) for key, value in batches[0].items()}
     parameters = sum(p.numel() for p in model.parameters())
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
@@ -106,7 +106,7 @@ def make_plan(
         scans=len(train),
         labelled=sum(case.label is not None for case in train),
         shape=card.preprocessing.shape,
-        sliced=card.options["network"]["spatial_dims"] == 2,
+        slices=sum(len(range(case.image.shape[3])[case.slices]) for case in train) if card.sliced else None,
         steps=steps,
         step_samples=budget.batch_size * budget.accumulate * world,
         parameters=parameters,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -136,3 +138,28 @@ def test_validation_takes_every_case_once_with_fixed_seeds():
     assert same(joined(batches), two[0]), "a case's seed does not depend on the batch size"
     with pytest.raises(IndexError):
         one[3]
+
+
+def padded(case: ModelCase, filling: float) -> ModelCase:
+    """The case on a grid of 7 slices, of which it fills 2 to 5."""
+    image = np.full((1, 4, 4, 7), filling, np.float32)
+    image[..., 1:5] = np.random.default_rng(0).uniform(-1, 1, (4, 4, 4))
+    return replace(case, image=image, label=np.zeros((4, 4, 7), np.uint8))
+
+
+def test_padding_takes_no_part_in_what_is_seen_slice_by_slice():
+    cases = [[padded(case, filling) for case in make_cases(3)] for filling in (-1, 0.7)]
+    one, other = (TrainingBatches(some, 12, 0, light_affine, sliced=True)[0] for some in cases)
+    assert one["inside"].tolist() == [[False, True, True, True, True, False, False]] * 12
+    assert torch.equal(one["image"][..., 1:5], other["image"][..., 1:5])
+    assert (one["image"][..., [0, 5, 6]] == -1).all() and (other["image"][..., [0, 5, 6]] == 0.7).all()
+    one, other = (TrainingBatches(some, 12, 0, light_affine)[0] for some in cases)
+    assert not torch.equal(one["image"][..., 1:5], other["image"][..., 1:5])  # volumes are moved as a whole
+
+
+def test_a_single_slice_is_moved_within_itself():
+    case = replace(make_cases(1)[0], image=np.random.default_rng(0).uniform(-1, 1, (1, 9, 9, 1)).astype(np.float32))
+    case = replace(case, label=(case.image[0] > 0).astype(np.uint8))
+    batch = TrainingBatches([case], 20, 0, light_affine, sliced=True)[0]
+    assert batch["image"].shape == (20, 1, 9, 9, 1) and batch["image"].isfinite().all()
+    assert len({tuple(image.flatten().tolist()) for image in batch["image"]}) > 5

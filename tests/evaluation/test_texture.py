@@ -29,8 +29,13 @@ def test_unsigned_integers_do_not_wrap():
 def test_planes_are_refused():
     with pytest.raises(ValueError, match="three axes"):
         mean_absolute_gradient(np.zeros((4, 4)))
-    with pytest.raises(ValueError, match="two voxels"):
-        mean_absolute_gradient(np.zeros((4, 4, 1)))
+    with pytest.raises(ValueError, match="neighbours"):
+        mean_absolute_gradient(np.zeros((1, 1, 1)))
+
+
+def test_a_single_slice_has_neighbours_along_two_axes():
+    x, y = np.meshgrid(range(5), range(6), indexing="ij")
+    assert mean_absolute_gradient((1.5 * x - 3 * y)[..., None]) == pytest.approx((1.5 + 3) / 2)
 
 
 def test_the_centre_is_as_far_from_either_end():

@@ -296,3 +296,22 @@ def test_a_killed_first_stage_ends_in_the_same_bits(tmp_path):
     one, two = contents(tmp_path / "whole"), contents(tmp_path / "killed")
     assert one["validation"] == two["validation"]
     assert all(torch.equal(value, two["codec"][key]) for key, value in one["codec"].items())
+
+
+@pytest.mark.parametrize("name", ["kl", "haar"])
+def test_a_codec_of_slices_is_not_fitted_to_padding(tmp_path, name):
+    def padded(filling):
+        cases = make_cases(4, 0)
+        for case in cases:
+            case.image[..., 6:] = case.image[..., :2] = filling
+        placement = replace(cases[0].placement, resampled=(*SHAPE[:2], 4))
+        return [replace(case, placement=placement) for case in cases]
+
+    codec = replace(CODEC, max_steps=3) if name == "kl" else CodecOptions(name="haar")
+    card = make_card(codec)
+    card = replace(card, options=card.options | {"network": card.options["network"] | {"spatial_dims": 2}})
+    made = []
+    for place, filling in enumerate((-1, 0.6)):
+        (tmp_path / str(place)).mkdir()
+        made.append(train(tmp_path / str(place), codec, card=card, cases=padded(filling)))
+    assert_same(*made)

@@ -385,3 +385,24 @@ def test_inpainting_draws_in_the_region_alone_and_what_fits_the_rest(codec):
     assert torch.equal(blind, drawn), "what is drawn anew is never looked at"
     one = model.sample(batch["label"][1:], [2], **options, inpainting=Inpainting(known[1:], region[1:], 2))
     torch.testing.assert_close(one, drawn[1:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("region_weight", [1.0, 4.0])
+def test_in_2d_slices_outside_the_scan_count_in_no_loss(region_weight):
+    options = make_options(spatial_dims=2) | {"trainer": {"region_weight": region_weight}}
+    model, batch = make_model(options), make_batch()
+    whole = model.loss(batch | {"inside": torch.ones(3, 8, dtype=torch.bool)})
+    assert torch.equal(whole, model.loss(batch))  # where nothing is padding, to the bit
+    inside = torch.arange(8).ge(torch.tensor([2, 0, 5])[:, None])
+    losses = model.loss(batch | {"inside": inside})
+    other = {key: value.clone() for key, value in batch.items()}
+    other["image"].masked_fill_(~inside[:, None, None, None], -0.3)
+    other["label"].masked_fill_(~inside[:, None, None], 2)
+    assert torch.equal(model.loss(other | {"inside": inside}), losses)
+    assert losses[1] == whole[1] and losses[0] != whole[0] and losses[2] != whole[2]
+
+
+def test_in_3d_what_lies_outside_the_scan_is_learned():
+    model, batch = make_model(), make_batch()
+    inside = torch.zeros(3, 8, dtype=torch.bool)
+    assert torch.equal(model.loss(batch | {"inside": inside}), model.loss(batch))

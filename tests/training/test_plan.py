@@ -173,3 +173,12 @@ def test_memory_is_a_lower_bound_of_the_right_size():
     assert done.returncode == 0, done.stderr
     peak, estimate = map(int, done.stdout.split())
     assert 0.4 * peak < estimate < 1.1 * peak
+
+
+def test_a_plan_counts_the_slices_of_the_scans_alone(monkeypatch):
+    monkeypatch.setattr(plan_module, "_measure", lambda *_: (0.5, 0.1))
+    short = Placement((8, 8, 1), ((0, 1), (1, 1), (2, 1)), (8, 8, 1), (0.0,), (1.0,))
+    first, *others = make_cases(4)
+    plan = make_plan(make_card(spatial_dims=2), BUDGET, [replace(first, placement=short), *others], make_cases(2))
+    assert plan.slices == 1 + 3 * 4 and "13 slices" in "\n".join(plan.lines())
+    assert make_plan(make_card(), BUDGET, make_cases(4), make_cases(2)).slices is None
