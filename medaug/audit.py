@@ -57,7 +57,9 @@ def main(options: Options) -> None:
     from medaug.csv_files import write_csv
     from medaug.data.cases import load_cases
     from medaug.data.contents import refuse_copies
+    from medaug.evaluation.baseline import trivial_dice
     from medaug.evaluation.faithfulness import agreement, derangement
+    from medaug.evaluation.scores import MEAN_FOREGROUND
     from medaug.evaluation.statistics import Interval, bootstrap_mean
     from medaug.evaluation.texture import mean_absolute_gradient
     from medaug.files import atomic_write
@@ -150,12 +152,17 @@ def main(options: Options) -> None:
     def sharpness(cases: Sequence[Any]) -> float:
         return float(np.mean([mean_absolute_gradient(volume) for case in cases for volume in case.image]))
 
+    labels, subjects = [case.label for case in real["train"]], [case.case.subject for case in real["train"]]
+    floor = trivial_dice(labels, subjects, cohort.schema)[MEAN_FOREGROUND]
+    learned = on_real.mean > floor
     summary = {
+        "smoke": "smoke" in (options.preset, card.preset),
         "real_validation": as_plain(on_real),
         "synthetic": as_plain(on_synthetic),
         "shuffled": as_plain(on_shuffled),
-        "ratio": plain(on_synthetic.mean / on_real.mean) if on_real.mean else None,
-        "ratio_low": plain(on_synthetic.low / on_real.mean) if on_real.mean else None,
+        "floor": floor,
+        "ratio": on_synthetic.mean / on_real.mean if learned else None,
+        "ratio_low": plain(on_synthetic.low / on_real.mean) if learned else None,
         "guidance": guidance,
         "judge": {
             "steps": settings.judge_steps,
@@ -182,6 +189,12 @@ def main(options: Options) -> None:
         on_shuffled.mean,
         folder / "faithfulness.json",
     )
+    if not learned:
+        log.warning(
+            "the judge's Dice on real images is not above the %.3f of a trivial baseline: it has learned nothing, so "
+            "its numbers say nothing about the images; raise judge_steps",
+            floor,
+        )
 
 
 if __name__ == "__main__":

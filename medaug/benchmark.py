@@ -25,11 +25,13 @@ def main(options: Options) -> None:
     from medaug.comparison.jobs import Job, compare, gather, run_job
     from medaug.errors import UserError
     from medaug.files import atomic_write, file_sha256
-    from medaug.reporting.report import arm_table, print_table, write_report
+    from medaug.reporting.report import arm_table, print_table, print_verdicts, write_report
     from medaug.synthesis.generation import finished_pairs
     from medaug.training.checkpoint import read_checkpoint
 
     check_arms(options.arms, options.segmenter.batch_size)
+    if len(set(options.benchmark.seeds)) < len(options.benchmark.seeds):
+        raise UserError(f"seeds={options.benchmark.seeds}: a seed given twice is the same segmenter; name each once")
     folder = stage_folder(options, "benchmark")
     checkpoint = trained_checkpoint(options)
     digest = file_sha256(checkpoint)
@@ -44,6 +46,7 @@ def main(options: Options) -> None:
     if work:
         from medaug.data.cases import load_cases
         from medaug.data.contents import case_contents, cohort_digest, refuse_copies
+        from medaug.evaluation.baseline import trivial_dice
 
         cache = folder.parent / "cache"
         labelled = [case for case in cohort.split("train") if case.label is not None]
@@ -70,10 +73,12 @@ def main(options: Options) -> None:
         rows = gather(jobs, folder)
         compared = pairs_to_compare(options.arms.names)
         seed = options.benchmark.bootstrap_seed
-        compare(rows, compared, seeds, subjects, classes, seed, folder / "comparison.csv")
+        floor = trivial_dice([case.label for case in real], [case.case.subject for case in real], cohort.schema)
+        compare(rows, compared, seeds, subjects, classes, seed, floor, folder / "comparison.csv")
         summary = {
             "experiment": options.experiment,
             "phantom": cohort.phantom,
+            "smoke": "smoke" in (options.preset, card.preset),
             "arms": list(options.arms.names),
             "seeds": seeds,
             "steps": options.benchmark.steps,
@@ -82,6 +87,7 @@ def main(options: Options) -> None:
             "num_test_cases": len(test),
             "subjects": subjects,
             "classes": classes,
+            "floor": floor,
             "num_synthetic": len(synthetic),
             "config": {name: dataclasses.asdict(getattr(options, name)) for name in ("benchmark", "arms", "segmenter")}
             | {"training": card.options},
@@ -96,7 +102,9 @@ def main(options: Options) -> None:
     if work:
         tables = [folder / name for name in ("scores.csv", "comparison.csv", "summary.json")]
         finish(folder, {"report": report.name}, [*tables, *(job.scores(folder) for job in jobs)])
-    print_table(arm_table(folder), Console())
+    console = Console()
+    print_table(arm_table(folder), console)
+    print_verdicts(folder, console)
     log.info("the report is %s", report.resolve())
 
 

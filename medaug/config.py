@@ -306,6 +306,8 @@ def run(stage_name: str, body: Callable[[Options], None], arguments: Sequence[st
         if (count := process_count()) > 1 and not STAGES[stage_name].shared:
             raise UserError(f"torchrun or srun started {count} processes, and this stage is the work of one; start one")
         set_up_logging()
+        if options.preset == "smoke":
+            logger.warning("preset=smoke: shows that the parts fit together; what comes out means nothing")
         body(options)
     except UserError as error:
         return _refuse(stage_name, error)

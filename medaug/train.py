@@ -105,6 +105,7 @@ def main(options: Options) -> None:
         phantom=manifest.phantom,
         attributes=attributes,
         base=None if base is None else read_base(base, manifest),
+        preset=options.preset,
         scale=common_scale([case.placement for case in loaded["train"]]),
         contents={case.name: contents[case.name] for members in cases.values() for case in members},
     )

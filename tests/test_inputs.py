@@ -82,7 +82,16 @@ def claimed(path: Path) -> None:
 
 def gathered(path: Path) -> None:
     rows = gather([Job("real", 0)], path.parents[3])
-    compare(rows, [("real", "real")], [0], {"a": "p"}, ["core"], 0, path.parents[3] / "comparison.csv")
+    compare(
+        rows,
+        [("real", "real")],
+        [0],
+        {"a": "p"},
+        ["core"],
+        0,
+        {"mean foreground": 0.0, "core": 0.0},
+        path.parents[3] / "comparison.csv",
+    )
 
 
 def pairs(path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ COMPARISON_COLUMNS = (
     "num_subjects",
     "num_seeds",
     "verdict",
+    "floor",
 )
 _REMOVE = "remove the scores.csv of that arm and seed below jobs/, and run the benchmark again to repeat the job"
 HIGHER_IS_BETTER = {"dice": True, "hd95": False}
@@ -129,6 +130,7 @@ def compare(
     subjects: dict[str, str],
     classes: Sequence[str],
     bootstrap_seed: int,
+    floor: Mapping[str, float],
     path: Path,
 ) -> None:
     """Paired differences between arms on the same test cases and seeds, to `comparison.csv`.
@@ -140,6 +142,8 @@ def compare(
         subjects: the subject of each test case.
         classes: names of the structures that were scored; their mean comes first.
         bootstrap_seed: of the intervals.
+        floor: Dice of the trivial baseline by class (`medaug.evaluation.baseline`); where neither arm's mean Dice is
+            above it, there is no verdict about either metric.
         path: CSV to write.
     """
     scores = path.with_name("scores.csv")
@@ -157,6 +161,7 @@ def compare(
     for arm, baseline in pairs:
         for metric, higher in HIGHER_IS_BETTER.items():
             for name in (MEAN_FOREGROUND, *classes):
+                learned = max(table(one, name, "dice").mean() for one in (arm, baseline)) > floor[name]
                 interval = paired_comparison(
                     table(arm, name, metric),
                     table(baseline, name, metric),
@@ -174,7 +179,8 @@ def compare(
                         interval.high,
                         interval.clusters,
                         len(seeds),
-                        verdict(interval, higher),
+                        verdict(interval, higher, learned),
+                        floor[name],
                     )
                 )
     write_csv(path, COMPARISON_COLUMNS, lines)

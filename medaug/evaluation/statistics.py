@@ -22,6 +22,9 @@ from scipy.stats import norm, t
 FEWEST_SUBJECTS = 6
 """Below, not even agreement of all would reach 5% in a two-sided sign test: 2 / 2^5 > 0.05."""
 
+TOO_FEW = "too few subjects for a verdict"
+NOT_LEARNED = "no verdict: neither arm is better than a trivial baseline"
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -124,13 +127,22 @@ def expanded_tail(level: float, clusters: int) -> float:
     return float(norm.cdf(-np.sqrt(clusters / (clusters - 1)) * student))
 
 
-def verdict(interval: Interval, higher_is_better: bool) -> str:
+def verdict(interval: Interval, higher_is_better: bool, learned: bool = True) -> str:
     """What an interval of a difference says.
 
-    "no evidence of a difference" where it holds zero or is NaN, and below `FEWEST_SUBJECTS` subjects whatever it holds.
+    Args:
+        interval: of the difference.
+        higher_is_better: of the metric.
+        learned: whether any of the two that are compared is better than a trivial baseline.
+
+    Returns:
+        `TOO_FEW` below `FEWEST_SUBJECTS` subjects, `NOT_LEARNED` where nothing was learned; else "gain" or "harm" where
+        the interval leaves out zero, and "no evidence of a difference" where it holds zero.
     """
     if interval.clusters < FEWEST_SUBJECTS:
-        return "no evidence of a difference"
+        return TOO_FEW
+    if not learned:
+        return NOT_LEARNED
     if interval.low > 0:
         return "gain" if higher_is_better else "harm"
     if interval.high < 0:

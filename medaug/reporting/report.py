@@ -36,6 +36,8 @@ DIGITS = {"dice": 3, "hd95": 2}
 NAMES = {"dice": "Dice", "hd95": "HD95"}
 UNITS = {"dice": "", "hd95": " mm"}
 MAX_TRAINING_PICTURES = 4
+FAITHFULNESS = ("ratio", "ratio_low", "floor", "smoke", "judge", "sharpness")
+SMOKE = "Smoke run (preset=smoke): it shows that the parts fit together. Its numbers and verdicts mean nothing."
 _AGAIN = "remove the benchmark's finished.json and run it again, which keeps the jobs that are done"
 
 Scores = dict[tuple[str, str, str], NDArray[np.float64]]
@@ -74,6 +76,18 @@ def print_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     console.print(table)
 
 
+def print_verdicts(benchmark_folder: Path, console: Console) -> None:
+    """Print what the report says first: that a smoke run means nothing, the verdicts, and the trivial baseline."""
+    summary = _read_summary(benchmark_folder / "summary.json")
+    if summary.get("smoke"):
+        console.print(Text(f"{SMOKE}\n", style="bold"), soft_wrap=True)
+    for c in _headlines(_read_comparisons(benchmark_folder / "comparison.csv")):
+        line = f"{c['arm']} against {c['baseline']}, {c['class']} {c['metric_name']}: {c['result']} ({c['evidence']})"
+        console.print(Text(line), soft_wrap=True)
+    if floor := summary.get("floor"):
+        console.print(Text(f"trivial baseline, {MEAN_FOREGROUND} Dice: {floor[MEAN_FOREGROUND]:.3f}"), soft_wrap=True)
+
+
 def write_report(benchmark_folder: Path, out: Path) -> None:
     """Render the results of the benchmark, and of the stages in the folders beside it, to one HTML file.
 
@@ -104,7 +118,9 @@ def write_report(benchmark_folder: Path, out: Path) -> None:
         summary=summary,
         arms={arm: [row for row in rows if row["arm"] == arm] for arm in summary["arms"]},
         comparisons=comparisons,
-        headlines=[c for c in comparisons if c["class"] == MEAN_FOREGROUND] or comparisons,
+        headlines=_headlines(comparisons),
+        smoke=SMOKE if summary.get("smoke") or (faithfulness or {}).get("smoke") else None,
+        floor=summary.get("floor"),
         faithfulness=faithfulness,
         fewest_subjects=FEWEST_SUBJECTS,
         num_subjects=len(set(summary["subjects"].values())),
@@ -201,11 +217,16 @@ def _read_comparisons(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _headlines(comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The comparisons that come first: of all foreground classes together."""
+    return [c for c in comparisons if c["class"] == MEAN_FOREGROUND] or comparisons
+
+
 def _read_faithfulness(path: Path) -> dict[str, Any]:
     """faithfulness.json with intervals in place of dicts; every part may be absent."""
     remedy = "remove the folder and run medaug.audit again"
     stored = read_json(path, remedy)
-    result: dict[str, Any] = {key: stored.get(key) for key in ("ratio", "ratio_low", "judge", "sharpness")}
+    result: dict[str, Any] = {key: stored.get(key) for key in FAITHFULNESS}
     labels = {
         "real_validation": "real validation images against their own masks",
         "synthetic": "synthetic images against their own masks",

@@ -23,6 +23,7 @@ from medaug.diffusion.noise import named_seed
 from medaug.diffusion.process import Process
 from medaug.diffusion.samplers import check, safe_spacing
 from medaug.errors import UserError
+from medaug.evaluation.baseline import trivial_dice
 from medaug.evaluation.faithfulness import agreement
 from medaug.evaluation.fidelity import LEAST_SIDE, kernel_distance, log_spectrum, spectral_discrepancy
 from medaug.evaluation.memorisation import (
@@ -31,6 +32,7 @@ from medaug.evaluation.memorisation import (
     near_copies_p,
     near_copy_threshold,
 )
+from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.evaluation.texture import CROP, central_box, mean_absolute_gradient
 from medaug.options import GenerateOptions, MasksOptions, SamplerOptions, SegmenterOptions, TrainerOptions
 from medaug.runs import wait_for_first
@@ -284,8 +286,15 @@ def _selector(
     found = (segment(net, np.array(case.image)) for case in judged)
     dice = float(agreement(found, [np.asarray(case.label) for case in judged], schema).mean())
     log.info("the selecting segmenter's mean foreground Dice on %d validation scans: %.3f", len(judged), dice)
-    if dice < LEAST_DICE:
-        log.warning("samples are scored by fidelity alone: a selecting segmenter so poor would say nothing about them")
+    subjects = [case.case.subject for case in labelled]
+    floor = trivial_dice([case.label for case in labelled], subjects, schema)[MEAN_FOREGROUND]
+    if dice < LEAST_DICE or dice <= floor:
+        log.warning(
+            "samples are scored by fidelity alone: a selecting segmenter says nothing about them below a Dice of %.3f "
+            "(at least %g, and above that of a trivial baseline)",
+            max(floor, LEAST_DICE),
+            LEAST_DICE,
+        )
         return None
     features = _features(net, [np.asarray(case.image) for case in labelled])
     return _Selector(

@@ -37,10 +37,8 @@ def save_whole(trainer: Trainer, path: Path) -> None:
     Raises:
         UserError: a weight is NaN or infinite; a checkpoint that is there already is left as it is.
     """
-    networks = [
-        trainer.lightning_module,
-        *(c._average_model for c in trainer.callbacks if isinstance(c, WeightAveraging)),
-    ]
+    averages = [c._average_model for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
+    networks = [trainer.lightning_module, *averages]
     weights = [network.state_dict() for network in networks if network is not None]
     damaged = torch.tensor(not_finite(weights) is not None, dtype=torch.int32, device=trainer.lightning_module.device)
     if trainer.world_size > 1:  # each may hold another part of the weights

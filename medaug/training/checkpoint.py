@@ -63,6 +63,7 @@ class Card:
             of a modality that a scan never had. Empty in checkpoints from before.
         contents: per case that training and model selection saw, the SHA-256 of its files. Empty in checkpoints from
             before.
+        preset: that it was trained with; "" in checkpoints from before.
     """
 
     experiment: str
@@ -76,6 +77,7 @@ class Card:
     base: Base | None = None
     scale: tuple[tuple[float, float], ...] = ()
     contents: Contents = field(default_factory=dict)
+    preset: str = ""
 
     @property
     def seen_contents(self) -> set[str]:
@@ -112,6 +114,7 @@ class Card:
             "base": None if self.base is None else asdict(self.base),
             "scale": [list(limits) for limits in self.scale],
             "contents": {name: list(digests) for name, digests in self.contents.items()},
+            "preset": self.preset,
         }
 
     @classmethod
@@ -130,6 +133,7 @@ class Card:
             base=Base(**values["base"]) if values.get("base") else None,
             scale=tuple((low, high) for low, high in values.get("scale", [])),
             contents=values.get("contents", {}),
+            preset=values.get("preset", ""),
         )
 
     def build(self) -> DiffusionModel:

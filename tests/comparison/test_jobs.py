@@ -23,10 +23,12 @@ from medaug.imaging.nifti import write_volume
 from medaug.options import SegmenterOptions
 
 CLASSES = ("Anterior", "Posterior")
+METRICS = ("dice", "hd95")
 SEEDS = (0, 1)
 SUBJECTS = {"c0": "A", **{f"c{i}": letter for i, letter in enumerate("ABCDEFG", start=1)}}
 SETS = ("whole", "rim")
 SUBJECTS_OF = {f"case_{i}": f"subject_{i}" for i in range(3)}
+FLOOR = {"mean foreground": 0.25, "Anterior": 0.2, "Posterior": 0.3}
 SHIFT = {ARMS[0]: 0.0, ARMS[1]: 0.1, ARMS[2]: 0.1}
 
 
@@ -45,7 +47,7 @@ def rows():
 
 def test_the_comparison_is_what_pandas_makes_of_the_scores(rows, tmp_path):
     path = tmp_path / "comparison.csv"
-    compare(rows[::-1], pairs_to_compare(ARMS), SEEDS, SUBJECTS, CLASSES, 7, path)
+    compare(rows[::-1], pairs_to_compare(ARMS), SEEDS, SUBJECTS, CLASSES, 7, FLOOR, path)
     scores = pd.DataFrame(rows).astype({"value": float, "seed": int})
     result = pd.read_csv(path)
     assert tuple(result.columns) == COMPARISON_COLUMNS
@@ -62,11 +64,30 @@ def test_the_comparison_is_what_pandas_makes_of_the_scores(rows, tmp_path):
 
 
 def test_the_verdicts_know_which_way_is_up(rows, tmp_path):
-    compare(rows, pairs_to_compare(ARMS), SEEDS, SUBJECTS, CLASSES, 0, tmp_path / "c.csv")
+    compare(rows, pairs_to_compare(ARMS), SEEDS, SUBJECTS, CLASSES, 0, FLOOR, tmp_path / "c.csv")
     result = pd.read_csv(tmp_path / "c.csv").set_index(["arm", "metric", "class"]).verdict
     assert result[ARMS[1], "dice", "mean foreground"] == "gain"
     assert result[ARMS[1], "hd95", "mean foreground"] == "harm"  # farther away
     assert (result[ARMS[2]] == "no evidence of a difference").sum() >= 4
+
+
+@pytest.mark.parametrize(
+    ("floor", "silent"),
+    [(0.59, set()), (0.65, set()), (0.72, {"Anterior"})],
+)
+def test_arms_that_are_not_above_a_trivial_baseline_get_no_verdict(rows, tmp_path, floor, silent):
+    """One of the two is enough: 0.6 against 0.7 is a gain over a baseline of 0.65."""
+    compare(rows, [(ARMS[1], ARMS[0])], SEEDS, SUBJECTS, CLASSES, 0, FLOOR | {"Anterior": floor}, tmp_path / "c.csv")
+    result = pd.read_csv(tmp_path / "c.csv").set_index(["class", "metric"])
+    assert set(result.index[result.verdict.str.startswith("no verdict")]) == {(n, m) for n in silent for m in METRICS}
+    assert (result.loc["Anterior"].floor == floor).all() and result.loc["Posterior"].verdict["dice"] == "gain"
+
+
+def test_below_six_subjects_there_is_no_verdict_whatever_was_learned(rows, tmp_path):
+    few = {case: "ABC"[i % 3] for i, case in enumerate(SUBJECTS)}
+    for floor in (FLOOR, dict.fromkeys(FLOOR, 1.0)):
+        compare(rows, pairs_to_compare(ARMS), SEEDS, few, CLASSES, 0, floor, tmp_path / "c.csv")
+        assert set(pd.read_csv(tmp_path / "c.csv").verdict) == {"too few subjects for a verdict"}
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +148,16 @@ def test_regions_are_scored_and_compared_by_name(bench, tmp_path, monkeypatch):
     rows = gather(jobs, tmp_path)
     dice = {name: [float(r["value"]) for r in rows if (r["class"], r["metric"]) == (name, "dice")] for name in SETS}
     assert min(dice["whole"]) > 0.8 and max(dice["rim"]) == 0 and len(rows) == 2 * 3 * 2 * 2
-    compare(rows, [(ARMS[1], ARMS[0])], [0], SUBJECTS_OF, SETS, 0, tmp_path / "c.csv")
+    compare(
+        rows,
+        [(ARMS[1], ARMS[0])],
+        [0],
+        SUBJECTS_OF,
+        SETS,
+        0,
+        dict.fromkeys(("mean foreground", *SETS), 0.0),
+        tmp_path / "c.csv",
+    )
     assert set(pd.read_csv(tmp_path / "c.csv")["class"]) == {"mean foreground", *SETS}
 
 

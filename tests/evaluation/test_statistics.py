@@ -112,7 +112,7 @@ def test_one_subject_gives_a_mean_but_no_interval_and_no_verdict():
     interval = bootstrap_mean(np.array([0.5, 0.7]), ["a", "a"], seed=0)
     assert interval.mean == pytest.approx(0.6)
     assert math.isnan(interval.low) and math.isnan(interval.high)
-    assert verdict(interval, higher_is_better=True) == "no evidence of a difference"
+    assert verdict(interval, higher_is_better=True) == "too few subjects for a verdict"
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,16 @@ def test_verdicts(low, high, higher_is_better, expected):
     assert verdict(Interval((low + high) / 2, low, high, 9, 9), higher_is_better) == expected
 
 
+@pytest.mark.parametrize("low", [-0.2, 0.1, 0.4])
+def test_where_nothing_was_learned_there_is_no_verdict(low):
+    interval = Interval(low + 0.1, low, low + 0.2, 9, 9)
+    expected = "no verdict: neither arm is better than a trivial baseline"
+    assert verdict(interval, higher_is_better=True, learned=False) == expected
+
+
 def test_five_subjects_that_agree_are_no_evidence():
-    assert verdict(Interval(0.5, 0.4, 0.6, 10, 5), higher_is_better=True) == "no evidence of a difference"
+    few = Interval(0.5, 0.4, 0.6, 10, 5)
+    assert verdict(few, higher_is_better=True) == verdict(few, False, learned=False) == "too few subjects for a verdict"
     assert verdict(Interval(0.5, 0.4, 0.6, 10, 6), higher_is_better=True) == "gain"
 
 

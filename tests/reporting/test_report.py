@@ -18,7 +18,7 @@ from medaug.errors import UserError
 from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.evaluation.statistics import Interval, paired_comparison
 from medaug.reporting.figures import guidance_plot
-from medaug.reporting.report import arm_table, format_interval, print_table, write_report
+from medaug.reporting.report import arm_table, format_interval, print_table, print_verdicts, write_report
 
 ARMS = ["real", "real+classical", "real+classical+synthetic"]
 CLASSES = ["Anterior", "Posterior"]
@@ -106,6 +106,10 @@ def _write_run(run, arms=ARMS, classes=CLASSES, phantom=False, seeds=(0, 1, 2), 
     return folder
 
 
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
 def _write_csv(path, columns, rows):
     with path.open("w", newline="") as stream:
         csv.writer(stream).writerows([columns, *rows])
@@ -165,6 +169,39 @@ def test_the_verdict_is_told_in_words(tmp_path):
     ) in text
     assert "mean foreground HD95: -0.50 [-0.80, -0.20] mm, gain (20 subjects, 1 seed)" in text
     assert "not for clinical use" in text and "600 per segmenter" in text and '"steps": 600' in text
+
+
+@pytest.mark.parametrize("smoke", [True, False])
+def test_a_smoke_run_says_on_top_that_it_means_nothing(tmp_path, smoke):
+    folder = _write_run(tmp_path)
+    change(folder / "summary.json", smoke=smoke)
+    text, console = Page(_render(folder)).text, Console(file=io.StringIO(), width=80)
+    print_verdicts(folder, console)
+    for shown in (text, console.file.getvalue()):
+        assert ("Its numbers and verdicts mean nothing" in shown) is smoke
+        assert not smoke or shown.index("Smoke run") < shown.index("mean foreground")
+
+
+def test_the_trivial_baseline_is_stated(tmp_path):
+    folder = _write_run(tmp_path)
+    assert "trivial baseline, a mask" not in Page(_render(folder)).text
+    change(folder / "summary.json", floor={MEAN_FOREGROUND: 0.25, "Anterior": 0.2, "Posterior": 0.3})
+    text, console = " ".join(Page(_render(folder)).text.split()), Console(file=io.StringIO(), width=80)
+    print_verdicts(folder, console)
+    assert "reaches a Dice of 0.250 (mean foreground), 0.200 (Anterior), 0.300 (Posterior)." in text
+    assert "trivial baseline, mean foreground Dice: 0.250" in console.file.getvalue()
+    assert "against real, mean foreground HD95: -0.50 [-0.80, -0.20] mm, gain" in console.file.getvalue()
+
+
+def test_a_judge_that_has_learned_nothing_gives_no_ratio(tmp_path):
+    folder = _write_run(tmp_path)
+    (tmp_path / "audit").mkdir()
+    interval = {"mean": 0.008, "low": 0.007, "high": 0.009, "n": 12}
+    audit = {"real_validation": interval, "synthetic": interval, "ratio": None, "ratio_low": None, "floor": 0.31}
+    (tmp_path / "audit" / "faithfulness.json").write_text(json.dumps(audit))
+    text = " ".join(Page(_render(folder)).text.split())
+    assert "No ratio: the judge's Dice on real validation images is not above 0.310" in text
+    assert "of the judge's Dice" not in text
 
 
 @pytest.mark.parametrize("phantom", [True, False])
