@@ -119,7 +119,7 @@ def main(options: Options) -> None:
 
     recipes = {record["name"]: Recipe.from_mapping(record) for record in pairs.records}
     swept = synthetic[: settings.guidance_num]
-    batch = options.generate.batch_size
+    batch = settings.batch_size
     guidance, shown = [], []
     for scale in settings.guidance_scales:
         log.info("guidance scale %g, %d pairs", scale, len(swept))
@@ -152,7 +152,7 @@ def main(options: Options) -> None:
     def sharpness(cases: Sequence[Any]) -> float:
         return float(np.mean([mean_absolute_gradient(volume) for case in cases for volume in case.image]))
 
-    labels, subjects = [case.label for case in real["train"]], [case.case.subject for case in real["train"]]
+    labels, subjects = [np.asarray(case.label) for case in real["train"]], [case.case.subject for case in real["train"]]
     floor = trivial_dice(labels, subjects, cohort.schema)[MEAN_FOREGROUND]
     learned = on_real.mean > floor
     summary = {

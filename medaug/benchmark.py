@@ -44,6 +44,8 @@ def main(options: Options) -> None:
     report = folder / "report.html"
     work = claim(folder, identity, options.overwrite, recorded=("cohort",))
     if work:
+        import numpy as np
+
         from medaug.data.cases import load_cases
         from medaug.data.contents import case_contents, cohort_digest, refuse_copies
         from medaug.evaluation.baseline import trivial_dice
@@ -73,7 +75,9 @@ def main(options: Options) -> None:
         rows = gather(jobs, folder)
         compared = pairs_to_compare(options.arms.names)
         seed = options.benchmark.bootstrap_seed
-        floor = trivial_dice([case.label for case in real], [case.case.subject for case in real], cohort.schema)
+        floor = trivial_dice(
+            [np.asarray(case.label) for case in real], [case.case.subject for case in real], cohort.schema
+        )
         compare(rows, compared, seeds, subjects, classes, seed, floor, folder / "comparison.csv")
         summary = {
             "experiment": options.experiment,

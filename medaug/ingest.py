@@ -61,7 +61,7 @@ def _ingest(wanted: IngestOptions, data: DataOptions) -> None:
         raise UserError(f"check={wanted.check}: not one of voxels, headers, none")
 
     from medaug.cohort import LabelSchema
-    from medaug.data.grid import check_options
+    from medaug.data.grid import check_intensity
     from medaug.imaging.dicom.convert import ingest_dicom
     from medaug.imaging.dicom.privacy import private_path
     from medaug.imaging.intensity import Intensity
@@ -76,7 +76,7 @@ def _ingest(wanted: IngestOptions, data: DataOptions) -> None:
     layout = detect_layout(wanted.root, rules) if wanted.layout == "auto" else wanted.layout
     log.info("layout %s%s", layout, " detected" if wanted.layout == "auto" else "")
     named = layout == "dicom" or wanted.subjects is not None or wanted.subject_pattern is not None
-    check_options(data)
+    check_intensity(data)
     low, high = data.percentiles
     window = None if data.window is None else (data.window[0], data.window[1])
     intensity = Intensity(data.intensity, (low, high), window, data.zscore_clip)

@@ -289,6 +289,7 @@ class AuditOptions:
     judge_steps: int = option("optimisation steps of the judge", 1500, least=1)
     guidance_scales: list[float] = option("guidance scales compared on the same seeds and masks", [0.0, 1.0, 3.0])
     guidance_num: int = option("pairs per guidance scale", 16, least=1)
+    batch_size: int = option("pairs sampled together; changes no sample", 4, identity=False, least=1)
     seed: int = option("seed of the judge, the sweep and the bootstrap", 0, least=0)
 
 

@@ -193,6 +193,8 @@ def _check(options: Options, scored: bool) -> None:
     if not options.dry_run:
         check_processes(options.trainer)
     _check_dropout(options)
+    if options.masks.checkpoint is not None:
+        raise UserError("masks.checkpoint: while a model trains, no mask generator is used; leave it out")
     check_options(options.data)
     check_codec(options.codec, taken=options.init_from is not None)
     require_data(options.data)

@@ -287,7 +287,7 @@ def _selector(
     dice = float(agreement(found, [np.asarray(case.label) for case in judged], schema).mean())
     log.info("the selecting segmenter's mean foreground Dice on %d validation scans: %.3f", len(judged), dice)
     subjects = [case.case.subject for case in labelled]
-    floor = trivial_dice([case.label for case in labelled], subjects, schema)[MEAN_FOREGROUND]
+    floor = trivial_dice([np.asarray(case.label) for case in labelled], subjects, schema)[MEAN_FOREGROUND]
     if dice < LEAST_DICE or dice <= floor:
         log.warning(
             "samples are scored by fidelity alone: a selecting segmenter says nothing about them below a Dice of %.3f "

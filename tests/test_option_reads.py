@@ -1,0 +1,44 @@
+"""Every stage accepts the keys that its code reads, and reads those that it accepts."""
+
+from __future__ import annotations
+
+import pytest
+from option_reads import KEYS, Reader, _trees, reads
+
+from medaug.config import _accepts
+from medaug.stages import STAGES
+from medaug.train import MODEL_NODES
+
+COMPOSED = {"experiment", "preset"}  # choose other keys' values, before any stage begins
+BY_SWEEPS = {"objective"}
+
+
+def names(module):
+    """Every word in a module, as an attribute or a text."""
+    reader = Reader()
+    reader.follow(module, _trees()[module], {})
+    return reader.words
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_accepts_what_it_reads(stage):
+    found = reads(stage).read
+    assert len(found) >= 5
+    assert not [path for path in sorted(found) if not _accepts(STAGES[stage], path)]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_reads_what_it_accepts(stage):
+    """What a model is made of is read from plain dictionaries, so of these keys only the name is looked for."""
+    made_of = {path for path in KEYS if path.split(".")[0] in MODEL_NODES}
+    by_name = set().union(*(names(module) for module in _trees() if module not in ("medaug.options", "medaug.stages")))
+    accepted = {path for path in KEYS if _accepts(STAGES[stage], path)} - COMPOSED - BY_SWEEPS
+    unread = accepted - reads(stage).read
+    assert not [path for path in sorted(unread) if path not in made_of or path.split(".")[-1] not in by_name]
+
+
+def test_what_is_read_is_found_through_names_calls_and_constructors():
+    train, predict = reads("train").read, reads("predict").read
+    assert {"trainer.learning_rate", "trainer.score_num", "segmenter.channels", "codec.levels", "data.fold"} <= train
+    assert {"predict.margin", "sampler.eta", "predict.batch_size"} <= predict
+    assert "generate.num" not in train | predict
