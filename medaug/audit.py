@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from medaug.config import launch, part
 from medaug.options import Options
-from medaug.runs import claim, finish, stage_folder, trained_checkpoint
+from medaug.runs import claim, command, finish, stage_folder, trained_checkpoint
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,7 +35,7 @@ def main(options: Options) -> None:
     folder = stage_folder(options, "audit")
     checkpoint = trained_checkpoint(options)
     digest = file_sha256(checkpoint)
-    pairs = finished_pairs(stage_folder(options, "generate"))
+    pairs = finished_pairs(stage_folder(options, "generate"), command("generate", options))
     if any(record["checkpoint"] != digest for record in pairs.records):
         raise UserError(
             f"{checkpoint}: trained again since the pairs were made, or they were made with another checkpoint=; "

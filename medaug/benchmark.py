@@ -11,7 +11,7 @@ import logging
 
 from medaug.config import launch, part
 from medaug.options import Options
-from medaug.runs import claim, finish, refuse_edited, stage_folder, trained_checkpoint
+from medaug.runs import claim, command, finish, refuse_edited, stage_folder, trained_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def main(options: Options) -> None:
     folder = stage_folder(options, "benchmark")
     checkpoint = trained_checkpoint(options)
     digest = file_sha256(checkpoint)
-    pairs = finished_pairs(stage_folder(options, "generate"))
+    pairs = finished_pairs(stage_folder(options, "generate"), command("generate", options))
     card, _ = read_checkpoint(checkpoint)
     train = stage_folder(options, "train")
     cohort, content = guarded_cohort(train, pairs, card, digest)

@@ -14,7 +14,7 @@ from pathlib import Path
 from medaug.config import launch
 from medaug.errors import UserError
 from medaug.options import Options
-from medaug.runs import stage_folder
+from medaug.runs import command, stage_folder
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def main(options: Options) -> None:
         cohort, digest, record = Manifest.load(source), "", source.with_suffix(".exports.jsonl")
     else:
         folder = stage_folder(options, "generate")
-        pairs = finished_pairs(folder)
+        pairs = finished_pairs(folder, command("generate", options))
         cohort, digest, record = pairs.manifest, pairs.digest, folder.parent / "exports.jsonl"
         files = [path for case in cohort.cases for path in cohort.files(case)]
         refuse_changed_pairs(pairs, content_digests(files, folder.parent / "cache"))

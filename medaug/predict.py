@@ -44,7 +44,7 @@ def main(options: Options) -> None:
     contents = case_contents(request.manifest, request.cases, stage_folder(options, "train").parent / "cache")
     identity = part(options, "predict", "sampler")
     identity |= {"checkpoint": digest, "scans": scans, "contents": cohort_digest(request.manifest, contents)}
-    if not claim(folder, identity, options.overwrite, recorded=("contents",)):
+    if not claim(folder, identity, options.overwrite, recorded=("contents",), keep="name=NAME keeps both"):
         return
     known = image_owners(request.cases, contents)
     seen = {case.subject for case in request.cases} & set(card.seen["train"])

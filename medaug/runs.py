@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -42,6 +43,14 @@ def stage_folder(options: Options, stage: str) -> Path:
     return Path(options.runs) / options.experiment / _FOLDERS[stage]
 
 
+def command(stage: str, options: Options) -> str:
+    """The command that runs a stage for the same experiment, preset and folder of results."""
+    words = [f"experiment={options.experiment}", f"preset={options.preset}"]
+    if options.runs != Options.runs:
+        words.append(f"runs={shlex.quote(options.runs)}")
+    return f"python -m medaug.{stage} {' '.join(words)}"
+
+
 def process_rank() -> int:
     """Number of this process among those that work together, from torchrun, Lightning or SLURM; else 0."""
     return _number("RANK", "LOCAL_RANK", "SLURM_PROCID")
@@ -68,6 +77,7 @@ def claim(
     overwrite: bool,
     growable: tuple[str, ...] = (),
     recorded: tuple[str, ...] = (),
+    keep: str = "move the folder elsewhere first to keep it",
 ) -> bool:
     """Take a run folder for a configuration, and hold it against other processes until `finish` or exit.
 
@@ -79,6 +89,7 @@ def claim(
         overwrite: remove the result of another configuration instead of refusing.
         growable: dotted keys that may differ while the work on disk is kept: more steps of one training.
         recorded: keys that runs of earlier versions do not have; such a run is still taken as finished, with a warning.
+        keep: how a user keeps the result of another configuration; said beside `overwrite`.
 
     Returns:
         True: there is work to do, from the start or from where it stopped. False: this very run is finished.
@@ -90,7 +101,7 @@ def claim(
     if first:
         lock(folder)
     try:
-        work = _settle(folder, json.loads(json.dumps(identity)), overwrite, growable, recorded, first)
+        work = _settle(folder, json.loads(json.dumps(identity)), overwrite, growable, recorded, keep, first)
     except BaseException:
         _unlock(folder)
         raise
@@ -105,6 +116,7 @@ def _settle(
     overwrite: bool,
     growable: tuple[str, ...],
     recorded: tuple[str, ...],
+    keep: str,
     first: bool,
 ) -> bool:
     former = _read_config(folder / "config.yaml")
@@ -146,8 +158,7 @@ def _settle(
         return True
     if not overwrite:
         raise UserError(
-            f"{folder}: made with another configuration ({_told(differences)}); "
-            "overwrite=true replaces it, runs=DIR keeps both"
+            f"{folder}: made with another configuration ({_told(differences)}); overwrite=true replaces it, {keep}"
         )
     if first:
         empty(folder)
@@ -260,7 +271,7 @@ def finished(folder: Path) -> dict[str, Any] | None:
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:
-    remedy = f"restore it, move {path.parent} away, or keep both with runs=DIR"
+    remedy = f"restore it, move {path.parent} away, or choose runs=DIR"
     return read_yaml(path, remedy) if os.path.lexists(path) else None
 
 
@@ -335,8 +346,8 @@ def trained_checkpoint(options: Options) -> Path:
     last, best = folder / "last.ckpt", folder / "best.ckpt"
     if not last.exists():
         raise UserError(
-            f"{last}: not trained yet; first run python -m medaug.train experiment={options.experiment} "
-            f"(make train EXP={options.experiment})"
+            f"{last}: not trained yet; first run {command('train', options)} "
+            f"(make train EXP={options.experiment} PRESET={options.preset})"
         )
     if choice == "best" and not best.exists():
         raise UserError(f"{best}: no samples were scored; train with trainer.score_every=N, or use checkpoint=last")

@@ -42,7 +42,7 @@ def main(options: Options) -> None:
     if options.dry_run or options.overwrite or finished(folder) is None:  # before anything is written or replaced
         _check(options, scored)
     growable = ("trainer.max_steps",) if options.resume else ()
-    if not options.dry_run and not claim(folder, identity, options.overwrite, growable):
+    if not options.dry_run and not claim(folder, identity, options.overwrite, growable, keep="runs=DIR keeps both"):
         return
 
     from torch import OutOfMemoryError

@@ -185,15 +185,19 @@ class Pairs:
     digest: str
 
 
-def finished_pairs(folder: Path) -> Pairs:
+def finished_pairs(folder: Path, command: str = "make generate") -> Pairs:
     """What medaug.generate left in `folder`.
+
+    Args:
+        folder: of the run.
+        command: that makes the pairs, for messages.
 
     Raises:
         UserError: nothing is there, its generation is unfinished, or what it says of the pairs was changed later.
     """
     summary = finished(folder)
     if summary is None:
-        raise UserError(f"{folder}: no finished synthetic pairs; run medaug.generate first (make generate)")
+        raise UserError(f"{folder}: no finished synthetic pairs; run medaug.generate first ({command})")
     manifest = Manifest.load(folder / "manifest.json")
     made = {case.name: case for case in manifest.cases}
     records = tuple(r for r in provenance.read_all(folder, PAIR).values() if r["name"] in made)

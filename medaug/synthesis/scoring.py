@@ -290,10 +290,10 @@ def _selector(
     floor = trivial_dice([np.asarray(case.label) for case in labelled], subjects, schema)[MEAN_FOREGROUND]
     if dice < LEAST_DICE or dice <= floor:
         log.warning(
-            "samples are scored by fidelity alone: a selecting segmenter says nothing about them below a Dice of %.3f "
-            "(at least %g, and above that of a trivial baseline)",
-            max(floor, LEAST_DICE),
+            "samples are scored by fidelity alone: a selecting segmenter so poor would say nothing about them (its "
+            "Dice must be at least %g and above the %.3f of a trivial baseline)",
             LEAST_DICE,
+            floor,
         )
         return None
     features = _features(net, [np.asarray(case.image) for case in labelled])
