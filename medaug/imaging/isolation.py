@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, TypeVar
 
 from medaug.progress import track
@@ -38,7 +40,12 @@ class Failure:
 
 
 def isolated(
-    function: Callable[[T], R], items: Iterable[T], description: str, workers: int = 0, timeout: float = 600.0
+    function: Callable[[T], R],
+    items: Iterable[T],
+    description: str,
+    workers: int = 0,
+    timeout: float = 600.0,
+    memory: int = 0,
 ) -> Iterator[R | Failure]:
     """Apply a function to every item in worker processes, and yield the results in the order of the items.
 
@@ -49,17 +56,20 @@ def isolated(
         description: stands before the progress bar.
         workers: processes; 0 for one per processor that we may use.
         timeout: seconds that one item may take before its worker is killed.
+        memory: bytes that a worker may set aside beyond what it has when it starts (on Linux); 0: no limit.
 
     Raises:
         Exception: whatever `function` raises, with the worker's traceback as a note. No worker outlives the iterator.
     """
     total = len(items) if isinstance(items, Sized) else None
     count = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
-    with contextlib.closing(_results(function, items, count, timeout)) as results:
+    with contextlib.closing(_results(function, items, count, timeout, memory)) as results:
         yield from track(results, description, total)
 
 
-def _results(function: Callable[[T], R], items: Iterable[T], count: int, timeout: float) -> Generator[R | Failure]:
+def _results(
+    function: Callable[[T], R], items: Iterable[T], count: int, timeout: float, memory: int
+) -> Generator[R | Failure]:
     payload = pickle.dumps(function)
     pool: list[_Worker] = []
     done: dict[int, R | Failure] = {}
@@ -76,7 +86,7 @@ def _results(function: Callable[[T], R], items: Iterable[T], count: int, timeout
                 if worker is None:
                     if len(pool) == count:
                         break
-                    worker = _Worker(payload, timeout)
+                    worker = _Worker(payload, timeout, memory)
                     pool.append(worker)
                 worker.work_on(*following)
                 following = next(waiting, None)
@@ -100,7 +110,7 @@ def _results(function: Callable[[T], R], items: Iterable[T], count: int, timeout
 class _Worker:
     """A process, our end of its connection, and the index of the item that it works on."""
 
-    def __init__(self, payload: bytes, timeout: float) -> None:
+    def __init__(self, payload: bytes, timeout: float, memory: int) -> None:
         self.connection, theirs = Pipe()
         self.index: int | None = None
         self._started = False
@@ -109,7 +119,7 @@ class _Worker:
         code = f"import sys; sys.path[:] = {sys.path!r}; from medaug.imaging.isolation import _serve"
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", f"{code}; _serve({theirs.fileno()}, {timeout!r})"],
+                [sys.executable, "-c", f"{code}; _serve({theirs.fileno()}, {timeout!r}, {memory!r})"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -154,7 +164,7 @@ class _Worker:
         return f"its reader ended the process (exit status {code})"
 
 
-def _serve(descriptor: int, timeout: float) -> None:
+def _serve(descriptor: int, timeout: float, memory: int) -> None:
     """Be a worker: take a function and then items from a connection, and answer each item."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too, but to end us is our parent's part
     connection = Connection(descriptor)
@@ -164,15 +174,31 @@ def _serve(descriptor: int, timeout: float) -> None:
         payload = connection.recv_bytes()
         while True:
             message = connection.recv_bytes()
-            # The system itself ends us when the time is over, whatever code is running, our parent alive or not.
-            signal.setitimer(signal.ITIMER_REAL, timeout)
             try:
-                function = function or pickle.loads(payload)
+                if function is None:
+                    function = pickle.loads(payload)  # imports what it needs
+                    _limit(memory)
+                # The system itself ends us when the time is over, whatever code is running, our parent alive or not.
+                signal.setitimer(signal.ITIMER_REAL, timeout)
                 answer = pickle.dumps(("result", function(pickle.loads(message))))
+            except MemoryError:
+                limit = f"more than {memory / 2**30:.3g} GiB of memory" if memory else "more memory than there is"
+                answer = pickle.dumps(("result", Failure(f"it needs {limit}")))
             except Exception as error:
                 answer = pickle.dumps(("raised", _portable(error)))
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.send_bytes(answer)
+
+
+def _limit(memory: int) -> None:
+    """Let this process set aside so many bytes more than it has; nothing where the system does not say how many."""
+    if not memory:
+        return
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        data = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (data + memory, hard))
 
 
 def _portable(error: Exception) -> Exception:

@@ -21,7 +21,17 @@ from numpy.typing import NDArray
 
 from medaug.errors import UserError
 from medaug.imaging.nifti import CHUNK, DEFLATE_RATIO, SLACK
-from medaug.imaging.volume import Doubt, Header, Volume, bad_file, check_affine, file_size, times, unreadable
+from medaug.imaging.volume import (
+    Doubt,
+    Header,
+    Volume,
+    bad_file,
+    check_affine,
+    check_memory,
+    file_size,
+    times,
+    unreadable,
+)
 
 _LONGEST_HEADER = 1 << 20  # those of 3D Slicer's segmentations can take hundreds of kilobytes
 _TYPES = {
@@ -68,6 +78,7 @@ def read_itk(path: str | os.PathLike[str]) -> list[Volume]:
     """
     path = Path(path)
     reader, header, voxels = _open(path)
+    check_memory(path, 2 * _voxel_bytes(header))  # ITK's and ours
     if voxels.packed:
         _check_packed(path, header, voxels)
     try:

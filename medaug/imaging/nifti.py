@@ -30,8 +30,10 @@ from medaug.imaging.volume import (
     Volume,
     bad_file,
     check_affine,
+    check_memory,
     corner_distance,
     file_size,
+    memory_allowed,
     shear,
     spacing,
     times,
@@ -65,6 +67,7 @@ def read_nifti(path: str | os.PathLike[str]) -> list[Volume]:
     with _opened(path) as stream:
         start = stream.read(_HEADER_BYTES)
         raw, header, length = _parse(path, start)
+        check_memory(path, length + _scaled_bytes(path, raw, header))
         try:
             data = np.empty(length, np.uint8)
             filled = min(len(start), length)
@@ -80,12 +83,31 @@ def read_nifti(path: str | os.PathLike[str]) -> list[Volume]:
             shape = (*header.shape, header.num_volumes)
             stack = np.ndarray(shape, header.dtype, data.data, raw.get_data_offset(), order="F")
             with np.errstate(all="ignore"):
-                stack = apply_read_scaling(stack, *raw.get_slope_inter())
+                if _scaled_bytes(path, raw, header) == 4 * stack.size:
+                    stack = _scaled_singly(stack, *raw.get_slope_inter())
+                else:
+                    stack = apply_read_scaling(stack, *raw.get_slope_inter())
         except MemoryError:
             raise bad_file(path, f"needs {length / 2**30:.1f} GiB of memory", "use a larger machine") from None
     return [
         Volume(stack[..., index], header.affine, header.dtype, header.doubts) for index in range(header.num_volumes)
     ]
+
+
+def _scaled_bytes(path: Path, raw: Any, header: Header) -> int:
+    """Bytes of the scaled values, 0 where the header scales nothing: in single precision where double does not fit."""
+    if raw.get_slope_inter() in {(None, None), (1, 0)}:
+        return 0
+    voxels = math.prod(header.shape) * header.num_volumes
+    return (8 if voxels * (8 + header.dtype.itemsize) <= memory_allowed(path) else 4) * voxels
+
+
+def _scaled_singly(stack: NDArray[Any], slope: float, inter: float) -> NDArray[np.float32]:
+    """Scale in double precision and keep the values in single precision, slice by slice."""
+    scaled = np.empty(stack.shape, np.float32, order="F")
+    for z, index in np.ndindex(stack.shape[2:]):
+        scaled[:, :, z, index] = stack[:, :, z, index] * np.float64(slope) + inter
+    return scaled
 
 
 def read_nifti_header(path: str | os.PathLike[str]) -> Header:

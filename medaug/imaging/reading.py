@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medaug.imaging.nifti import read_nifti, read_nifti_header
-from medaug.imaging.volume import Header, Volume, bad_file, grid_difference, is_finite
+from medaug.imaging.volume import Header, Volume, bad_file, check_memory, grid_difference, is_finite
 
 _NIFTI = (".nii", ".nii.gz")
 _ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
@@ -94,5 +94,7 @@ def read_images(
             raise bad_file(path, f"{difference} of {Path(first_path).name}", "resample the modalities to one grid")
         if not is_finite(volume.array):
             raise bad_file(path, "holds NaN or infinite values", "replace them, or leave the case out")
+    for path in paths:
+        check_memory(path, 4 * sum(volume.array.size for of, volume in volumes if of == path))
     array = np.stack([volume.array.astype(np.float32, copy=False) for _, volume in volumes])
     return array, first.affine, np.result_type(*(volume.storage for _, volume in volumes))

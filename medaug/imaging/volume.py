@@ -198,6 +198,31 @@ def unreadable(path: str | os.PathLike[str], error: OSError | ValueError) -> Use
     return bad_file(path, f"cannot be read ({reason})", "check the path and its permissions")
 
 
+MEMORY = 2 << 30
+"""Bytes that reading a file may take, whatever it holds; a file of more than an eighth of it may take eight times its
+size."""
+
+
+def check_memory(path: str | os.PathLike[str], needed: int) -> None:
+    """Refuse a file that would take more memory than it is allowed, before any is set aside.
+
+    Args:
+        path: the file.
+        needed: bytes.
+
+    Raises:
+        UserError: it is too large in memory for what it is on the disk.
+    """
+    if needed > memory_allowed(path):
+        reason = f"needs {needed / 2**30:.1f} GiB of memory, for a file of {file_size(path) / 2**20:.1f} MiB"
+        raise bad_file(path, reason, "check it, and convert it to a smaller type or grid")
+
+
+def memory_allowed(path: str | os.PathLike[str]) -> int:
+    """Bytes that reading a file may take."""
+    return max(MEMORY, 8 * file_size(path))
+
+
 def check_affine(path: str | os.PathLike[str], affine: NDArray[np.float64]) -> None:
     """Refuse an affine (4, 4) that is not finite or does not span three dimensions, with a UserError."""
     with np.errstate(all="ignore"):

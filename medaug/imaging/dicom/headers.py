@@ -15,6 +15,7 @@ from pathlib import Path
 from medaug.errors import UserError
 from medaug.imaging.dicom.instance import Instance, Record, read_headers
 from medaug.imaging.isolation import Failure, isolated
+from medaug.imaging.volume import MEMORY
 
 _FILES_PER_ITEM = 64
 
@@ -101,12 +102,14 @@ def scan_tree(root: str | os.PathLike[str], workers: int = 0) -> Tree:
     paths, unreadable = _files(Path(root))
     chunks = [tuple(paths[start : start + _FILES_PER_ITEM]) for start in range(0, len(paths), _FILES_PER_ITEM)]
     results: list[Record | str | None] = []
-    for chunk, result in zip(chunks, isolated(read_headers, chunks, "DICOM headers", workers), strict=True):
+    for chunk, result in zip(
+        chunks, isolated(read_headers, chunks, "DICOM headers", workers, memory=MEMORY), strict=True
+    ):
         if not isinstance(result, Failure):
             results += result
             continue
         # One of them took the worker down: find out which.
-        for alone in isolated(read_headers, [(path,) for path in chunk], "DICOM headers", workers):
+        for alone in isolated(read_headers, [(path,) for path in chunk], "", workers, memory=MEMORY):
             results.append(alone.reason if isinstance(alone, Failure) else alone[0])
     return _tree(paths, results, unreadable)
 

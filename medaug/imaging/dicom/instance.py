@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import stat
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,7 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -52,6 +55,8 @@ _TAG = {
     keyword: Tag(keyword)
     for keyword in (*ATTRIBUTES, *CONSTANT, *VARYING, *_OTHERS, *(keyword for _, keyword in IN_GROUPS.values()))
 }
+_LONGEST_META = 1 << 13  # bytes, in which a file says how the rest of it is stored
+_MOST_UNPACKED = 512 << 20  # bytes of a deflated dataset; pydicom holds them several times
 _PLACE = {"StackID", "InStackPositionNumber", "ImagePositionPatient", "ImageOrientationPatient", "FrameNumber"}
 
 
@@ -164,14 +169,16 @@ def _read_header(path: Path) -> Record | str | None:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
             return "is a pipe or device, not a file" if named else None
         with path.open("rb") as file:
-            start = file.read(132)
+            start = file.read(_LONGEST_META)
             size = os.fstat(file.fileno()).st_size
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     if not size:
         return "is empty (zero bytes)" if named else None
+    if DeflatedExplicitVRLittleEndian.encode() in start and _is_bomb(path):
+        return f"is deflated and unpacks to more than {_MOST_UNPACKED >> 20} MiB"
     # Without the preamble, the standard's first group (0002 or 0008) comes at once.
-    if start[128:] != b"DICM" and start[:2] not in {b"\x02\x00", b"\x08\x00"}:
+    if start[128:132] != b"DICM" and start[:2] not in {b"\x02\x00", b"\x08\x00"}:
         return "is no DICOM file" if named else None
     try:
         with path.open("rb") as file:
@@ -181,12 +188,29 @@ def _read_header(path: Path) -> Record | str | None:
             return None
         for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
             if not _text(dataset, keyword):
-                is_other = keyword == "SOPClassUID" and start[128:] != b"DICM" and not named
+                is_other = keyword == "SOPClassUID" and start[128:132] != b"DICM" and not named
                 return None if is_other else f"has no {keyword}"
         return _record(path, dataset, rest)
     except Exception as error:
         # A damaged header can raise anything in pydicom, and what it raises may quote the header.
         return f"has a damaged header ({type(error).__name__})"
+
+
+def _is_bomb(path: Path) -> bool:
+    """Whether a deflated file unpacks to more than pydicom, which knows no bound, should be given."""
+    with path.open("rb") as file:
+        # The length of the part that is not deflated comes first.
+        length = re.match(rb"\x02\x00\x00\x00UL\x04\x00(.{4})", file.read(144)[132:], re.DOTALL)
+        if length is None:
+            return True
+        file.seek(144 + int.from_bytes(length[1], "little"))
+        unpacker, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while size <= _MOST_UNPACKED and (packed := unpacker.unconsumed_tail or file.read(1 << 16)):
+            try:
+                size += len(unpacker.decompress(packed, 1 << 20))
+            except zlib.error:
+                return False  # damaged, which pydicom says
+    return size > _MOST_UNPACKED
 
 
 def _record(path: Path, dataset: Dataset, rest: int) -> Record:

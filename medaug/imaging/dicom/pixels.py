@@ -26,6 +26,7 @@ else:
     for _switch in (gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff, gdcm.Trace.DebugOff):
         _switch()
 
+_MOST_PIXELS = 512 << 20  # bytes; larger images must not be packed more than 64 to 1
 _COPY = "copy or export it again"
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
@@ -64,6 +65,9 @@ def decode(instance: Instance) -> NDArray[Any]:
             f"is compressed in a way that no installed decoder reads ({uid_name(syntax)}); "
             "decompress it first, for example with dcmdjpeg or gdcmconv --raw"
         )
+        size = instance.frames * instance.rows * instance.columns * instance.samples * -(-(bits or 32) // 8)
+        if size > max(_MOST_PIXELS, 64 * instance.path.stat().st_size):
+            raise PixelError(f"has a file too short for its pixels ({size / 2**30:.1f} GiB); {_COPY}")
         try:
             if not get_decoder(syntax).is_available:
                 raise unknown

@@ -186,7 +186,8 @@ def _look_at_images(
         if body is None:
             body = body_mask(thin)
         foreground = body if body.shape == thin.shape else body_mask(thin)
-        values = scan.array.astype(np.float32) + 0  # -0 becomes 0; files may differ in the type they store
+        values = scan.array.astype(np.float32)  # files may differ in the type they store
+        values += 0  # -0 becomes 0
         content = _content_hash(values, scan.header.affine)
         profile = intensities.profile(thin, foreground, intensity)
         volumes[place] = VolumeFacts(content, _values_hash(values), profile)
@@ -227,7 +228,9 @@ def _content_hash(values: NDArray[Any], affine: NDArray[np.float64]) -> str:
 
 
 def _values_hash(values: NDArray[np.float32]) -> str:
-    ordered = np.sort(values.ravel(order="K"))
-    if np.count_nonzero(np.diff(ordered)) < _FEWEST_VALUES:
+    """The same for the same values in another order; `values` are put in order."""
+    ordered = values.ravel(order="K")
+    ordered.sort()
+    if np.count_nonzero(ordered[1:] != ordered[:-1]) < _FEWEST_VALUES:
         return ""
     return hashlib.blake2b(ordered.data, digest_size=16).hexdigest()
