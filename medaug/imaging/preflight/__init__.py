@@ -9,6 +9,7 @@ from typing import Literal
 from medaug.cohort.manifest import Manifest
 from medaug.imaging.isolation import Failure, isolated
 from medaug.imaging.preflight.cohort import Expectations, check_manifest, compare_cases, subjects_named
+from medaug.imaging.preflight.copies import find_same_files
 from medaug.imaging.preflight.files import examine, read_alone
 from medaug.imaging.preflight.findings import CaseFacts, Finding, Report
 from medaug.imaging.preflight.table import report_json, report_table, summary
@@ -36,7 +37,7 @@ def check(
 
     Args:
         manifest: the cohort; it need not be valid.
-        depth: "voxels" reads everything; "headers" leaves out what only voxels tell.
+        depth: "voxels" reads everything; "headers" leaves out what only voxels tell, but for files of one content.
         expected: what the cohort is meant for.
         workers: processes; 0 for one per processor.
 
@@ -62,6 +63,8 @@ def check(
             result = [Finding(case.name, "error", "reader-crash", what, remedy)], CaseFacts()
         findings += result[0]
         facts.append(result[1])
+    if depth == "headers":
+        findings += find_same_files(manifest)
     if depth == "headers" and not subjects_named(manifest, expected):
         what, remedy = "headers do not tell whether two cases are one person", "name the subjects, or check=voxels"
         findings.append(Finding(manifest.name, "note", "subjects-not-compared", what, remedy))
