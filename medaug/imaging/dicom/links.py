@@ -171,10 +171,7 @@ def _report_unlinked(drawing: Drawing, labelled: set[str], names: Mapping[str, N
     study = drawing.series.study_uid
     if drawing.named:
         what = f"{drawing.title} is left out: no rule matches the series that it was drawn on"
-        remedy = (
-            "nothing, if that is meant; else write a rule for that series, or choose the file by the glob `label` in "
-            "the rules, to put it on other images of the same frame of reference"
-        )
+        remedy = "nothing, if that is meant; else write a rule for that series, or choose the file by the glob `label`"
     else:
         what = f"{drawing.title} belongs to no series that a rule matches"
         remedy = "nothing, if that is meant; else widen the rules to the series that it was drawn on"

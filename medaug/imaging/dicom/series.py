@@ -198,14 +198,21 @@ def _plane_problems(slices: Sequence[Slice]) -> list[Problem]:
         return [Problem("bad-orientation", "has rows and columns that are not at right angles", EXPORT)]
     problems = []
     if np.ptp(orientations, axis=0).max() > _COSINES:
-        odd = np.abs(orientations - np.median(orientations, axis=0)).max(axis=1) > _COSINES
+        odd = _unlike_most(orientations, _COSINES)
         remedy = _without(slices, odd, "export each orientation as its own series")
         problems.append(Problem("mixed-orientation", "mixes slices of different orientation", remedy))
     if (np.ptp(spacings, axis=0) > 1e-4 * spacings[0]).any():
-        odd = (np.abs(spacings - np.median(spacings, axis=0)) > 1e-4 * spacings[0]).any(axis=1)
+        odd = _unlike_most(spacings, 1e-4 * spacings.max())
         remedy = _without(slices, odd, EXPORT)
         problems.append(Problem("mixed-spacing", "mixes slices of different pixel spacing", remedy))
     return problems
+
+
+def _unlike_most(values: NDArray[np.float64], tolerance: float) -> NDArray[np.bool_]:
+    """Which rows (N,) of values (N, M) lie further than a tolerance from the most frequent one."""
+    _, first, counts = np.unique(np.round(values, 2), axis=0, return_index=True, return_counts=True)
+    usual = values[first[np.argmax(counts)]]
+    return np.asarray(np.abs(values - usual).max(axis=1) > tolerance)
 
 
 def _without(slices: Sequence[Slice], is_odd: NDArray[np.bool_], otherwise: str) -> str:

@@ -168,6 +168,16 @@ def test_a_localizer_within_a_series_can_be_left_out(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_series(made.cases[0].series[0]).array, array)
 
 
+def test_of_two_orientations_of_equal_number_one_can_be_left_out(tmp_path: Path) -> None:
+    write_series(tmp_path, ramp(), SeriesDescription="t1")
+    folder, same = tmp_path / "other", uid("series", "MADE-UP-1", 1)
+    sagittal = {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1], "SeriesInstanceUID": same, "EchoTime": "90"}
+    write_series(folder, ramp(), number=2, SeriesDescription="t1", **sagittal)
+    (finding,) = plan(tmp_path).findings
+    assert finding.code == "dicom-mixed-orientation"
+    assert "leave 4 of its 8 files out by EchoTime or SeriesNumber" in finding.remedy
+
+
 def test_a_report_among_the_slices_is_named(tmp_path: Path) -> None:
     report = "1.2.840.10008.5.1.4.1.1.88.11"
 
