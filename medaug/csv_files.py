@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -54,14 +55,19 @@ def read_csv(path: str | os.PathLike[str], columns: Sequence[str], remedy: str) 
     return rows
 
 
-def number(text: str, path: str | os.PathLike[str], remedy: str) -> float:
-    """A cell as a number.
+def number(text: str, path: str | os.PathLike[str], remedy: str, absent: str | None = None) -> float:
+    """A cell as a number; NaN where it holds `absent`.
 
     Raises:
-        UserError: it is not a number; the file is named.
+        UserError: it is not a number, or NaN or infinite; the file is named.
     """
+    if text == absent:
+        return math.nan
     try:
-        return float(text)
+        value = float(text)
+        if not math.isfinite(value):
+            raise ValueError(text)
+        return value
     except (TypeError, ValueError):
         raise UserError(f"{os.fspath(path)}: {text!r:.60} is not a number; {remedy}") from None
 

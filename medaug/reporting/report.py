@@ -201,7 +201,7 @@ def _read_comparisons(path: Path) -> list[dict[str, Any]]:
     rows = []
     for row in read_csv(path, columns, _AGAIN):
         metric = row["metric"]
-        mean, low, high = (number(row[key], path, _AGAIN) for key in ("mean_difference", "low", "high"))
+        mean, low, high = (number(row[key], path, _AGAIN, "nan") for key in ("mean_difference", "low", "high"))
         subjects, seeds = (int(number(row[key], path, _AGAIN)) for key in ("num_subjects", "num_seeds"))
         interval = Interval(mean, low, high, subjects, subjects)
         difference = format_interval(interval, DIGITS.get(metric, 3), signed=True) + UNITS.get(metric, "")

@@ -304,6 +304,8 @@ def test_incomplete_results_are_refused_in_one_line(tmp_path):
         ),
         ("arm,seed\n", "no column case, class, metric, value"),
         ("\n".join([*lines, "real,0,case_0,Anterior,dice,high"]), "'high' is not a number"),
+        ("\n".join([*lines, "real,0,case_0,Anterior,dice,nan"]), "'nan' is not a number"),
+        ("\n".join([*lines, "real,0,case_0,Anterior,dice,-inf"]), "'-inf' is not a number"),
         (None, "no such file"),
     ):
         if text is None:
