@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import re
 import sys
 import warnings
@@ -308,6 +309,7 @@ def run(stage_name: str, body: Callable[[Options], None], arguments: Sequence[st
         set_up_logging()
         if options.preset == "smoke":
             logger.warning("preset=smoke: shows that the parts fit together; what comes out means nothing")
+        set_umask(options.umask)
         body(options)
     except UserError as error:
         return _refuse(stage_name, error)
@@ -320,6 +322,19 @@ def run(stage_name: str, body: Callable[[Options], None], arguments: Sequence[st
         sys.stderr.write(f"medaug {stage_name}: stopped\n")
         return 130
     return 0
+
+
+def set_umask(umask: str | None) -> None:
+    """Keep permissions from every file that this process and its workers write; None: leave them as they are.
+
+    Raises:
+        UserError: not an octal number, or one that keeps the files from their owner.
+    """
+    if umask is None:
+        return
+    if not re.fullmatch("0*[0-7]{1,3}", umask) or int(umask, 8) & 0o700:
+        raise UserError(f"umask={umask}: not an octal number from 000 to 077; 077 leaves files to their owner alone")
+    os.umask(int(umask, 8))
 
 
 def _refuse(stage_name: str, error: UserError) -> int:

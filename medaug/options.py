@@ -370,6 +370,9 @@ class Options:
     experiment: str = option("which cohort and model (conf/experiment)", "")
     preset: str = option("size and budget (conf/preset); the experiment's own unless said, else cpu", "cpu")
     runs: str = option("folder of all results", "runs", is_path=True)
+    umask: str | None = option(
+        "permissions that files written do not get, octal; 077: they are yours alone", None, identity=False
+    )
     overwrite: bool = option("begin again where the config differs from the run on disk", False)
     checkpoint: str = option("auto (best where samples were scored, else last), best or last", "auto")
     dry_run: bool = option("print the plan of a training, with time and memory, and stop", False)

@@ -33,7 +33,7 @@ class Stage:
         return tuple(f.name for f in fields(node)) if node is not None else ()
 
 
-_RUN = ("experiment", "preset", "runs")
+_RUN = ("experiment", "preset", "runs", "umask")
 _MODEL = ("data", "task", "codec", "network", "process", "trainer", "logger")
 _JUDGED_BY = ("intensity", "percentiles", "window", "zscore_clip", "labelled")
 
@@ -46,7 +46,7 @@ STAGES = {
             "a folder of NIfTI or DICOM scans",
             "the manifest FILE.json",
             "root=DIR out=FILE.json",
-            ("experiment", "runs", *(f"data.{key}" for key in _JUDGED_BY)),
+            ("experiment", "runs", "umask", *(f"data.{key}" for key in _JUDGED_BY)),
             experiment_needed=False,
         ),
         Stage(

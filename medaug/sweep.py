@@ -34,7 +34,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from medaug.config import conf_dir, load_options, parse_arguments
+from medaug.config import conf_dir, load_options, parse_arguments, set_umask
 from medaug.errors import UserError
 from medaug.files import atomic_write
 from medaug.inputs import read_json
@@ -47,7 +47,7 @@ from medaug.training import requeue
 log = logging.getLogger(__name__)
 
 STAGE = STAGES["train"]  # the later stages work on one training
-_ONE_FOR_ALL = ("runs", "overwrite", "resume", "objective")
+_ONE_FOR_ALL = ("runs", "umask", "overwrite", "resume", "objective")
 _LONGEST_NAME = 150
 # Where the files lie is ours to say, what is searched is said by words that are checked, and a job requeues itself.
 _NOT_TAKEN = re.compile(
@@ -65,6 +65,7 @@ class Sweep:
     hydra: tuple[str, ...]
     folder: Path
     objective: str
+    umask: str | None = None
 
 
 def parse(arguments: Sequence[str]) -> Sweep:
@@ -96,7 +97,7 @@ def parse(arguments: Sequence[str]) -> Sweep:
     options = load_options(STAGE.name, [*fixed, *first])
     if not optuna and any(word.startswith("objective=") for word in fixed):
         raise UserError(f"objective={options.objective}: read by hydra/sweeper=optuna alone; leave it out")
-    return Sweep(tuple(fixed), tuple(values), hydra, Path(options.runs) / "sweep", options.objective)
+    return Sweep(tuple(fixed), tuple(values), hydra, Path(options.runs) / "sweep", options.objective, options.umask)
 
 
 def _swept(word: str) -> Override | None:
@@ -218,6 +219,7 @@ def run_sweep(arguments: Sequence[str]) -> None:
         UserError: the command line is wrong, and nothing was started; or jobs failed.
     """
     sweep = parse(arguments)
+    set_umask(sweep.umask)
     if "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         raise UserError(
             "--multirun: this process is one of several that torchrun or srun started; a sweep starts its jobs itself"

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import logging
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -20,6 +22,8 @@ from hypothesis import strategies as st
 
 from medaug import config, paths
 from medaug.errors import UserError
+from medaug.imaging.isolation import isolated
+from medaug.imaging.nifti import write_volume
 from medaug.keys import check_values, type_name
 from medaug.options import Options
 from medaug.stages import STAGES
@@ -477,3 +481,23 @@ def test_what_a_library_meets_at_the_disk_is_one_line(capsys, restored_logging, 
 
     with pytest.raises(OSError, match="no number"):
         config.run("train", defect, ["experiment=demo"])
+
+
+def test_umask_holds_for_the_process_and_its_workers(tmp_path):
+    def body(options):
+        write_volume(tmp_path / "scans" / "a.nii.gz", np.zeros((2, 2, 2), np.uint8), np.eye(4))
+        list(isolated(os.makedirs, [str(tmp_path / "cache")], "making", 1))
+
+    before = os.umask(0o022)
+    try:
+        assert config.run("export", body, ["umask=077"]) == 0
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {"scans": 0o700, "a.nii.gz": 0o600, "cache": 0o700}
+
+
+@pytest.mark.parametrize("umask", ["777", "088", "u=rwx", "-1", "1077"])
+def test_a_umask_that_is_none_is_refused(umask, capsys):
+    assert config.run("export", lambda options: None, [f"umask={umask}"]) == 2
+    assert f"umask={umask}" in capsys.readouterr().err

@@ -179,7 +179,8 @@ def _part(case: Case) -> str:
 
 
 def _note(manifest: Manifest) -> str:
-    return f"{manifest.name}, phantom" if manifest.phantom else manifest.name
+    """The note in every exported header; not the cohort's name, which may be that of a patient's folder."""
+    return "medaug export, phantom" if manifest.phantom else "medaug export"
 
 
 def _read_images(manifest: Manifest, case: Case) -> tuple[list[NDArray[Any]], Header]:

@@ -144,7 +144,7 @@ class Traces:
     done: dict[str, Done] = field(default_factory=dict)
 
     def run(self, stage: str, *words: str, name: str = "") -> Done:
-        self.done[name or stage] = done = run_stage(self.home, stage, *words)
+        self.done[name or stage] = done = run_stage(self.home, stage, *words, "umask=077")
         return done
 
 
@@ -234,6 +234,15 @@ def test_no_byte_that_is_written_or_said_names_a_patient(traces):
     assert all(word.lower().encode() in private for word in ("ZQX-77193", "Poltergeist", "Mausefall", "Quackenbush"))
     kinds = {path.suffix for path in (traces.home / "runs").rglob("*")}
     assert {".ckpt", ".gz", ".json", ".png", ".html", ".csv", ".jsonl"} <= kinds, kinds
+
+
+@pytest.mark.slow
+def test_all_that_is_written_is_its_owners_alone(traces):
+    written = [traces.home / name for name in ("cohort", "runs", "exported", "nnunet")]
+    written += [path for top in written for path in top.rglob("*")]
+    written += traces.home.glob("*.json*")
+    assert len(written) > 100
+    assert [str(path) for path in written if path.stat().st_mode & 0o077] == []
 
 
 @pytest.mark.slow

@@ -87,6 +87,16 @@ def test_msd_with_one_modality_is_3d_and_medaug_reads_back_what_it_wrote(tmp_pat
         np.testing.assert_array_equal(data(again.image_paths(one)[0]), data(manifest.image_paths(other)[0]))
 
 
+@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize("phantom", [False, True])
+def test_no_header_holds_the_name_of_the_cohort(tmp_path, layout, phantom):
+    manifest = replace(cohort(tmp_path), name="Quackenbush Zebulon", phantom=phantom)
+    WRITERS[layout](manifest, tmp_path / "out")
+    files = sorted((tmp_path / "out").rglob("*.nii.gz"))
+    notes = {bytes(nib.load(file).header["descrip"].item()) for file in files}
+    assert notes == {b"medaug export, phantom" if phantom else b"medaug export"} and len(files) >= 4
+
+
 def test_nnunet_has_a_file_per_modality_and_consecutive_labels(tmp_path):
     manifest = cohort(tmp_path)
     WRITERS["nnunet"](manifest, tmp_path / "Dataset501_Toy")
