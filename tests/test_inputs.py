@@ -16,6 +16,7 @@ from medaug.cohort.tables import read_attributes, read_splits, read_subjects
 from medaug.comparison.jobs import COMPARISON_COLUMNS, SCORE_COLUMNS, Job, compare, gather
 from medaug.csv_files import read_csv, write_csv
 from medaug.errors import UserError
+from medaug.files import file_sha256
 from medaug.imaging.dicom.privacy import load_private
 from medaug.imaging.rules import read_rules
 from medaug.inputs import LARGEST_YAML, opened, read_bytes, read_json, read_yaml
@@ -81,6 +82,8 @@ def claimed(path: Path) -> None:
 
 
 def gathered(path: Path) -> None:
+    if path.is_file():  # with the digest of what it holds, so that the damage itself has to be noticed
+        path.with_suffix(".sha256").write_text(f"{file_sha256(path)}  {path.name}\n")
     rows = gather([Job("real", 0)], path.parents[3])
     compare(
         rows,
