@@ -15,6 +15,7 @@ _EVEN = 0.2
 # Look further down where the voxels just above a threshold are this share of all above it: then they are a tissue, such
 # as muscle between air and fat. The rim of the body is less (0.14 at most), the body beside a hot tumour in PET more.
 _TISSUE_SHARE = 0.2
+_RIM_SHARE = 0.05  # enough to look further while no air has been found: little of it, with a wide rim (PET)
 _MAX_SPLITS = 5
 _COMPONENT_SHARE = 0.1  # both legs, but not the table
 _SMOOTHING = 0.7  # voxels
@@ -100,7 +101,7 @@ def _find_air(values: NDArray[np.float32]) -> _Air | None:
         split = float(threshold_otsu(part))
         dark, tissue = part[part <= split], part[part > split]
         above += tissue.size
-        if tissue.size < _TISSUE_SHARE * above:
+        if tissue.size < (_TISSUE_SHARE if found else _RIM_SHARE) * above:
             break
         level, bright = float(np.median(dark)), float(np.median(tissue))
         spread = 1.4826 * float(np.median(np.abs(dark - level)))
