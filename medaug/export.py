@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from medaug.config import launch
 from medaug.errors import UserError
@@ -47,16 +49,23 @@ def main(options: Options) -> None:
         cohort, digest, record = pairs.manifest, pairs.digest, folder.parent / "exports.jsonl"
         files = [path for case in cohort.cases for path in cohort.files(case)]
         refuse_changed_pairs(pairs, content_digests(files, folder.parent / "cache"))
-    WRITERS[wanted.format](cohort, out)
     line = {"out": str(out.resolve()), "format": wanted.format, "cases": len(cohort.cases), "digest": digest}
-    try:
-        with record.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise UserError(
-            f"{record}: cannot be written ({error.strerror}); remove {out}, which is not on record, and export again"
-        ) from error
+    WRITERS[wanted.format](cohort, out, partial(_note, record, line))
     log.info("%d cases of %s are in %s", len(cohort.cases), cohort.name, out)
+
+
+def _note(record: Path, line: dict[str, Any]) -> None:
+    """Add an export to the record, before it is there: one that is killed in between must not be missing from it."""
+    from medaug.files import atomic_write
+    from medaug.locks import locked
+
+    with locked(record.with_name(f".{record.name}.lock"), wait=True):
+        text = record.read_text(encoding="utf-8") if record.exists() else ""
+        lines = [former for former in text.splitlines(keepends=True) if former.endswith("\n")]  # none cut short
+        new = json.dumps(line, ensure_ascii=False) + "\n"
+        if new not in lines:
+            with atomic_write(record) as temporary:
+                temporary.write_text("".join([*lines, new]), encoding="utf-8")
 
 
 if __name__ == "__main__":

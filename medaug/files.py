@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import filecmp
 import functools
 import hashlib
 import logging
@@ -73,7 +74,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place on success and vanishes on failure.
 
     File and folder are on the disk at the end, so that not even a power cut leaves half of it. The temporary name keeps
-    the suffixes of `path`, because writers choose a format by them.
+    the suffixes of `path`, because writers choose a format by them. The first write to a folder also removes the
+    temporary files that killed processes of this machine left there.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
@@ -83,6 +85,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers_once(path.parent)
             yield temporary
             sync(temporary)
             os.replace(temporary, path)
@@ -100,15 +103,14 @@ def temporary_folder(target: Path) -> Iterator[Path]:
     that may belong to a process of another machine or container stay, with a warning.
     """
     for leftover in target.parent.glob(f".tmp-*-{target.name}"):
-        match = re.fullmatch(rf"\.tmp-([0-9a-f]{{8}})-(\d+)-{re.escape(target.name)}", leftover.name)
+        match = re.fullmatch(rf"\.tmp-([0-9a-f]{{8}})-\d+-{re.escape(target.name)}", leftover.name)
         if match and match[1] != _machine():
             log.warning(
                 "%s: left there by a process of another machine or container, or before a restart; remove it "
                 "if no such process is at work",
                 leftover,
             )
-        elif match and not _runs(int(match[2])):
-            shutil.rmtree(leftover, ignore_errors=True)
+    _remove_leftovers(target.parent)
     temporary = _temporary(target)
     try:
         yield temporary
@@ -149,6 +151,15 @@ def put_folder(temporary: Path, target: Path) -> None:
         sync(target.parent)
 
 
+def same_files(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same files, byte by byte, under the same names."""
+    names = [
+        {path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+        for folder in (one, other)
+    ]
+    return names[0] == names[1] and all(filecmp.cmp(one / name, other / name, shallow=False) for name in names[0])
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or the list of names of a folder, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -173,6 +184,22 @@ def file_sha256(path: Path) -> str:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".tmp-{_machine()}-{os.getpid()}-{path.name}")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove temporary files and folders whose process is dead; those of other machines are not ours to judge."""
+    for leftover in folder.glob(f".tmp-{_machine()}-*"):
+        match = re.match(r"\.tmp-[0-9a-f]{8}-(\d+)-", leftover.name)
+        if match is None or _runs(int(match[1])):
+            continue
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                leftover.unlink()
+
+
+_remove_leftovers_once = functools.cache(_remove_leftovers)
 
 
 @functools.cache

@@ -51,8 +51,7 @@ def _ingest(wanted: IngestOptions, data: DataOptions) -> None:
     if out.suffix != ".json":
         raise UserError(f"out={out}: a manifest is a .json file")
     folds_file = out.with_name(f"{out.stem}_splits_final.json")
-    written = (out, *([folds_file] if wanted.folds is not None else []))
-    _refuse_existing(written)
+    _refuse_existing(out)
     if wanted.report is not None:
         _check_report(Path(wanted.report), out)
     if wanted.workers < 0:
@@ -101,14 +100,13 @@ def _ingest(wanted: IngestOptions, data: DataOptions) -> None:
             "confirm them with accept_labels=true, or give your own with rules=FILE.yaml"
         )
     with alone(out):
-        _refuse_existing(written)
+        _refuse_existing(out)
         _write(*_checked(found.manifest, found.problems, wanted, expected), out, folds_file)
 
 
-def _refuse_existing(written: tuple[Path, ...]) -> None:
-    for path in written:
-        if path.exists():
-            raise UserError(f"out={written[0]}: {path} exists already; remove it or give another name")
+def _refuse_existing(out: Path) -> None:
+    if out.exists():
+        raise UserError(f"out={out}: {out} exists already; remove it or give another name")
 
 
 def _check_report(path: Path, out: Path) -> None:
@@ -229,8 +227,12 @@ def _write(manifest: Manifest, folds: Folds | None, out: Path, folds_file: Path)
     from medaug.files import atomic_write
 
     if folds is not None:
+        text = json.dumps(folds, indent=1) + "\n"
+        # An ingest that was killed before it wrote the manifest has left the same folds.
+        if folds_file.exists() and folds_file.read_bytes() != text.encode():
+            raise UserError(f"out={out}: {folds_file} exists already with other folds; remove it or give another name")
         with atomic_write(folds_file) as temporary:
-            temporary.write_text(json.dumps(folds, indent=1) + "\n")
+            temporary.write_text(text)
         log.info("%d folds are in %s", len(folds), folds_file)
     manifest.save(out)
     counts = ", ".join(f"{len(manifest.subjects(s))} {s}" for s in ("train", "val", "test"))

@@ -70,6 +70,24 @@ def test_every_export_of_pairs_is_noted(tmp_path, pairs):
     ]
 
 
+def test_an_export_that_is_killed_before_it_has_its_name_is_on_record(tmp_path, pairs, monkeypatch):
+    """The same command then completes it, and notes it once; a line that was cut short is dropped."""
+    record = tmp_path / "runs/toy/exports.jsonl"
+    record.write_text('{"out": "/cut')
+
+    def killed(*_):
+        raise InterruptedError
+
+    wanted = options(tmp_path, experiment="toy", out=str(tmp_path / "out"))
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr("medaug.imaging.writers.put_folder", killed)
+        main(wanted)
+    before = record.read_text()
+    assert json.loads(before)["out"] == str(tmp_path / "out") and not (tmp_path / "out").exists()
+    main(wanted)
+    assert record.read_text() == before and (tmp_path / "out" / "dataset.json").exists()
+
+
 def test_an_export_that_failed_is_not_noted(tmp_path, pairs):
     pairs.manifest.label_path(pairs.manifest.cases[1]).unlink()
     with pytest.raises(UserError, match="two_seg.nii.gz"):

@@ -78,6 +78,33 @@ def test_only_temporary_folders_of_dead_processes_of_this_machine_are_removed(tm
     assert names["elsewhere"] in line and "another machine" in line
 
 
+def test_the_first_write_to_a_folder_removes_what_killed_processes_left_there(tmp_path):
+    die = "import os, sys\nfrom medaug.files import atomic_write\nwith atomic_write(sys.argv[1]) as temporary:\n"
+    die += "    temporary.write_text('half')\n    os.kill(os.getpid(), 9)"
+    environment = os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[1])}
+    killed = subprocess.run([sys.executable, "-c", die, str(tmp_path / "a.csv")], env=environment)
+    (leftover,) = tmp_path.iterdir()
+    assert killed.returncode == -9 and leftover.name.startswith(".tmp-") and leftover.name.endswith("-a.csv")
+    others = {f".tmp-{files._machine()}-{os.getppid()}-b.csv", ".tmp-0123abcd-99999999-b.csv", ".tmp-mine.csv"}
+    for name in others:
+        (tmp_path / name).write_text("of somebody who may be alive")
+    with files.atomic_write(tmp_path / "c.csv") as temporary:
+        temporary.write_text("whole")
+    assert {path.name for path in tmp_path.iterdir()} == others | {"c.csv"}
+
+
+def test_folders_are_the_same_when_names_and_bytes_are(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder / "sub").mkdir(parents=True)
+        (tmp_path / folder / "sub" / "x").write_text("same")
+    assert files.same_files(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "sub" / "x").write_text("else")
+    assert not files.same_files(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "sub" / "x").write_text("same")
+    (tmp_path / "b" / "y").symlink_to(tmp_path)
+    assert not files.same_files(tmp_path / "a", tmp_path / "b")
+
+
 def test_a_process_in_another_namespace_has_another_mark(monkeypatch):
     here = files._machine()
     monkeypatch.setattr(os, "readlink", lambda path: "pid:[4026533000]")

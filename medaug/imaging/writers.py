@@ -31,7 +31,11 @@ from medaug.progress import track
 log = logging.getLogger(__name__)
 
 
-def write_msd(manifest: Manifest, out: Path) -> None:
+def _silent() -> None:
+    pass
+
+
+def write_msd(manifest: Manifest, out: Path, announce: Callable[[], None] = _silent) -> None:
     """Medical Segmentation Decathlon: one image file per case (4-D where it has several modalities), dataset.json.
 
     Test cases become `imagesTs`, listed under "test" without their labels, as MSD does. Remapped label values are
@@ -80,10 +84,10 @@ def write_msd(manifest: Manifest, out: Path) -> None:
         }
         return {"dataset.json": dataset}
 
-    _filled_whole(manifest, out, write_case, files)
+    _filled_whole(manifest, out, write_case, files, announce)
 
 
-def write_nnunet(manifest: Manifest, out: Path) -> None:
+def write_nnunet(manifest: Manifest, out: Path, announce: Callable[[], None] = _silent) -> None:
     """nnU-Net v2 raw: `imagesTr/NAME_0000.nii.gz` per modality, `labelsTr/NAME.nii.gz`, dataset.json.
 
     Label values must be consecutive there, so class indices are written, the ignore label after the last class. Test
@@ -133,10 +137,10 @@ def write_nnunet(manifest: Manifest, out: Path) -> None:
         }
         return {"dataset.json": dataset, **({"splits_final.json": [splits]} if all(splits.values()) else {})}
 
-    _filled_whole(manifest, out, write_case, files)
+    _filled_whole(manifest, out, write_case, files, announce)
 
 
-WRITERS: dict[str, Callable[[Manifest, Path], None]] = {"msd": write_msd, "nnunet": write_nnunet}
+WRITERS: dict[str, Callable[..., None]] = {"msd": write_msd, "nnunet": write_nnunet}
 
 
 def _filled_whole(
@@ -144,8 +148,11 @@ def _filled_whole(
     out: Path,
     write_case: Callable[[Case, Path], None],
     files: Callable[[list[Case]], Mapping[str, Any]],
+    announce: Callable[[], None],
 ) -> None:
     """Fill a folder beside `out` and rename it at the end, so that `out` is whole or absent.
+
+    `announce` is called when all files are written, just before the folder gets its name.
 
     Raises:
         UserError: `out` exists, there is no labelled case to train on, or a case cannot be the name of a file.
@@ -171,6 +178,7 @@ def _filled_whole(
         if manifest.phantom:
             with atomic_write(unfinished / PHANTOM_MARK) as temporary:
                 temporary.write_text(f"{manifest.name}: computer-made phantoms, not patients\n")
+        announce()
         put_folder(unfinished, out)
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import LabelSchema
 from medaug.errors import UserError
-from medaug.files import put_folder, temporary_folder
+from medaug.files import put_folder, same_files, temporary_folder
 from medaug.imaging.dicom.book import files_of, without_paths
 from medaug.imaging.dicom.headers import scan_tree
 from medaug.imaging.dicom.instance import quiet
@@ -73,10 +73,17 @@ class Ingested:
     def keep(self) -> Manifest:
         """Give the folder its name; returns the manifest with its final root, to be saved at once.
 
+        A folder with the same scans is kept: an ingest that was killed before it wrote the manifest leaves one.
+
         Raises:
-            UserError: as `put_folder`.
+            UserError: as `put_folder`, or a folder of that name holds other scans.
         """
-        put_folder(Path(self.manifest.root), self.folder)
+        if not self.folder.exists():
+            put_folder(Path(self.manifest.root), self.folder)
+        elif not same_files(Path(self.manifest.root), self.folder):
+            raise UserError(
+                f"{self.folder}: holds other scans than this ingest converted; remove it or choose another out"
+            )
         return replace(self.manifest, root=str(self.folder))
 
 
@@ -110,10 +117,16 @@ def ingest_dicom(
         if value not in {"refuse", "resample"}:
             raise UserError(f"{option}={value}: not one of refuse, resample")
     with alone(out), alone(private_file):
-        if folder.exists():
+        if os.path.lexists(folder) and not _holds_scans_alone(folder):
             raise UserError(f"{folder}: exists already; the scans go there, so remove it or choose another out")
         with _converted(root, rules, schema, options, folder, private_file) as ingested:
             yield ingested
+
+
+def _holds_scans_alone(folder: Path) -> bool:
+    """Whether a folder may be what a killed ingest left, which had not written its manifest (see `Ingested.keep`)."""
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()]
+    return bool(names) and all(re.fullmatch(r"(images|labels)/[^/]+\.nii\.gz", name) for name in names)
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ TWO = MODALITIES | {"T2/x": {"SeriesDescription": "t2"}}
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers take seconds to start; those of the killed ingest are real."""
     for module in (headers, convert):
-        monkeypatch.setattr(module, "isolated", lambda function, items, *_: map(function, items))
+        monkeypatch.setattr(module, "isolated", lambda function, items, *_, **__: map(function, items))
 
 
 @contextmanager
@@ -293,6 +293,24 @@ def test_places_and_options_that_are_refused(
     with pytest.raises(UserError, match=said), ingested(root, Path(where), **options):
         pass
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_scans_of_an_ingest_that_was_killed_before_its_manifest_are_kept_if_they_are_the_same(
+    root: Path, out: Path
+) -> None:
+    t1(root)
+    with ingested(root, out) as first:
+        first.keep()  # and dies before it saves what this returns
+    (scan_,) = (first.folder / "images").iterdir()
+    written = scan_.stat().st_mtime_ns
+    with ingested(root, out) as again:
+        manifest = again.keep()
+    assert manifest.root == str(first.folder) and scan_.stat().st_mtime_ns == written
+    assert [path.name for path in manifest.image_paths(manifest.cases[0])] == [scan_.name]
+    scan_.write_bytes(b"of the user")
+    with pytest.raises(UserError, match="holds other scans than this ingest converted"), ingested(root, out) as last:
+        last.keep()
+    assert scan_.read_bytes() == b"of the user" and not list(out.parent.glob(".tmp-*"))
 
 
 def test_a_tree_without_dicom(root: Path, out: Path) -> None:
