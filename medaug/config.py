@@ -100,12 +100,16 @@ def _full_path(stage: Stage, word: str, known: dict[str, Key]) -> str:
 def _parse(argument: str, word: str, text: str, key: Key) -> Any:
     """The value of one `key=value`, read by Hydra's grammar; text may stand unquoted whatever is in it."""
     hint, is_text = key.hint, fits("", key.hint)
+    texts = _texts(text) if fits([""], hint) else None
     try:
         override = OverridesParser.create().parse_override(f"{word}={text}")
     except HydraException as error:
         if is_text:  # a path with a bracket, a regular expression
             return text
-        raise UserError(f"{argument}: expected {type_name(hint)}") from error
+        if texts is not None:  # an umlaut
+            return texts
+        quotes = f"; put each in quotation marks, as in \"{word}=['a','b']\"" if fits([""], hint) else ""
+        raise UserError(f"{argument}: expected {type_name(hint)}{quotes}") from error
     if override.is_sweep_override():
         if is_text:
             return text
@@ -113,9 +117,18 @@ def _parse(argument: str, word: str, text: str, key: Key) -> Any:
     value = override.value()
     # A folder called 2024 or 1e3 is text: as typed, not as the number that it could be.
     value = text if is_text and value is not None and not isinstance(value, str) else value
+    if texts is not None and not fits(value, hint):  # so in a list: case 010 is not the number 10
+        value = texts
     if (wrong := problem(key, value)) is not None:
         raise UserError(f"{argument}: {wrong}")
     return float(text) if hint is float else value
+
+
+def _texts(text: str) -> list[str] | None:
+    """The items of a list as they were typed; None where it is none, or quotation marks or brackets shape it."""
+    inside = re.fullmatch(r"\s*\[([^][(){}'\"\\]*)\]\s*", text)
+    items = [item.strip() for item in inside[1].split(",")] if inside else []
+    return items if items and all(items) else None
 
 
 def _checked_choice(group: str, text: str) -> str:

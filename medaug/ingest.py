@@ -21,7 +21,7 @@ from medaug.options import DataOptions, IngestOptions, Options
 
 if TYPE_CHECKING:
     from medaug.cohort import LabelSchema, Manifest
-    from medaug.imaging.preflight import Expectations, Report
+    from medaug.imaging.preflight import CaseFacts, Expectations, Report
     from medaug.imaging.preflight.findings import Finding
 
 log = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ def _checked(
     from medaug.cohort.folds import splits_final
     from medaug.cohort.tables import read_attributes
     from medaug.data.cohorts import name_subjects, split_cohort
-    from medaug.imaging.preflight import CaseFacts, Report, check, check_manifest
+    from medaug.imaging.preflight import check, check_manifest
     from medaug.imaging.preflight.findings import Finding
 
     manifest, findings = _without(wanted.exclude, manifest, problems)
@@ -157,7 +157,7 @@ def _checked(
     lost = {finding.case for finding in findings if finding.severity == "error"} - {c.name for c in manifest.cases}
     if not manifest.cases:
         findings.append(
-            Finding(manifest.name, "error", "no-case", "no case is left", "see what was found, or check root")
+            Finding(manifest.name, "error", "no-case", "no case is left", "mend what was found before, or check root")
         )
     else:
         manifest = name_subjects(manifest, wanted)
@@ -166,13 +166,20 @@ def _checked(
                 manifest = replace(manifest, cases=read_attributes(Path(wanted.attributes), manifest.cases))
             except UserError as error:
                 findings.append(Finding.from_error(manifest.name, "attributes", error))
+        if not lost:  # with cases missing, numbers say nothing
+            # Labels change who goes where, but not whether there are enough: not to be said after minutes of reading.
+            try:
+                split_cohort(manifest, wanted)
+            except UserError as error:
+                findings.append(Finding.from_error(manifest.name, "splits", error))
+                _conclude(findings, facts, wanted, renamed, remedy)
         if wanted.check != "none":
             depth: Literal["headers", "voxels"] = "headers" if wanted.check == "headers" else "voxels"
             # How many keep their labels is counted below, among those that are for training.
             found = check(manifest, depth, replace(expected, labelled=None), wanted.workers)
             findings += found.findings
             facts = dict(found.facts)
-        if not lost:  # with cases missing, numbers say nothing
+        if not lost:
             strata = {name: fact.classes for name, fact in facts.items()} if wanted.check == "voxels" else None
             try:
                 manifest = split_cohort(manifest, wanted, strata)
@@ -181,6 +188,20 @@ def _checked(
                 findings.append(Finding.from_error(manifest.name, "splits", error))
             else:
                 findings += check_manifest(manifest, expected) if wanted.check != "none" else ()
+    _conclude(findings, facts, wanted, renamed, remedy)
+    return manifest, folds
+
+
+def _conclude(
+    findings: list[Finding],
+    facts: dict[str, CaseFacts],
+    wanted: IngestOptions,
+    renamed: tuple[str, str],
+    remedy: str,
+) -> None:
+    """Say all findings; raises a UserError where errors are among them. Arguments as of `_checked`."""
+    from medaug.imaging.preflight import Report
+
     if renamed[0]:
         findings = [replace(finding, what=finding.what.replace(*renamed)) for finding in findings]
     report = Report(tuple(dict.fromkeys(findings)), facts)
@@ -191,7 +212,6 @@ def _checked(
             f"{wanted.out}: not written; mend the {errors} error(s) listed above, or leave their cases out with "
             f"exclude=[CASE,...]{remedy}"
         )
-    return manifest, folds
 
 
 def _without(exclude: list[str], manifest: Manifest, problems: tuple[Finding, ...]) -> tuple[Manifest, list[Finding]]:
@@ -213,8 +233,9 @@ def _say(report: Report, wanted: IngestOptions) -> None:
 
         Console(stderr=True).print(report_table(report.findings))
     else:
-        levels = {"error": logging.ERROR, "warning": logging.WARNING, "note": logging.INFO}
-        for severity, alike, rest in reversed(list(summary(report.findings))):
+        levels = {"note": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+        # Errors last, where they are seen, and each kind in the order of finding: causes before what follows from them.
+        for severity, alike, rest in sorted(summary(report.findings), key=lambda kind: list(levels).index(kind[0])):
             for line in [*alike, *([rest] if rest else [])]:
                 log.log(levels[severity], "%s", line)
     if wanted.report is not None:

@@ -122,6 +122,28 @@ def test_text_is_taken_as_it_was_typed(text, value):
     assert config.load_options("ingest", [f"name={text}"]).ingest.name == value
 
 
+@pytest.mark.parametrize(
+    ("typed", "values"),
+    [
+        ("[10,11]", ["10", "11"]),
+        ("[010, 1e3,true,null,1.50]", ["010", "1e3", "true", "null", "1.50"]),
+        ("[Läsion,病変, two words]", ["Läsion", "病変", "two words"]),
+        ("['a,b',\"c\"]", ["a,b", "c"]),
+        ("[case_1,case-2]", ["case_1", "case-2"]),
+        ("[]", []),
+    ],
+)
+def test_lists_of_text_are_taken_as_they_were_typed(typed, values):
+    assert config.load_options("ingest", [f"exclude={typed}"]).ingest.exclude == values
+    assert config.load_options("ingest", [f"classes={typed}"]).ingest.classes == values
+
+
+@pytest.mark.parametrize("typed", ["[a,(b]", "[a,,b]", "a,b", "[[a],b]"])
+def test_lists_of_text_that_need_quotation_marks(typed):
+    with pytest.raises(UserError, match=r"^exclude=.*: expected list of text"):
+        config.load_options("ingest", [f"exclude={typed}"])
+
+
 @pytest.mark.slow
 @settings(max_examples=25)
 @given(value=st.integers(-(10**9), 10**9), values=st.lists(st.integers(1, 999), max_size=4))

@@ -79,8 +79,9 @@ def assign_splits(
     num_val = _count(val_fraction, num_subjects)
     if num_test + num_val >= num_subjects:
         raise UserError(
-            f"splits: {num_subjects} subjects are too few for {num_val} validation and {num_test} test"
-            " subjects beside training; add subjects or set a fraction to 0"
+            f"splits: {num_subjects} subjects are too few for {num_val} validation (val_fraction={val_fraction:g}) and"
+            f" {num_test} test subjects (test_fraction={test_fraction:g}) beside training; add subjects, or set"
+            " val_fraction or test_fraction to 0"
         )
     split: dict[str, str] = {}
     tests = _shares(num_test, [len(group) for group in groups])

@@ -438,3 +438,31 @@ def test_training_sees_only_as_many_labels_as_it_was_told(stage, tmp_path):
     assert all(case.label is not None for case in manifest.cases if case.split != "train")
     done = stage("train", "experiment=demo", "preset=smoke", "data.labelled=50", home=tmp_path / "runs")
     assert_refused(done, "train", "labelled=50", "choose 1 to")
+
+
+def test_too_few_subjects_are_said_before_anything_is_read(stage, tmp_path):
+    write_pairs(tmp_path / "data", 2)
+    for file in (tmp_path / "data/images").iterdir():
+        file.write_bytes(b"no scan")  # would be found, had it been looked at
+    done = stage("ingest", "root=data", "out=cohort.json", *PAIRS)
+    assert_refused(done, "ingest", "not written; mend the 1 error(s)")
+    (line,) = said(done)
+    assert line.startswith("error: data: splits: 2 subjects are too few for 1 validation (val_fraction=0.1) and 1 test")
+    assert "subjects (test_fraction=0.2)" in line and line.endswith("set val_fraction or test_fraction to 0")
+    assert_nothing_but(tmp_path, "data")
+
+
+def test_causes_are_said_before_what_follows_from_them(stage, tmp_path):
+    write_pairs(tmp_path / "data", 2)
+    for file in (tmp_path / "data/images").iterdir():
+        file.rename(file.with_name(f"other_{file.name}"))
+    rules = "rules.yaml"
+    (tmp_path / rules).write_text(
+        "modalities: {T1: 'images/*', T2: 'images/*_01*'}\ncase: '([^/]*).nii'\nlabel: 'labels/*'\n"
+        "labels: {0: background, 1: core, 4: rim}\nremap: {}\n".replace("'images/*'", "'images/*_00*'")
+    )
+    done = stage("ingest", "root=data", "out=cohort.json", f"rules={rules}")
+    assert_refused(done, "ingest", "not written")
+    errors = [line for line in said(done) if line.startswith("error: ")]
+    assert errors[-1].startswith("error: data: no case is left; mend what was found before")
+    assert len(errors) == 5 and sum("is missing" in line for line in errors) == 2
