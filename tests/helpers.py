@@ -29,15 +29,15 @@ def assert_same_bits(a: dict[str, Any], b: dict[str, Any]) -> None:
     """Two training checkpoints agree in weights, averaged weights, optimiser, scheduler and step, bit for bit."""
     parts = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "global_step")
     for part in parts:
-        one, two = _leaves(a[part]), _leaves(b[part])
+        one, two = leaves(a[part]), leaves(b[part])
         assert one.keys() == two.keys()
         for key, value in one.items():
             same = torch.equal(value, two[key]) if isinstance(value, torch.Tensor) else value == two[key]
             assert same, f"{part}{key}"
 
 
-def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
     if isinstance(value, dict | list | tuple):
         items = value.items() if isinstance(value, dict) else enumerate(value)
-        return {key: leaf for name, child in items for key, leaf in _leaves(child, f"{path}/{name}").items()}
+        return {key: leaf for name, child in items for key, leaf in leaves(child, f"{path}/{name}").items()}
     return {path: value}
