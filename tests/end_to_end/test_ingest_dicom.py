@@ -466,7 +466,8 @@ def test_what_is_asked_for_in_vain_leaves_nothing_behind(stage, tmp_path):
         "workers=-1": "workers=-1",
     }
     for word, reason in refused.items():
-        done = stage("ingest", *words, "out=cohort.json", word)
+        out = [] if word.startswith("out=") else ["out=cohort.json"]
+        done = stage("ingest", *words, *out, word)
         assert_refused(done, "ingest", reason)
         assert ("folds=9: there are 4 subjects beside the test split" in done.stderr) == (word == "folds=9")
         (tmp_path / "cohort.private.json").unlink(missing_ok=True)
