@@ -97,7 +97,8 @@ class SampleScoring(Callback):
     def _best(self) -> dict[str, float]:
         _, contents = read_checkpoint(self.checkpoint)
         with parsing(self.checkpoint, _REMOVE):
-            return {name: float(contents["callbacks"][self.state_key][name]) for name in ("step", "score")}
+            state = contents["callbacks"][self.state_key]
+            return {"step": int(state["step"]), "score": float(state["score"])}
 
     def state_dict(self) -> dict[str, Any]:
         """Step and score of the best checkpoint so far; that of `best.ckpt` itself are its own."""

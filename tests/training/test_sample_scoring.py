@@ -149,6 +149,7 @@ def test_a_crash_anywhere_ends_in_the_same_files(whole, tmp_path, monkeypatch, w
     assert again.asked == sorted(set(again.asked))
     assert_same_bits(contents(whole[0]), contents(tmp_path))
     assert (summary["best_step"], summary["best_score"]) == (step, worth[step])
+    assert isinstance(summary["best_step"], int), "as in the summary of a run that was not killed"
     if step == 4:
         assert_same_bits(contents(whole[0], "best.ckpt"), contents(tmp_path, "best.ckpt"))
         assert rows(whole[0]) == rows(tmp_path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -84,6 +85,8 @@ class Ingested:
             raise UserError(
                 f"{self.folder}: holds other scans than this ingest converted; remove it or choose another out"
             )
+        else:
+            shutil.rmtree(self.manifest.root)  # before there is a manifest, after which no ingest would clean up here
         return replace(self.manifest, root=str(self.folder))
 
 

@@ -305,6 +305,7 @@ def test_scans_of_an_ingest_that_was_killed_before_its_manifest_are_kept_if_they
     written = scan_.stat().st_mtime_ns
     with ingested(root, out) as again:
         manifest = again.keep()
+        assert not list(out.parent.glob(".tmp-*"))  # a process that is killed from here on leaves nothing
     assert manifest.root == str(first.folder) and scan_.stat().st_mtime_ns == written
     assert [path.name for path in manifest.image_paths(manifest.cases[0])] == [scan_.name]
     scan_.write_bytes(b"of the user")
