@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import model_options
 
 from medaug.cohort import provenance
 from medaug.cohort.manifest import Case, Manifest
@@ -27,13 +28,14 @@ SCHEMA = LabelSchema(((0, "background"), (1, "core")))
 SUBJECTS = {"Sa": "train", "Sb": "train", "Sc": "val", "Sd": "test"}
 CARD = Card(
     experiment="demo",
-    options={},
+    options=model_options(),
     preprocessing=Preprocessing((8, 8, 8), (1.0, 1.0, 1.0), (0.5, 99.5)),
     schema=SCHEMA,
     modalities=("T1",),
     subjects={"train": ["Sa", "Sb"], "val": ["Sc"]},
     phantom=False,
 )
+WEIGHTS = {f"model.{name}": value for name, value in CARD.build().state_dict().items()}
 PRIVATE = Private(
     "00" * 32,
     subjects={"Sa": "ID-A", "Sb": "ID-B", "Sz": "ID-Z"},
@@ -59,7 +61,7 @@ def home(tmp_path: Path) -> Path:
     train, synthetic = demo / "train", demo / "synthetic"
     (train / "pictures").mkdir(parents=True)
     cohort(tmp_path / "cohort").save(train / "manifest.json")
-    torch.save({"medaug": CARD.to_dict(), "state_dict": {}}, train / "last.ckpt")
+    torch.save({"medaug": CARD.to_dict(), "state_dict": WEIGHTS}, train / "last.ckpt")
     digest = file_sha256(train / "last.ckpt")
     for key, name in (("k1", "Sa"), ("k2", "Sb")):
         write_entry(demo / "cache" / key, np.zeros((1, 2, 2, 2), np.float32), None, {"owners": []})
@@ -153,7 +155,7 @@ def test_a_model_whose_base_saw_the_subject_is_found(home: Path) -> None:
     path = home / "runs" / "demo" / "train" / "last.ckpt"
     for base in (None, Base("first", "0" * 64, {"train": ["Sa"], "val": []})):
         card = replace(CARD, subjects={"train": ["Sb"], "val": ["Sc"]}, base=base)
-        torch.save({"medaug": card.to_dict(), "state_dict": {}}, path)
+        torch.save({"medaug": card.to_dict(), "state_dict": WEIGHTS}, path)
         found = withdraw("Sa", home / "runs", manifest=home / "cohort.json")
         assert ("checkpoint" in {artefact.kind for artefact in found}) == (base is not None)
 
@@ -181,7 +183,7 @@ def test_what_cannot_be_told_is_said_to_be_so(home: Path) -> None:
     demo = home / "runs" / "demo"
     (demo / "cache" / "old.json").write_text('{"affine": []}')
     others = replace(CARD, subjects={"train": ["Sb"], "val": ["Sc"]})
-    torch.save({"medaug": others.to_dict(), "state_dict": {}}, demo / "train" / "last.ckpt")
+    torch.save({"medaug": others.to_dict(), "state_dict": WEIGHTS}, demo / "train" / "last.ckpt")
     cohort(home, {"Sb": "train", "Sc": "val"}).save(demo / "train" / "manifest.json")
     found = withdraw("Sd", home / "runs", manifest=home / "cohort.json")
     unsure = {artefact.path for artefact in found if not artefact.certain}

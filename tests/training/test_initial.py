@@ -17,7 +17,6 @@ from medaug.cohort.schema import LabelSchema
 from medaug.config import load_options
 from medaug.errors import UserError
 from medaug.files import file_sha256
-from medaug.networks.build import build_network
 from medaug.networks.condition import Condition
 from medaug.train import main
 from medaug.training.checkpoint import Base, Card, read_checkpoint
@@ -36,21 +35,22 @@ def card_of(schema=CARD.schema, process=None, codec="haar", modalities=("T1",), 
     return replace(CARD, options=options, schema=schema, modalities=modalities)
 
 
-def randomised(card: Card, planes: int | None = None):
-    """A model with random weights and statistics; with `planes`, of a task with so many planes."""
+def unconditional(card: Card) -> Card:
+    return replace(card, options=card.options | {"task": {"mask": False}})
+
+
+def randomised(card: Card):
+    """A model with random weights and statistics."""
     torch.manual_seed(7)
     model = card.build()
-    if planes is not None:
-        codec = model.codec
-        model.network = build_network(card.options["network"], codec.channels, planes, 0, codec.block)
     for tensor in (*model.parameters(), model.codec.mean):
         torch.nn.init.normal_(tensor, std=0.1)
     model.codec.std.uniform_(0.5, 2.0)
     return model.eval()
 
 
-def save(path: Path, card: Card, planes: int | None = None):
-    model = randomised(card, planes)
+def save(path: Path, card: Card):
+    model = randomised(card)
     state = {f"model.{name}": value for name, value in model.state_dict().items()}
     torch.save({"state_dict": state, "global_step": 3, "medaug": card.to_dict()}, path)
     return model
@@ -78,7 +78,7 @@ def test_the_same_make_is_taken_whole_with_the_codecs_statistics(tmp_path):
 @torch.no_grad()
 def test_a_mask_added_to_an_unconditional_model_changes_nothing_at_first(tmp_path, coordinates):
     card = card_of(coordinates=coordinates)
-    former = save(tmp_path / "a.ckpt", card, planes=0)
+    former = save(tmp_path / "a.ckpt", unconditional(card))
     model = card.build()
     report = initialise(model, tmp_path / "a.ckpt")
     assert report.taken == report.total
@@ -131,7 +131,7 @@ def test_a_wider_or_another_network_says_what_is_new(tmp_path):
 
 
 def test_a_controlnet_begins_from_its_base(tmp_path):
-    former = save(tmp_path / "a.ckpt", CARD, planes=0)
+    former = save(tmp_path / "a.ckpt", unconditional(CARD))
     model = card_of(name="controlnet").build()
     report = initialise(model, tmp_path / "a.ckpt")
     parts = ("cond_embedding", "down_blocks", "mid_block")
@@ -175,7 +175,7 @@ class Crash(Exception):
 
 @pytest.mark.parametrize("name", ["unet", "controlnet"])
 def test_a_run_begins_from_the_averaged_weights_and_resuming_does_not_begin_again(tmp_path, name):
-    save(tmp_path / "a.ckpt", CARD, planes=0)
+    save(tmp_path / "a.ckpt", unconditional(CARD))
     first = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
     card = card_of(name=name)
 
@@ -255,7 +255,8 @@ def test_the_stage_trains_a_control_on_a_base_and_remembers_which(tmp_path):
     folder = run_train(tmp_path / "control", *words)
     card, _ = read_checkpoint(folder / "last.ckpt")
     former, _ = read_checkpoint(base)
-    assert card.base == Base("demo", file_sha256(base), former.subjects)
+    digests = sorted({digest for files in former.contents.values() for digest in files})
+    assert digests and card.base == Base("demo", file_sha256(base), former.subjects, digests)
     before = (folder / "last.ckpt").read_bytes()
     run_train(tmp_path / "control", *words)  # finished: left alone
     assert (folder / "last.ckpt").read_bytes() == before
