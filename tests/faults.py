@@ -1,4 +1,4 @@
-"""A small good cohort of two modalities, and everything that can be wrong with one of its cases."""
+"""A small good cohort of two modalities, and ways to spoil one of its cases."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
+import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -75,7 +76,7 @@ class Fault(NamedTuple):
 Change = Callable[[NDArray], NDArray]
 
 
-def _rewrite(
+def rewrite(
     part: str, change: Change = lambda array: array, affine: NDArray = AFFINE
 ) -> Callable[[Path, Case], object]:
     def plant(root: Path, case: Case) -> None:
@@ -86,11 +87,11 @@ def _rewrite(
     return plant
 
 
-def _bytes(part: str, change: Callable[[bytes], bytes]) -> Callable[[Path, Case], object]:
+def change_bytes(part: str, change: Callable[[bytes], bytes]) -> Callable[[Path, Case], object]:
     return lambda root, case: path_of(root, case, part).write_bytes(change(path_of(root, case, part).read_bytes()))
 
 
-def _put(value: float, dtype: str = "f4") -> Change:
+def put(value: float, dtype: str = "f4") -> Change:
     def change(array: NDArray) -> NDArray:
         changed = array.astype(dtype)
         changed[12, 14, 10] = value
@@ -99,18 +100,18 @@ def _put(value: float, dtype: str = "f4") -> Change:
     return change
 
 
-def _affine(**changes: float) -> NDArray:
+def affine(**changes: float) -> NDArray:
     affine = AFFINE.copy()
     for key, value in changes.items():
         affine[int(key[1]), int(key[2])] = value
     return affine
 
 
-def _save(part: str, array: NDArray, affine: NDArray = AFFINE) -> Callable[[Path, Case], object]:
+def save(part: str, array: NDArray, affine: NDArray = AFFINE) -> Callable[[Path, Case], object]:
     return lambda root, case: nib.save(nib.Nifti1Image(array, affine), path_of(root, case, part))
 
 
-def _turned(part: str, codes: str) -> Callable[[Path, Case], object]:
+def turned(part: str, codes: str) -> Callable[[Path, Case], object]:
     """The same patient, stored along other axes."""
 
     def plant(root: Path, case: Case) -> None:
@@ -122,12 +123,12 @@ def _turned(part: str, codes: str) -> Callable[[Path, Case], object]:
     return plant
 
 
-def _directory(root: Path, case: Case) -> None:
+def directory(root: Path, case: Case) -> None:
     path_of(root, case, "t1").unlink()
     path_of(root, case, "t1").mkdir()
 
 
-def _singular(root: Path, case: Case) -> None:
+def singular(root: Path, case: Case) -> None:
     image = nib.Nifti1Image(scan(0)["t2"], AFFINE)
     content = bytearray(image.to_bytes())
     header = image.header.copy()
@@ -136,11 +137,11 @@ def _singular(root: Path, case: Case) -> None:
     path_of(root, case, "t2").write_bytes(gzip.compress(bytes(content)))
 
 
-def _two_affines(root: Path, case: Case) -> None:
+def two_affines(root: Path, case: Case) -> None:
     path = path_of(root, case, "t1")
     image = nib.Nifti1Image(read_volume(path).array, AFFINE)
     image.set_sform(AFFINE, 1)
-    image.set_qform(_affine(a03=-4), 1)
+    image.set_qform(affine(a03=-4), 1)
     nib.save(image, path)
 
 
@@ -163,203 +164,116 @@ def spoil_header(*changes: tuple[str, Any, float], part: str = "all") -> Callabl
     return plant
 
 
-def _swapped(root: Path, case: Case) -> Case:
+def swapped(root: Path, case: Case) -> Case:
     return replace(case, images=case.images[::-1])
 
 
-def _copied(root: Path, case: Case, *parts: str, mirrored: bool = False) -> None:
+def copied(root: Path, case: Case, *parts: str, mirrored: bool = False) -> None:
     for part in parts:
         volume = read_volume(root / f"good_00_{part}.nii.gz")
         array = volume.array[::-1] if mirrored else volume.array
         write_volume(path_of(root, case, part), array.astype("f4"), AFFINE)
 
 
-def _copied_into_test(root: Path, case: Case) -> Case:
-    _copied(root, case, "t2")
+def copied_into_test(root: Path, case: Case) -> Case:
+    copied(root, case, "t2")
     return replace(case, split="test")
 
 
-def _third_file(root: Path, case: Case) -> Case:
+def third_file(root: Path, case: Case) -> Case:
     write_volume(root / "third.nii.gz", scan(77)["t1"], AFFINE)
     return replace(case, images=(*case.images, "third.nii.gz"))
 
 
-def _removed(part: str) -> Callable[[Path, Case], object]:
+def removed(part: str) -> Callable[[Path, Case], object]:
     return lambda root, case: path_of(root, case, part).unlink()
 
 
-def _noise(array: NDArray) -> NDArray:
+def noise(array: NDArray) -> NDArray:
     return np.random.default_rng(5).normal(500, 100, array.shape).astype("i2")
 
 
-def _metal(array: NDArray) -> NDArray:
+def metal(array: NDArray) -> NDArray:
     metal = array.copy()
     metal[9:15, 9:15, 7:13] = 30000
     return metal
 
 
-def _moved(array: NDArray) -> NDArray:
+def moved(array: NDArray) -> NDArray:
     moved = np.zeros_like(array)
     moved[:2, :2, :2] = 1
     moved[2:4, :2, :2] = 4
     return moved
 
 
-def _bit_flipped(content: bytes) -> bytes:
+def bit_flipped(content: bytes) -> bytes:
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-FAULTS: dict[str, Fault] = {
-    # files
-    "image missing": Fault("missing-file", "error", "_t2.nii.gz: does not exist", _removed("t2")),
-    "label missing": Fault("missing-file", "error", "_seg.nii.gz: does not exist", _removed("seg")),
-    "image empty": Fault("empty-file", "error", "_t1.nii.gz: is empty (zero bytes)", _bytes("t1", lambda b: b"")),
-    "label empty file": Fault("empty-file", "error", "_seg.nii.gz: is empty", _bytes("seg", lambda b: b"")),
-    "image cut off": Fault("truncated", "error", "_t1.nii.gz: is cut short", _bytes("t1", lambda b: b[:-900])),
-    "label cut off": Fault("truncated", "error", "_seg.nii.gz: is cut short", _bytes("seg", lambda b: b[:-9])),
-    "fewer voxels than said": Fault(
-        "truncated",
-        "error",
-        "too short for its shape",
-        _bytes("t2", lambda b: gzip.compress(gzip.decompress(b)[:-500])),
-    ),
-    "a bit flipped": Fault("damaged", "error", "_t1.nii.gz: is cut short or damaged", _bytes("t1", _bit_flipped)),
-    "text": Fault("wrong-format", "error", "Not a gzipped file", _bytes("t1", lambda b: b"hello, I am no scan" * 40)),
-    "packed text": Fault(
-        "wrong-format", "error", "is not a NIfTI file", _bytes("t1", lambda b: gzip.compress(b"hello" * 200))
-    ),
-    "folder": Fault("unreadable", "error", "_t1.nii.gz: cannot be read", _directory),
-    "two axes": Fault("not-3d", "error", "is not a 3-D volume (shape 24x28)", _save("t1", scan(78)["t1"][..., 0])),
-    "complex": Fault("wrong-type", "error", "complex64", _save("t1", scan(78)["t1"].astype("c8"))),
-    "singular affine": Fault("bad-affine", "error", "affine", _singular),
-    "one modality": Fault("missing-modality", "error", "1 volumes for 2", lambda r, c: replace(c, images=c.images[:1])),
-    "three files": Fault(
-        "too-many-volumes",
-        "error",
-        "3 volumes for 2",
-        _third_file,
-    ),
-    "label 4-D": Fault(
-        "too-many-volumes", "error", "label holds 2 volumes", _save("seg", np.stack([scan(78)["seg"]] * 2, -1))
-    ),
-    # geometry
-    "modality of another shape": Fault(
-        "shape-differs", "error", "23x28x20 against 24x28x20", _rewrite("t2", lambda a: a[1:])
-    ),
-    "label of another shape": Fault(
-        "shape-differs", "error", "24x27x20 against 24x28x20", _rewrite("seg", lambda a: a[:, 1:])
-    ),
-    "modality turned": Fault("orientation-differs", "error", "orientation LPS against RAS", _turned("t2", "LPS")),
-    "label turned": Fault("orientation-differs", "error", "(shape 28x24x20 against 24x28x20)", _turned("seg", "ARS")),
-    "label flipped": Fault("orientation-differs", "error", "LAS against RAS", _rewrite("seg", affine=_affine(a00=-2))),
-    "modality finer": Fault(
-        "spacing-differs", "error", "1 x 2 x 2.5 mm against 2 x 2 x 2.5", _rewrite("t2", affine=_affine(a00=1))
-    ),
-    "label coarser": Fault(
-        "spacing-differs", "error", "(shape 12x28x20", _rewrite("seg", lambda a: a[::2], affine=_affine(a00=4))
-    ),
-    "label shifted": Fault("affine-differs", "error", "lies 3 mm away", _rewrite("seg", affine=_affine(a03=-21))),
-    "modality shifted a little": Fault(
-        "affine-differs", "warning", "lies 0.1 mm away", _rewrite("t2", affine=_affine(a03=-23.9))
-    ),
-    "sheared": Fault("not-orthogonal", "error", "not at right angles", _rewrite("all", affine=_affine(a01=0.4))),
-    "sheared a little": Fault("not-orthogonal", "warning", "off by", _rewrite("all", affine=_affine(a01=0.01))),
-    "two affines": Fault("sform-qform-differ", "warning", "20 mm apart", _two_affines),
-    "metres": Fault("absurd-spacing", "error", "voxels of 0.002 x 0.002", _rewrite("all", affine=AFFINE * 1e-3)),
-    "micrometres": Fault("absurd-spacing", "error", "voxels of 2e+03", _rewrite("all", affine=AFFINE * 1e3)),
-    "dwarf": Fault("absurd-extent", "warning", "1.44 x 1.68 x 1.5 mm", _rewrite("all", affine=AFFINE * 0.03)),
-    "single slice": Fault("single-slice", "warning", "24x28x1", _rewrite("all", lambda a: a[..., 10:11])),
-    # values
-    "NaN": Fault("not-finite", "error", "_t2.nii.gz holds NaN or infinite values (1 of", _rewrite("t2", _put(np.nan))),
-    "infinity": Fault("not-finite", "error", "_t1.nii.gz holds NaN or infinite", _rewrite("t1", _put(-np.inf))),
-    "constant": Fault("constant", "error", "every voxel is 7", _rewrite("t2", lambda a: np.full_like(a, 7))),
-    "noise": Fault("unlike-cohort", "warning", "T2 is unlike", _rewrite("t2", _noise)),
-    "metal": Fault("unlike-cohort", "warning", "T1 is unlike", _rewrite("t1", _metal)),
-    "modalities swapped": Fault("modalities-swapped", "warning", "T1 and T2", _swapped),
-    # labels
-    "value outside the schema": Fault(
-        "label-outside-schema", "error", "label values 2", _rewrite("seg", _put(2, "u1"))
-    ),
-    "negative value": Fault("label-outside-schema", "error", "label values -1", _rewrite("seg", _put(-1, "i2"))),
-    "not whole": Fault("label-not-whole", "error", "not whole numbers (0.5; in 1 voxels)", _rewrite("seg", _put(0.5))),
-    "label with NaN": Fault("label-not-whole", "error", "(nan; in 1", _rewrite("seg", _put(np.nan))),
-    "nothing labelled": Fault("empty-label", "warning", "background only", _rewrite("seg", np.zeros_like)),
-    "all ignored": Fault("empty-label", "warning", "background only", _rewrite("seg", lambda a: np.full_like(a, 9))),
-    "label in the air": Fault("label-outside-body", "warning", "for 100% of its", _rewrite("seg", _moved)),
-    # twice
-    "same image": Fault(
-        "same-content", "error", "T1 holds the same voxels as T1 of good_00", lambda r, c: _copied(r, c, "t1")
-    ),
-    "same image, mirrored": Fault(
-        "mirrored-content",
-        "error",
-        "of good_00, mirrored or turned",
-        lambda r, c: _copied(r, c, "t1", "t2", mirrored=True),
-    ),
-    "same image in another split": Fault(
-        "same-content",
-        "error",
-        "of good_00, another subject in the split train",
-        _copied_into_test,
-    ),
-    "same label": Fault("same-label", "warning", "voxel by voxel that of good_00", lambda r, c: _copied(r, c, "seg")),
-    "modality copied": Fault(
-        "same-content",
-        "warning",
-        "T2 holds the same voxels as T1",
-        lambda r, c: shutil.copy(path_of(r, c, "t1"), path_of(r, c, "t2")),
-    ),
-    # what a reader has to guess, and what rounding leaves
-    "neither sform nor qform": Fault(
-        "no-orientation",
-        "warning",
-        "which side is left is a guess (its axes were taken to be LAS)",
-        spoil_header(*NO_FORMS),
-    ),
-    "slice distance lost": Fault(
-        "voxel-size-guessed",
-        "warning",
-        "has the voxel size 0 along axis 3",
-        spoil_header(NO_FORMS[0], ("pixdim", 3, 0)),
-    ),
-    "slice distance contradicted": Fault(
-        "pixdim-differs",
-        "warning",
-        "has voxels of 2 x 2 x 2.5 mm by its sform and of 2 x 2 x 5 mm by its pixdim",
-        spoil_header(NO_FORMS[1], ("pixdim", 3, 5)),
-    ),
-    "qform not quite a rotation": Fault(
-        "qform-not-rotation", "warning", "1.001 long, not 1", spoil_header(NO_FORMS[0], ("quatern_d", (), 1.001))
-    ),
-    "qform no rotation": Fault(
-        "bad-affine",
-        "error",
-        "affine that is no rotation",
-        spoil_header(NO_FORMS[0], ("quatern_d", (), 1.5), part="t2"),
-    ),
-    "sheared sform alone": Fault(
-        "not-orthogonal", "warning", "and no qform", spoil_header(NO_FORMS[1], ("srow_x", 1, 0.001))
-    ),
-    "scaled coarsely": Fault(
-        "label-rounded",
-        "note",
-        "holds 1.0039216 and the like for whole numbers",
-        _rewrite("seg", lambda a: np.where(a == 1, 64 * 4 / 255, a).astype("f4")),
-    ),
-    "almost a value outside the schema": Fault(
-        "label-outside-schema",
-        "error",
-        "label values 1.9999999 are not in the schema",
-        _rewrite("seg", lambda a: np.where(a == 1, 1.9999999, a).astype("f4")),
-    ),
-    "not whole, nearly": Fault(
-        "label-not-whole", "error", "not whole numbers (0.98; in 1 voxels)", _rewrite("seg", _put(0.98))
-    ),
-}
+INFINITE = ("scl_inter", (), np.inf)
+RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
 
 
-def plant(root: Path, name: str, fault: Fault, seed: int) -> Case:
-    case = write_case(root, name, seed)
-    changed = fault.plant(root, case)
-    return changed if isinstance(changed, Case) else case
+def repacked(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    return lambda content: gzip.compress(change(gzip.decompress(content)))
+
+
+def in_place_of(part: str, make: Callable[[Path], object]) -> Callable[[Path, Case], object]:
+    def plant(root: Path, case: Case) -> None:
+        path_of(root, case, part).unlink()
+        make(path_of(root, case, part))
+
+    return plant
+
+
+def renamed(part: str, change: Callable[[str], str]) -> Callable[[Path, Case], object]:
+    """The file under another name, the case as it was."""
+
+    def plant(root: Path, case: Case) -> None:
+        path = path_of(root, case, part)
+        path.rename(path.with_name(change(path.name)))
+
+    return plant
+
+
+def convert(part: str, suffix: str, change: Callable[[bytes], bytes], *more: str) -> Callable[[Path, Case], object]:
+    """Files in another format, each spoilt."""
+
+    def plant(root: Path, case: Case) -> Case:
+        files = {each: path_of(root, case, each).name for each in PARTS}
+        for each in (part, *more):
+            image = sitk.ReadImage(str(path_of(root, case, each)))
+            files[each] = f"{case.name}_{each}{suffix}"
+            sitk.WriteImage(image, str(root / files[each]), False)
+            (root / files[each]).write_bytes(change((root / files[each]).read_bytes()))
+        return replace(case, images=(files["t1"], files["t2"]), label=files["seg"])
+
+    return plant
+
+
+def replacing(old: str, new: str) -> Callable[[bytes], bytes]:
+    def change(content: bytes) -> bytes:
+        assert old.encode() in content
+        return content.replace(old.encode(), new.encode(), 1)
+
+    return change
+
+
+def turn(degrees: float) -> NDArray:
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle := np.radians(degrees)), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return turn
+
+
+def instead(part: str, of: str) -> Callable[[Path, Case], object]:
+    return lambda root, case: shutil.copy(path_of(root, case, of), path_of(root, case, part))
+
+
+def turned_copy(root: Path, case: Case) -> None:
+    volume = read_volume(root / "good_00_t1.nii.gz").array
+    write_volume(path_of(root, case, "t1"), volume[::-1, ::-1].astype("f4"), AFFINE)
+
+
+def label_of_good_01(root: Path, case: Case) -> None:
+    shutil.copy(root / "good_01_seg.nii.gz", path_of(root, case, "seg"))

@@ -112,7 +112,7 @@ def told_apart(a: Sequence[float], b: Sequence[float], digits: int = 3) -> tuple
     """Two voxel sizes in words ("1 x 1 x 2.5"), with as many digits as it takes to see where they differ."""
     while True:
         one, other = ([f"{value:.{digits}g}" for value in values] for values in (a, b))
-        if all(p != q or math.isclose(x, y, rel_tol=1e-6) for x, y, p, q in zip(a, b, one, other, strict=True)):
+        if all(p != q or math.isclose(x, y, rel_tol=5e-5) for x, y, p, q in zip(a, b, one, other, strict=True)):
             return " x ".join(one), " x ".join(other)
         digits += 1
 

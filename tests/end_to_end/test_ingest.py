@@ -17,6 +17,7 @@ from pathlib import Path
 
 import faults
 import numpy as np
+import planted
 import pytest
 import yaml
 from test_bad_input import assert_refused
@@ -255,9 +256,9 @@ def faulty(tmp_path) -> Path:
     """Pairs of which four have a fault each, at the least one of every severity."""
     data = write_pairs(tmp_path / "data", 12)
     for index, name in ((1, "image cut off"), (2, "NaN"), (3, "label shifted"), (4, "nothing labelled")):
-        fault = faults.FAULTS[name]
+        fault = planted.FAULTS[name]
         root = tmp_path / "planted"
-        case = faults.plant(root, f"case_{index:02d}", fault._replace(plant=lambda r, c: None), index)
+        case = planted.plant(root, f"case_{index:02d}", fault._replace(plant=lambda r, c: None), index)
         (root / f"case_{index:02d}_t2.nii.gz").write_bytes((root / f"case_{index:02d}_t1.nii.gz").read_bytes())
         fault.plant(root, case)
         image = "t2" if name == "NaN" else "t1"

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from fuzz import Trial, mutate, run_trials
 
 from medaug.errors import UserError
-from medaug.imaging.reading import SUFFIXES, read_header, read_volume, read_volumes
+from medaug.imaging.reading import SUFFIXES, read_header, read_volume, read_volumes, suffix_of
 from medaug.imaging.volume import Volume
 
 
@@ -112,6 +112,22 @@ def test_headers_of_real_volumes_are_those_of_the_full_read(medaug_data: Path) -
         header, full = read_header(file), read_volume(file)
         assert (header.shape, header.dtype, header.num_volumes) == (full.array.shape, full.dtype, 1)
         np.testing.assert_array_equal(header.affine, full.affine)
+
+
+def test_volumes_of_many_origins_are_read_as_simpleitk_reads_them(medaug_data: Path) -> None:
+    folder = medaug_data / "singles"
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and suffix_of(file.name)]
+    if not files:
+        pytest.skip("no singles beside the hippocampus")
+    for file in files:
+        volume, image = read_volume(file), sitk.ReadImage(str(file))
+        assert volume.doubts == ()  # all of them say where their axes point
+        theirs = sitk.GetArrayFromImage(image).T
+        np.testing.assert_allclose(volume.array, theirs, rtol=1e-6)
+        far = [side - 1 for side in volume.array.shape]
+        for index in ([0, 0, 0], far, [far[0], 0, far[2]]):
+            x, y, z = image.TransformIndexToPhysicalPoint(index)  # LPS
+            np.testing.assert_allclose((volume.affine @ [*index, 1])[:3], (-x, -y, z), atol=2e-3)
 
 
 def _peak(code: str) -> tuple[str, float]:
