@@ -23,6 +23,7 @@ LARGEST_TEXT = 64 << 20
 LARGEST_YAML = 1 << 20
 """Bytes: parsed in Python, a YAML file takes several hundred times as much memory."""
 _MOST_NODES = 100_000  # of a YAML document, each counted as often as it is repeated by an alias
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 _CHECK = "check the path and its permissions"
 
 
@@ -126,7 +127,7 @@ def read_yaml(path: str | os.PathLike[str], remedy: str = "mend or restore it") 
         if node is not None and _count(node, {}) > _MOST_NODES:
             raise yaml.YAMLError("its aliases repeat too much")
         content = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, *_MALFORMED, RecursionError) as error:  # a tag of another type than its value raises any
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{os.fspath(path)}: not YAML ({reason}); {remedy}") from error
     if not isinstance(content, dict):
@@ -143,7 +144,7 @@ def parsing(path: str | os.PathLike[str], remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except _MALFORMED as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"{os.fspath(path)}: is damaged ({reason[:120]}); {remedy}") from error
 

@@ -218,6 +218,16 @@ def test_aliases_that_multiply_a_yaml_file_are_refused(tmp_path):
     assert read_yaml(path) == {"labels": {0: "background"}, "remap": {0: "background"}}
 
 
+@pytest.mark.parametrize(
+    "value", ["!!timestamp x", "!!int ''", "!!float x", "!!bool x", "!!binary x", "!!set x", "!!omap x", "2020-13-45"]
+)
+def test_a_yaml_tag_that_its_value_does_not_fit_is_refused(tmp_path, value):
+    path = tmp_path / "rules.yaml"
+    path.write_text(f"labels: {value}\n")
+    with pytest.raises(UserError, match=r"rules\.yaml: not YAML \("):
+        read_yaml(path)
+
+
 def test_no_more_is_read_than_a_file_may_hold(tmp_path):
     path = tmp_path / "big.yaml"
     with path.open("wb") as file:

@@ -20,6 +20,8 @@ ROUNDING = 0.01
 """Label values as near as this to a whole number are that number: what scaling by a header's slope leaves of it."""
 
 _LARGEST = 255  # value in a file; class indices end below IGNORE
+_MOST_SHOWN = 5  # wrong values in a message
+_PART = 1 << 20  # voxels mapped at a time
 
 
 @dataclass(frozen=True)
@@ -152,14 +154,27 @@ class LabelSchema:
             lookup[self.ignore] = IGNORE
         for old, new in self.remap:
             lookup[old] = lookup[new]
-        with np.errstate(invalid="ignore"):  # NaN becomes some byte, and its distance to that is NaN
-            rounded = np.clip(np.rint(raw), 0, _LARGEST).astype(np.uint8)
-            near = np.abs(raw - rounded) <= ROUNDING if raw.dtype.kind == "f" else raw == rounded
-        indices = lookup[rounded]
-        wrong = ~near | (indices < 0)
-        if wrong.any():
-            found = np.unique(raw[wrong])
-            shown = ", ".join(shown_value(value) for value in found[:5]) + (", ..." if len(found) > 5 else "")
+        indices = np.empty_like(raw, np.uint8)
+        found = np.empty(0, raw.dtype)  # the smallest of the values that are wrong
+        # A part at a time: a large volume would otherwise be in memory several times over.
+        parts = np.nditer(
+            [raw, indices],
+            ["buffered", "external_loop", "zerosize_ok"],
+            [["readonly"], ["writeonly"]],
+            buffersize=_PART,
+        )
+        for part, into in parts:
+            with np.errstate(invalid="ignore"):  # NaN becomes some byte, and its distance to that is NaN
+                rounded = np.clip(np.rint(part), 0, _LARGEST).astype(np.uint8)
+                near = np.abs(part - rounded) <= ROUNDING if part.dtype.kind == "f" else part == rounded
+            mapped = lookup[rounded]
+            into[:] = mapped
+            if (wrong := ~near | (mapped < 0)).any():
+                found = np.unique(np.append(found, part[wrong]))[: _MOST_SHOWN + 1]
+        if found.size:
+            shown = ", ".join(shown_value(value) for value in found[:_MOST_SHOWN]) + (
+                ", ..." if len(found) > _MOST_SHOWN else ""
+            )
             known = [f"{value} {name}" for value, name in self.labels]
             known += [] if self.ignore is None else [f"{self.ignore} ignored"]
             known += [f"{old} read as {new}" for old, new in self.remap]
@@ -167,7 +182,7 @@ class LabelSchema:
                 f"{source}: label values {shown} are not in the schema ({', '.join(known)}); mend the file, or "
                 "add or remap them in the manifest or the rules file"
             )
-        return indices.astype(np.uint8)
+        return indices
 
     def to_values(self, indices: ArrayLike) -> NDArray[np.uint8]:
         """Map class indices or IGNORE back to file values (remapped ones stay so), same shape, uint8.

@@ -231,6 +231,8 @@ def _locate(path: Path, target: str, end: int, packed: bool) -> _Voxels:
     data = os.path.normpath(os.path.join(folder, target.encode("latin-1").decode("utf-8", "surrogateescape")))
     if os.path.commonpath([folder, data]) != folder:
         raise bad_file(path, f"takes its voxels from {data}, outside its folder", "keep the two files together")
+    if not os.path.lexists(data):
+        raise bad_file(path, f"takes its voxels from {target}, which does not exist", "keep the two files together")
     return _Voxels(Path(data), 0, file_size(data), packed)
 
 

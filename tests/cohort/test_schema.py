@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -136,6 +137,25 @@ def test_structures_are_the_regions_or_else_the_foreground_classes(schema: Label
     for name, members in expected.items():
         by_voxel = [[[value in members for value in row] for row in plane] for plane in values.tolist()]
         np.testing.assert_array_equal(masks[name], by_voxel)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_large_label_is_not_in_memory_several_times(order: str) -> None:
+    values = np.zeros((200, 200, 200), np.float32, order=order)  # 31 MiB
+    values[150:, 3, ::7] = 4
+    tracemalloc.start()
+    found = BRATS.to_indices(values, "x")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found, np.where(values == 4, 3, 0))
+    assert peak < found.nbytes + (24 << 20)
+
+
+def test_wrong_values_of_a_large_label_are_listed_in_order() -> None:
+    values = np.zeros((300, 300, 30), np.int16)
+    values[[299, 0, 150, 5, 7, 290], 1, 1] = 3, 70, 5, 60, 50, 40
+    with pytest.raises(UserError, match=r"values 3, 5, 40, 50, 60, \.\.\. are not"):
+        BRATS.to_indices(values, "x")
 
 
 def test_remapping_and_ignoring_by_hand() -> None:
