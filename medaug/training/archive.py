@@ -39,8 +39,11 @@ def read_archive(path: Path, what: str, remedy: str) -> Any:
     with opened(path, remedy) as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                _check_parts(archive, os.fstat(file.fileno()).st_size)
-            return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=True)
+                held = _check_parts(archive, os.fstat(file.fileno()).st_size)
+            contents = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=True)
+            if held > sum(_storages(contents).values()) + _SLACK:
+                raise zipfile.BadZipFile("its parts hold more than its tensors")
+            return contents
         except Exception as error:  # damaged bytes make the unpickler raise anything
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{path}: not a whole {what} ({reason:.120}); {remedy}") from error
@@ -92,7 +95,21 @@ def check_optimizers(optimizers: Iterable[Optimizer], path: Path, remedy: str) -
                         raise UserError(f"{path}: the optimiser's {name} is {shapes}; {remedy}")
 
 
-def _check_parts(archive: zipfile.ZipFile, size: int) -> None:
+def _storages(contents: Any) -> dict[int, int]:
+    """Bytes of the memory behind all tensors, by its address: tensors may share it."""
+    if isinstance(contents, Tensor):
+        if contents.layout != torch.strided:
+            return {}
+        storage = contents.untyped_storage()
+        return {storage.data_ptr(): storage.nbytes()}
+    parts = contents.values() if isinstance(contents, Mapping) else contents
+    if not isinstance(contents, Mapping | list | tuple):
+        return {}
+    return {address: size for part in parts for address, size in _storages(part).items()}
+
+
+def _check_parts(archive: zipfile.ZipFile, size: int) -> int:
+    """Refuse parts that are damaged or could take more memory than the file; returns the bytes of the tensors' parts."""
     parts = archive.infolist()
     if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(part.file_size for part in parts) > size:
         raise zipfile.BadZipFile("its parts are packed, or overlap")
@@ -107,3 +124,4 @@ def _check_parts(archive: zipfile.ZipFile, size: int) -> None:
                 raise zipfile.BadZipFile(f"{part.filename} holds a bytearray")
     if (damaged := archive.testzip()) is not None:
         raise zipfile.BadZipFile(f"bad check sum of {damaged}")
+    return sum(part.file_size for part in parts if "/data/" in part.filename)
