@@ -109,7 +109,7 @@ def _storages(contents: Any) -> dict[int, int]:
 
 
 def _check_parts(archive: zipfile.ZipFile, size: int) -> int:
-    """Refuse parts that are damaged or could take more memory than the file; returns the bytes of the tensors' parts."""
+    """Refuse parts that are damaged or larger than the file; returns the bytes of those that hold tensors."""
     parts = archive.infolist()
     if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(part.file_size for part in parts) > size:
         raise zipfile.BadZipFile("its parts are packed, or overlap")
