@@ -301,8 +301,10 @@ def test_the_report_says_what_standard_error_says(stage, tmp_path, faulty):
 
 @pytest.mark.slow
 def test_warnings_do_not_stop_and_how_deep_to_look_is_the_users_choice(stage, ingested, tmp_path, faulty):
-    for path in (faulty / "images" / "case_01.nii.gz", faulty / "labels" / "case_03.nii.gz"):
-        path.write_bytes((faulty / path.parent.name / "case_00.nii.gz").read_bytes())
+    # The same voxels in another type: files of one content are found from headers as well.
+    copy = read_volume(faulty / "images" / "case_00.nii.gz")
+    write_volume(faulty / "images" / "case_01.nii.gz", copy.array.astype("f4"), copy.affine)
+    (faulty / "labels" / "case_03.nii.gz").write_bytes((faulty / "labels" / "case_00.nii.gz").read_bytes())
     words = ("root=data", *PAIRS, "report={}.json", "out={}_cohort.json")
     done = {
         check: stage("ingest", *(word.format(check) for word in words), f"check={check}")
