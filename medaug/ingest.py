@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -89,7 +91,8 @@ def _ingest(wanted: IngestOptions, data: DataOptions) -> None:
             names = (ingested.manifest.root, str(ingested.folder))
             remedy = f"; {private_path(out, wanted.private)} says which files are meant"
             rest = replace(wanted, exclude=[])  # they are left out already
-            manifest, folds = _checked(ingested.manifest, ingested.findings, rest, expected, names, remedy)
+            problems = (*ingested.findings, *_beside_dicom(Path(wanted.root), rules.label, ingested.manifest.name))
+            manifest, folds = _checked(ingested.manifest, problems, rest, expected, names, remedy)
             _write(replace(manifest, root=ingested.keep().root), folds, out, folds_file)
         return
     found = read_layout(wanted.root, layout, rules)
@@ -102,6 +105,18 @@ def _ingest(wanted: IngestOptions, data: DataOptions) -> None:
     with alone(out):
         _refuse_existing(out)
         _write(*_checked(found.manifest, found.problems, wanted, expected), out, folds_file)
+
+
+def _beside_dicom(root: Path, label: str | None, cohort: str) -> Iterator[Finding]:
+    """Note how many volumes of other formats lie in a tree of DICOM and are no labels; their names may be patients'."""
+    from medaug.imaging.preflight.findings import Finding
+    from medaug.imaging.reading import suffix_of
+
+    there = {Path(folder, name) for folder, _, names in os.walk(root) for name in names if suffix_of(name)}
+    if unused := there - set(root.glob(label) if label else ()):
+        kinds = ", ".join(sorted({suffix_of(path.name).lower() for path in unused}))
+        what = f"{len(unused)} files ({kinds}) are not used: beside DICOM such files are labels, which the rules name"
+        yield Finding(cohort, "note", "unused-file", what, "nothing, or name them by the glob `label` in the rules")
 
 
 def _refuse_existing(out: Path) -> None:

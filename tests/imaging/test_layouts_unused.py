@@ -15,6 +15,7 @@ from medaug.imaging.layouts import read_layout
 from medaug.imaging.layouts.common import image_files
 from medaug.imaging.reading import read_header, read_volume
 from medaug.imaging.rules import NO_RULES, Rules, with_pairs
+from medaug.ingest import _beside_dicom
 
 LABELS = {"labels": {"0": "background", "1": "tumour"}}
 RULES = with_pairs(NO_RULES, "images/*.nii.gz", "labels/*.nii.gz", None, ["background", "tumour"])
@@ -200,3 +201,18 @@ def test_where_no_layout_fits_the_images_are_named(tmp_path: Path) -> None:
     save(tmp_path / "x/brain.mgz".replace("mgz", "nii.gz")).rename(tmp_path / "x/brain.mgz")
     with pytest.raises(UserError, match=r"\(1 files look like images; .*brain\.mgz: not used, of a format"):
         read_layout(tmp_path)
+
+
+def test_other_formats_in_a_tree_of_dicom_are_counted_but_not_named(tmp_path: Path) -> None:
+    for name in ("doe/a.nii.gz", "doe/b.NII", "doe/labels/c.nrrd"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (note,) = _beside_dicom(tmp_path, "*/labels/*.nrrd", "cohort")
+    assert (
+        note.severity == "note"
+        and note.what.startswith("2 files (.nii, .nii.gz) are not used")
+        and "doe" not in str(note)
+    )
+    (note,) = _beside_dicom(tmp_path, None, "cohort")
+    assert note.what.startswith("3 files (.nii, .nii.gz, .nrrd)")
+    assert list(_beside_dicom(tmp_path, "**/*.*", "cohort")) == [] == list(_beside_dicom(tmp_path / "none", None, "c"))
