@@ -80,7 +80,7 @@ def assert_refused(done, stage: str, *said: str) -> str:
 
 def leftovers(folder: Path) -> list[str]:
     """Files that a failed stage left: its claim does not count."""
-    found = [p for p in folder.rglob("*") if p.is_file() and p.name not in {".lock", "config.yaml"}]
+    found = [p for p in folder.rglob("*") if p.is_file() and p.name not in {".lock", "config.yaml", ".medaug-run"}]
     return [str(p.relative_to(folder)) for p in found]
 
 
