@@ -55,14 +55,13 @@ runpy.run_module("medaug.train", run_name="__main__")
 def start(runs: Path, *words: str, code: str | None = None) -> subprocess.Popen[str]:
     """The stage as a process of its own, on one thread, so that sums are taken in one order."""
     environment = {key: value for key, value in os.environ.items() if key not in {"RANK", "LOCAL_RANK", "SLURM_PROCID"}}
+    given = dict(word.split("=", 1) for word in (*SMALL, f"trainer.max_steps={STEPS}", *words))  # the last one counts
     return subprocess.Popen(
         [
             sys.executable,
             *(["-c", code] if code else ["-m", "medaug.train"]),
-            *SMALL,
             f"runs={runs}",
-            f"trainer.max_steps={STEPS}",
-            *words,
+            *(f"{key}={value}" for key, value in given.items()),
         ],
         env=environment | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
