@@ -20,10 +20,10 @@ import numpy as np
 from common import machine, print_table, times
 
 from medaug.cohort.manifest import Manifest
-from medaug.config import manifests_dir
 from medaug.data.cases import ModelCase, load_cases, read_case, read_grids
 from medaug.data.preprocessing import fit_preprocessing
 from medaug.options import DataOptions
+from medaug.paths import manifests_dir
 
 FULL = "full preprocessing"
 TARGET = 10

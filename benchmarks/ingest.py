@@ -19,7 +19,7 @@ from pathlib import Path
 
 from common import machine, print_table, times
 
-from medaug.imaging.dicom.headers import scan_tree
+from medaug.dicom.headers import scan_tree
 
 CASES, FILES = 1000, 2000
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from medaug.config import launch, part
+from medaug.config import part
+from medaug.launcher import launch
 from medaug.options import Options
 from medaug.runs import claim, command, finish, stage_folder, trained_checkpoint
 

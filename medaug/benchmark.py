@@ -9,7 +9,8 @@ import dataclasses
 import json
 import logging
 
-from medaug.config import launch, part
+from medaug.config import part
+from medaug.launcher import launch
 from medaug.options import Options
 from medaug.runs import claim, command, finish, refuse_edited, stage_folder, trained_checkpoint
 

@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
 import re
-import sys
-import warnings
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import yaml
@@ -25,36 +21,17 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from medaug.errors import UserError, printable
-from medaug.files import refusal
+from medaug.errors import UserError
 from medaug.inputs import read_yaml
-from medaug.keys import Key, check_values, fits, keys, problem, shown, type_name
+from medaug.keys import Key, check_values, fits, keys, problem, type_name
 from medaug.options import Options
-from medaug.paths import expand_paths, without_references
-from medaug.runs import process_count, process_rank
+from medaug.paths import conf_dir, expand_paths, without_references
 from medaug.stages import STAGES, Stage
 
 logger = logging.getLogger(__name__)
 
 # Groups whose files lie in the global package: they choose among the other groups and set any key.
-_GLOBAL_GROUPS = ("experiment", "preset")
-_OURS = ("medaug", "__main__")  # a stage run by `python -m` is called __main__
-
-
-def _shipped(folder: str) -> Path:
-    """A folder that lies inside the installed package, or beside it in a source checkout."""
-    package = Path(__file__).resolve().parent
-    return package / folder if (package / folder).is_dir() else package.parent / folder
-
-
-def conf_dir() -> Path:
-    """The folder of the configuration files."""
-    return _shipped("conf")
-
-
-def manifests_dir() -> Path:
-    """The folder of the manifests that experiments name."""
-    return _shipped("data_manifests")
+GLOBAL_GROUPS = ("experiment", "preset")
 
 
 def choices(group: str) -> list[str]:
@@ -67,20 +44,14 @@ def _nearest(word: str, among: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def _accepts(stage: Stage, path: str) -> bool:
-    """Whether the stage reads the key, or the whole group, at this full path."""
-    node = path.split(".")[0]
-    return node in stage.reads or path in stage.reads or node == stage.name
-
-
 def _full_path(stage: Stage, word: str, known: dict[str, Key]) -> str:
     """The path in `Options` that a stage's command line means by `word`, which may name a whole group."""
     groups = {path.split(".")[0] for path in known}
     path = f"{stage.name}.{word}" if word in stage.own else word
     if path in known or path in groups:
-        if _accepts(stage, path):
+        if stage.accepts(path):
             return path
-        readers = [other for other in STAGES.values() if _accepts(other, path)]
+        readers = [other for other in STAGES.values() if other.accepts(path)]
     else:
         readers = [other for other in STAGES.values() if word in other.own]
     if readers:
@@ -91,7 +62,7 @@ def _full_path(stage: Stage, word: str, known: dict[str, Key]) -> str:
     mine = {
         *stage.own,
         *stage.reads,
-        *(path for path in known if _accepts(stage, path) and path.split(".")[0] != stage.name),
+        *(path for path in known if stage.accepts(path) and path.split(".")[0] != stage.name),
     }
     where = f"python -m medaug.{stage.name} --help"
     raise UserError(f"{word}: `{stage.name}` has no such key{_nearest(word, mine)} (all keys: {where})")
@@ -160,7 +131,7 @@ def parse_arguments(stage: Stage, arguments: Sequence[str]) -> tuple[dict[str, s
         if path in given:
             raise UserError(f"{argument}: this key is given twice, first as {given[path]}; leave one of them out")
         given[path] = argument
-        if path in known and path not in _GLOBAL_GROUPS:
+        if path in known and path not in GLOBAL_GROUPS:
             values[path] = _parse(argument, word, text, known[path])
         else:
             chosen[path] = _checked_choice(path, text)
@@ -206,10 +177,11 @@ def part(options: Options, *names: str) -> dict[str, Any]:
     can be moved and resumed elsewhere.
     """
     wanted = [key for key in keys().values() if key.identity]
-    return _nested(options, [k.path for k in wanted if any(k.path == n or k.path.startswith(n + ".") for n in names)])
+    return nested(options, [k.path for k in wanted if any(k.path == n or k.path.startswith(n + ".") for n in names)])
 
 
-def _nested(options: Options, paths: Iterable[str]) -> dict[str, Any]:
+def nested(options: Options, paths: Iterable[str]) -> dict[str, Any]:
+    """The values at these paths of the options, as nested dictionaries."""
     result: dict[str, Any] = {}
     for path in paths:
         *nodes, leaf = path.split(".")
@@ -219,147 +191,3 @@ def _nested(options: Options, paths: Iterable[str]) -> dict[str, Any]:
         value = getattr(source, leaf)
         target[leaf] = list(value) if isinstance(value, list) else value
     return result
-
-
-def help_text(stage_name: str) -> str:
-    """What a stage is for, needs and writes, and every key that it takes."""
-    stage = STAGES[stage_name]
-    lines = [
-        f"medaug {stage.name}: {stage.purpose}",
-        "",
-        f"  needs   {stage.needs}",
-        f"  result  {stage.result}",
-        f"  usage   python -m medaug.{stage.name} {stage.example} [key=value ...]",
-        "          --cfg prints the configuration that the same words give, --help this page",
-    ]
-    if stage_name == "train":
-        lines.append("          --multirun with key=a,b trains every combination, each in a folder below RUNS/sweep")
-    former = ""
-    for node in (stage.name, *stage.reads):
-        names = choices(node)
-        rows = [key for path, key in keys().items() if node in {path, path.split(".")[0]}]
-        if names and node not in _GLOBAL_GROUPS:
-            lines += ["", f"{node}={'|'.join(names)}"]
-        elif rows and "." in rows[0].path and node.split(".")[0] != former:
-            lines.append("")
-        former = node.split(".")[0]
-        for key in rows:
-            word = key.path.removeprefix(f"{stage.name}.")
-            if node in _GLOBAL_GROUPS:
-                described = f"{'|'.join(names)}: {key.help}"
-            else:
-                described = f"{key.help} ({type_name(key.hint)}; {shown(key.default)})"
-            lines += [""] if word == "experiment" else []
-            lines.append(f"  {word:<28} {described}")
-    return "\n".join(lines) + "\n"
-
-
-class _Printable(logging.Formatter):
-    """Messages in which nothing from a file can command the terminal; ours take one line each."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        """The message in its place in the line."""
-        ours = record.name.split(".")[0] in _OURS
-        record.message = printable(record.message, "" if ours else "\n\t")
-        return super().formatMessage(record)
-
-    def formatException(self, ei: Any) -> str:
-        """A traceback, which takes many lines."""
-        return printable(super().formatException(ei), "\n\t")
-
-
-def set_up_logging() -> None:
-    """Messages of medaug from INFO, of everybody else from WARNING, on standard error."""
-    handler: logging.Handler
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.logging import RichHandler
-
-        handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
-        handler.setFormatter(_Printable("%(message)s"))
-    else:
-        handler = logging.StreamHandler()  # rich would break paths at its column 80
-        handler.setFormatter(_Printable("%(asctime)s %(message)s", "%H:%M:%S"))
-    level = logging.INFO if process_rank() == 0 else logging.WARNING
-    # A filter, because libraries set the level of their own loggers when they are imported.
-    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.split(".")[0] in _OURS)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    for name in _OURS:
-        logging.getLogger(name).setLevel(level)
-    logging.captureWarnings(True)
-    # Of libraries about their own future, which a user can do nothing about.
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.formatwarning = lambda message, category, *_, **__: f"{category.__name__}: {message}"
-
-
-def run(stage_name: str, body: Callable[[Options], None], arguments: Sequence[str]) -> int:
-    """Run a stage and return the exit status: 0, 2 for a user's mistake, 130 when interrupted."""
-    try:
-        if {"--help", "-h"} & set(arguments):
-            sys.stdout.write(help_text(stage_name))
-            return 0
-        if stage_name == "train" and {"--multirun", "-m"} & set(arguments):
-            from medaug.sweep import run_sweep
-
-            set_up_logging()
-            run_sweep([word for word in arguments if word not in {"--multirun", "-m"}])
-            return 0
-        words = [word for word in arguments if word != "--cfg"]
-        for word in words:
-            if re.match(r"[+~]*hydra[./]|objective=", word):
-                raise UserError(f"{word}: read by sweeps alone; they are made by `train --multirun`")
-        flags = [word for word in words if word.startswith("-")]
-        if flags:
-            raise UserError(f"{flags[0]}: unknown flag; options are written key=value, and --help lists them")
-        options = load_options(stage_name, words)
-        if "--cfg" in arguments:
-            stage = STAGES[stage_name]
-            nodes = _nested(options, [path for path in keys() if _accepts(stage, path)])
-            sys.stdout.write(OmegaConf.to_yaml(OmegaConf.create(nodes)))
-            return 0
-        if (count := process_count()) > 1 and not STAGES[stage_name].shared:
-            raise UserError(f"torchrun or srun started {count} processes, and this stage is the work of one; start one")
-        set_up_logging()
-        if options.preset == "smoke":
-            logger.warning("preset=smoke: shows that the parts fit together; what comes out means nothing")
-        set_umask(options.umask)
-        body(options)
-    except UserError as error:
-        return _refuse(stage_name, error)
-    except OSError as error:  # what a library met at the disk on its own ways
-        refused = refusal(error)
-        if refused is None:
-            raise
-        return _refuse(stage_name, refused)
-    except KeyboardInterrupt:
-        sys.stderr.write(f"medaug {stage_name}: stopped\n")
-        return 130
-    return 0
-
-
-def set_umask(umask: str | None) -> None:
-    """Keep permissions from every file that this process and its workers write; None: leave them as they are.
-
-    Raises:
-        UserError: not an octal number, or one that keeps the files from their owner.
-    """
-    if umask is None:
-        return
-    if not re.fullmatch("0*[0-7]{1,3}", umask) or int(umask, 8) & 0o700:
-        raise UserError(f"umask={umask}: not an octal number from 000 to 077; 077 leaves files to their owner alone")
-    os.umask(int(umask, 8))
-
-
-def _refuse(stage_name: str, error: UserError) -> int:
-    sys.stderr.write(f"medaug {stage_name}: error: {printable(str(error))}\n")
-    return 2
-
-
-def launch(stage_name: str, body: Callable[[Options], None]) -> None:
-    """Run a stage on the words of the command line and leave the process with its exit status.
-
-    Args:
-        stage_name: a key of `medaug.stages.STAGES`.
-        body: the stage itself; it imports what is heavy when it is called, so that `--help` stays quick.
-    """
-    sys.exit(run(stage_name, body, sys.argv[1:]))

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from medaug.config import launch
 from medaug.errors import UserError
+from medaug.launcher import launch
 from medaug.options import Options
 from medaug.runs import command, stage_folder
 
@@ -34,7 +34,7 @@ def main(options: Options) -> None:
 
     from medaug.cohort.manifest import Manifest
     from medaug.data.cache import content_digests
-    from medaug.imaging.writers import WRITERS
+    from medaug.layouts.writers import WRITERS
     from medaug.synthesis.generation import finished_pairs, refuse_changed_pairs
 
     if wanted.format not in WRITERS:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 
-from medaug.config import launch, part
+from medaug.config import part
+from medaug.launcher import launch
 from medaug.options import Options
-from medaug.runs import claim, finish, join, local_rank, process_count, process_rank, stage_folder, trained_checkpoint
+from medaug.processes import local_rank, process_count, process_rank
+from medaug.runs import claim, finish, join, stage_folder, trained_checkpoint
 
 log = logging.getLogger(__name__)
 

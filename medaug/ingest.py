@@ -17,14 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from medaug.config import launch
 from medaug.errors import UserError
+from medaug.launcher import launch
 from medaug.options import DataOptions, IngestOptions, Options
 
 if TYPE_CHECKING:
     from medaug.cohort import LabelSchema, Manifest
-    from medaug.imaging.preflight import CaseFacts, Expectations, Report
-    from medaug.imaging.preflight.findings import Finding
+    from medaug.cohort.findings import Finding
+    from medaug.preflight import CaseFacts, Expectations, Report
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def main(options: Options) -> None:
     if wanted.download is not None:
         if wanted.to is None:
             raise UserError(f"download={wanted.download}: to=DIR is needed, the folder to unpack it in")
-        from medaug.imaging.download import download_task
+        from medaug.download import download_task
 
         log.info("the task is in %s", download_task(wanted.download, Path(wanted.to), wanted.mirror))
     elif wanted.withdraw is not None:
@@ -63,13 +63,13 @@ def _ingest(wanted: IngestOptions, data: DataOptions) -> None:
 
     from medaug.cohort import LabelSchema
     from medaug.data.grid import check_intensity
-    from medaug.imaging.dicom.convert import ingest_dicom
-    from medaug.imaging.dicom.privacy import private_path
+    from medaug.dicom.convert import ingest_dicom
+    from medaug.dicom.privacy import private_path
     from medaug.imaging.intensity import Intensity
-    from medaug.imaging.layouts import detect_layout, read_layout
-    from medaug.imaging.preflight import Expectations, Report
-    from medaug.imaging.rules import NO_RULES, read_rules, with_excluded, with_pairs
+    from medaug.layouts import detect_layout, read_layout
+    from medaug.layouts.rules import NO_RULES, read_rules, with_excluded, with_pairs
     from medaug.locks import alone
+    from medaug.preflight import Expectations, Report
 
     rules = read_rules(Path(wanted.rules)) if wanted.rules is not None else NO_RULES
     rules = with_pairs(rules, wanted.images, wanted.labels, wanted.case_pattern, wanted.classes)
@@ -109,7 +109,7 @@ def _ingest(wanted: IngestOptions, data: DataOptions) -> None:
 
 def _beside_dicom(root: Path, label: str | None, cohort: str) -> Iterator[Finding]:
     """Note how many volumes of other formats lie in a tree of DICOM and are no labels; their names may be patients'."""
-    from medaug.imaging.preflight.findings import Finding
+    from medaug.cohort.findings import Finding
     from medaug.imaging.reading import suffix_of
 
     there = {Path(folder, name) for folder, _, names in os.walk(root) for name in names if suffix_of(name)}
@@ -158,11 +158,11 @@ def _checked(
     Raises:
         UserError: there are errors; all findings have been said by then, and are in the report.
     """
+    from medaug.cohort.findings import Finding
     from medaug.cohort.folds import splits_final
     from medaug.cohort.tables import read_attributes
     from medaug.data.cohorts import name_subjects, split_cohort
-    from medaug.imaging.preflight import check, check_manifest
-    from medaug.imaging.preflight.findings import Finding
+    from medaug.preflight import check, check_manifest
 
     manifest, findings = _without(wanted.exclude, manifest, problems)
     facts: dict[str, CaseFacts] = {}
@@ -215,7 +215,7 @@ def _conclude(
     remedy: str,
 ) -> None:
     """Say all findings; raises a UserError where errors are among them. Arguments as of `_checked`."""
-    from medaug.imaging.preflight import Report
+    from medaug.preflight import Report
 
     if renamed[0]:
         findings = [replace(finding, what=finding.what.replace(*renamed)) for finding in findings]
@@ -241,7 +241,7 @@ def _without(exclude: list[str], manifest: Manifest, problems: tuple[Finding, ..
 def _say(report: Report, wanted: IngestOptions) -> None:
     """The findings: as a table on a terminal, as lines in a log (errors last), all of them as JSON in the report."""
     from medaug.files import atomic_write
-    from medaug.imaging.preflight import report_json, report_table, summary
+    from medaug.preflight import report_json, report_table, summary
 
     if sys.stderr.isatty() and report.findings:
         from rich.console import Console
@@ -288,7 +288,7 @@ def _told(schema: LabelSchema) -> str:
 
 
 def _list_withdrawn(subject: str, wanted: IngestOptions, runs: Path) -> None:
-    from medaug.imaging.dicom.privacy import private_path
+    from medaug.dicom.privacy import private_path
     from medaug.withdrawal import withdraw
 
     manifest = None if wanted.out is None else Path(wanted.out)

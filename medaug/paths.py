@@ -1,14 +1,31 @@
-"""Paths in the options: home folders and variables are expanded once, in every key that is declared as a path."""
+"""Folders that come with the package, and the paths among the options, in which `~` and variables are expanded once."""
 
 from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from medaug.errors import UserError
 from medaug.keys import keys
 from medaug.options import Options
+
+
+def _shipped(folder: str) -> Path:
+    """A folder that lies inside the installed package, or beside it in a source checkout."""
+    package = Path(__file__).resolve().parent
+    return package / folder if (package / folder).is_dir() else package.parent / folder
+
+
+def conf_dir() -> Path:
+    """The folder of the configuration files."""
+    return _shipped("conf")
+
+
+def manifests_dir() -> Path:
+    """The folder of the manifests that experiments name."""
+    return _shipped("data_manifests")
 
 
 def expand_paths(options: Options) -> None:

@@ -13,7 +13,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medaug.config import launch, part
+from medaug.config import part
+from medaug.launcher import launch
 from medaug.options import Options
 from medaug.runs import claim, finish, stage_folder, trained_checkpoint
 

@@ -23,6 +23,7 @@ from medaug.inputs import read_json, read_yaml
 from medaug.locks import Lock, is_free, take
 from medaug.options import Options
 from medaug.ownership import empty, is_marked, mark
+from medaug.processes import process_count, process_rank
 
 logger = logging.getLogger(__name__)
 
@@ -49,26 +50,6 @@ def command(stage: str, options: Options) -> str:
     if options.runs != Options.runs:
         words.append(f"runs={shlex.quote(options.runs)}")
     return f"python -m medaug.{stage} {' '.join(words)}"
-
-
-def process_rank() -> int:
-    """Number of this process among those that work together, from torchrun, Lightning or SLURM; else 0."""
-    return _number("RANK", "LOCAL_RANK", "SLURM_PROCID")
-
-
-def process_count() -> int:
-    """How many processes torchrun or srun started to work together; else 1."""
-    # Not SLURM_NTASKS: a batch script has it too, and runs once.
-    return int(os.environ.get("WORLD_SIZE" if "RANK" in os.environ else "SLURM_STEP_NUM_TASKS", "1"))
-
-
-def local_rank() -> int:
-    """Number of this process among those on its machine, from torchrun, Lightning or SLURM; else 0."""
-    return _number("LOCAL_RANK", "SLURM_LOCALID")
-
-
-def _number(*variables: str) -> int:
-    return int(next((os.environ[name] for name in variables if name in os.environ), "0"))
 
 
 def claim(

@@ -32,6 +32,11 @@ class Stage:
         node = getattr(Options(), self.name, None)
         return tuple(f.name for f in fields(node)) if node is not None else ()
 
+    def accepts(self, path: str) -> bool:
+        """Whether the stage reads the key, or the whole group, at this full path."""
+        node = path.split(".")[0]
+        return node in self.reads or path in self.reads or node == self.name
+
 
 _RUN = ("experiment", "preset", "runs", "umask")
 _MODEL = ("data", "task", "codec", "network", "process", "trainer", "logger")

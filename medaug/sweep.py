@@ -34,13 +34,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from medaug.config import conf_dir, load_options, parse_arguments, set_umask
+from medaug.config import load_options, parse_arguments
 from medaug.errors import UserError
 from medaug.files import atomic_write
 from medaug.inputs import read_json
 from medaug.options import Options
 from medaug.ownership import is_marked, mark
-from medaug.runs import finished, lock, process_rank, stage_folder
+from medaug.paths import conf_dir
+from medaug.processes import process_rank, set_umask
+from medaug.runs import finished, lock, stage_folder
 from medaug.stages import STAGES
 from medaug.training import requeue
 

@@ -10,10 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medaug.config import launch, part
+from medaug.config import part
 from medaug.errors import UserError
+from medaug.launcher import launch
 from medaug.options import Options, TrainerOptions
-from medaug.runs import claim, finish, finished, process_rank, stage_folder
+from medaug.processes import process_rank
+from medaug.runs import claim, finish, finished, stage_folder
 from medaug.training import requeue
 
 if TYPE_CHECKING:

@@ -87,7 +87,7 @@ def withdraw(subject: str, runs: Path, private: Path | None = None, manifest: Pa
 def _identify(subject: str, private: Path | None) -> tuple[_Who, list[Artefact]]:
     if private is None:
         return _Who(frozenset({subject}), frozenset()), []
-    from medaug.imaging.dicom.privacy import load_private
+    from medaug.dicom.privacy import load_private
 
     if not private.exists():
         raise UserError(f"{private}: no such file; give private=FILE that medaug.ingest wrote")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medaug.errors import UserError
-from medaug.imaging.isolation import isolated
+from medaug.isolation import isolated
 
 _HEADER = 600  # bytes: most formats keep what matters in front
 

@@ -24,15 +24,15 @@ from seg_files import write_rtstruct, write_seg
 from medaug.cohort import LabelSchema, Manifest
 from medaug.cohort.manifest import Case
 from medaug.cohort.tables import read_attributes, read_splits, read_subjects
+from medaug.dicom.convert import convert_case
+from medaug.dicom.headers import scan_here
+from medaug.dicom.privacy import Private, load_private, name_studies, save_private
+from medaug.dicom.tree import plan_cohort
 from medaug.errors import UserError
-from medaug.imaging.dicom.convert import convert_case
-from medaug.imaging.dicom.headers import scan_here
-from medaug.imaging.dicom.privacy import Private, load_private, name_studies, save_private
-from medaug.imaging.dicom.tree import plan_cohort
-from medaug.imaging.layouts import read_layout
 from medaug.imaging.nifti import write_volume
 from medaug.imaging.reading import read_header, read_label, read_volumes
-from medaug.imaging.rules import NO_RULES, read_rules
+from medaug.layouts import read_layout
+from medaug.layouts.rules import NO_RULES, read_rules
 
 JSON = (formats.json_value, formats.json_value, formats.json_text)
 YAML = (formats.yaml_value, formats.yaml_value, formats.yaml_text)

@@ -26,11 +26,11 @@ from helpers import model_options
 from medaug.cohort import provenance
 from medaug.cohort.provenance import Recipe
 from medaug.comparison.jobs import SCORE_COLUMNS, Job, compare, gather
-from medaug.config import run
 from medaug.csv_files import write_csv
 from medaug.data.cache import content_digests, read_entry, write_entry
 from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
+from medaug.launcher import run
 from medaug.runs import claim, finish, finished
 from medaug.segmentation.segmenter import build_segmenter, load_segmenter, save_segmenter
 from medaug.training.checkpoint import Card, load_model

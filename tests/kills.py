@@ -37,9 +37,9 @@ from dicom_files import axial, write_series
 from helpers import leaves
 
 import medaug
-from medaug.config import run as run_stage
 from medaug.imaging.nifti import write_volume
-from medaug.imaging.phantom import write_cohort
+from medaug.launcher import run as run_stage
+from medaug.phantoms.head import write_cohort
 
 SMALL = {
     "train": (

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import medaug
-from medaug.config import keys
+from medaug.keys import keys
 
 Paths = frozenset[str]
 Environment = dict[str, Paths]

@@ -20,10 +20,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medaug import config, paths
+from medaug import config, launcher, paths
 from medaug.errors import UserError
-from medaug.imaging.isolation import isolated
 from medaug.imaging.nifti import write_volume
+from medaug.isolation import isolated
 from medaug.keys import check_values, type_name
 from medaug.options import Options
 from medaug.stages import STAGES
@@ -299,7 +299,7 @@ def test_the_identity_of_a_run_leaves_out_what_changes_no_result():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_help_names_every_key_that_the_stage_takes_and_no_other(stage):
-    text = config.help_text(stage)
+    text = launcher.help_text(stage)
     known = config.keys()
     named = {line.split()[0] for line in text.splitlines() if re.match(r"  [a-z_.]+ ", line)}
     named -= {"needs", "result", "usage"}
@@ -313,7 +313,7 @@ def test_cfg_prints_what_would_run(capsys):
     def body(options):
         raise AssertionError("the stage must not run")
 
-    assert config.run("generate", body, ["experiment=demo", "preset=smoke", "--cfg", "seed=5"]) == 0
+    assert launcher.run("generate", body, ["experiment=demo", "preset=smoke", "--cfg", "seed=5"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["generate"] == {
         "num": 4,
@@ -331,10 +331,10 @@ def test_cfg_prints_what_would_run(capsys):
 
 def test_exit_statuses_and_messages(capsys, restored_logging):
     seen = []
-    assert config.run("generate", seen.append, ["experiment=demo", "num=2"]) == 0
+    assert launcher.run("generate", seen.append, ["experiment=demo", "num=2"]) == 0
     assert seen[0].generate.num == 2
-    assert config.run("generate", seen.append, ["experiment=dem"]) == 2
-    assert config.run("generate", seen.append, ["--dry-run"]) == 2
+    assert launcher.run("generate", seen.append, ["experiment=dem"]) == 2
+    assert launcher.run("generate", seen.append, ["--dry-run"]) == 2
     assert len(seen) == 1
 
     def interrupted(options):
@@ -347,15 +347,15 @@ def test_exit_statuses_and_messages(capsys, restored_logging):
         raise ZeroDivisionError
 
     capsys.readouterr()
-    assert config.run("train", interrupted, ["experiment=demo"]) == 130
-    assert config.run("train", mistaken, ["experiment=demo"]) == 2
+    assert launcher.run("train", interrupted, ["experiment=demo"]) == 130
+    assert launcher.run("train", mistaken, ["experiment=demo"]) == 2
     errors = capsys.readouterr().err
     assert errors.splitlines() == [
         "medaug train: stopped",
         "medaug train: error: file.nii: is truncated; fetch it again",
     ]
     with pytest.raises(ZeroDivisionError):
-        config.run("train", broken, ["experiment=demo"])
+        launcher.run("train", broken, ["experiment=demo"])
 
 
 def test_only_medaug_speaks_below_warnings(capsys, restored_logging):
@@ -370,7 +370,7 @@ def test_only_medaug_speaks_below_warnings(capsys, restored_logging):
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        assert config.run("train", body, ["experiment=demo"]) == 0
+        assert launcher.run("train", body, ["experiment=demo"]) == 0
     lines = [line.split(" ", 1)[1] for line in capsys.readouterr().err.splitlines()]
     assert lines == ["ours", "the stage's", "their warning", "UserWarning: said by warnings"]
 
@@ -384,8 +384,8 @@ def test_a_broken_configuration_file_is_named(tmp_path, monkeypatch):
 
 def test_starting_up_imports_nothing_heavy():
     code = (
-        "import sys; from medaug import config, runs, cli\n"
-        "config.load_options('train', ['experiment=demo']); config.help_text('train'); cli.overview()\n"
+        "import sys; from medaug import config, launcher, runs, cli\n"
+        "config.load_options('train', ['experiment=demo']); launcher.help_text('train'); cli.overview()\n"
         "heavy = {'torch', 'numpy', 'monai', 'lightning', 'scipy', 'matplotlib', 'nibabel', 'SimpleITK'}\n"
         "sys.exit(', '.join(heavy & set(sys.modules)))"
     )
@@ -400,7 +400,7 @@ def test_every_stage_that_takes_a_checkpoint_lets_it_be_chosen(stage):
 
 
 IS_PATH = {path for path, key in config.keys().items() if key.is_path}
-PATHS = [(next(n for n, stage in STAGES.items() if config._accepts(stage, path)), path) for path in sorted(IS_PATH)]
+PATHS = [(next(n for n, stage in STAGES.items() if stage.accepts(path)), path) for path in sorted(IS_PATH)]
 
 
 def test_every_key_that_names_a_file_or_folder_is_known_as_a_path():
@@ -482,7 +482,7 @@ def test_nothing_from_a_file_commands_the_terminal_or_forges_a_line(capsys, rest
         logging.getLogger("other").warning("two\nlines\x1b[2J")
         raise UserError(f"{HOSTILE}: is damaged; mend it")
 
-    assert config.run("train", body, ["experiment=demo"]) == 2
+    assert launcher.run("train", body, ["experiment=demo"]) == 2
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 4 and all(c.isprintable() or c == "\n" for c in said)
     assert "case\\x1b[2J" in said and "\\r\\nmedaug train: error: forged" in said
@@ -495,14 +495,14 @@ def test_what_a_library_meets_at_the_disk_is_one_line(capsys, restored_logging, 
     def body(options):
         raise OSError(number, "reason", "/there/events.out")
 
-    assert config.run("train", body, ["experiment=demo"]) == 2
+    assert launcher.run("train", body, ["experiment=demo"]) == 2
     assert capsys.readouterr().err.startswith("medaug train: error: /there/events.out: " + said)
 
     def defect(options):
         raise OSError("no number")
 
     with pytest.raises(OSError, match="no number"):
-        config.run("train", defect, ["experiment=demo"])
+        launcher.run("train", defect, ["experiment=demo"])
 
 
 def test_umask_holds_for_the_process_and_its_workers(tmp_path):
@@ -512,7 +512,7 @@ def test_umask_holds_for_the_process_and_its_workers(tmp_path):
 
     before = os.umask(0o022)
     try:
-        assert config.run("export", body, ["umask=077"]) == 0
+        assert launcher.run("export", body, ["umask=077"]) == 0
     finally:
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
@@ -521,5 +521,5 @@ def test_umask_holds_for_the_process_and_its_workers(tmp_path):
 
 @pytest.mark.parametrize("umask", ["777", "088", "u=rwx", "-1", "1077"])
 def test_a_umask_that_is_none_is_refused(umask, capsys):
-    assert config.run("export", lambda options: None, [f"umask={umask}"]) == 2
+    assert launcher.run("export", lambda options: None, [f"umask={umask}"]) == 2
     assert f"umask={umask}" in capsys.readouterr().err

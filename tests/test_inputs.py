@@ -15,11 +15,11 @@ from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.tables import read_attributes, read_splits, read_subjects
 from medaug.comparison.jobs import COMPARISON_COLUMNS, SCORE_COLUMNS, Job, compare, gather
 from medaug.csv_files import read_csv, write_csv
+from medaug.dicom.privacy import load_private
 from medaug.errors import UserError
 from medaug.files import file_sha256
-from medaug.imaging.dicom.privacy import load_private
-from medaug.imaging.rules import read_rules
 from medaug.inputs import LARGEST_YAML, opened, read_bytes, read_json, read_yaml
+from medaug.layouts.rules import read_rules
 from medaug.runs import claim, finished
 from medaug.training.callbacks import ValidationCurve
 from medaug.training.scoring import _read as read_scores

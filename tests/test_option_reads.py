@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from option_reads import KEYS, Reader, _trees, reads
 
-from medaug.config import _accepts
 from medaug.stages import STAGES
 from medaug.train import MODEL_NODES
 
@@ -25,7 +24,7 @@ def names(module):
 def test_a_stage_accepts_what_it_reads(stage):
     found = reads(stage).read
     assert len(found) >= 5
-    assert not [path for path in sorted(found) if not _accepts(STAGES[stage], path)]
+    assert not [path for path in sorted(found) if not STAGES[stage].accepts(path)]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -33,7 +32,7 @@ def test_a_stage_reads_what_it_accepts(stage):
     """What a model is made of is read from plain dictionaries, so of these keys only the name is looked for."""
     made_of = {path for path in KEYS if path.split(".")[0] in MODEL_NODES}
     by_name = set().union(*(names(module) for module in _trees() if module not in ("medaug.options", "medaug.stages")))
-    accepted = {path for path in KEYS if _accepts(STAGES[stage], path)} - COMPOSED - BY_SWEEPS - BY_LAUNCHER
+    accepted = {path for path in KEYS if STAGES[stage].accepts(path)} - COMPOSED - BY_SWEEPS - BY_LAUNCHER
     unread = accepted - reads(stage).read
     assert not [path for path in sorted(unread) if path not in made_of or path.split(".")[-1] not in by_name]
 

@@ -117,8 +117,8 @@ def test_the_wheel_is_whole_and_works_from_any_folder(tmp_path):
     assert {"LICENSE", "README.md", "conf/config.yaml", "tests/conftest.py", "Makefile"} <= inside
 
     code = (
-        "import medaug.config as c; o = c.load_options('train', ['experiment=demo']);"
-        "print(c.conf_dir(), c.manifests_dir(), o.data.layout)"
+        "import medaug.config as c, medaug.paths as p; o = c.load_options('train', ['experiment=demo']);"
+        "print(p.conf_dir(), p.manifests_dir(), o.data.layout)"
     )
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

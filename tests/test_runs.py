@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from medaug import runs
+from medaug import processes, runs
 from medaug.errors import UserError
 from medaug.options import Options
 
@@ -261,7 +261,7 @@ def test_a_refusal_lets_go_of_the_folder(folder):
 
 def test_further_ranks_come_to_the_same_answer_and_write_nothing(folder, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert runs.process_rank() == 1
+    assert processes.process_rank() == 1
     assert runs.claim(folder, IDENTITY, overwrite=False)
     assert not folder.exists()
     monkeypatch.setenv("LOCAL_RANK", "0")
@@ -290,7 +290,7 @@ def test_further_ranks_come_to_the_same_answer_and_write_nothing(folder, monkeyp
 def test_processes_are_counted_as_torchrun_or_srun_started_them(folder, monkeypatch, environment, expected):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert (runs.process_rank(), runs.process_count()) == expected
+    assert (processes.process_rank(), processes.process_count()) == expected
 
 
 def test_a_further_process_begins_when_the_first_has_claimed_the_folder(folder, monkeypatch):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from medaug import config, runs, sweep
+from medaug import config, launcher, runs, sweep
 from medaug.errors import UserError
 
 DEMO = ("experiment=demo", "preset=smoke")
@@ -92,12 +92,12 @@ def test_one_of_several_processes_starts_no_sweep(trained, monkeypatch, variable
 
 @pytest.mark.parametrize("word", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "objective=step"])
 def test_a_single_run_refuses_words_of_sweeps(capsys, word):
-    assert config.run("train", lambda options: None, [*DEMO, word]) == 2
+    assert launcher.run("train", lambda options: None, [*DEMO, word]) == 2
     assert f"{word}: read by sweeps alone" in capsys.readouterr().err
 
 
 def test_other_stages_have_no_sweeps(capsys):
-    assert config.run("generate", lambda options: None, ["--multirun", *DEMO, "num=1,2"]) == 2
+    assert launcher.run("generate", lambda options: None, ["--multirun", *DEMO, "num=1,2"]) == 2
     assert "--multirun: unknown flag" in capsys.readouterr().err
 
 

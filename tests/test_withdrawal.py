@@ -16,9 +16,9 @@ from medaug.cohort.schema import LabelSchema
 from medaug.comparison.jobs import SCORE_COLUMNS, write_csv
 from medaug.data.cache import add_owner, write_entry
 from medaug.data.preprocessing import Preprocessing
+from medaug.dicom.privacy import Private, save_private
 from medaug.errors import UserError
 from medaug.files import file_sha256
-from medaug.imaging.dicom.privacy import Private, save_private
 from medaug.runs import claim, finish
 from medaug.synthesis.generation import finished_pairs, synthetic_manifest
 from medaug.training.checkpoint import Base, Card

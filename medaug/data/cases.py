@@ -20,9 +20,9 @@ from medaug.cohort.schema import IGNORE
 from medaug.data.cache import add_owner, content_digests, locked, read_entry, refuse_changed, write_entry
 from medaug.data.preprocessing import Placement, Preprocessing, body_box, filled
 from medaug.errors import UserError
-from medaug.imaging.isolation import Failure, isolated
 from medaug.imaging.reading import read_header, read_images, read_label
 from medaug.imaging.volume import Volume, grid_difference, times
+from medaug.isolation import Failure, isolated
 from medaug.progress import track
 
 log = logging.getLogger(__name__)

@@ -10,12 +10,12 @@ from medaug.cohort.folds import hide_labels, hold_out_fold
 from medaug.cohort.manifest import Manifest
 from medaug.cohort.splits import Strata, assign_splits, subject_of
 from medaug.cohort.tables import read_splits, read_subjects
-from medaug.config import manifests_dir
 from medaug.data.attributes import check_attributes
 from medaug.errors import UserError
-from medaug.imaging.layouts import read_layout
-from medaug.imaging.phantom import write_cohort
+from medaug.layouts import read_layout
 from medaug.options import DataOptions, IngestOptions
+from medaug.paths import manifests_dir
+from medaug.phantoms.head import write_cohort
 
 log = logging.getLogger(__name__)
 

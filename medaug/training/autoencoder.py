@@ -32,8 +32,9 @@ from medaug.networks.autoencoder import Autoencoder, LatentCodec, kl_divergence
 from medaug.networks.codecs import MAKE, Codec, crop
 from medaug.networks.finite import not_finite
 from medaug.options import CodecOptions, TrainerOptions
+from medaug.processes import process_rank
 from medaug.progress import track
-from medaug.runs import process_rank, wait_for_first
+from medaug.runs import wait_for_first
 from medaug.training.archive import check_optimizers, load_weights
 from medaug.training.checkpoint import Card, read_checkpoint
 from medaug.training.model import has_bf16, sound_in_bf16

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from medaug.errors import UserError
 from medaug.options import TrainerOptions
-from medaug.runs import process_count
+from medaug.processes import process_count
 from medaug.training.model import PRECISIONS
 
 STRATEGIES = ("auto", "ddp", "fsdp")

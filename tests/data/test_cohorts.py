@@ -11,8 +11,8 @@ import pytest
 from medaug.cohort.folds import kfold, splits_final
 from medaug.data.cohorts import find_cohort, find_root, name_subjects, require_data, split_cohort
 from medaug.errors import UserError
-from medaug.imaging.layouts import read_layout
 from medaug.imaging.nifti import write_volume
+from medaug.layouts import read_layout
 from medaug.options import DataOptions, IngestOptions
 
 

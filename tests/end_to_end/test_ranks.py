@@ -25,7 +25,7 @@ WORDS = ("experiment=demo", "preset=smoke", f"num={NUM}")
 KILLED = """
 import os, signal, sys
 from medaug.cohort import provenance
-from medaug.config import run
+from medaug.launcher import run
 from medaug.generate import main
 append = provenance.append
 def killed(path, record):

@@ -9,8 +9,8 @@ import pytest
 from scipy import ndimage
 
 from medaug.imaging.body import body_mask, bounding_box
-from medaug.imaging.phantom import make_subject
 from medaug.imaging.reading import read_volume
+from medaug.phantoms.head import make_subject
 
 SHAPE = (48, 56, 40)
 

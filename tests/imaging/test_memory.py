@@ -12,12 +12,12 @@ import numpy as np
 import pydicom
 import pytest
 
+from medaug.dicom.instance import read_headers
 from medaug.errors import UserError
-from medaug.imaging.dicom.instance import read_headers
-from medaug.imaging.isolation import isolated
 from medaug.imaging.nifti import read_nifti
 from medaug.imaging.reading import read_images
 from medaug.imaging.volume import MEMORY
+from medaug.isolation import isolated
 
 
 def write(path: Path, shape: tuple[int, ...], dtype: str, slope: float = 1.0, inter: float = 0.0) -> Path:

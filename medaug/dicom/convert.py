@@ -1,0 +1,362 @@
+"""From a planned DICOM tree to NIfTI files under pseudonyms.
+
+The order, in which a process may be killed at any point: the private file is written before anything that it explains
+is said or shown; the scans go to a temporary folder beside `out`; `Ingested.keep` renames it; the caller writes the
+manifest last. So a manifest never names a file that is not there, and no pseudonym is ever without its key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from medaug.cohort.findings import Finding
+from medaug.cohort.manifest import Case, Manifest
+from medaug.cohort.schema import LabelSchema
+from medaug.dicom.book import files_of, without_paths
+from medaug.dicom.headers import scan_tree
+from medaug.dicom.instance import quiet
+from medaug.dicom.labels import list_structures
+from medaug.dicom.masks import NamedMask, combine
+from medaug.dicom.privacy import (
+    Name,
+    Private,
+    identifying_terms,
+    load_private,
+    name_studies,
+    private_path,
+    save_private,
+    scrub_quoted,
+)
+from medaug.dicom.rtstruct import read_rtstruct
+from medaug.dicom.seg import read_seg
+from medaug.dicom.series import is_image, read_series
+from medaug.dicom.stack import right_angled
+from medaug.dicom.tree import Plan, PlannedCase, plan_cohort
+from medaug.errors import UserError
+from medaug.files import put_folder, same_files, temporary_folder
+from medaug.imaging.nifti import write_volume
+from medaug.imaging.reading import read_label
+from medaug.imaging.volume import RIGHT_ANGLE, Header, Volume, grid_difference, shear
+from medaug.isolation import Failure, isolated
+from medaug.layouts.rules import Rules
+from medaug.locks import alone
+from medaug.options import IngestOptions
+
+_MASKS: dict[str, Callable[[Path, Header], list[NamedMask]]] = {"SEG": read_seg, "RTSTRUCT": read_rtstruct}
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """A converted tree in its temporary folder, to be looked at, and then kept or dropped.
+
+    Attributes:
+        manifest: its root is the temporary folder; every case is for training.
+        findings: what was found wrong on the way; the files that they mean are in the private file.
+        folder: where the scans go if they are kept.
+    """
+
+    manifest: Manifest
+    findings: tuple[Finding, ...]
+    folder: Path
+
+    def keep(self) -> Manifest:
+        """Give the folder its name; returns the manifest with its final root, to be saved at once.
+
+        A folder with the same scans is kept: an ingest that was killed before it wrote the manifest leaves one.
+
+        Raises:
+            UserError: as `put_folder`, or a folder of that name holds other scans.
+        """
+        if not self.folder.exists():
+            put_folder(Path(self.manifest.root), self.folder)
+        elif not same_files(Path(self.manifest.root), self.folder):
+            raise UserError(
+                f"{self.folder}: holds other scans than this ingest converted; remove it or choose another out"
+            )
+        else:
+            shutil.rmtree(self.manifest.root)  # before there is a manifest, after which no ingest would clean up here
+        return replace(self.manifest, root=str(self.folder))
+
+
+@contextlib.contextmanager
+def ingest_dicom(
+    root: str | os.PathLike[str], rules: Rules, schema: LabelSchema | None, options: IngestOptions, out: Path
+) -> Iterator[Ingested]:
+    """Convert a DICOM tree to NIfTI in a folder beside the manifest `out` (`cohort.json`: `cohort/`).
+
+    Inside the `with` block the caller checks `manifest`, and calls `keep` and saves what it returns, or does not: then
+    nothing is left but the private file, which says whom and what the findings mean.
+
+    Args:
+        root: folder of the tree; nothing is written into it.
+        rules: which series is which modality, which file is a label, which segment is which class.
+        schema: of the labels; None where the rules say nothing of them.
+        options: name, exclude, on_gap, on_grid, pseudonyms, private, workers.
+        out: the manifest to be written.
+
+    Raises:
+        UserError: the rules do not fit the tree, the place is taken or lies inside root, another process is writing
+            there, a private file is damaged, or the disk is full.
+    """
+    root, out = Path(os.path.abspath(root)), Path(os.path.abspath(out))
+    folder = out.with_suffix("")
+    private_file = private_path(out, options.private).absolute()
+    for path in (folder, private_file):
+        if path.resolve().is_relative_to(root.resolve()):
+            raise UserError("out: lies inside root, where nothing is ever written; give a path outside of it")
+    for option, value in (("on_gap", options.on_gap), ("on_grid", options.on_grid)):
+        if value not in {"refuse", "resample"}:
+            raise UserError(f"{option}={value}: not one of refuse, resample")
+    with alone(out), alone(private_file):
+        if os.path.lexists(folder) and not _holds_scans_alone(folder):
+            raise UserError(f"{folder}: exists already; the scans go there, so remove it or choose another out")
+        with _converted(root, rules, schema, options, folder, private_file) as ingested:
+            yield ingested
+
+
+def _holds_scans_alone(folder: Path) -> bool:
+    """Whether a folder may be what a killed ingest left, which had not written its manifest (see `Ingested.keep`)."""
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()]
+    return bool(names) and all(re.fullmatch(r"(images|labels)/[^/]+\.nii\.gz", name) for name in names)
+
+
+@contextlib.contextmanager
+def _converted(
+    root: Path, rules: Rules, schema: LabelSchema | None, options: IngestOptions, folder: Path, private_file: Path
+) -> Iterator[Ingested]:
+    """The tree in a temporary folder, and its key in the private file; both are nobody else's to write now."""
+    private = load_private(private_file)
+    tree = scan_tree(root, options.workers)
+    if not tree.series and not tree.unreadable:
+        raise UserError(f"root: no DICOM file among its {tree.ignored} files; check the path")
+    if schema is None:
+        names = list_structures(tree) if rules.modalities else ""
+        if names or rules.label is not None:
+            found = f"the tree holds segments: {names}" if names else f"label is {rules.label}"
+            raise UserError(
+                f"{rules.source}: no labels, but {found}; give labels (value: class), and structures (class: pattern "
+                "of the segments' names)"
+            )
+        schema = LabelSchema(((0, "background"),))
+    # Images come last and win: who draws a segmentation often writes another PatientID, or none.
+    patients = {series.study_uid: series.patient_id for series in sorted(tree.series, key=is_image)}
+    studies = name_studies(patients, private, options.pseudonyms)
+    if unknown := set(options.exclude) - {name.case for name in studies.values()}:
+        raise UserError(f"exclude: {', '.join(sorted(unknown))}: no such case; give names as the findings have them")
+    plan = plan_cohort(tree, rules, schema, studies, root, options.on_gap, options.on_grid)
+    plan = replace(
+        plan,
+        cases=tuple(case for case in plan.cases if case.name.case not in options.exclude),
+        findings=tuple(finding for finding in plan.findings if finding.case not in options.exclude),
+    )
+
+    with temporary_folder(folder) as temporary:
+        manifest, failed = convert(plan, temporary, options.workers, options.name or folder.name)
+        save_private(private_file, _explained(private, plan, studies, patients, {**plan.files, **failed}))
+        yield Ingested(manifest, (*plan.findings, *failed), folder)
+
+
+def convert(
+    plan: Plan, folder: Path, workers: int = 0, name: str = "cohort"
+) -> tuple[Manifest, dict[Finding, tuple[Path, ...]]]:
+    """Write the cases of a plan as NIfTI: `images/<case>_<modality>.nii.gz`, `labels/<case>.nii.gz`.
+
+    Args:
+        plan: of `plan_cohort`.
+        folder: made if absent.
+        workers: processes, as for `isolated`.
+        name: of the cohort.
+
+    Returns:
+        the manifest of the cases that could be read, and what was wrong, each with the files that it means.
+
+    Raises:
+        UserError: two modalities would share a file name, or the disk is full.
+    """
+    suffixes = [re.sub(r"[^A-Za-z0-9.-]+", "-", modality) for modality in plan.modalities]
+    if len({suffix.casefold() for suffix in suffixes}) < len(suffixes):
+        raise UserError(f"modalities {', '.join(plan.modalities)}: two give the same file name; rename one")
+    folder.mkdir(parents=True, exist_ok=True)
+    bare = replace(plan, cases=(), findings=(), files={})  # all that the workers need of it
+    results = isolated(partial(convert_case, bare, suffixes, folder), plan.cases, "DICOM to NIfTI", workers)
+    cases: list[Case] = []
+    wrong: dict[Finding, tuple[Path, ...]] = {}
+    for planned, result in zip(plan.cases, results, strict=True):
+        if isinstance(result, Failure):
+            remedy = "the private file lists its files: mend them, or leave the study out"
+            what = f"cannot be converted ({result.reason})"
+            result = None, [Finding(planned.name.case, "error", "dicom-crash", what, remedy)]
+        case, findings = result
+        cases += [case] if case is not None else []
+        wrong |= {finding: _sources(planned) for finding in findings}
+    return Manifest(name, "", plan.modalities, plan.schema, tuple(cases), str(folder)), wrong
+
+
+def convert_case(
+    plan: Plan, suffixes: Sequence[str], folder: Path, planned: PlannedCase
+) -> tuple[Case | None, list[Finding]]:
+    """Read one case and write its files below `folder`; None where an error keeps it from the cohort."""
+    name = planned.name.case
+    findings: list[Finding] = []
+    with quiet():
+        volumes = _read_images(plan, planned, findings)
+        label = _read_label(plan, planned, volumes[0].header, findings) if len(volumes) == len(suffixes) else None
+        terms = identifying_terms([*(s.instances[0].path for s in planned.series), *(lb.path for lb in planned.labels)])
+    files = _sources(planned)
+    findings = [replace(f, what=scrub_quoted(without_paths(f.what, files), terms)) for f in findings]
+    if any(finding.severity == "error" for finding in findings):
+        return None, findings
+    grid = volumes[0].affine  # of all: they agree within the tolerance, and so do the files then, exactly
+    if shear(grid).max() > RIGHT_ANGLE:
+        grid = right_angled(grid, volumes[0].header.shape)
+    images = [f"images/{name}_{suffix}.nii.gz" for suffix in suffixes]
+    for file, volume in zip(images, volumes, strict=True):
+        write_volume(folder / file, volume.array.astype(volume.storage), grid)
+    if label is None:
+        return Case(name, tuple(images), None, planned.name.subject), findings
+    write_volume(folder / f"labels/{name}.nii.gz", plan.schema.to_values(label), grid)
+    return Case(name, tuple(images), f"labels/{name}.nii.gz", planned.name.subject), findings
+
+
+def _read_images(plan: Plan, planned: PlannedCase, findings: list[Finding]) -> list[Volume]:
+    """The modalities that can be read, all on the grid of the first; what is wrong goes to `findings`."""
+    name, volumes = planned.name.case, list[Volume]()
+    for modality, series in zip(plan.modalities, planned.series, strict=True):
+        try:
+            volume = read_series(series, plan.on_gap)
+        except UserError as error:
+            findings.append(Finding.from_error(name, "dicom-series", error))
+            continue
+        volumes.append(volume)
+        first = volumes[0]
+        titles = f"{modality} ({series.title})", f"{plan.modalities[0]} ({planned.series[0].title})"
+        difference = grid_difference(first.header, volume.header)
+        if difference and plan.on_grid == "refuse":
+            remedy = "on_grid=resample brings it there; or choose series on one grid by the rules"
+            what = f"{titles[0]} {difference} of {titles[1]}"
+            findings.append(Finding(name, "error", "dicom-grid", what, remedy))
+            continue
+        if series.frame_of_reference != planned.series[0].frame_of_reference:
+            what = f"{titles[0]} lies in another frame of reference than {titles[1]}"
+            remedy = "look whether the scans cover each other; if not, register them first"
+            findings.append(Finding(name, "warning", "dicom-frame", what, remedy))
+        if difference:
+            volumes[-1] = resample(volume, first.header)
+    return volumes
+
+
+def _read_label(plan: Plan, planned: PlannedCase, grid: Header, findings: list[Finding]) -> NDArray[np.uint8] | None:
+    """Class indices (X, Y, Z) on the grid, or None; what is wrong goes to `findings`."""
+    name = planned.name.case
+    if not planned.labels:
+        return None
+    source = " and ".join(label.said for label in planned.labels)
+    try:
+        if planned.labels[0].kind == "file":
+            volume = _turned(_read_label_file(planned.labels[0].path), grid)
+            if difference := grid_difference(grid, volume.header):
+                what = f"the label file {difference} of {plan.modalities[0]} ({planned.series[0].title})"
+                remedy = "resample it onto that series"
+                findings.append(Finding(name, "error", "dicom-label-grid", what, remedy))
+                return None
+            return plan.schema.to_indices(volume.array, "the label file")
+        masks = [mask for label in planned.labels for mask in _MASKS[label.kind](label.path, grid)]
+        indices, notes = combine(masks, plan.structures, plan.schema, source)
+    except UserError as error:
+        text = str(error) if str(error).startswith(source) else f"{source}: {error}"
+        findings.append(Finding.from_error(name, "dicom-label", text))
+        return None
+    remedy = "nothing, if that is meant; else mend the rules' structures"
+    findings += [Finding(name, "note", "dicom-label-names", note, remedy) for note in notes]
+    return indices
+
+
+def _read_label_file(path: Path) -> Volume:
+    """A label file; an error names neither it nor what its header says, which may be another file's name."""
+    try:
+        return read_label(path)
+    except UserError as error:
+        what, _, remedy = without_paths(str(error), [path]).removeprefix("a file: ").rpartition("; ")
+        ours = re.split(r' (?:[("]|from )', what)[0]
+        raise UserError(f"{ours}; {remedy}") from None
+
+
+def resample(volume: Volume, grid: Header) -> Volume:
+    """A volume on another grid by cubic B-splines; what it does not cover gets its smallest value.
+
+    Overshoot is clipped and integers are rounded to the type on disk, so the values keep their unit and range.
+    """
+    filter_ = sitk.ResampleImageFilter()
+    origin, step, direction = _geometry(grid.affine)
+    filter_.SetSize(grid.shape)
+    filter_.SetOutputOrigin(origin)
+    filter_.SetOutputSpacing(step)
+    filter_.SetOutputDirection(direction)
+    filter_.SetInterpolator(sitk.sitkBSpline)
+    filter_.SetDefaultPixelValue(float(volume.array.min()))
+    image = sitk.GetImageFromArray(volume.array.astype(np.float64).T)
+    origin, step, direction = _geometry(volume.affine)
+    image.SetOrigin(origin)
+    image.SetSpacing(step)
+    image.SetDirection(direction)
+    values = sitk.GetArrayFromImage(filter_.Execute(image)).T.clip(volume.array.min(), volume.array.max())
+    if volume.array.dtype.kind in "iu":
+        values = np.rint(values)
+    return Volume(values.astype(volume.array.dtype), grid.affine, volume.dtype)
+
+
+def _geometry(affine: NDArray[np.float64]) -> tuple[list[float], list[float], list[float]]:
+    """Origin, spacing and direction as ITK has them, LPS, of an affine (4, 4) in RAS."""
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    step = np.linalg.norm(lps[:3, :3], axis=0)
+    return lps[:3, 3].tolist(), step.tolist(), (lps[:3, :3] / step).ravel().tolist()
+
+
+def _turned(volume: Volume, grid: Header) -> Volume:
+    """A volume with its axes swapped and flipped to run as those of the grid: other tools write other orders."""
+    orientation = nib.orientations.ornt_transform(
+        nib.orientations.io_orientation(volume.affine), nib.orientations.io_orientation(grid.affine)
+    )
+    affine = volume.affine @ nib.orientations.inv_ornt_aff(orientation, volume.array.shape)
+    return Volume(nib.orientations.apply_orientation(volume.array, orientation), affine, volume.dtype)
+
+
+def _sources(planned: PlannedCase) -> tuple[Path, ...]:
+    return (*files_of(planned.series), *(label.path for label in planned.labels))
+
+
+def _explained(
+    private: Private,
+    plan: Plan,
+    studies: Mapping[str, Name],
+    patients: Mapping[str, str],
+    problems: Mapping[Finding, tuple[Path, ...]],
+) -> Private:
+    """The private file with this tree in it; the subjects and cases that it knew from others stay."""
+    return Private(
+        salt=private.salt,
+        subjects=private.subjects | {name.subject: patients[study] or study for study, name in studies.items()},
+        cases=private.cases
+        | {
+            case.name.case: {
+                "subject": case.name.subject,
+                "study": case.study,
+                "series": {m: series.uid for m, series in zip(plan.modalities, case.series, strict=True)},
+                "files": [str(path) for path in _sources(case)],
+            }
+            for case in plan.cases
+        },
+        problems=[{**f.to_mapping(), "files": [str(path) for path in files]} for f, files in problems.items()],
+    )

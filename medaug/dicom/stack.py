@@ -1,0 +1,117 @@
+"""The slices of a series, and the regular grid that fits their positions best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medaug.dicom.headers import Series
+from medaug.dicom.instance import Instance, Plane
+
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One slice of a series: a file, or a frame of one."""
+
+    instance: Instance
+    frame: int
+    plane: Plane
+
+    @property
+    def values(self) -> dict[str, str]:
+        """What the header says of this slice, by keyword."""
+        return {**self.instance.attributes, **dict(self.plane.acquisition)}
+
+    @property
+    def position(self) -> NDArray[np.float64]:
+        """ImagePositionPatient (3,), LPS mm."""
+        return np.array(self.plane.position)
+
+    @property
+    def directions(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Unit vectors (3,) along which the column index grows, and the row index."""
+        row, column = np.array(self.plane.orientation).reshape(2, 3)
+        return row / np.linalg.norm(row), column / np.linalg.norm(column)
+
+    @property
+    def normal(self) -> NDArray[np.float64]:
+        """Unit vector (3,) along which slices are counted."""
+        normal = np.cross(*self.directions)
+        return normal / np.linalg.norm(normal)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Slices in ascending order along their normal, and the regular grid on which they lie.
+
+    Attributes:
+        places: index of each slice on the grid; a number that is left out is a missing slice.
+        affine: (4, 4) of the grid, (column, row, place) to RAS mm.
+    """
+
+    slices: tuple[Slice, ...]
+    places: NDArray[np.int64]
+    affine: NDArray[np.float64]
+
+
+def slices_of(series: Series) -> list[Slice]:
+    """All slices of a series, in the order of its files and frames."""
+    return [Slice(one, frame, plane) for one in series.instances for frame, plane in enumerate(one.planes)]
+
+
+def by_position(slices: Sequence[Slice]) -> list[list[Slice]]:
+    """Slices in ascending order along the normal, those at one position together."""
+    normal = slices[0].normal
+    ordered = sorted(slices, key=lambda one: (one.position @ normal, one.instance.sop_instance_uid, one.frame))
+    distances = np.array([one.position @ normal for one in ordered])
+    # A hundredth of the spacing, between what rounding of coordinates does and what no scanner resolves.
+    same = np.clip(0.01 * np.diff(distances).max(), 1e-4, 0.01)
+    groups = [[ordered[0]]]
+    for one, gap in zip(ordered[1:], np.diff(distances), strict=True):
+        if gap > same:
+            groups.append([])
+        groups[-1].append(one)
+    return groups
+
+
+def stack_of(slices: Sequence[Slice]) -> Stack:
+    """Put slices, all at different positions, onto the regular grid that fits them best."""
+    ordered = [group[0] for group in by_position(slices)]
+    normal = ordered[0].normal
+    gaps = np.diff([one.position @ normal for one in ordered])
+    # The usual gap, from all that are no multiples of it: one rounded number among them does no harm.
+    usual = gaps[gaps < 1.5 * gaps.min()].mean()
+    places = np.concatenate([[0], np.cumsum(np.maximum(1, np.rint(gaps / usual)))]).astype(np.int64)
+    row, column = ordered[0].directions
+    between_rows, between_columns = ordered[0].plane.pixel_spacing or (np.nan, np.nan)
+    affine = np.eye(4)
+    affine[:3, 0] = row * between_columns
+    affine[:3, 1] = column * between_rows
+    # The straight line nearest to all positions: they are often rounded, the first and the last one too.
+    positions, centred = np.array([one.position for one in ordered]), places - places.mean()
+    affine[:3, 2] = centred @ positions / (centred @ centred)
+    affine[:3, 3] = positions.mean(axis=0) - places.mean() * affine[:3, 2]
+    return Stack(tuple(ordered), places, LPS @ affine)
+
+
+def right_angled(affine: NDArray[np.float64], shape: Sequence[int]) -> NDArray[np.float64]:
+    """The nearest affine (4, 4) with axes at right angles, about the centre of the grid.
+
+    Direction cosines are often written with three or four decimals; readers of NIfTI refuse what is left of that.
+
+    Args:
+        affine: (4, 4), its axes at right angles up to rounding.
+        shape: (X, Y, Z) of the grid, whose centre stays where it is.
+    """
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(affine[:3, :3] / lengths)
+    centre = (np.array(shape) - 1) / 2
+    straight = np.eye(4)
+    straight[:3, :3] = left @ right * lengths
+    straight[:3, 3] = affine[:3, 3] + (affine[:3, :3] - straight[:3, :3]) @ centre
+    return straight

@@ -1,0 +1,155 @@
+"""Runs a stage: flags, help, logging, and what its errors become on standard error."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from medaug.config import GLOBAL_GROUPS, choices, load_options, nested
+from medaug.errors import UserError, printable
+from medaug.files import refusal
+from medaug.keys import keys, shown, type_name
+from medaug.options import Options
+from medaug.processes import process_count, process_rank, set_umask
+from medaug.stages import STAGES
+
+logger = logging.getLogger(__name__)
+
+_OURS = ("medaug", "__main__")  # a stage run by `python -m` is called __main__
+
+
+def help_text(stage_name: str) -> str:
+    """What a stage is for, needs and writes, and every key that it takes."""
+    stage = STAGES[stage_name]
+    lines = [
+        f"medaug {stage.name}: {stage.purpose}",
+        "",
+        f"  needs   {stage.needs}",
+        f"  result  {stage.result}",
+        f"  usage   python -m medaug.{stage.name} {stage.example} [key=value ...]",
+        "          --cfg prints the configuration that the same words give, --help this page",
+    ]
+    if stage_name == "train":
+        lines.append("          --multirun with key=a,b trains every combination, each in a folder below RUNS/sweep")
+    former = ""
+    for node in (stage.name, *stage.reads):
+        names = choices(node)
+        rows = [key for path, key in keys().items() if node in {path, path.split(".")[0]}]
+        if names and node not in GLOBAL_GROUPS:
+            lines += ["", f"{node}={'|'.join(names)}"]
+        elif rows and "." in rows[0].path and node.split(".")[0] != former:
+            lines.append("")
+        former = node.split(".")[0]
+        for key in rows:
+            word = key.path.removeprefix(f"{stage.name}.")
+            if node in GLOBAL_GROUPS:
+                described = f"{'|'.join(names)}: {key.help}"
+            else:
+                described = f"{key.help} ({type_name(key.hint)}; {shown(key.default)})"
+            lines += [""] if word == "experiment" else []
+            lines.append(f"  {word:<28} {described}")
+    return "\n".join(lines) + "\n"
+
+
+class _Printable(logging.Formatter):
+    """Messages in which nothing from a file can command the terminal; ours take one line each."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The message in its place in the line."""
+        ours = record.name.split(".")[0] in _OURS
+        record.message = printable(record.message, "" if ours else "\n\t")
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        """A traceback, which takes many lines."""
+        return printable(super().formatException(ei), "\n\t")
+
+
+def set_up_logging() -> None:
+    """Messages of medaug from INFO, of everybody else from WARNING, on standard error."""
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
+        handler.setFormatter(_Printable("%(message)s"))
+    else:
+        handler = logging.StreamHandler()  # rich would break paths at its column 80
+        handler.setFormatter(_Printable("%(asctime)s %(message)s", "%H:%M:%S"))
+    level = logging.INFO if process_rank() == 0 else logging.WARNING
+    # A filter, because libraries set the level of their own loggers when they are imported.
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.split(".")[0] in _OURS)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    for name in _OURS:
+        logging.getLogger(name).setLevel(level)
+    logging.captureWarnings(True)
+    # Of libraries about their own future, which a user can do nothing about.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.formatwarning = lambda message, category, *_, **__: f"{category.__name__}: {message}"
+
+
+def run(stage_name: str, body: Callable[[Options], None], arguments: Sequence[str]) -> int:
+    """Run a stage and return the exit status: 0, 2 for a user's mistake, 130 when interrupted."""
+    try:
+        if {"--help", "-h"} & set(arguments):
+            sys.stdout.write(help_text(stage_name))
+            return 0
+        if stage_name == "train" and {"--multirun", "-m"} & set(arguments):
+            from medaug.sweep import run_sweep
+
+            set_up_logging()
+            run_sweep([word for word in arguments if word not in {"--multirun", "-m"}])
+            return 0
+        words = [word for word in arguments if word != "--cfg"]
+        for word in words:
+            if re.match(r"[+~]*hydra[./]|objective=", word):
+                raise UserError(f"{word}: read by sweeps alone; they are made by `train --multirun`")
+        flags = [word for word in words if word.startswith("-")]
+        if flags:
+            raise UserError(f"{flags[0]}: unknown flag; options are written key=value, and --help lists them")
+        options = load_options(stage_name, words)
+        if "--cfg" in arguments:
+            stage = STAGES[stage_name]
+            nodes = nested(options, [path for path in keys() if stage.accepts(path)])
+            sys.stdout.write(OmegaConf.to_yaml(OmegaConf.create(nodes)))
+            return 0
+        if (count := process_count()) > 1 and not STAGES[stage_name].shared:
+            raise UserError(f"torchrun or srun started {count} processes, and this stage is the work of one; start one")
+        set_up_logging()
+        if options.preset == "smoke":
+            logger.warning("preset=smoke: shows that the parts fit together; what comes out means nothing")
+        set_umask(options.umask)
+        body(options)
+    except UserError as error:
+        return _refuse(stage_name, error)
+    except OSError as error:  # what a library met at the disk on its own ways
+        refused = refusal(error)
+        if refused is None:
+            raise
+        return _refuse(stage_name, refused)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"medaug {stage_name}: stopped\n")
+        return 130
+    return 0
+
+
+def _refuse(stage_name: str, error: UserError) -> int:
+    sys.stderr.write(f"medaug {stage_name}: error: {printable(str(error))}\n")
+    return 2
+
+
+def launch(stage_name: str, body: Callable[[Options], None]) -> None:
+    """Run a stage on the words of the command line and leave the process with its exit status.
+
+    Args:
+        stage_name: a key of `medaug.stages.STAGES`.
+        body: the stage itself; it imports what is heavy when it is called, so that `--help` stays quick.
+    """
+    sys.exit(run(stage_name, body, sys.argv[1:]))

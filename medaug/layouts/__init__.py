@@ -1,0 +1,136 @@
+"""Folder layouts that people really have, read into a Manifest with every case in the split "train".
+
+Files are paired by name, never by their position in two sorted lists, and a layout proposes the labels of its
+publisher: values are not guessed from what occurs in the files. What is wrong with a folder is collected in one
+pass. Hidden files are passed over, and whatever looks like an image and is not used is named in a note.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from medaug.errors import UserError
+from medaug.inputs import opened, read_json
+from medaug.layouts.brats import BRATS, read_brats
+from medaug.layouts.common import Layout, image_files, unused_files
+from medaug.layouts.msd import read_msd
+from medaug.layouts.nnunet import is_nnunet, read_nnunet
+from medaug.layouts.pairs import read_pairs
+from medaug.layouts.rules import NO_RULES, Rules
+
+__all__ = ["LAYOUTS", "PHANTOM_MARK", "Layout", "detect_layout", "read_layout"]
+
+logger = logging.getLogger(__name__)
+
+_UNUSED = {  # why a layout has no place for a file
+    "msd": "dataset.json does not list it for training",
+    "nnunet": "it is no image or label for training of dataset.json",
+    "pairs": "no glob finds it",
+}
+
+PHANTOM_MARK = "PHANTOM.txt"  # written by medaug.phantoms.head beside its cases
+
+LAYOUTS: Mapping[str, Callable[[Path, Rules], Layout]] = {
+    "msd": read_msd,
+    **{name: partial(read_brats, layout=name) for name in BRATS},
+    "nnunet": read_nnunet,
+    "pairs": read_pairs,
+}
+
+
+def detect_layout(root: str | os.PathLike[str], rules: Rules = NO_RULES) -> str:
+    """Return the layout that a folder follows: a key of LAYOUTS, or "dicom" (see `medaug.dicom`).
+
+    Rules that name modalities decide: by glob they mean "pairs", by tag "dicom".
+
+    Raises:
+        UserError: no such folder, none of the layouts, more than one, or one of two that names cannot tell apart.
+    """
+    root = _folder(root)
+    if rules.modalities:
+        return "pairs" if all(isinstance(rule, str) for rule in rules.modalities.values()) else "dicom"
+    if (root / "dataset.json").is_file():  # it decides; the names of the files that it lists are free
+        data = read_json(root / "dataset.json")
+        if is_nnunet(data):
+            return "nnunet"
+        if {"modality", "training"} <= data.keys():
+            return "msd"
+    files = image_files(root)
+    found = [layout for layout, naming in BRATS.items() if any(map(naming.split, files))]
+    if found == ["brats2023", "brats2024"]:
+        raise UserError(
+            f"{root}: BraTS 2023 and 2024 name their files alike, and 2024 (after surgery) has a fourth label, 4"
+            " resection cavity; name layout=brats2023 or layout=brats2024 (medaug.train: data.layout=...)"
+        )
+    if len(found) > 1:
+        raise UserError(f"{root}: files in the layouts {' and '.join(found)}; separate them or name one of them")
+    if found:
+        return found[0]
+    if _holds_dicom(root):
+        return "dicom"
+    known = ", ".join([*LAYOUTS, "dicom"])
+    unread = [finding.what for finding in unused_files(root, (), "its name is none of a layout")]
+    there = f" ({len(unread)} files look like images; {unread[0]})" if unread else ""
+    raise UserError(f"{root}: none of the layouts {known}{there}; check root, or name the layout (see docs/data.md)")
+
+
+def read_layout(root: str | os.PathLike[str], layout: str = "auto", rules: Rules = NO_RULES) -> Layout:
+    """Read a folder; cases sorted by name, all in the split "train".
+
+    Args:
+        root: folder of the data, never written to.
+        layout: a key of LAYOUTS, or "auto" to detect it.
+        rules: what the user says; `labels` there replace the layout's own in every layout.
+
+    Returns:
+        The layout, its manifest with `phantom` set where the folder holds the mark of a phantom cohort.
+
+    Raises:
+        UserError: as `detect_layout` and the reader of the layout, or an unknown layout, or rules that it has no
+            use for. Faults of single cases are in the result's `problems` instead.
+    """
+    root = _folder(root)
+    if layout == "auto":
+        layout = detect_layout(root, rules)
+        logger.info("%s: layout %s detected", root, layout)
+    if layout == "dicom":
+        # The root stays unnamed: a folder of DICOM may be called by a patient's name.
+        raise UserError("root: holds DICOM, to be converted first; run python -m medaug.ingest root=DIR out=FILE.json")
+    if layout not in LAYOUTS:
+        raise UserError(f"layout={layout}: no such layout; choose auto, {', '.join(LAYOUTS)} or dicom")
+    for key in ("structures",) if layout == "pairs" else ("structures", "modalities", "label", "case"):
+        if getattr(rules, key):
+            raise UserError(f"{rules.source}: layout {layout} has no use for {key}; remove it, or name another layout")
+    result = LAYOUTS[layout](root, rules)
+    # Phantoms must never be taken for patients, whatever layout they come in.
+    manifest = replace(result.manifest, phantom=(root / PHANTOM_MARK).is_file())
+    claimed = {os.path.normpath(os.path.join(manifest.root, file)) for file in result.claimed}
+    unused = unused_files(root, claimed, _UNUSED.get(layout, "its name is none of this layout"))
+    if not any(finding.severity == "error" for finding in result.problems):
+        manifest.validate(str(root))
+    return replace(result, manifest=manifest, problems=(*result.problems, *unused))
+
+
+def _folder(root: str | os.PathLike[str]) -> Path:
+    path = Path(os.path.abspath(os.path.expanduser(root)))
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; check root")
+    return path
+
+
+def _holds_dicom(root: Path) -> bool:
+    """Whether any file below `root` ends in .dcm or has the mark of DICOM after its preamble of 128 bytes."""
+    for folder, _, files in os.walk(root):
+        for name in sorted(files):
+            if name.lower().endswith(".dcm"):
+                return True
+            with contextlib.suppress(UserError), opened(Path(folder, name)) as file:
+                if file.read(132)[128:] == b"DICM":
+                    return True
+    return False

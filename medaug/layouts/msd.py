@@ -1,0 +1,69 @@
+"""Medical Segmentation Decathlon: a dataset.json that lists its files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from medaug.cohort.findings import Finding
+from medaug.cohort.manifest import Manifest
+from medaug.imaging.reading import suffix_of
+from medaug.inputs import read_json
+from medaug.layouts.common import Layout, schema_for, stem
+from medaug.layouts.rules import SCHEMA_KEYS, Rules
+
+
+def read_msd(root: Path, rules: Rules) -> Layout:
+    """Read a task: dataset.json and the 3-D or 4-D files that it lists.
+
+    Modalities and labels come from dataset.json; its "test" images, without public labels, are left out.
+    Splits that it may name are left to the options, as in every layout.
+    Each case is its own subject: nothing in the layout says more, see `medaug.cohort.splits.subject_of`.
+    nnU-Net version 1 lists CASE.nii.gz in the same words, but stores CASE_0000.nii.gz and so on, a file for each
+    modality: these are read in its place.
+
+    Raises:
+        UserError: dataset.json is missing or wrong.
+    """
+    path = root / "dataset.json"
+    data = read_json(path)
+    declared = {key: data.pop(key) for key in SCHEMA_KEYS if key in data}
+    schema = schema_for(rules, declared, str(path))
+    entries = data.get("training")
+    problems = []
+    if isinstance(entries, list):
+        entries = [_named(entry) for entry in entries if not _is_apple_double(entry)]
+        data["training"] = [_by_channel(entry, root, len(data.get("modality") or ())) for entry in entries]
+        if data["training"] != entries:
+            what = f"{path}: lists images that are stored by channel, CASE_0000 and so on, as nnU-Net version 1 does"
+            problems.append(
+                Finding(root.name, "note", "nnunet-v1", what, "nothing: the channels are read as modalities")
+            )
+    manifest = Manifest.from_mapping(data | schema.to_mapping(), root, str(path))
+    cases = sorted((replace(case, split="train") for case in manifest.cases), key=lambda case: case.name)
+    claimed = {file for case in cases for file in (*case.images, case.label) if file}
+    return Layout("msd", replace(manifest, cases=tuple(cases)), False, tuple(problems), frozenset(claimed))
+
+
+def _image(entry: Any) -> str:
+    image = entry.get("image") if isinstance(entry, dict) else None
+    return image if isinstance(image, str) else ""
+
+
+def _by_channel(entry: Any, root: Path, channels: int) -> Any:
+    """An entry whose image is not there, but its first channel is, with an image per channel."""
+    image = _image(entry)
+    suffix = suffix_of(image)
+    files = [f"{image.removesuffix(suffix)}_{channel:04d}{suffix}" for channel in range(channels)]
+    if not image or not files or (root / image).exists() or not (root / files[0]).exists():
+        return entry
+    return {**entry, "image": files[0] if channels == 1 else files}
+
+
+def _is_apple_double(entry: Any) -> bool:
+    return PurePosixPath(_image(entry)).name.startswith("._")
+
+
+def _named(entry: Any) -> Any:
+    return {"name": stem(_image(entry)), **entry} if _image(entry) else entry
