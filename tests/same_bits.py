@@ -1,0 +1,96 @@
+"""Compare what two versions of medaug make with the same seeds: weights, samples, scores.
+
+python tests/same_bits.py --write FILE.json       run all stages at preset=smoke with the medaug on the path, note digests
+python tests/same_bits.py --against FILE.json     the same, then name everything that differs, and end with status 1
+
+Digests are of arrays and of tables, not of files: a checkpoint's card and a report's words may change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+
+STAGES = {
+    "train": ("preset=smoke", "trainer.score_every=4", "trainer.score_num=2", "trainer.selector_steps=2"),
+    "generate": ("preset=smoke", "num=4"),
+    "predict": ("preset=smoke", "inpaint=[oedema]"),
+    "audit": ("preset=smoke", "judge_steps=2", "guidance_scales=[0,1]"),
+    "benchmark": ("preset=smoke", "seeds=[0]", "steps=2"),
+}
+
+
+def digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes() + str(array.dtype).encode()).hexdigest()[:16]
+
+
+def made(run: Path) -> dict[str, str]:
+    """Digests of everything below a run folder that the seeds decide, by name."""
+    digests = {}
+    for path in sorted(run.rglob("*.nii.gz")):
+        if "cache" not in path.parts:
+            digests[str(path.relative_to(run))] = digest(np.asarray(nib.load(path).dataobj))
+    for path in [run / "train/last.ckpt", run / "train/best.ckpt"]:
+        for name, value in torch.load(path, map_location="cpu", weights_only=True)["state_dict"].items():
+            digests[f"{path.name} {name}"] = digest(value.float().numpy())
+    for path in sorted(run.rglob("*.csv")):
+        rows = list(csv.DictReader(path.open(encoding="utf-8")))
+        for column in rows[0] if rows else ():
+            values = [row[column] for row in rows]
+            if "second" not in column and all(map(_is_number, values)):
+                digests[f"{path.relative_to(run)} {column}"] = digest(np.array(values, dtype=np.float64))
+    return digests
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text or "nan")
+    except ValueError:
+        return False
+    return True
+
+
+def run_stages(folder: Path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for stage, words in STAGES.items():
+        command = [sys.executable, "-m", f"medaug.{stage}", "experiment=demo", f"runs={folder}", *words]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if result.returncode:
+            sys.exit(f"{' '.join(command)}\n{result.stderr}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", type=Path)
+    parser.add_argument("--against", type=Path)
+    chosen = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        run_stages(Path(folder))
+        now = made(Path(folder) / "demo")
+    if chosen.write:
+        chosen.write.write_text(json.dumps(now, indent=1) + "\n")
+        print(f"{len(now)} digests")
+    if chosen.against:
+        before = json.loads(chosen.against.read_text())
+        differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+        for name in differing:
+            state = "absent now" if name not in now else "new" if name not in before else "differs"
+            print(f"{name}: {state}")
+        print(f"{len(before)} digests before, {len(differing)} differ")
+        sys.exit(bool(differing))
+
+
+if __name__ == "__main__":
+    main()
