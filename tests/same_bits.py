@@ -1,7 +1,7 @@
 """Compare what two versions of medaug make with the same seeds: weights, samples, scores.
 
-python tests/same_bits.py --write FILE.json       run all stages at preset=smoke with the medaug on the path, note digests
-python tests/same_bits.py --against FILE.json     the same, then name everything that differs, and end with status 1
+python tests/same_bits.py --write FILE.json      run all stages at preset=smoke and write the digests
+python tests/same_bits.py --against FILE.json    the same, name everything that differs, and end with status 1
 
 Digests are of arrays and of tables, not of files: a checkpoint's card and a report's words may change.
 """
