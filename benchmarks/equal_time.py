@@ -41,7 +41,7 @@ from quality import (
 from medaug.config import load_options
 from medaug.files import atomic_write
 from medaug.options import Options
-from medaug.reporting.figures import comparison_picture
+from medaug.pictures.figures import comparison_picture, save_figure
 from medaug.runs import claim, finish
 from medaug.training.checkpoint import load_model
 
@@ -128,7 +128,7 @@ def draw_slices(volumes: Mapping[str, Sequence[Volume]], cohort: Cohort, path: P
         (case.case.name, np.array(case.label), *(v[0] for v in made), np.array(case.image[0])) for case, *made in drawn
     ]
     classes = cohort.manifest.schema.foreground
-    comparison_picture(rows, path, classes=classes, window=(-1.0, 1.0), panels=("mask", *volumes, "real"))
+    save_figure(comparison_picture(rows, "", classes, window=(-1.0, 1.0), panels=("mask", *volumes, "real")), path)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from quality import (
 
 from medaug.diffusion.samplers import SAMPLERS
 from medaug.files import atomic_write, file_sha256
-from medaug.reporting.figures import NEUTRAL, PALETTE
+from medaug.pictures.figures import NEUTRAL, PALETTE
 from medaug.training.checkpoint import load_model
 
 MARGINS = {"faithfulness": 0.01, "spectral_distance": 0.1}

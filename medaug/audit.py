@@ -64,7 +64,7 @@ def main(options: Options) -> None:
     from medaug.evaluation.statistics import Interval, bootstrap_mean
     from medaug.evaluation.texture import mean_absolute_gradient
     from medaug.files import atomic_write
-    from medaug.reporting.figures import guidance_picture
+    from medaug.pictures.figures import guidance_picture, save_figure
     from medaug.segmentation.segmenter import Diet, load_segmenter, save_segmenter, segment, train_segmenter
     from medaug.synthesis.generation import sample_images
     from medaug.training.checkpoint import load_model
@@ -148,7 +148,8 @@ def main(options: Options) -> None:
     title = "Same seed and mask, growing guidance" + (" (phantoms, not patients)" if cohort.phantom else "")
     classes = cohort.schema.foreground
     path = folder / "guidance.png"
-    guidance_picture(picture_rows, settings.guidance_scales, path, title, classes, window=(-1.0, 1.0))
+    figure = guidance_picture(picture_rows, settings.guidance_scales, title, classes, window=(-1.0, 1.0))
+    save_figure(figure, path)
 
     def sharpness(cases: Sequence[Any]) -> float:
         return float(np.mean([mean_absolute_gradient(volume) for case in cases for volume in case.image]))

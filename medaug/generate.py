@@ -57,8 +57,8 @@ def main(options: Options) -> None:
     from medaug.comparison.guard import refuse_changed_scans, refuse_seen
     from medaug.data.cases import load_cases
     from medaug.data.contents import case_contents
-    from medaug.reporting.figures import contact_sheet
-    from medaug.reporting.strip import busiest_slice, denoising_strip, evenly
+    from medaug.pictures.figures import contact_sheet, save_figure
+    from medaug.pictures.strip import busiest_slice, denoising_strip, evenly
     from medaug.synthesis.generation import generate_pairs, pairs_digest, sample_images, synthetic_manifest
 
     labelled = [case for case in manifest.split("train") if case.label is not None]
@@ -111,7 +111,8 @@ def main(options: Options) -> None:
         m = i % len(card.modalities)
         rows.append((f"pair {i}, {card.modalities[m]}", case.image[m], np.array(case.label)))
     title = f"{options.experiment}: synthetic pairs" + (" (phantoms, not patients)" if card.phantom else "")
-    contact_sheet(rows, folder / "contact_sheet.png", title, card.schema.foreground, window=(-1.0, 1.0))
+    sheet = contact_sheet(rows, title, card.schema.foreground, window=(-1.0, 1.0))
+    save_figure(sheet, folder / "contact_sheet.png")
     made = provenance.read_all(folder).values()
     said = pairs_digest(Manifest.load(folder / "manifest.json"), [record for record in made if record["index"] < num])
     finish(folder, {"pairs": len(synthetic.cases), "checkpoint": digest, "digest": said})

@@ -55,6 +55,7 @@ def main(options: Options) -> None:
 
     from medaug.cohort import provenance
     from medaug.imaging.nifti import write_volume
+    from medaug.pictures.figures import save_figure
     from medaug.prediction.drawing import Draughtsman, file_part
     from medaug.prediction.picture import predictions_picture
     from medaug.prediction.scans import read_scan
@@ -92,7 +93,7 @@ def main(options: Options) -> None:
     scored = _write_scores(records, folder, settings.seed)
     shown = [(scan_of(i), folder, records[i]["files"]) for i in range(min(PICTURED, len(records)))]
     title = f"{options.experiment}, {name}" + (": phantoms, not patients" if card.phantom else "")
-    predictions_picture(shown, card, model.task, request, folder / "contact_sheet.png", title)
+    save_figure(predictions_picture(shown, card, model.task, request, title), folder / "contact_sheet.png")
     finish(folder, {"scans": len(records), "checkpoint": digest})
     log.info("%d scans are in %s%s", len(records), folder, "" if scored else "; there is no truth to compare them with")
 

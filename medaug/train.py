@@ -55,7 +55,8 @@ def main(options: Options) -> None:
     from medaug.data.contents import case_contents, refuse_copies, refuse_shared
     from medaug.data.preprocessing import common_scale, fit_preprocessing
     from medaug.networks.codecs import codec_stride
-    from medaug.reporting.samples import samples_picture
+    from medaug.pictures.figures import save_figure
+    from medaug.pictures.samples import samples_picture
     from medaug.training.checkpoint import Card
     from medaug.training.fit import fit
     from medaug.training.initial import read_base
@@ -144,7 +145,7 @@ def main(options: Options) -> None:
         prefix = "codec_" if made == "reconstruction" else ""
         path = folder / "pictures" / f"{prefix}step_{step:06d}.png"
         title = f"step {step}" + (", phantoms" if manifest.phantom else "")
-        samples_picture(batch, sample, task, manifest, path, title, made)
+        save_figure(samples_picture(batch, sample, task, manifest, title, made), path)
         return path
 
     try:

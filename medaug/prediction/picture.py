@@ -6,19 +6,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medaug.cohort.schema import IGNORE
 from medaug.imaging.reading import read_volume
+from medaug.pictures.figures import comparison_picture
 from medaug.prediction.drawing import file_part
 from medaug.prediction.request import Request
 from medaug.prediction.scans import Scan, read_truth, read_truth_label
-from medaug.reporting.figures import comparison_picture
 from medaug.training.checkpoint import Card
 from medaug.training.tasks import Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_ROWS = 8
 
@@ -28,16 +31,14 @@ def predictions_picture(
     card: Card,
     task: Task,
     request: Request,
-    path: Path,
     title: str,
-) -> None:
+) -> Figure:
     """One slice per row, all in model space.
 
     Args:
         shown: scan, folder of its results, and their files by what they are.
         card, task: of the model.
         request: what was asked of it.
-        path: PNG to write.
         title: heading.
     """
     rows: list[tuple[Any, ...]] = []
@@ -46,7 +47,7 @@ def predictions_picture(
         of_scan = _rows(scan, {kind: folder / file for kind, file in files.items()}, card, task, request)
         panels = of_scan[0][1]
         rows += [row for row, _ in of_scan]
-    comparison_picture(rows[:MOST_ROWS], path, title, card.schema.foreground, window=(-1.0, 1.0), panels=panels)
+    return comparison_picture(rows[:MOST_ROWS], title, card.schema.foreground, window=(-1.0, 1.0), panels=panels)
 
 
 def _rows(

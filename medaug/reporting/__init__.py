@@ -1,1 +1,1 @@
-"""Pictures and the report, made from files and arrays only."""
+"""The benchmark's report and what the console prints, made from result types only."""

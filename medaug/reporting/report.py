@@ -8,8 +8,7 @@ import json
 import logging
 import math
 import re
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.evaluation.statistics import FEWEST_SUBJECTS, Interval, bootstrap_table
 from medaug.files import atomic_write
 from medaug.inputs import parsing, read_bytes, read_json, read_yaml
-from medaug.reporting import figures
+from medaug.pictures import figures
 
 log = logging.getLogger(__name__)
 
@@ -250,12 +249,12 @@ def _dice_picture(rows: Sequence[Mapping[str, Any]], scores: Scores) -> str:
         for row in rows
         if row["class"] == MEAN_FOREGROUND
     }
-    return _drawn(lambda path: figures.dice_plot(arms, path))
+    return _png_uri(figures.png(figures.dice_plot(arms)))
 
 
 def _guidance_picture(faithfulness: Mapping[str, Any] | None) -> str | None:
     points = dict(faithfulness["guidance"]) if faithfulness else {}
-    return _drawn(lambda path: figures.guidance_plot(points, path)) if len(points) > 1 else None
+    return _png_uri(figures.png(figures.guidance_plot(points))) if len(points) > 1 else None
 
 
 def _of_the_same(audit: Path, benchmark: Path) -> bool:
@@ -278,18 +277,11 @@ def _pictures(run: Path, audited: bool) -> list[tuple[str, str]]:
         *((f"Audit: {_words(path)}", path) for path in audit),
         *((f"During training: {_words(training[place])}", training[place]) for place in places),
     ]
-    return [(caption, _data_uri(path)) for caption, path in found]
+    return [(caption, _png_uri(read_bytes(path))) for caption, path in found]
 
 
-def _drawn(draw: Callable[[Path], None]) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "picture.png"
-        draw(path)
-        return _data_uri(path)
-
-
-def _data_uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(read_bytes(path)).decode("ascii")
+def _png_uri(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
 
 
 def _words(path: Path) -> str:

@@ -17,7 +17,7 @@ from rich.console import Console
 from medaug.errors import UserError
 from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.evaluation.statistics import Interval, paired_comparison
-from medaug.reporting.figures import guidance_plot
+from medaug.pictures.figures import guidance_plot, save_figure
 from medaug.reporting.report import arm_table, format_interval, print_table, print_verdicts, write_report
 
 ARMS = ["real", "real+classical", "real+classical+synthetic"]
@@ -217,7 +217,9 @@ def test_the_file_is_self_contained(tmp_path):
         *(f"train/pictures/step-{s}.png" for s in range(0, 1100, 100)),
     ]
     for name in names:
-        guidance_plot({0: Interval(0.5, 0.4, 0.6, 9, 9), 1: Interval(0.6, 0.5, 0.7, 9, 9)}, tmp_path / name)
+        save_figure(
+            guidance_plot({0: Interval(0.5, 0.4, 0.6, 9, 9), 1: Interval(0.6, 0.5, 0.7, 9, 9)}), tmp_path / name
+        )
     html = _render(folder)
     page = Page(html)
     assert len(page.sources) == 1 + 2 + 4
@@ -261,7 +263,7 @@ def test_faithfulness_is_shown_as_far_as_it_exists(tmp_path):
 
 def test_an_audit_of_other_pairs_is_left_out(tmp_path, caplog):
     folder = _write_run(tmp_path)
-    guidance_plot({0: Interval(0.5, 0.4, 0.6, 9, 9)}, tmp_path / "audit" / "guidance.png")
+    save_figure(guidance_plot({0: Interval(0.5, 0.4, 0.6, 9, 9)}), tmp_path / "audit" / "guidance.png")
     interval = {"mean": 0.81, "low": 0.79, "high": 0.83, "n": 120}
     (tmp_path / "audit" / "faithfulness.json").write_text(json.dumps({"synthetic": interval}))
     for audited, shown in (

@@ -1,16 +1,16 @@
-"""PNG pictures: contact sheets, comparisons and plots.
+"""Contact sheets, comparisons and plots. Each function returns a matplotlib `Figure`; `save_figure` writes it.
 
-Volumes are (X, Y, Z) with axes to the patient's right, front and head (RAS); slices are axial and shown as
-radiologists do: front up, the patient's right on the left. Labels are class indices, 0 = background; ignored voxels
-are grey in a mask and have no outline. The
-images of one picture share one grey scale, so they must share one intensity range; by default the scale
-runs over their pooled 0.5 to 99.5 percentiles. matplotlib is imported on use, without pyplot: no window, no
-state between calls.
+Volumes are (X, Y, Z) with axes to the patient's right, front and head (RAS). Slices are axial and in radiological
+orientation: front up, the patient's right on the left. Labels are class indices, 0 = background; ignored voxels are
+grey in a mask and have no outline. All images of one figure share one grey scale, so their intensities must share one
+range; by default the scale runs from the 0.5 to the 99.5 percentile of all of them. matplotlib is imported on use,
+and without pyplot: no window opens, and nothing is kept between calls.
 """
 
 from __future__ import annotations
 
 import colorsys
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,17 +44,15 @@ def class_colour(index: int) -> str | tuple[float, float, float]:
 
 def contact_sheet(
     rows: Sequence[tuple[str, Array, Array]],
-    path: Path,
     title: str,
     classes: Sequence[str] = (),
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
     window: Window | None = None,
-) -> None:
-    """Pairs in a grid: the image, and the image with its mask outlined, on the slice with most foreground.
+) -> Figure:
+    """Pairs in a grid: the image, and the image with its mask outlined, in the slice with the most foreground.
 
     Args:
         rows: (caption, image, label) of each pair; the first `MAX_PAIRS` are shown.
-        path: PNG to write.
         title: heading.
         classes: foreground names for the legend.
         spacing: voxel sides in mm, for the aspect.
@@ -72,24 +70,23 @@ def contact_sheet(
         plain.set_title(caption, fontsize=9, loc="left", pad=3)
     _legend(figure, classes)
     figure.suptitle(title, fontsize=11)
-    _save(figure, path)
+    return figure
 
 
 def comparison_picture(
     rows: Sequence[tuple[Any, ...]],
-    path: Path,
     title: str = "",
     classes: Sequence[str] = (),
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
     window: Window | None = None,
     panels: Sequence[str] = ("mask", "synthetic", "real"),
-) -> None:
+) -> Figure:
     """Volumes side by side, such as mask, synthetic image and real image, one slice per row.
 
     Args:
-        rows: caption, then a volume per panel: integers are class indices, other numbers intensities. All of one shape.
-            The slice is that with most foreground in the row's last label map; the middle one where it has none.
-        path: PNG to write.
+        rows: a caption, then one volume per panel, all of one shape: integers are class indices, other numbers are
+            intensities. The slice with the most foreground in the row's last label map is shown; the middle slice if
+            there is no label map.
         title: heading.
         classes: foreground names for the legend.
         spacing: voxel sides in mm.
@@ -111,24 +108,22 @@ def comparison_picture(
         axis.set_title(name, fontsize=9, pad=3)
     _legend(figure, classes)
     figure.suptitle(title, fontsize=11)
-    _save(figure, path)
+    return figure
 
 
 def guidance_picture(
     rows: Sequence[tuple[str, Array, Sequence[Array]]],
     guidance_scales: Sequence[float],
-    path: Path,
     title: str = "",
     classes: Sequence[str] = (),
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
     window: Window | None = None,
-) -> None:
+) -> Figure:
     """The same seed and mask at several guidance scales: a row per seed, a column per scale, mask outlined.
 
     Args:
         rows: (caption, label, images), one image per guidance scale.
         guidance_scales: the columns.
-        path: PNG to write.
         title: heading.
         classes: foreground names for the legend.
         spacing: voxel sides in mm.
@@ -147,15 +142,14 @@ def guidance_picture(
         axis.set_title(name, fontsize=9, pad=3)
     _legend(figure, classes)
     figure.suptitle(title, fontsize=11)
-    _save(figure, path)
+    return figure
 
 
-def dice_plot(arms: Mapping[str, tuple[Array, Interval]], path: Path) -> None:
+def dice_plot(arms: Mapping[str, tuple[Array, Interval]]) -> Figure:
     """Per arm, a dot for each case's mean foreground Dice and, beside the dots, the mean with its interval.
 
     Args:
         arms: arm -> (values (num_cases,), interval of their mean).
-        path: PNG to write.
     """
     from matplotlib.figure import Figure
 
@@ -170,15 +164,14 @@ def dice_plot(arms: Mapping[str, tuple[Array, Interval]], path: Path) -> None:
     axis.set_ylim(len(arms) - 0.4, -0.6)
     axis.set_xlabel("mean foreground Dice per case; bar: mean and 95% interval")
     _bare(axis, grid="x")
-    _save(figure, path)
+    return figure
 
 
-def guidance_plot(points: Mapping[float, Interval], path: Path) -> None:
+def guidance_plot(points: Mapping[float, Interval]) -> Figure:
     """Faithfulness (mean foreground Dice of the judge) against guidance scale, with intervals.
 
     Args:
         points: guidance scale -> interval.
-        path: PNG to write.
     """
     from matplotlib.figure import Figure
 
@@ -192,11 +185,28 @@ def guidance_plot(points: Mapping[float, Interval], path: Path) -> None:
     axis.set_xlabel("guidance scale (0: mask ignored, 1: plain conditional)")
     axis.set_ylabel("mean foreground Dice, judge")
     _bare(axis, grid="y")
-    _save(figure, path)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(png(figure))
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.08)
+    return buffer.getvalue()
 
 
 def _grid(num_rows: int, num_columns: int, shape: Sequence[int], spacing: Sequence[float]) -> tuple[Any, Figure]:
-    """Axes (num_rows, num_columns) without frames, the cells as wide as high as the slices are."""
+    """Axes (num_rows, num_columns) without frames; each cell has the proportions of a slice."""
     from matplotlib.figure import Figure
 
     width = min(1.9, 12 / num_columns)
@@ -210,7 +220,7 @@ def _grid(num_rows: int, num_columns: int, shape: Sequence[int], spacing: Sequen
 
 
 def _busiest_slice(label: Array) -> int:
-    """The axial slice with most foreground; the middle one when there is none."""
+    """The axial slice with the most foreground; the middle one if there is none."""
     area = ((label > 0) & (label != IGNORE)).sum(axis=(0, 1))
     return int(area.argmax()) if area.any() else label.shape[2] // 2
 
@@ -237,7 +247,7 @@ def _show_label(axis: Axes, plane: Array, spacing: Sequence[float]) -> None:
 
 
 def _frame(axis: Axes, plane: Array) -> None:
-    """Keep to the slice whatever is drawn on top, with the patient's right on the left."""
+    """Keep the limits of the slice whatever is drawn on top of it, with the patient's right on the left."""
     axis.set_xlim(plane.shape[0] - 0.5, -0.5)
     axis.set_ylim(-0.5, plane.shape[1] - 0.5)
 
@@ -273,8 +283,3 @@ def _bare(axis: Axes, grid: str) -> None:
     axis.tick_params(colors=INK, labelsize=9)
     axis.grid(axis=grid, color="#e4e4e4", linewidth=0.8)  # type: ignore[arg-type]
     axis.set_axisbelow(True)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.08)

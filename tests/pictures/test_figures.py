@@ -11,7 +11,7 @@ from matplotlib.image import imread
 
 from medaug.cohort.schema import IGNORE
 from medaug.evaluation.statistics import Interval
-from medaug.reporting import figures
+from medaug.pictures import figures
 
 
 def _square(shape=(16, 12, 6)):
@@ -31,7 +31,7 @@ def _near(picture, colour):
 def test_the_slice_with_most_foreground_is_shown_with_right_on_the_left_and_front_up(tmp_path):
     image, label = _square()
     path = tmp_path / "one.png"
-    figures.comparison_picture([("", label, image, image)], path, window=(0, 1))
+    figures.save_figure(figures.comparison_picture([("", label, image, image)], window=(0, 1)), path)
     picture = imread(path)
     box = np.argwhere(_near(picture, figures.class_colour(2)))
     panel = _near(picture[:, : picture.shape[1] // 3], "black")
@@ -47,7 +47,8 @@ def test_the_slice_with_most_foreground_is_shown_with_right_on_the_left_and_fron
 @pytest.mark.parametrize("depth", [1.0, 2.0])
 def test_spacing_sets_the_aspect(tmp_path, depth):
     image, label = _square((16, 16, 6))
-    figures.comparison_picture([("", label, image, image)], tmp_path / "a.png", spacing=(1, depth, 1), window=(0, 1))
+    figure = figures.comparison_picture([("", label, image, image)], spacing=(1, depth, 1), window=(0, 1))
+    figures.save_figure(figure, tmp_path / "a.png")
     picture = imread(tmp_path / "a.png")
     box = np.argwhere(_near(picture, figures.class_colour(2)))
     height, width = np.ptp(box, axis=0) + 1
@@ -56,19 +57,21 @@ def test_spacing_sets_the_aspect(tmp_path, depth):
 
 def test_the_outline_lies_on_the_second_picture_only_and_the_legend_names_every_class(tmp_path):
     image, label = _square()
-    figures.contact_sheet([("case", image, label)], tmp_path / "bare.png", "title", window=(0, 1))
+    sheet = figures.contact_sheet([("case", image, label)], "title", window=(0, 1))
+    figures.save_figure(sheet, tmp_path / "bare.png")
     bare = _near(imread(tmp_path / "bare.png"), figures.class_colour(2))
     half = bare.shape[1] // 2
     assert bare[:, half:].any() and not bare[:, :half].any()
-    figures.contact_sheet([("case", image, label)], tmp_path / "named.png", "title", ("a", "b"), window=(0, 1))
+    sheet = figures.contact_sheet([("case", image, label)], "title", ("a", "b"), window=(0, 1))
+    figures.save_figure(sheet, tmp_path / "named.png")
     assert _near(imread(tmp_path / "named.png"), figures.class_colour(1)).any()
 
 
 @pytest.mark.slow
 def test_a_sheet_stops_at_its_largest_number_of_pairs(tmp_path):
     rows = [("case", *_square((8, 8, 2 + 3)))] * figures.MAX_PAIRS
-    figures.contact_sheet(rows, tmp_path / "full.png", "title")
-    figures.contact_sheet(rows + rows, tmp_path / "more.png", "title")
+    figures.save_figure(figures.contact_sheet(rows, "title"), tmp_path / "full.png")
+    figures.save_figure(figures.contact_sheet(rows + rows, "title"), tmp_path / "more.png")
     assert (imread(tmp_path / "full.png") == imread(tmp_path / "more.png")).all()
 
 
@@ -76,7 +79,8 @@ def test_guidance_columns_show_their_own_images(tmp_path):
     _, label = _square((12, 12, 6))
     images = [np.full((12, 12, 6), value, np.float32) for value in (0.25, 0.5, 0.75)]
     path = tmp_path / "guidance.png"
-    figures.guidance_picture([("seed 0", np.zeros_like(label), images)], (0, 1, 3), path, window=(0, 1))
+    figure = figures.guidance_picture([("seed 0", np.zeros_like(label), images)], (0, 1, 3), window=(0, 1))
+    figures.save_figure(figure, path)
     picture = imread(path)[..., 0]
     middle = picture[int(picture.shape[0] * 0.6)]
     places = [np.flatnonzero(np.abs(middle - value) < 0.01) for value in (0.25, 0.5, 0.75)]
@@ -90,8 +94,9 @@ def test_plots_draw_one_series_per_arm_without_interval_too(tmp_path):
         "real": (np.array([0.5, 0.6]), Interval(0.55, 0.5, 0.6, 2, 2)),
         "b": (np.ones(1), Interval(1, nan, nan, 1, 1)),
     }
-    figures.dice_plot(arms, tmp_path / "dice.png")
-    figures.guidance_plot({0.0: arms["real"][1], 3.0: arms["b"][1]}, tmp_path / "guidance.png")
+    figures.save_figure(figures.dice_plot(arms), tmp_path / "dice.png")
+    points = {0.0: arms["real"][1], 3.0: arms["b"][1]}
+    figures.save_figure(figures.guidance_plot(points), tmp_path / "guidance.png")
     for name in ("dice.png", "guidance.png"):
         assert _near(imread(tmp_path / name), figures.ACCENT).sum() > 100
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dice.png", "guidance.png"]
@@ -102,7 +107,7 @@ def test_colours_of_many_classes_differ():
 
 
 def test_matplotlib_is_not_imported_with_the_module():
-    code = "import sys, medaug.reporting.figures; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, medaug.pictures.figures; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -110,7 +115,7 @@ def test_ignored_voxels_are_grey_without_an_outline_and_choose_no_slice(tmp_path
     image, label = _square()
     label[..., 1] = IGNORE  # far more than the foreground, in a slice without any
     label[:6, :, 4] = IGNORE
-    figures.comparison_picture([("", label, image, image)], tmp_path / "one.png", window=(0, 1))
+    figures.save_figure(figures.comparison_picture([("", label, image, image)], window=(0, 1)), tmp_path / "one.png")
     picture = imread(tmp_path / "one.png")
     assert _near(picture, figures.class_colour(2)).any()
     grey = np.argwhere(_near(picture, figures.NEUTRAL)[:, : picture.shape[1] // 3])
@@ -119,5 +124,7 @@ def test_ignored_voxels_are_grey_without_an_outline_and_choose_no_slice(tmp_path
     assert grey[:, 1].min() > box[:, 1].max()  # the patient's left is on the right
     plain = np.where(label == IGNORE, 0, label)
     for name, mask in (("blind", label), ("plain", plain)):
-        figures.contact_sheet([("case", image, mask)], tmp_path / f"{name}.png", "title", window=(0, 1))
+        figures.save_figure(
+            figures.contact_sheet([("case", image, mask)], "title", window=(0, 1)), tmp_path / f"{name}.png"
+        )
     assert np.array_equal(imread(tmp_path / "blind.png"), imread(tmp_path / "plain.png"))

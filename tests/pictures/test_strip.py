@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from medaug.cohort.schema import IGNORE
-from medaug.reporting.strip import busiest_slice, denoising_strip, evenly
+from medaug.pictures.strip import busiest_slice, denoising_strip, evenly
 
 
 @pytest.mark.parametrize(

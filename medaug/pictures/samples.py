@@ -1,15 +1,15 @@
-"""What a training shows of its samples, whatever its task is."""
+"""The picture of its samples that a training shows, for every task."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medaug.cohort.manifest import Manifest
-from medaug.reporting.figures import comparison_picture
+from medaug.pictures.figures import comparison_picture
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
 
     from medaug.training.tasks import Task
@@ -22,18 +22,16 @@ def samples_picture(
     sample: Tensor,
     task: Task,
     manifest: Manifest,
-    path: Path,
     title: str,
     made: str = "synthetic",
-) -> None:
-    """Samples, between what they were drawn from (where it was anything) and the real thing, one slice per row.
+) -> Figure:
+    """Samples beside their conditions (if there are any) and the real images, one slice per row.
 
     Args:
-        batch: as a training has it, on the CPU.
-        sample: (B, num_targets, X, Y, Z), drawn for it.
-        task: what was drawn, from what.
-        manifest: of the cohort, for its names.
-        path: PNG to write.
+        batch: a training batch, on the CPU.
+        sample: (B, num_targets, X, Y, Z), sampled for this batch.
+        task: targets and conditions of the model.
+        manifest: the cohort, for the names of its modalities and classes.
         title: heading.
         made: heading of the samples.
     """
@@ -56,4 +54,4 @@ def samples_picture(
             rows.append((f"case {i + 1}, {name}", *given, synthetic, real))
     first = ["mask"] if task.mask else ["given"] if task.num_images else []
     panels = (*first, made, "real")
-    comparison_picture(rows[:MOST_ROWS], path, title, manifest.schema.foreground, window=(-1.0, 1.0), panels=panels)
+    return comparison_picture(rows[:MOST_ROWS], title, manifest.schema.foreground, window=(-1.0, 1.0), panels=panels)

@@ -1,0 +1,1 @@
+"""Pictures of volumes and scores, made from arrays only."""
