@@ -7,7 +7,6 @@ line come on top. Every word is checked before anything is composed: a key silen
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from collections.abc import Iterable, Sequence
@@ -27,6 +26,7 @@ from medaug.keys import Key, check_values, fits, keys, problem, type_name
 from medaug.options import Options
 from medaug.paths import conf_dir, expand_paths, without_references
 from medaug.stages import STAGES, Stage
+from medaug.tables import did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +37,6 @@ GLOBAL_GROUPS = ("experiment", "preset")
 def choices(group: str) -> list[str]:
     """What may be chosen for a group, sorted: the file names in `conf/<group>`."""
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
-
-
-def _nearest(word: str, among: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, sorted(among), n=2, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _full_path(stage: Stage, word: str, known: dict[str, Key]) -> str:
@@ -65,7 +60,7 @@ def _full_path(stage: Stage, word: str, known: dict[str, Key]) -> str:
         *(path for path in known if stage.accepts(path) and path.split(".")[0] != stage.name),
     }
     where = f"python -m medaug.{stage.name} --help"
-    raise UserError(f"{word}: `{stage.name}` has no such key{_nearest(word, mine)} (all keys: {where})")
+    raise UserError(f"{word}: `{stage.name}` has no such key{did_you_mean(word, mine)} (all keys: {where})")
 
 
 def _parse(argument: str, word: str, text: str, key: Key) -> Any:
@@ -107,7 +102,7 @@ def _checked_choice(group: str, text: str) -> str:
     if not names:
         raise UserError(f"{group}={text}: {group} is not a choice; set one of its keys, as in {group}.key=value")
     if text not in names:
-        raise UserError(f"{group}={text}: no such {group}{_nearest(text, names)} (all: {', '.join(names)})")
+        raise UserError(f"{group}={text}: no such {group}{did_you_mean(text, names)} (all: {', '.join(names)})")
     return text
 
 

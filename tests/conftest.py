@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +88,31 @@ def nnunet(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         return json.loads(done.stdout.splitlines()[-1])
 
     return run
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Install a package until the test ends, here and in processes started from here.
+
+    `install("paint", "BLUE = '#00f'", colours={"blue": "BLUE"})` makes a module `paint` of that code whose `BLUE` is an
+    entry point `blue` of group `medaug.colours`.
+    """
+    names = []
+
+    def add(name: str, code: str, **tables: dict[str, str]) -> None:
+        folder = tmp_path / f"installed_{name}"
+        information = folder / f"{name}-1.0.dist-info"
+        information.mkdir(parents=True)
+        (folder / f"{name}.py").write_text(code)
+        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        lines = []
+        for table, entries in tables.items():
+            lines += [f"[medaug.{table}]", *(f"{entry} = {name}:{attribute}" for entry, attribute in entries.items())]
+        (information / "entry_points.txt").write_text("\n".join(lines))
+        monkeypatch.syspath_prepend(str(folder))
+        monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        names.append(name)
+
+    yield add
+    for name in names:
+        sys.modules.pop(name, None)

@@ -1,0 +1,117 @@
+"""Tables of named entries, such as the samplers, to which installed packages can add their own.
+
+An entry is one object that holds everything its table needs: its options, its checks and its code. The package's own
+entries are given when a table is made. A package adds one by an entry point of group `medaug.<table>`, imported
+when it is first looked up (docs/extending.md). Free of torch and numpy, as `medaug.options` is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar, cast
+
+from medaug.errors import UserError
+
+Entry = TypeVar("Entry")
+
+
+class Table(Generic[Entry]):
+    """Entries by name: the package's own first, in their order, then those of installed packages, sorted.
+
+    `table[name]` looks one up; `name in table`, `len(table)` and iteration know all names without importing anything.
+
+    Args:
+        name: of the table, such as "samplers"; installed packages add to it by the group `medaug.samplers`.
+        noun: what one entry is called in messages, such as "sampler".
+        kind: class or runtime-checkable protocol of the entries; an installed entry that is no instance is refused.
+        entries: the package's own, which an installed package cannot replace.
+    """
+
+    def __init__(self, name: str, noun: str, kind: type[Any], entries: Mapping[str, Entry]) -> None:
+        self.name, self.noun, self.kind = name, noun, kind
+        self.own = dict(entries)
+        self._loaded: dict[EntryPoint, Entry] = {}
+
+    def __getitem__(self, name: str) -> Entry:
+        """The entry of that name.
+
+        Raises:
+            UserError: there is none (the line names the nearest name and all of them), or an installed package's entry
+                cannot be imported or is of the wrong kind.
+        """
+        if name in self.own:
+            return self.own[name]
+        if (point := installed(self.name).get(name)) is None:
+            raise UserError(f"{name}: no such {self.noun}{did_you_mean(name, self)} (all: {', '.join(self)})")
+        if point not in self._loaded:
+            self._loaded[point] = self._load(point)
+        return self._loaded[point]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is an entry of that name."""
+        return name in self.own or name in installed(self.name)
+
+    def __iter__(self) -> Iterator[str]:
+        """All names."""
+        yield from self.own
+        yield from sorted(installed(self.name).keys() - self.own.keys())
+
+    def __len__(self) -> int:
+        """Number of entries."""
+        return sum(1 for _ in self)
+
+    def items(self) -> Iterator[tuple[str, Entry]]:
+        """All names with their entries; imports those of installed packages."""
+        return ((name, self[name]) for name in self)
+
+    def _load(self, point: EntryPoint) -> Entry:
+        where = f"{point.name}: the {self.noun} that the package {_package(point)} adds ({point.value})"
+        remedy = "repair or uninstall that package"
+        try:
+            entry = point.load()
+        except Exception as error:  # the package's code may raise anything
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"{where} cannot be imported ({reason}); {remedy}") from error
+        if not isinstance(entry, self.kind):
+            raise UserError(f"{where} is of type {type(entry).__name__}, but must be a {self.kind.__name__}; {remedy}")
+        return cast(Entry, entry)
+
+
+def installed(table: str) -> Mapping[str, EntryPoint]:
+    """The entry points that installed packages add to a table, by name, not imported yet.
+
+    Args:
+        table: its name, such as "samplers".
+
+    Raises:
+        UserError: two packages add different entries of the same name.
+    """
+    return _installed(table, tuple(sys.path))
+
+
+@cache
+def _installed(table: str, search_path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    """See `installed`; read again whenever the module search path has changed."""
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=f"medaug.{table}"):
+        other = found.setdefault(point.name, point)
+        if other.value != point.value:
+            raise UserError(
+                f"{point.name}: the packages {_package(other)} and {_package(point)} both add this name to medaug's "
+                f"{table.replace('_', ' ')}; uninstall one of them"
+            )
+    return found
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """`; did you mean X?` with the one or two names that are spelt most like `word`; empty where none is near."""
+    close = difflib.get_close_matches(word, sorted(names), n=2, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "of unknown name"
