@@ -5,7 +5,6 @@ python -m medaug.audit experiment=hippocampus [guidance_scales=[0,1,3]]
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -63,7 +62,7 @@ def main(options: Options) -> None:
     from medaug.evaluation.scores import MEAN_FOREGROUND
     from medaug.evaluation.statistics import Interval, bootstrap_mean
     from medaug.evaluation.texture import mean_absolute_gradient
-    from medaug.files import atomic_write
+    from medaug.files import write_json
     from medaug.pictures.figures import guidance_picture, save_figure
     from medaug.segmentation.segmenter import Diet, load_segmenter, save_segmenter, segment, train_segmenter
     from medaug.synthesis.generation import sample_images
@@ -174,8 +173,7 @@ def main(options: Options) -> None:
         "sharpness": {"real": sharpness(real["val"]), "synthetic": sharpness(synthetic)},
     }
     write_csv(folder / "faithfulness.csv", ("images", "case", "subject", "dice"), rows)
-    with atomic_write(folder / "faithfulness.json") as temporary:
-        temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(folder / "faithfulness.json", summary)
     finish(
         folder, {"pairs": len(synthetic)}, [folder / "faithfulness.json", folder / "faithfulness.csv", path, weights]
     )

@@ -6,7 +6,6 @@ python -m medaug.benchmark experiment=hippocampus [seeds=[0,1,2]] [steps=600]
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 
 from medaug.config import part
@@ -25,7 +24,7 @@ def main(options: Options) -> None:
     from medaug.comparison.guard import guarded_cohort
     from medaug.comparison.jobs import Job, compare, gather, run_job
     from medaug.errors import UserError
-    from medaug.files import atomic_write, file_sha256
+    from medaug.files import file_sha256, write_json
     from medaug.reporting.report import arm_table, print_table, print_verdicts, write_report
     from medaug.synthesis.generation import finished_pairs
     from medaug.training.checkpoint import read_checkpoint
@@ -97,8 +96,7 @@ def main(options: Options) -> None:
             "config": {name: dataclasses.asdict(getattr(options, name)) for name in ("benchmark", "arms", "segmenter")}
             | {"training": card.options},
         }
-        with atomic_write(folder / "summary.json") as temporary:
-            temporary.write_text(json.dumps(summary, indent=2) + "\n")
+        write_json(folder / "summary.json", summary)
     else:
         refuse_edited(folder)
     refuse_edited(stage_folder(options, "audit"))

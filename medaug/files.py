@@ -7,6 +7,7 @@ import errno
 import filecmp
 import functools
 import hashlib
+import json
 import logging
 import os
 import re
@@ -93,6 +94,23 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def write_json(path: str | os.PathLike[str], value: object) -> None:
+    """Write a value as JSON in UTF-8, atomically.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_text(json_text(value), encoding="utf-8")
+
+
+def json_text(value: object) -> str:
+    """The text that `write_json` writes, which always encodes as UTF-8."""
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    # A path that is not valid UTF-8 holds lone surrogates; as \udcfc they are valid JSON and read back unchanged.
+    return text.encode(errors="backslashreplace").decode()
 
 
 @contextlib.contextmanager

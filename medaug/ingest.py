@@ -240,7 +240,7 @@ def _without(exclude: list[str], manifest: Manifest, problems: tuple[Finding, ..
 
 def _say(report: Report, wanted: IngestOptions) -> None:
     """The findings: as a table on a terminal, as lines in a log (errors last), all of them as JSON in the report."""
-    from medaug.files import atomic_write
+    from medaug.files import write_json
     from medaug.preflight import report_json, report_table, summary
 
     if sys.stderr.isatty() and report.findings:
@@ -254,21 +254,18 @@ def _say(report: Report, wanted: IngestOptions) -> None:
             for line in [*alike, *([rest] if rest else [])]:
                 log.log(levels[severity], "%s", line)
     if wanted.report is not None:
-        with atomic_write(wanted.report) as temporary:
-            temporary.write_text(json.dumps(report_json(report), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(wanted.report, report_json(report))
         log.info("all findings are in %s", wanted.report)
 
 
 def _write(manifest: Manifest, folds: Folds | None, out: Path, folds_file: Path) -> None:
-    from medaug.files import atomic_write
+    from medaug.files import json_text, write_json
 
     if folds is not None:
-        text = json.dumps(folds, indent=1) + "\n"
         # An ingest that was killed before it wrote the manifest has left the same folds.
-        if folds_file.exists() and folds_file.read_bytes() != text.encode():
+        if folds_file.exists() and folds_file.read_bytes() != json_text(folds).encode():
             raise UserError(f"out={out}: {folds_file} exists already with other folds; remove it or give another name")
-        with atomic_write(folds_file) as temporary:
-            temporary.write_text(text)
+        write_json(folds_file, folds)
         log.info("%d folds are in %s", len(folds), folds_file)
     manifest.save(out)
     counts = ", ".join(f"{len(manifest.subjects(s))} {s}" for s in ("train", "val", "test"))

@@ -104,7 +104,7 @@ def _write_scores(records: list[dict[str, Any]], folder: Path, seed: int) -> boo
 
     from medaug.csv_files import write_csv
     from medaug.evaluation.statistics import bootstrap_mean
-    from medaug.files import atomic_write
+    from medaug.files import write_json
 
     rows = [(r["name"], r["subjects"][0], *score) for r in records for score in r["scores"]]
     defined = [row for row in rows if row[4] is not None]
@@ -124,8 +124,7 @@ def _write_scores(records: list[dict[str, Any]], folder: Path, seed: int) -> boo
             metric,
             *(about["mean"], interval.n, interval.clusters),
         )
-    with atomic_write(folder / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(folder / "metrics.json", summary)
     return True
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from medaug.errors import UserError
-from medaug.files import atomic_write, file_sha256
+from medaug.files import atomic_write, file_sha256, write_json
 from medaug.inputs import read_json, read_yaml
 from medaug.locks import Lock, is_free, take
 from medaug.options import Options
@@ -221,9 +221,7 @@ def finish(folder: Path, summary: dict[str, Any], results: Iterable[Path] = ()) 
     """
     if process_rank() == 0 or folder.resolve() in _locks:
         digests = {path.relative_to(folder).as_posix(): file_sha256(path) for path in results}
-        with atomic_write(folder / "finished.json") as temporary:
-            content = summary | ({"results": digests} if digests else {})
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(folder / "finished.json", summary | ({"results": digests} if digests else {}))
         _unlock(folder)
 
 

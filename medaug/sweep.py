@@ -36,7 +36,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medaug.config import load_options, parse_arguments
 from medaug.errors import UserError
-from medaug.files import atomic_write
+from medaug.files import write_json
 from medaug.inputs import read_json
 from medaug.options import Options
 from medaug.ownership import is_marked, mark
@@ -182,8 +182,7 @@ def run_job(fixed: Sequence[str], folder: Path, objective: str, config: DictConf
 
 def _note(runs: Path, record: dict[str, object]) -> None:
     if process_rank() == 0:
-        with atomic_write(runs / "job.json") as temporary:
-            temporary.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(runs / "job.json", record)
 
 
 def _wait(command: list[str]) -> int:

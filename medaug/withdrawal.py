@@ -15,6 +15,7 @@ from medaug.cohort import provenance
 from medaug.cohort.manifest import Manifest
 from medaug.csv_files import read_csv
 from medaug.errors import UserError
+from medaug.files import json_text
 from medaug.inputs import parsing, read_bytes, read_json, read_text, read_yaml
 
 _BOOKKEEPING = {"config.yaml", "manifest.json", "finished.json"}  # of a run folder: no scan went into them
@@ -118,10 +119,11 @@ def _in_cohort(cohort: Manifest, path: Path, who: _Who, private: Path | None) ->
     for out, _ in _exports(path.with_suffix(".exports.jsonl")):
         yield Artefact("export", out, "a copy of the cohort as it was then")
     # The report and the folds lie beside the manifest, under names of the user's choice.
-    names = {json.dumps(name) for case in cases for name in (case.name, case.subject)}
+    names = {name for case in cases for name in (case.name, case.subject)}
+    quoted = {text for name in names for text in (json.dumps(name), json_text(name).rstrip())}
     known = {file.resolve() for file in (path, private) if file is not None}
     for other in sorted(path.parent.glob("*.json")):
-        if other.resolve() not in known and any(name in _text(other) for name in names):
+        if other.resolve() not in known and any(text in _text(other) for text in quoted):
             yield Artefact("record", other, "names the subject or a scan of it")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -109,3 +110,11 @@ def test_a_process_in_another_namespace_has_another_mark(monkeypatch):
     here = files._machine()
     monkeypatch.setattr(os, "readlink", lambda path: "pid:[4026533000]")
     assert files._machine.__wrapped__() != here
+
+
+@pytest.mark.parametrize("value", [{"é": [1, 0.5, None, True]}, "a\udcfcb", []])
+def test_json_is_read_back_unchanged_whatever_the_names(tmp_path, value, calls):
+    files.write_json(tmp_path / "a.json", value)
+    text = (tmp_path / "a.json").read_bytes().decode()
+    assert json.loads(text) == value and text.endswith("\n")
+    assert calls[1:] == [("rename", "a.json"), ("sync", tmp_path.name)]

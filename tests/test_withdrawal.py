@@ -18,7 +18,7 @@ from medaug.data.cache import add_owner, write_entry
 from medaug.data.preprocessing import Preprocessing
 from medaug.dicom.privacy import Private, save_private
 from medaug.errors import UserError
-from medaug.files import file_sha256
+from medaug.files import file_sha256, write_json
 from medaug.runs import claim, finish
 from medaug.synthesis.generation import finished_pairs, synthetic_manifest
 from medaug.training.checkpoint import Base, Card
@@ -237,3 +237,12 @@ def test_jobs_of_a_sweep_are_searched_like_experiments(home: Path) -> None:
     demo.rename(job)
     found = {artefact.path for artefact in withdraw("Sb", home / "runs")}
     assert single and found >= {job / path for path in single}
+
+
+def test_a_report_that_names_the_subject_is_found_however_its_letters_are_written(tmp_path: Path) -> None:
+    cohort(tmp_path, {"Sé": "train"}).save(tmp_path / "cohort.json")
+    write_json(tmp_path / "report.json", [{"case": "Sé_1"}])
+    (tmp_path / "ascii.json").write_text(json.dumps([{"case": "Sé_1"}]))
+    write_json(tmp_path / "other.json", ["Séb"])
+    found = withdraw("Sé", tmp_path / "runs", manifest=tmp_path / "cohort.json")
+    assert {a.path.name for a in found if a.kind == "record"} == {"report.json", "ascii.json"}

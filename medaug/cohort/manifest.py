@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 
 from medaug.cohort.schema import LabelSchema
 from medaug.errors import UserError
-from medaug.files import atomic_write
+from medaug.files import write_json
 from medaug.inputs import read_json
 
 SPLITS = ("train", "val", "test")
@@ -129,8 +128,7 @@ class Manifest:
         stored = root.relative_to(folder).as_posix() if root.is_relative_to(folder) else str(root)
         content = self.to_mapping()
         content |= {"root": stored, "training": content.pop("training")}  # the short keys first
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, content)
 
     def split(self, name: str) -> tuple[Case, ...]:
         """Return the cases of one split ("train", "val" or "test")."""

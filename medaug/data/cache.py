@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from medaug import locks
 from medaug.errors import UserError
-from medaug.files import atomic_write, file_sha256
+from medaug.files import atomic_write, file_sha256, write_json
 from medaug.inputs import opened, read_json
 from medaug.progress import track
 
@@ -62,8 +62,8 @@ def content_digests(paths: Iterable[Path], cache: Path) -> dict[Path, str]:
         if settled:
             new[token] = found[path]
     if new:
-        with locked(index, wait=True), atomic_write(index) as temporary:
-            temporary.write_text(json.dumps(_read_json(index) | new))
+        with locked(index, wait=True):
+            write_json(index, _read_json(index) | new)
     return found
 
 
@@ -115,8 +115,7 @@ def write_entry(stem: Path, image: NDArray[np.float32], label: NDArray[np.uint8]
     shapes = {"image": list(image.shape), "label": None if label is None else list(label.shape)}
     content = about | shapes | {"digests": digests}
     digests["json"] = _json_digest(content)
-    with atomic_write(stem.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(content))
+    write_json(stem.with_suffix(".json"), content)
 
 
 def refuse_changed(stems: Mapping[str, Path], cache: Path) -> dict[str, str]:
@@ -166,8 +165,7 @@ def add_owner(stem: Path, owner: dict[str, str]) -> None:
         about = _read_json(stem.with_suffix(".json"))
         if owner not in about["owners"]:
             about["owners"].append(owner)
-            with atomic_write(stem.with_suffix(".json")) as temporary:
-                temporary.write_text(json.dumps(about))
+            write_json(stem.with_suffix(".json"), about)
 
 
 def _load(path: Path, shape: list[int], dtype: type[np.generic], memory: bool) -> NDArray[Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
-import json
 import os
 import re
 import secrets
@@ -24,7 +23,7 @@ from pydicom.tag import Tag
 from medaug.dicom.instance import quiet
 from medaug.dicom.vocabulary import FIELD_WORDS
 from medaug.errors import UserError
-from medaug.files import atomic_write
+from medaug.files import atomic_write, json_text
 from medaug.inputs import read_json
 
 FORMAT = 1
@@ -115,12 +114,11 @@ def save_private(path: Path, private: Private) -> None:
         raise UserError(
             f"{path}: another ingest has written its own key there meanwhile, which is kept; run the same command again"
         )
-    text = json.dumps({"format": FORMAT, **asdict(private)}, indent=1, ensure_ascii=False) + "\n"
+    text = json_text({"format": FORMAT, **asdict(private)})
     with atomic_write(path) as temporary:
         temporary.unlink(missing_ok=True)  # of a killed process of the same number, with any mode
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        # What is no UTF-8 in a path becomes JSON's own escape, \udcfc.
-        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+        with open(handle, "w", encoding="utf-8") as file:
             file.write(text)
 
 

@@ -7,7 +7,6 @@ first image, so that what differs by rounding agrees.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import LabelSchema
 from medaug.errors import UserError
-from medaug.files import atomic_write, put_folder, temporary_folder
+from medaug.files import atomic_write, put_folder, temporary_folder, write_json
 from medaug.imaging.nifti import write_volume
 from medaug.imaging.reading import read_label, read_volumes
 from medaug.imaging.volume import RIGHT_ANGLE, Header, Volume, bad_file, grid_difference, is_finite, shear
@@ -173,8 +172,7 @@ def _filled_whole(
         for case in track(cases, "exporting"):
             write_case(case, unfinished)
         for name, content in files(cases).items():
-            with atomic_write(unfinished / name) as temporary:
-                temporary.write_text(json.dumps(content, indent=1) + "\n")
+            write_json(unfinished / name, content)
         if manifest.phantom:
             with atomic_write(unfinished / PHANTOM_MARK) as temporary:
                 temporary.write_text(f"{manifest.name}: computer-made phantoms, not patients\n")

@@ -16,7 +16,7 @@ from medaug.cohort.schema import IGNORE, LabelSchema
 from medaug.errors import UserError
 from medaug.imaging.nifti import write_volume
 from medaug.imaging.reading import read_images
-from medaug.layouts import read_layout, writers
+from medaug.layouts import read_layout
 from medaug.layouts.writers import WRITERS
 
 SHAPE = (7, 8, 5)
@@ -176,7 +176,7 @@ def test_an_interruption_and_a_full_disk_leave_nothing(tmp_path, layout, monkeyp
         def fail(*args, error=error, **kwargs):
             raise error
 
-        monkeypatch.setattr(writers.json, "dumps", fail)  # at the very end, all volumes are written
+        monkeypatch.setattr(json, "dumps", fail)  # at the very end, all volumes are written
         with pytest.raises(seen):
             WRITERS[layout](manifest, tmp_path / "out")
         monkeypatch.undo()
