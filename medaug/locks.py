@@ -1,4 +1,4 @@
-"""Locks on files: held by one process at a time, and gone with it."""
+"""Locks on files: one process holds one at a time, and it ends with that process."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import fcntl
 import functools
 import logging
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from medaug.errors import UserError
-from medaug.files import made_folder, writing
+from medaug.files import made_folder, refusal
 
 log = logging.getLogger(__name__)
 
 _LONGEST_WAIT_S = 3600.0
-_held: set[int] = set()
 
 
 @dataclass(frozen=True)
@@ -27,62 +27,51 @@ class Lock:
 
     Attributes:
         path: the file that is locked.
-        handle: its open descriptor.
         certain: False on a file system without locks, where another process may hold it as well.
     """
 
     path: Path
-    handle: int
-    certain: bool = True
+    certain: bool
+    _lock: FileLock
 
     def release(self, remove: bool = False) -> None:
-        """Let go of the lock; with `remove`, delete its file first. A second call does nothing."""
-        if self.handle in _held:
-            _held.remove(self.handle)
+        """Release the lock; with `remove`, delete its file first. A second call does nothing, nor one in a fork."""
+        if self._lock.is_locked or not self.certain:
             if remove:
                 self.path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                os.close(self.handle)
+            self._lock.release()
 
 
 def take(path: Path, wait: bool = False) -> Lock | None:
-    """Lock a file, which is made if absent; None where another process holds it.
+    """Lock a file, creating it if needed; None if another process holds the lock.
 
     The lock ends with this process. Children that it forks do not keep it.
 
     Args:
-        path: of the lock file.
-        wait: until it is free.
+        path: the lock file.
+        wait: wait until the lock is free.
 
     Raises:
-        UserError: the file cannot be written, or another process has held it for an hour of waiting.
+        UserError: the file cannot be written, or another process held the lock for an hour of waiting.
     """
-    end = time.monotonic() + _LONGEST_WAIT_S
-    while True:
-        with writing(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            if not wait:
-                return None
-            if time.monotonic() > end:
-                raise UserError(
-                    f"{path}: another process has held it for {_LONGEST_WAIT_S / 60:.0f} minutes; see whether that "
-                    "process still works, stop it if not, and run the same command again"
-                ) from None
-            time.sleep(0.1)
-            continue
-        except OSError as error:
-            _warn_of_no_locks(path.parent, error.strerror or str(error))
-            _held.add(handle)
-            return Lock(path, handle, certain=False)
-        if _is_named(handle, path):
-            _held.add(handle)
-            return Lock(path, handle)
-        os.close(handle)  # its last holder removed it between our open and our lock
+    timeout = _LONGEST_WAIT_S if wait else 0
+    lock = FileLock(path, timeout, thread_local=False, poll_interval=0.1, fallback_to_soft=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        if not wait:
+            return None
+        raise UserError(
+            f"{path}: another process has held it for {_LONGEST_WAIT_S / 60:.0f} minutes; see whether that "
+            "process still works, stop it if not, and run the same command again"
+        ) from None
+    except OSError as error:
+        if refused := refusal(error, path.parent):
+            raise refused from error
+        _warn_of_no_locks(path.parent, error.strerror or str(error))
+        return Lock(path, False, lock)
+    return Lock(path, True, lock)
 
 
 @contextlib.contextmanager
@@ -128,24 +117,6 @@ def is_free(path: Path) -> bool | None:
     return True
 
 
-def _is_named(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
 @functools.cache
 def _warn_of_no_locks(folder: Path, reason: str) -> None:
     log.warning("%s: no locks on this file system (%s); do not run the same command twice at once", folder, reason)
-
-
-def _forget() -> None:
-    """In a forked child: close the inherited descriptors, or a lock would outlive the process that took it."""
-    for handle in _held:
-        with contextlib.suppress(OSError):
-            os.close(handle)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_forget)
