@@ -73,10 +73,11 @@ test: $(STAMP) ## all tests, in JOBS processes at once: [JOBS=2] [ARGS="-k name"
 test-fast: $(STAMP) ## the tests that take seconds
 	@$(pytest) -m "not slow" $(ARGS)
 
-lint: $(STAMP) ## ruff and mypy
+lint: $(STAMP) ## ruff, mypy and the order of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo --no-cache
 
 format: $(STAMP) ## rewrite the code in the house's format
 	@$(BIN)/ruff check --fix-only .
