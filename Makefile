@@ -16,7 +16,7 @@ preset = $(if $(PRESET),preset=$(PRESET))
 data = $(if $(DATA),data=$(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo ingest train generate predict export audit benchmark test test-fast lint format notebooks clean help
+.PHONY: setup demo ingest train generate predict export audit benchmark test test-fast fuzz lint format notebooks clean help
 
 setup: $(STAMP) ## make the environment in .venv (again when its requirements change)
 
@@ -72,6 +72,9 @@ test: $(STAMP) ## all tests, in JOBS processes at once: [JOBS=2] [ARGS="-k name"
 
 test-fast: $(STAMP) ## the tests that take seconds
 	@$(pytest) -m "not slow" $(ARGS)
+
+fuzz: $(STAMP) ## 2,000 damaged files of every kind, and what becomes of them: [ARGS="--count 200"]
+	@$(BIN)/python tests/fuzz_all.py $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy and the order of imports
 	@$(BIN)/ruff check .

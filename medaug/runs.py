@@ -246,7 +246,12 @@ def refuse_edited(folder: Path) -> None:
 def finished(folder: Path) -> dict[str, Any] | None:
     """The summary of a finished run; None while it is unfinished or absent."""
     path = folder / "finished.json"
-    return read_json(path, _SAME_COMMAND) if os.path.lexists(path) else None
+    if not os.path.lexists(path):
+        return None
+    summary = read_json(path, _SAME_COMMAND)
+    if not isinstance(summary.get("results", {}), dict):
+        raise UserError(f"{path}: its results are not a mapping from files to digests; {_SAME_COMMAND}")
+    return summary
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:
@@ -277,7 +282,8 @@ def _differences(former: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple
 
 
 def _told(differences: dict[str, tuple[Any, Any]]) -> str:
-    told = [f"{path}: {json.dumps(a)} -> {json.dumps(b)}" for path, (a, b) in differences.items()]
+    pairs = {path: [json.dumps(value, default=str) for value in pair] for path, pair in differences.items()}
+    told = [f"{path}: {before} -> {now}" for path, (before, now) in pairs.items()]
     more = len(told) - _MOST_DIFFERENCES
     return ", ".join(told[:_MOST_DIFFERENCES]) + (f" and {more} more" if more > 0 else "")
 

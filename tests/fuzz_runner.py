@@ -112,7 +112,7 @@ def run_trial(kind: Kind, seed: int) -> Outcome:
         path.write_bytes(made)
         return done
 
-    done = _forked(damage, 600.0)[0]
+    done = _forked(damage, 60.0)[0]
     if not isinstance(done, str):
         path.write_bytes(mutate(content, seed))
         done = "bytes"

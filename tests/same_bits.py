@@ -1,6 +1,6 @@
 """Compare what two versions of medaug make with the same seeds: weights, samples, scores.
 
-python tests/same_bits.py --write FILE.json      run all stages at preset=smoke and write the digests
+python tests/same_bits.py --write FILE.json      run all stages for a few steps and write the digests
 python tests/same_bits.py --against FILE.json    the same, name everything that differs, and end with status 1
 
 Digests are of arrays and of tables, not of files: a checkpoint's card and a report's words may change.
@@ -23,13 +23,14 @@ import nibabel as nib
 import numpy as np
 import torch
 
-STAGES = {
-    "train": ("preset=smoke", "trainer.score_every=4", "trainer.score_num=2", "trainer.selector_steps=2"),
-    "generate": ("preset=smoke", "num=4"),
-    "predict": ("preset=smoke", "inpaint=[oedema]"),
-    "audit": ("preset=smoke", "judge_steps=2", "guidance_scales=[0,1]"),
-    "benchmark": ("preset=smoke", "seeds=[0]", "steps=2"),
+STAGES = ("train", "generate", "predict", "audit", "benchmark")
+WORDS = {
+    "train": ("trainer.max_steps=8", "trainer.score_every=4", "trainer.score_num=2", "trainer.selector_steps=2"),
+    "generate": ("num=4",),
+    "audit": ("judge_steps=2", "guidance_scales=[0,1]"),
+    "benchmark": ("seeds=[0]", "steps=2"),
 }
+PREDICT = {"demo": ("inpaint=[oedema]",), "hippocampus": ("inpaint=[Anterior]", "split=val")}
 
 
 def digest(array: np.ndarray) -> str:
@@ -62,10 +63,12 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def run_stages(folder: Path) -> None:
+def run_stages(folder: Path, experiment: str, preset: str) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for stage, words in STAGES.items():
-        command = [sys.executable, "-m", f"medaug.{stage}", "experiment=demo", f"runs={folder}", *words]
+    for stage in STAGES:
+        named = (f"experiment={experiment}", f"preset={preset}", f"runs={folder}")
+        words = PREDICT[experiment] if stage == "predict" else WORDS[stage]
+        command = [sys.executable, "-m", f"medaug.{stage}", *named, *words]
         result = subprocess.run(command, env=environment, capture_output=True, text=True)
         if result.returncode:
             sys.exit(f"{' '.join(command)}\n{result.stderr}")
@@ -75,10 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path)
     parser.add_argument("--against", type=Path)
+    parser.add_argument("--experiment", choices=PREDICT, default="demo")
+    parser.add_argument("--preset", default="smoke")
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        run_stages(Path(folder))
-        now = made(Path(folder) / "demo")
+        run_stages(Path(folder), chosen.experiment, chosen.preset)
+        now = made(Path(folder) / chosen.experiment)
     if chosen.write:
         chosen.write.write_text(json.dumps(now, indent=1) + "\n")
         print(f"{len(now)} digests")

@@ -16,7 +16,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TARGETS = (
-    "setup demo ingest train generate predict export audit benchmark test test-fast lint format notebooks clean help"
+    "setup demo ingest train generate predict export audit benchmark "
+    "test test-fast fuzz lint format notebooks clean help"
 )
 
 

@@ -95,6 +95,14 @@ def test_another_configuration_is_refused_with_the_difference(folder):
     assert stored(folder) == before
 
 
+def test_a_difference_to_a_value_that_json_lacks_is_shown_as_well(folder):
+    assert runs.claim(folder, {"seed": 0}, overwrite=False)
+    (folder / "last.ckpt").write_text("weights")
+    (folder / "config.yaml").write_text("seed: 2020-01-01\n")  # YAML reads a date
+    with pytest.raises(UserError, match='seed: "2020-01-01" -> 0'):
+        runs.claim(folder, {"seed": 0}, overwrite=False)
+
+
 def test_a_long_difference_is_cut_and_counted(folder):
     assert runs.claim(folder, {f"key{i}": 0 for i in range(9)}, overwrite=False)
     (folder / "last.ckpt").write_text("weights")
@@ -199,6 +207,9 @@ def test_results_that_were_edited_after_the_end_are_refused(folder, caplog):
     (folder / "finished.json").write_text("{}")
     runs.refuse_edited(folder)
     assert "kept no digests of its results" in caplog.text
+    (folder / "finished.json").write_text('{"results": "none"}')
+    with pytest.raises(UserError, match="finished.json: its results are not a mapping"):
+        runs.refuse_edited(folder)
 
 
 def test_a_run_from_before_the_marker_goes_on_and_gets_one(folder):

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import time
+import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,10 @@ def _load(path: Path, shape: list[int], dtype: type[np.generic], memory: bool) -
     with opened(path) as file:
         if file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:  # np.load also takes archives
             raise ValueError(f"{path}: not an array")
-    mapped = np.load(path, mmap_mode="r")  # nothing is set aside for a shape that the file cannot hold
+    try:
+        mapped = np.load(path, mmap_mode="r")  # nothing is set aside for a shape that the file cannot hold
+    except (SyntaxError, tokenize.TokenError) as error:  # numpy parses the header as Python
+        raise ValueError(f"{path}: {error}") from error
     if list(mapped.shape) != shape or mapped.dtype != dtype:
         raise ValueError(f"{path}: {mapped.dtype} of shape {mapped.shape}")
     array = np.array(mapped) if memory else mapped

@@ -103,10 +103,10 @@ def read_rules(path: Path) -> Rules:
     for key in ("label", "case"):
         if not isinstance(content.get(key, ""), str):
             raise UserError(f"{path}: {key} is not a text; put it in quotation marks")
-    for key in ("modalities", "structures"):
+    for key, is_kind in (("modalities", _is_rule), ("structures", _is_pattern)):
         value = content.get(key, {})
         if not isinstance(value, dict) or not all(
-            isinstance(name, str) and _is_rule(rule) for name, rule in value.items()
+            isinstance(name, str) and is_kind(rule) for name, rule in value.items()
         ):
             raise UserError(
                 f"{path}: {key} is not a mapping from names to texts; see the rules file in the documentation"
@@ -170,4 +170,8 @@ def with_excluded(rules: Rules, excluded: Sequence[str]) -> Rules:
 def _is_rule(rule: Any) -> bool:
     if isinstance(rule, dict):
         return bool(rule) and all(isinstance(k, str) and isinstance(v, str) for k, v in rule.items())
+    return _is_pattern(rule)
+
+
+def _is_pattern(rule: Any) -> bool:
     return isinstance(rule, str) and bool(rule)

@@ -22,6 +22,7 @@ from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import LabelSchema
 from medaug.data import cache as files
 from medaug.data import cases as module
+from medaug.data.cache import read_entry
 from medaug.data.cases import load_cases, read_case
 from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
@@ -148,6 +149,16 @@ def test_an_entry_that_something_else_wrote_is_refused_by_name(manifest, tmp_pat
     for leftover in cache.glob(f"{stem}.*"):
         leftover.unlink()
     load_cases(manifest, [case], PREPROCESSING, cache)
+
+
+@pytest.mark.parametrize("header", [b"{'descr': \0", b"{'descr': (", b"(" * 100])
+def test_an_array_whose_header_does_not_parse_is_made_again(manifest, tmp_path, header):
+    cache = tmp_path / "cache"
+    load_cases(manifest, manifest.cases[:1], PREPROCESSING, cache)
+    (path,) = cache.glob("*.image.npy")
+    content = path.read_bytes()
+    path.write_bytes(content[:10] + header.ljust(118) + content[128:])
+    assert read_entry(path.with_name(path.name.split(".")[0]), memory=True) is None
 
 
 def test_an_entry_from_before_digests_is_made_again(manifest, tmp_path, reads):

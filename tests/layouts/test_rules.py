@@ -65,6 +65,7 @@ def test_modalities_by_tag(tmp_path: Path) -> None:
         ("case: '('", r"case: \( is not a regular expression"),
         ("case: 'a+'", r"case: a\+ has no group"),
         ("structures: {a: '['}", r"structures, a: \[ is not a regular expression"),
+        ("structures: {a: {b: c}}", "structures is not a mapping from names to texts"),
         ("modalities: {T1: {EchoTime: '*'}}", r"modalities, T1, EchoTime: \* is not a regular expression"),
         ("[" * 1500, "not YAML"),
     ],
