@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import yaml
@@ -39,7 +39,7 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
-def _full_path(stage: Stage, word: str, known: dict[str, Key]) -> str:
+def _full_path(stage: Stage, word: str, known: Mapping[str, Key]) -> str:
     """The path in `Options` that a stage's command line means by `word`, which may name a whole group."""
     groups = {path.split(".")[0] for path in known}
     path = f"{stage.name}.{word}" if word in stage.own else word
@@ -161,7 +161,7 @@ def load_options(stage_name: str, arguments: Sequence[str]) -> Options:
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
     expand_paths(options)
-    check_values(options, stage.name)
+    check_values(options, stage.name, values)
     return options
 
 

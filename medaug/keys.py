@@ -1,4 +1,4 @@
-"""The keys of `Options`: their types and limits, and what is wrong with a value.
+"""The keys of `Options`: what is declared of them, what is wrong with a value, and how both are put into words.
 
 Free of torch and numpy, as `medaug.options` is.
 """
@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection, Mapping
+from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 from medaug.errors import UserError
 from medaug.options import Options
+from medaug.options.declaration import Choices, Items, Range, When
+from medaug.tables import did_you_mean, installed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,42 +26,52 @@ class Key:
         hint: type.
         default: value.
         help: its help line.
-        identity: whether a result depends on it.
-        least, above, most: limits of the number, or of each number of a list.
-        fewest: values that a list needs.
-        needs: path of the key without which this one has no effect; `unless`: of the key with which it has none.
-        is_path: whether it names files or folders.
+        choices, limits, items, applies_when, identity, is_path: see `medaug.options.declaration.option`; the keys of
+            `applies_when` have their full paths.
     """
 
     path: str
     hint: Any
     default: Any
     help: str
+    choices: Choices
+    limits: Range
+    items: Items
+    applies_when: tuple[When, ...]
     identity: bool
-    least: float | None
-    above: float | None
-    most: float | None
-    fewest: int
-    needs: str | None
-    unless: str | None
     is_path: bool
 
 
-def keys() -> dict[str, Key]:
-    """All keys of `Options` by dotted path."""
+@cache
+def keys() -> Mapping[str, Key]:
+    """All keys of `Options` by dotted path; those that a group shares with another one come after its own."""
     found: dict[str, Key] = {}
 
     def walk(options: Any, prefix: str) -> None:
-        hints = get_type_hints(type(options))
-        for field in dataclasses.fields(options):
+        hints, own = get_type_hints(type(options)), type(options).__annotations__
+        fields = dataclasses.fields(options)
+        names = {field.name for field in fields}
+        for field in sorted(fields, key=lambda field: field.name not in own):
             path, default = prefix + field.name, getattr(options, field.name)
             if dataclasses.is_dataclass(default):
                 walk(default, path + ".")
-            else:
-                found[path] = Key(path, hints[field.name], default, **field.metadata)
+                continue
+            conditions = tuple(
+                when if "." in when.key else dataclasses.replace(when, key=prefix + when.key)
+                for when in field.metadata["applies_when"]
+                if "." in when.key or when.key in names
+            )
+            about = {**field.metadata, "applies_when": conditions}
+            found[path] = Key(path, hints[field.name], default, **about)
 
     walk(Options(), "")
     return found
+
+
+def names(choices: Choices) -> list[str | int]:
+    """All names that may be chosen, those of installed packages last; empty where any may."""
+    added = sorted(installed(choices.table)) if choices.table else []
+    return list(dict.fromkeys([*choices.names, *added]))
 
 
 def type_name(hint: Any) -> str:
@@ -70,6 +84,22 @@ def type_name(hint: Any) -> str:
     return {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}[hint.__name__]
 
 
+def values_text(key: Key) -> str:
+    """What a key may be, in words: "integer, at least 1", "cosine|constant", "list of number, 2 ascending values"."""
+    allowed = "|".join(str(name) for name in names(key.choices))
+    kind = type_name(key.hint)
+    if allowed:
+        kind = kind.replace("text", allowed).replace("integer", allowed)
+    return ", ".join(part for part in (kind, str(key.items), str(key.limits)) if part)
+
+
+def condition_text(key: Key, stage: str = "") -> str:
+    """When a key has an effect, in words: "only with codec=kl, not with codec.checkpoint"; empty: always."""
+    return ", ".join(
+        f"{'not' if when.not_ else 'only'} with {str(when).removeprefix(stage + '.')}" for when in key.applies_when
+    )
+
+
 def fits(value: Any, hint: Any) -> bool:
     """Whether a parsed value has a key's type: stricter than OmegaConf, for which 3 is a way to say true."""
     if get_origin(hint) is list:
@@ -80,22 +110,23 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def problem(key: Key, value: Any) -> str | None:
-    """What is wrong with a value: its type, NaN or infinity, the key's limits; None where nothing is."""
+    """What is wrong with a value, whatever the other keys are; None where nothing is."""
     if not fits(value, key.hint):
         return f"expected {type_name(key.hint)}"
-    if isinstance(value, list) and len(value) < key.fewest:
-        return f"at least {key.fewest} {'value is' if key.fewest == 1 else 'values are'} needed"
-    numbers = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, int | float)]
-    for number in numbers:
-        if not math.isfinite(number):
-            return "expected a finite number, not NaN or infinity"
-        if key.least is not None and number < key.least:
-            return f"must be at least {key.least:g}"
-        if key.above is not None and number <= key.above:
-            return f"must be above {key.above:g}"
-        if key.most is not None and number > key.most:
-            return f"must be at most {key.most:g}"
-    return None
+    if value is None:
+        return None
+    several = isinstance(value, list)
+    for item in value if several else [value]:
+        if key.choices.names and item not in key.choices.names and item not in (allowed := names(key.choices)):
+            all_names = [str(name) for name in allowed]
+            near = did_you_mean(str(item), all_names)
+            return f"{f'{item} is ' if several else ''}not one of {', '.join(all_names)}{near}"
+        if isinstance(item, int | float):
+            if not math.isfinite(item):
+                return "expected a finite number, not NaN or infinity"
+            if item not in key.limits:
+                return f"must be {key.limits}"
+    return key.items.problem(value) if several else None
 
 
 def shown(value: Any) -> str:
@@ -107,33 +138,37 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value) or '""'
 
 
-def check_values(options: Options, stage: str) -> None:
-    """Refuse values that no key may have, wherever they were set, and keys that have no effect beside the others.
+def value_of(options: Options, path: str) -> Any:
+    """The value at a dotted path."""
+    value: Any = options
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def check_values(options: Options, stage: str, given: Collection[str] = ()) -> None:
+    """Refuse values that no key may have, wherever they were set, and keys of the command line that have no effect.
 
     Args:
         options: to check.
         stage: whose own keys are named without their prefix.
+        given: paths of the keys that the command line sets. Those that only a file sets may have no effect, since an
+            experiment serves several command lines.
 
     Raises:
         UserError: names the key, its value, what is wrong, and the way out.
     """
-
-    def value_of(path: str) -> Any:
-        value: Any = options
-        for name in path.split("."):
-            value = getattr(value, name)
-        return value
-
     for key in keys().values():
-        value = value_of(key.path)
-        said = f"{key.path.removeprefix(stage + '.')}={shown(value)}"
+        value = value_of(options, key.path)
+        text = f"{key.path.removeprefix(stage + '.')}={shown(value)}"
         if (wrong := problem(key, value)) is not None:
-            raise UserError(f"{said}: {wrong}")
-        if value == key.default:
+            raise UserError(f"{text}: {wrong}")
+        if value == key.default or key.path not in given:
             continue
-        if key.needs is not None and value_of(key.needs) is None:
-            raise UserError(
-                f"{said}: has no effect without {key.needs.removeprefix(stage + '.')}; give both or neither"
-            )
-        if key.unless is not None and value_of(key.unless) is not None:
-            raise UserError(f"{said}: has no effect with {key.unless.removeprefix(stage + '.')}; leave one of them out")
+        for when in key.applies_when:
+            if not when.holds(value_of(options, when.key)):
+                other = str(when).removeprefix(stage + ".")
+                remedy = (
+                    "leave one of them out" if when.not_ else "leave it out" if when.values else "give both or neither"
+                )
+                raise UserError(f"{text}: has no effect {'with' if when.not_ else 'without'} {other}; {remedy}")

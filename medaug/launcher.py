@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from medaug.config import GLOBAL_GROUPS, choices, load_options, nested
 from medaug.errors import UserError, printable
 from medaug.files import refusal
-from medaug.keys import keys, shown, type_name
+from medaug.keys import condition_text, keys, shown, values_text
 from medaug.options import Options
 from medaug.processes import process_count, process_rank, set_umask
 from medaug.stages import STAGES
@@ -51,7 +51,9 @@ def help_text(stage_name: str) -> str:
             if node in GLOBAL_GROUPS:
                 described = f"{'|'.join(names)}: {key.help}"
             else:
-                described = f"{key.help} ({type_name(key.hint)}; {shown(key.default)})"
+                described = f"{key.help} ({values_text(key)}; {shown(key.default)})"
+                if condition := condition_text(key, stage.name):
+                    described += f" [{condition}]"
             lines += [""] if word == "experiment" else []
             lines.append(f"  {word:<28} {described}")
     return "\n".join(lines) + "\n"
@@ -109,7 +111,7 @@ def run(stage_name: str, body: Callable[[Options], None], arguments: Sequence[st
             return 0
         words = [word for word in arguments if word != "--cfg"]
         for word in words:
-            if re.match(r"[+~]*hydra[./]|objective=", word):
+            if re.match(r"[+~]*hydra[./]|(train\.)?objective=", word):
                 raise UserError(f"{word}: read by sweeps alone; they are made by `train --multirun`")
         flags = [word for word in words if word.startswith("-")]
         if flags:

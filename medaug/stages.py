@@ -60,7 +60,7 @@ STAGES = {
             "the cohort's files, or data=phantom",
             "runs/EXP/train",
             "experiment=demo",
-            (*_RUN, "overwrite", "resume", "init_from", "dry_run", "objective", *_MODEL, "segmenter", "masks"),
+            (*_RUN, "overwrite", *_MODEL, "segmenter", "masks"),
             shared=True,
         ),
         Stage(

@@ -97,9 +97,16 @@ def parse(arguments: Sequence[str]) -> Sweep:
         for word in words:
             parse_arguments(STAGE, [*fixed, *first[:index], word, *first[index + 1 :]])
     options = load_options(STAGE.name, [*fixed, *first])
-    if not optuna and any(word.startswith("objective=") for word in fixed):
-        raise UserError(f"objective={options.objective}: read by hydra/sweeper=optuna alone; leave it out")
-    return Sweep(tuple(fixed), tuple(values), hydra, Path(options.runs) / "sweep", options.objective, options.umask)
+    if not optuna and any(_key(word) == "objective" for word in fixed):
+        raise UserError(f"objective={options.train.objective}: read by hydra/sweeper=optuna alone; leave it out")
+    return Sweep(
+        tuple(fixed), tuple(values), hydra, Path(options.runs) / "sweep", options.train.objective, options.umask
+    )
+
+
+def _key(word: str) -> str:
+    """The key of `key=value`, without the prefix that the stage's own keys may have."""
+    return word.partition("=")[0].removeprefix(f"{STAGE.name}.")
 
 
 def _swept(word: str) -> Override | None:
@@ -114,7 +121,7 @@ def _swept(word: str) -> Override | None:
 def _values(word: str, override: Override, optuna: bool) -> list[str]:
     """A `key=value` for each value of a swept word; for both ends of an interval."""
     key, value = override.get_key_element(), override.value()
-    if key in _ONE_FOR_ALL:
+    if _key(word) in _ONE_FOR_ALL:
         raise UserError(f"{word}: all jobs of a sweep share this key; give it one value")
     if isinstance(value, IntervalSweep):
         if not optuna:
@@ -130,9 +137,9 @@ def _values(word: str, override: Override, optuna: bool) -> list[str]:
 
 def job_name(fixed: Sequence[str], words: Sequence[str]) -> str:
     """What a job is called: its swept keys and their values, however they are written and in whatever order."""
-    swept = {word.partition("=")[0] for word in words}
+    swept = {_key(word) for word in words}
     chosen, values = parse_arguments(STAGE, [*fixed, *words])
-    told = {path: value for path, value in (chosen | values).items() if path in swept}
+    told = {_key(path): value for path, value in (chosen | values).items() if _key(path) in swept}
     name = ",".join(f"{p}={v if isinstance(v, str) else json.dumps(v)}" for p, v in sorted(told.items()))
     safe = re.sub(r"[^\w.,=+\[\]-]", "", name)
     if len(safe) <= _LONGEST_NAME and safe == name.replace(" ", ""):
@@ -159,7 +166,7 @@ def run_job(fixed: Sequence[str], folder: Path, objective: str, config: DictConf
     words = list(HydraConfig.get().overrides.task)
     name = job_name(fixed, words)
     runs = folder / name
-    shared = [word for word in fixed if word.partition("=")[0] not in ("objective", "runs")]
+    shared = [word for word in fixed if _key(word) not in ("objective", "runs")]
     single = [*shared, *words, f"runs={runs}"]
     _note(runs, {"words": words, "status": None})
     status = _wait([sys.executable, "-m", f"medaug.{STAGE.name}", *single])
@@ -238,7 +245,11 @@ def run_sweep(arguments: Sequence[str]) -> None:
         settings.append("hydra.sweeper.max_failure_rate=1.0")  # the others go on
         if "hydra/sweeper/sampler=grid" not in sweep.hydra:
             settings.append("hydra.sweeper.sampler.seed=0")  # the same sweep again finds the same jobs
-    words = [*sweep.swept, *settings, *sweep.hydra]  # of two values of one key the later counts: the user's
+    swept = [
+        f"{STAGE.name}.{_key(word)}={word.partition('=')[2]}" if _key(word) in STAGE.own else word
+        for word in sweep.swept
+    ]
+    words = [*swept, *settings, *sweep.hydra]  # of two values of one key the later counts: the user's
     task = functools.partial(run_job, sweep.fixed, sweep.folder, sweep.objective)
     ConfigStore.instance().store(name="schema", node=Options)
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="medaug"):

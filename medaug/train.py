@@ -37,14 +37,16 @@ def main(options: Options) -> None:
     drawn = options.task
     pairs = drawn.target == "image" and drawn.mask and not drawn.modalities and drawn.degradation == "none"
     scored = options.trainer.score_every != 0 and pairs
-    base = Path(options.init_from) if options.init_from else None
+    base = Path(options.train.init_from) if options.train.init_from else None
     identity = part(options, *MODEL_NODES, *(("segmenter", "masks") if scored else ()))
     if base is not None:
         identity["init_from"] = _digest(base, folder)
-    if options.dry_run or options.overwrite or finished(folder) is None:  # before anything is written or replaced
+    if options.train.dry_run or options.overwrite or finished(folder) is None:  # before anything is written or replaced
         _check(options, scored)
-    growable = ("trainer.max_steps",) if options.resume else ()
-    if not options.dry_run and not claim(folder, identity, options.overwrite, growable, keep="runs=DIR keeps both"):
+    growable = ("trainer.max_steps",) if options.train.resume else ()
+    if not options.train.dry_run and not claim(
+        folder, identity, options.overwrite, growable, keep="runs=DIR keeps both"
+    ):
         return
 
     from torch import OutOfMemoryError
@@ -118,15 +120,15 @@ def main(options: Options) -> None:
             "means nothing; generate with guidance_scale=1"
         )
     attributes.warn_of_unknown((c.case, c.affine) for split in loaded.values() for c in split)
-    if process_rank() == 0 and (options.dry_run or not (folder / "last.ckpt").exists()):
+    if process_rank() == 0 and (options.train.dry_run or not (folder / "last.ckpt").exists()):
         try:
             for line in make_plan(card, options.trainer, loaded["train"], loaded["val"], scored).lines():
                 log.info(line)
         except OutOfMemoryError as error:
-            if options.dry_run:
+            if options.train.dry_run:
                 raise UserError(f"a step, not compiled or split, does not fit the device; {LESS_MEMORY}") from error
             log.warning("no plan: a step, not compiled or split, does not fit the device; trying")
-    if options.dry_run:
+    if options.train.dry_run:
         log.info("dry_run: nothing was trained")
         return
     if process_rank() == 0:
@@ -187,19 +189,19 @@ def _check(options: Options, scored: bool) -> None:
     from medaug.synthesis.scoring import check_scoring
     from medaug.training.hardware import check_processes, check_trainer
 
-    if options.network.name == "controlnet" and not options.init_from:
+    if options.network.name == "controlnet" and not options.train.init_from:
         raise UserError(
             "network=controlnet: needs a base; train one with task=unconditional, then give its last.ckpt "
             "as init_from=FILE"
         )
     check_trainer(options.trainer)
-    if not options.dry_run:
+    if not options.train.dry_run:
         check_processes(options.trainer)
     _check_dropout(options)
     if options.masks.checkpoint is not None:
         raise UserError("masks.checkpoint: while a model trains, no mask generator is used; leave it out")
     check_options(options.data)
-    check_codec(options.codec, taken=options.init_from is not None)
+    check_codec(options.codec, taken=options.train.init_from is not None)
     require_data(options.data)
     try:
         process = Process(**part(options, "process")["process"])

@@ -221,12 +221,12 @@ def test_a_number_that_a_configuration_file_sets_is_checked_too(value):
     [
         ("train", "trainer.weight_decay=-0.1", "must be at least 0"),
         ("train", "trainer.region_weight=0", "must be above 0"),
-        ("train", "trainer.labelled_share=1.5", "must be at most 1"),
-        ("train", "segmenter.channels=[]", "at least 1 value is needed"),
+        ("train", "trainer.labelled_share=1.5", "must be above 0 and at most 1"),
+        ("train", "segmenter.channels=[]", "must have at least 1 value"),
         ("train", "segmenter.channels=[8,0]", "must be at least 1"),
         ("generate", "masks.elastic=-1", "must be at least 0"),
         ("audit", "judge_steps=0", "must be at least 1"),
-        ("benchmark", "seeds=[]", "at least 1 value is needed"),
+        ("benchmark", "seeds=[]", "must have at least 1 value, each given once"),
         ("benchmark", "bootstrap_seed=-1", "must be at least 0"),
         ("train", "data.labelled_seed=1", "has no effect without data.labelled; give both or neither"),
         ("ingest", "splits_fold=1", "has no effect without splits; give both or neither"),
@@ -400,15 +400,19 @@ def test_every_stage_that_takes_a_checkpoint_lets_it_be_chosen(stage):
 
 
 IS_PATH = {path for path, key in config.keys().items() if key.is_path}
+NEEDED = {
+    "ingest.to": ["download=Task04_Hippocampus"],
+    "codec.checkpoint": ["codec=kl"],
+    "masks.checkpoint": ["masks=generated"],
+}
 PATHS = [(next(n for n, stage in STAGES.items() if stage.accepts(path)), path) for path in sorted(IS_PATH)]
 
 
 def test_every_key_that_names_a_file_or_folder_is_known_as_a_path():
     words = re.compile(r"\b(file|folder|folders|manifest|checkpoint|ckpt|CSV|YAML|json)\b")
     told = {path for path, key in config.keys().items() if words.search(key.help) and "str" in str(key.hint)}
-    # Patterns below root, an address, choices and names.
-    others = {"ingest.images", "ingest.labels", "ingest.mirror", "ingest.name", "ingest.case_pattern", "ingest.classes"}
-    others |= {"data.attributes", "data.name", "data.cache", "predict.name", "predict.split", "objective", "checkpoint"}
+    told -= {path for path, key in config.keys().items() if key.choices.names}
+    others = {"ingest.mirror", "ingest.name", "data.attributes", "predict.name", "train.objective"}  # address and names
     assert told - others <= IS_PATH
 
 
@@ -422,7 +426,7 @@ def places(monkeypatch):
 @pytest.mark.parametrize(("stage", "path"), PATHS)
 def test_paths_are_expanded_wherever_they_are_declared(places, stage, path):
     text = "['~/${PLACE} x']" if path.endswith("roots") else "~/${PLACE} x"
-    needed = ["download=Task04_Hippocampus"] if path == "ingest.to" else []
+    needed = NEEDED.get(path, [])
     found = config.load_options(stage, ["experiment=demo", f"{path}={text}", *needed])
     for name in path.split("."):
         found = getattr(found, name)

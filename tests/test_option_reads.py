@@ -9,7 +9,7 @@ from medaug.stages import STAGES
 from medaug.train import MODEL_NODES
 
 COMPOSED = {"experiment", "preset"}  # choose other keys' values, before any stage begins
-BY_SWEEPS = {"objective"}
+BY_SWEEPS = {"train.objective"}
 BY_LAUNCHER = {"umask"}  # of the whole process, before a stage begins
 
 
@@ -31,7 +31,9 @@ def test_a_stage_accepts_what_it_reads(stage):
 def test_a_stage_reads_what_it_accepts(stage):
     """What a model is made of is read from plain dictionaries, so of these keys only the name is looked for."""
     made_of = {path for path in KEYS if path.split(".")[0] in MODEL_NODES}
-    by_name = set().union(*(names(module) for module in _trees() if module not in ("medaug.options", "medaug.stages")))
+    by_name = set().union(
+        *(names(module) for module in _trees() if not module.startswith(("medaug.options", "medaug.stages")))
+    )
     accepted = {path for path in KEYS if STAGES[stage].accepts(path)} - COMPOSED - BY_SWEEPS - BY_LAUNCHER
     unread = accepted - reads(stage).read
     assert not [path for path in sorted(unread) if path not in made_of or path.split(".")[-1] not in by_name]

@@ -140,7 +140,7 @@ def test_a_failing_job_is_named_and_the_others_go_on(trained):
 
 
 def test_optuna_minimises_what_the_jobs_report_and_finds_the_same_jobs_again(trained):
-    words = [*DEMO, "trainer.learning_rate=interval(0.0,1.0)", OPTUNA, "hydra.sweeper.n_trials=3"]
+    words = [*DEMO, "trainer.learning_rate=interval(0.001,1.0)", OPTUNA, "hydra.sweeper.n_trials=3"]
     sweep.run_sweep(words)
     first, best = list(trained), OmegaConf.load("runs/sweep/optimization_results.yaml")
     rates = [config.parse_arguments(sweep.STAGE, one)[1]["trainer.learning_rate"] for one in first]
@@ -180,7 +180,11 @@ def test_results_may_lie_in_a_folder_of_any_name(trained):
 
 def test_optuna_goes_on_after_a_failing_job(trained):
     with pytest.raises(UserError) as caught:
-        words = ("trainer.learning_rate=interval(0.0,2.0)", "hydra.sweeper.n_trials=4", "hydra.sweeper.sampler.seed=1")
+        words = (
+            "trainer.learning_rate=interval(0.001,2.0)",
+            "hydra.sweeper.n_trials=4",
+            "hydra.sweeper.sampler.seed=1",
+        )
         sweep.run_sweep([*DEMO, *words, OPTUNA])
     rates = [config.parse_arguments(sweep.STAGE, one)[1]["trainer.learning_rate"] for one in trained]
     failed = sorted(f"trainer.learning_rate={rate} (status 2)" for rate in rates if rate > 1)

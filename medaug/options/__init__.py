@@ -1,0 +1,89 @@
+"""The schema of every option: one dataclass per Hydra group, one declaration per key.
+
+Free of torch and numpy, so that `--help` and the refusal of a misspelt key take a fraction of a second. The YAML
+files under `conf/` hold choices only; types, limits, defaults and help lines are declared here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from medaug.options.cohort import DataOptions, SplitOptions
+from medaug.options.declaration import one_of, option
+from medaug.options.model import CodecOptions, NetworkOptions, ProcessOptions, TaskOptions
+from medaug.options.stages import (
+    ArmsOptions,
+    AuditOptions,
+    BenchmarkOptions,
+    ExportOptions,
+    GenerateOptions,
+    IngestOptions,
+    MasksOptions,
+    PredictOptions,
+    SamplerOptions,
+    SegmenterOptions,
+)
+from medaug.options.training import LoggerOptions, TrainerOptions, TrainOptions
+
+__all__ = [
+    "ArmsOptions",
+    "AuditOptions",
+    "BenchmarkOptions",
+    "CodecOptions",
+    "DataOptions",
+    "ExportOptions",
+    "GenerateOptions",
+    "IngestOptions",
+    "LoggerOptions",
+    "MasksOptions",
+    "NetworkOptions",
+    "Options",
+    "PredictOptions",
+    "ProcessOptions",
+    "SamplerOptions",
+    "SegmenterOptions",
+    "SplitOptions",
+    "TaskOptions",
+    "TrainOptions",
+    "TrainerOptions",
+]
+
+
+@dataclass
+class Options:
+    """All keys; each stage reads, and accepts, its own part."""
+
+    experiment: str = option("which cohort and model (conf/experiment)", "")
+    preset: str = option(
+        "size and budget (conf/preset); by default the preset that the experiment was trained with, else the "
+        "experiment's own, else cpu",
+        "cpu",
+    )
+    runs: str = option("folder of all results", "runs", is_path=True)
+    umask: str | None = option(
+        "octal permissions that new files do not get; 077: only you can read them", None, identity=False
+    )
+    overwrite: bool = option("replace a run on disk that was made with another configuration", False)
+    checkpoint: str = option(
+        "which checkpoint of the training; auto: best where samples were scored, else last",
+        "auto",
+        choices=one_of("auto", "best", "last"),
+    )
+    train: TrainOptions = field(default_factory=TrainOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    task: TaskOptions = field(default_factory=TaskOptions)
+    codec: CodecOptions = field(default_factory=CodecOptions)
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    process: ProcessOptions = field(default_factory=ProcessOptions)
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
+    logger: LoggerOptions = field(default_factory=LoggerOptions)
+    sampler: SamplerOptions = field(default_factory=SamplerOptions)
+    masks: MasksOptions = field(default_factory=MasksOptions)
+    generate: GenerateOptions = field(default_factory=GenerateOptions)
+    predict: PredictOptions = field(default_factory=PredictOptions)
+    segmenter: SegmenterOptions = field(default_factory=SegmenterOptions)
+    audit: AuditOptions = field(default_factory=AuditOptions)
+    arms: ArmsOptions = field(default_factory=ArmsOptions)
+    benchmark: BenchmarkOptions = field(default_factory=BenchmarkOptions)
+    export: ExportOptions = field(default_factory=ExportOptions)
+    ingest: IngestOptions = field(default_factory=IngestOptions)

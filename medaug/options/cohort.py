@@ -1,0 +1,136 @@
+"""Options of the cohort: subjects, splits, and how scans are preprocessed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from medaug.options.declaration import (
+    Items,
+    Range,
+    above,
+    at_least,
+    between,
+    not_with,
+    one_of,
+    only_with,
+    option,
+    path_option,
+)
+
+_PHANTOM = (only_with("data.layout", "phantom"),)
+_TRIPLE = Items(count=3)
+_INTERVAL = Items(count=2, ascending=True)
+
+
+@dataclass
+class SplitOptions:
+    """Which scans are one subject's, and how subjects are split: keys that `ingest` and `data` share."""
+
+    subject_pattern: str | None = option(
+        r"regular expression whose group 1 in a case's name is its subject, such as '(\d+)$'; null: each case is one",
+        None,
+    )
+    subject_consecutive: int = option(
+        "this many consecutive numbers are one subject; 2: scans 2k-1 and 2k",
+        1,
+        limits=at_least(1),
+        applies_when=(only_with("subject_pattern"),),
+    )
+    val_fraction: float = option(
+        "share of subjects for validation", 0.1, limits=Range(least=0, below=1), applies_when=(not_with("splits"),)
+    )
+    test_fraction: float = option(
+        "share of subjects held out for testing, which no model sees",
+        0.2,
+        limits=Range(least=0, below=1),
+        applies_when=(not_with("splits"),),
+    )
+    split_seed: int = option("seed of the split by subject, and of the folds", 0)
+    folds: int | None = option(
+        "cross-validation folds of the training and validation subjects; null: none; ingest writes them as nnU-Net's "
+        "splits_final.json beside the manifest",
+        None,
+        limits=at_least(2),
+    )
+
+
+@dataclass
+class DataOptions(SplitOptions):
+    """The cohort, and how its scans are preprocessed."""
+
+    name: str = option("name of the cohort", "")
+    manifest: str | None = path_option(
+        "manifest (a file, or a name in data_manifests); null: read the first root by its layout"
+    )
+    roots: list[str] = option(
+        "folders where the files may be; the first that exists is used", [], identity=False, is_path=True
+    )
+    layout: str = option(
+        "layout of the folder where there is no manifest; auto: detect it; phantom: make phantoms",
+        "auto",
+        choices=one_of("auto", "msd", "brats2020", "brats2023", "brats2024", "nnunet", "phantom", table="layouts"),
+    )
+    source: str = option("where to get the data, printed when they are missing", "", identity=False)
+    fold: int = option(
+        "number of the fold used for validation", 0, limits=at_least(0), applies_when=(only_with("data.folds"),)
+    )
+    labelled: int | None = option(
+        "training subjects that keep their labels, the others' are hidden; null: all", None, limits=at_least(1)
+    )
+    labelled_seed: int = option("seed of the choice of those subjects", 0, applies_when=(only_with("data.labelled"),))
+    unlabelled: bool = option("also train on scans without a label, as unconditional samples", True)
+    attributes: list[str] = option(
+        "conditions beside the mask: attributes of the manifest, or spacing", [], items=Items(distinct=True)
+    )
+    max_side: int | None = option(
+        "coarsen the grid isotropically until no side has more voxels; null: never", None, limits=at_least(1)
+    )
+    spacing: list[float] | None = option(
+        "voxel size in mm to resample to; null: as data.resample says", None, limits=above(0), items=_TRIPLE
+    )
+    resample: str = option(
+        "auto: resample to one voxel size where the training scans differ", "auto", choices=one_of("auto", "never")
+    )
+    crop: str = option("body: cut off what lies outside the body or brain", "none", choices=one_of("none", "body"))
+    shape: list[int] | None = option(
+        "the model's grid in voxels; null: the smallest that holds every training scan",
+        None,
+        limits=at_least(1),
+        items=_TRIPLE,
+    )
+    intensity: str = option(
+        "how intensities are scaled to -1..1: percentile (MR), window (CT) or zscore",
+        "percentile",
+        choices=one_of("percentile", "window", "zscore"),
+    )
+    percentiles: list[float] = option(
+        "percentiles of each volume and modality that become -1 and 1",
+        [0.5, 99.5],
+        limits=between(0, 100),
+        items=_INTERVAL,
+        applies_when=(only_with("data.intensity", "percentile"),),
+    )
+    window: list[float] | None = option(
+        "intensities that become -1 and 1, in the scan's units, such as [-1000,1000]",
+        None,
+        items=_INTERVAL,
+        applies_when=(only_with("data.intensity", "window"),),
+    )
+    zscore_clip: float = option(
+        "standard deviations from the foreground's mean that become -1 and 1",
+        4.0,
+        limits=above(0),
+        applies_when=(only_with("data.intensity", "zscore"),),
+    )
+    bias_correction: bool = option("divide by N4's estimate of the bias field; multiply by it on export", False)
+    cache: str = option(
+        "where preprocessed scans are kept: disk (memory-mapped) or ram",
+        "disk",
+        choices=one_of("disk", "ram"),
+        identity=False,
+    )
+    phantom_subjects: int = option("number of phantoms to make", 24, limits=at_least(1), applies_when=_PHANTOM)
+    phantom_side: int = option(
+        "voxels of a phantom along each axis", 64, limits=between(32, 160), applies_when=_PHANTOM
+    )
+    phantom_seed: int = option("seed of the phantoms", 0, limits=at_least(0), applies_when=_PHANTOM)

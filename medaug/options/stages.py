@@ -1,0 +1,274 @@
+"""Options of the stages around training: what is sampled, measured, exported and ingested."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from medaug.options.cohort import SplitOptions
+from medaug.options.declaration import (
+    Items,
+    Range,
+    above,
+    at_least,
+    between,
+    not_with,
+    one_of,
+    only_with,
+    option,
+    path_option,
+)
+
+_DEFORMED = (only_with("masks.source", "deformed"),)
+_GUIDED = (not_with("generate.guidance_scale", 1.0),)
+_INPAINT = (only_with("predict.inpaint"),)
+_DOWNLOAD = (only_with("ingest.download"),)
+_PAIRS = (only_with("ingest.layout", "auto", "pairs"),)
+_DICOM = (only_with("ingest.layout", "auto", "dicom"),)
+_POSITIVE = at_least(1)
+
+
+@dataclass
+class SamplerOptions:
+    """How noise becomes an image."""
+
+    name: str = option(
+        "the sampler",
+        "dpmpp_2m",
+        choices=one_of("dpmpp_2m", "dpmpp_2m_sde", "heun", "ddim", "ddpm", table="samplers"),
+    )
+    num_inference_steps: int = option(
+        "steps, each one evaluation of the network (heun: two, except the last)", 8, limits=_POSITIVE
+    )
+    eta: float = option(
+        "0: deterministic; 1: as noisy as ddpm",
+        0.0,
+        limits=between(0, 1),
+        applies_when=(only_with("sampler.name", "ddim"),),
+    )
+    spacing: str = option(
+        "how the steps are spaced in time; karras cannot start from pure noise",
+        "trailing",
+        choices=one_of("trailing", "uniform", "karras", table="spacings"),
+    )
+
+
+@dataclass
+class MasksOptions:
+    """Where the masks of synthetic pairs come from: training masks, as they are or deformed, or a mask generator."""
+
+    source: str = option(
+        "training masks (real), deformed training masks, or masks of a mask generator (generated)",
+        "deformed",
+        choices=one_of("real", "deformed", "generated", table="mask_sources"),
+    )
+    checkpoint: str | None = path_option(
+        "checkpoint of a training with task=mask_generator",
+        identity=False,
+        applies_when=(only_with("masks.source", "generated"),),
+    )
+    rotation: float = option(
+        "standard deviation of the angle about each axis, degrees", 6.0, limits=at_least(0), applies_when=_DEFORMED
+    )
+    scaling: float = option(
+        "standard deviation of the logarithm of the scale", 0.06, limits=at_least(0), applies_when=_DEFORMED
+    )
+    translation: float = option(
+        "standard deviation of the shift along each axis, voxels", 1.0, limits=at_least(0), applies_when=_DEFORMED
+    )
+    elastic: float = option(
+        "standard deviation of the smooth displacement, voxels", 1.2, limits=at_least(0), applies_when=_DEFORMED
+    )
+    elastic_smoothness: float = option(
+        "correlation length of that displacement, voxels", 8.0, limits=at_least(0), applies_when=_DEFORMED
+    )
+
+
+@dataclass
+class SegmenterOptions:
+    """The segmenter (MONAI U-Net, Dice and cross-entropy) of benchmark, audit and scoring, trained anew for each."""
+
+    channels: list[int] = option("features per level", [16, 32, 64, 96], limits=_POSITIVE, items=Items(fewest=1))
+    learning_rate: float = option("peak learning rate of AdamW, with cosine decay", 2e-3, limits=above(0))
+    batch_size: int = option("volumes per step", 4, limits=_POSITIVE)
+    num_workers: int = option("processes that load data", 1, limits=at_least(0), identity=False)
+
+
+@dataclass
+class GenerateOptions:
+    """How many pairs, and how strongly the images follow their masks."""
+
+    num: int = option("image-mask pairs to write", 64, limits=_POSITIVE)
+    guidance_scale: float = option(
+        "classifier-free guidance: 0 ignores the mask, 1 is the plain conditional model", 2.0, limits=at_least(0)
+    )
+    guidance_interval: list[float] | None = option(
+        "times in [0, 1], 1 being noise, between which there is guidance; null: always",
+        None,
+        limits=between(0, 1),
+        items=Items(count=2, ascending=True),
+        applies_when=_GUIDED,
+    )
+    guidance_rescale: float = option(
+        "0 to 1: bring the contrast of guided images back to that of the plain conditional model",
+        0.0,
+        limits=between(0, 1),
+    )
+    negative_classes: list[str] = option(
+        "guide away from the same mask without these classes; none: from no mask at all", [], applies_when=_GUIDED
+    )
+    attributes: list[str] = option("name:value in place of the host's own attribute, as in [site:A,grade:2]", [])
+    seed: int = option("root seed from which every pair's own seed is made", 0)
+    batch_size: int = option("pairs sampled together; changes no sample", 4, limits=_POSITIVE, identity=False)
+    strip: int = option(
+        "number of pictures that show the first pair emerge from noise; 0: none",
+        0,
+        limits=at_least(0),
+        identity=False,
+    )
+
+
+@dataclass
+class PredictOptions:
+    """Which scans a trained model is applied to, and how."""
+
+    split: str | None = option(
+        "split of the training cohort; null: val",
+        None,
+        choices=one_of("train", "val", "test"),
+        applies_when=(not_with("predict.manifest"),),
+    )
+    manifest: str | None = path_option("manifest of other scans, in place of a split")
+    name: str | None = option("folder below runs/EXP/predictions; null: the split, or the manifest's file name", None)
+    num_samples: int | None = option(
+        "samples per scan, whose mean is the result; null: 8 of labels, 1 of images", None, limits=_POSITIVE
+    )
+    guidance_scale: float = option("classifier-free guidance by the conditions; 1: none", 1.0, limits=at_least(0))
+    degrade: bool = option("enhancement: degrade the scans first, to measure how well they are restored", False)
+    probabilities: bool = option("segmentation: also write the probability of every class", False)
+    inpaint: list[str] = option("mask to image: classes whose voxels are generated anew in the real scan", [])
+    remove: bool = option("generate what would be there without those classes", False, applies_when=_INPAINT)
+    margin: int = option(
+        "voxels of the model's grid around those classes that are also generated anew",
+        2,
+        limits=at_least(0),
+        applies_when=_INPAINT,
+    )
+    resample: int = option(
+        "how often each step is repeated, so that the seam fits; 1 is fastest",
+        4,
+        limits=_POSITIVE,
+        applies_when=_INPAINT,
+    )
+    seed: int = option("root seed from which every scan's own seeds are made", 0, limits=at_least(0))
+    batch_size: int = option("samples made together; changes no sample", 4, limits=_POSITIVE, identity=False)
+
+
+@dataclass
+class AuditOptions:
+    """Do the images show what their masks say? Measured by a segmenter (the judge) that has no other use."""
+
+    judge_steps: int = option("optimisation steps of the judge", 1500, limits=_POSITIVE)
+    guidance_scales: list[float] = option(
+        "guidance scales compared on the same seeds and masks", [0.0, 1.0, 3.0], limits=at_least(0)
+    )
+    guidance_num: int = option("pairs per guidance scale", 16, limits=_POSITIVE)
+    batch_size: int = option("pairs sampled together; changes no sample", 4, limits=_POSITIVE, identity=False)
+    seed: int = option("seed of the judge, the guidance sweep and the bootstrap", 0, limits=at_least(0))
+
+
+@dataclass
+class ArmsOptions:
+    """What the segmenters of the benchmark train on."""
+
+    names: list[str] = option(
+        "arms to compare, each with the one before it",
+        ["real", "real+classical", "real+classical+synthetic"],
+        choices=one_of("real", "real+classical", "real+classical+synthetic", table="arms"),
+        items=Items(fewest=2, distinct=True),
+    )
+    synthetic_share: float = option(
+        "share of each batch that is synthetic, in the synthetic arms", 0.5, limits=Range(above=0, below=1)
+    )
+
+
+@dataclass
+class BenchmarkOptions:
+    """Do the pairs help on subjects that no model has seen?"""
+
+    steps: int = option("optimisation steps of every segmenter, the same in every arm", 600, limits=_POSITIVE)
+    seeds: list[int] = option(
+        "one segmenter is trained per arm and seed", [0, 1, 2], items=Items(fewest=1, distinct=True)
+    )
+    bootstrap_seed: int = option("seed of the intervals", 0, limits=at_least(0))
+
+
+@dataclass
+class ExportOptions:
+    """The synthetic pairs in another tool's layout."""
+
+    format: str = option("layout to write", "msd", choices=one_of("msd", "nnunet", table="export_formats"))
+    manifest: str | None = path_option("manifest of a cohort to export; null: the experiment's synthetic pairs")
+    out: str | None = path_option("folder to write, which must not exist yet")
+
+
+@dataclass
+class IngestOptions(SplitOptions):
+    """From files to a manifest."""
+
+    root: str | None = path_option("folder with the scans, never written to")
+    out: str | None = path_option("manifest to write (.json); scans from DICOM become NIfTI in a folder beside it")
+    layout: str = option(
+        "layout of the folder; auto: detect it",
+        "auto",
+        choices=one_of(
+            "auto", "msd", "brats2020", "brats2023", "brats2024", "nnunet", "pairs", "dicom", table="layouts"
+        ),
+    )
+    rules: str | None = path_option("YAML file: modalities, labels, which file is which (see the documentation)")
+    accept_labels: bool = option("confirm the labels that the layout proposes", False)
+    name: str | None = option("name of the cohort; null: the folder's name", None)
+    images: str | None = option("glob of the images below root", None, applies_when=_PAIRS)
+    labels: str | None = option("glob of the labels below root", None, applies_when=_PAIRS)
+    case_pattern: str | None = option(
+        "regular expression whose group 1 in a path is its case", None, applies_when=_PAIRS
+    )
+    classes: list[str] | None = option(
+        "names of label values 0, 1, 2, ..., background first", None, applies_when=_PAIRS
+    )
+    subjects: str | None = path_option("CSV file with the columns case and subject")
+    attributes: str | None = path_option("CSV file with case or subject, and a column per attribute (site, grade)")
+    splits: str | None = path_option("splits to keep: splits_final.json, or a CSV with case or subject, and split")
+    splits_fold: int = option(
+        "number of the fold of splits_final.json", 0, limits=at_least(0), applies_when=(only_with("ingest.splits"),)
+    )
+    exclude: list[str] = option("names of cases to leave out", [])
+    exclude_series: list[str] = option(
+        "files to leave out by header, as in [ImageType:localizer,scout]", [], applies_when=_DICOM
+    )
+    check: str = option(
+        "what is checked: voxels (every file is read), headers (for large cohorts) or none",
+        "voxels",
+        choices=one_of("voxels", "headers", "none"),
+    )
+    report: str | None = path_option("JSON file for the findings")
+    workers: int = option("processes that read; 0: one per processor", 0, limits=at_least(0))
+    on_gap: str = option(
+        "where a slice is missing: refuse the series, or resample over the gap",
+        "refuse",
+        choices=one_of("refuse", "resample"),
+        applies_when=_DICOM,
+    )
+    on_grid: str = option(
+        "modalities on different grids: refuse the case, or resample to the first (dicom)",
+        "refuse",
+        choices=one_of("refuse", "resample"),
+        applies_when=_DICOM,
+    )
+    pseudonyms: bool = option("name subjects by salted pseudonym; false: by PatientID", True, applies_when=_DICOM)
+    private: str | None = path_option("DICOM: file of pseudonyms and salt, to be kept secret; null: beside out")
+    withdraw: str | None = option("list everything that this subject went into, and do nothing else", None)
+    download: str | None = option("fetch a Medical Segmentation Decathlon task, such as Task04_Hippocampus", None)
+    to: str | None = path_option("folder to unpack the download in", applies_when=_DOWNLOAD)
+    mirror: str | None = option(
+        "address of the folder with the archives; null: the task's own", None, applies_when=_DOWNLOAD
+    )
