@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from medaug.config import part
 from medaug.launcher import launch
 from medaug.options import Options
+from medaug.processes import choose_device
 from medaug.runs import claim, command, finish, stage_folder, trained_checkpoint
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ def main(options: Options) -> None:
         return
 
     import numpy as np
-    import torch
 
     from medaug.cohort.provenance import Recipe
     from medaug.csv_files import write_csv
@@ -69,7 +69,7 @@ def main(options: Options) -> None:
     from medaug.training.checkpoint import load_model
 
     settings = options.audit
-    card, model = load_model(checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    card, model = load_model(checkpoint, choose_device())
     num_classes = cohort.schema.num_classes
     cache = folder.parent / "cache"
     real = {

@@ -10,7 +10,7 @@ import logging
 from medaug.config import part
 from medaug.launcher import launch
 from medaug.options import Options
-from medaug.processes import local_rank, process_count, process_rank
+from medaug.processes import choose_device, process_count, process_rank
 from medaug.runs import claim, finish, join, stage_folder, trained_checkpoint
 
 log = logging.getLogger(__name__)
@@ -22,13 +22,11 @@ def main(options: Options) -> None:
     Processes that torchrun or srun started share the pairs without waiting for each other; whoever finds all of them on
     record writes the rest.
     """
-    import torch
-
     from medaug.cohort.manifest import Manifest
     from medaug.errors import UserError
     from medaug.synthesis.generator import load_mask_generator
     from medaug.synthesis.recipes import check_options, check_task, write_recipe
-    from medaug.training.checkpoint import load_experiment
+    from medaug.training.checkpoint import load_experiment, refuse_changed_scans
 
     for name, least in (("num", 1), ("batch_size", 1), ("strip", 0)):
         if getattr(options.generate, name) < least:
@@ -36,8 +34,7 @@ def main(options: Options) -> None:
     train, folder = stage_folder(options, "train"), stage_folder(options, "generate")
     checkpoint = trained_checkpoint(options)
     # Before anything is written.
-    devices = torch.cuda.device_count()
-    device = torch.device("cuda", local_rank() % devices) if devices else torch.device("cpu")
+    device = choose_device()
     digest, card, model = load_experiment(checkpoint, options.experiment, device)
     check_task(model.task, card, checkpoint)
     check_options(model.process, card.schema, options.generate, options.sampler, card.attributes)
@@ -54,11 +51,10 @@ def main(options: Options) -> None:
     import numpy as np
 
     from medaug.cohort import provenance
-    from medaug.comparison.guard import refuse_changed_scans, refuse_seen
     from medaug.data.cases import load_cases
     from medaug.data.contents import case_contents
-    from medaug.pictures.figures import contact_sheet, save_figure
-    from medaug.pictures.strip import busiest_slice, denoising_strip, evenly
+    from medaug.pictures.figures import busiest_slice, contact_sheet, save_figure
+    from medaug.pictures.strip import denoising_strip, evenly
     from medaug.synthesis.generation import generate_pairs, pairs_digest, sample_images, synthetic_manifest
 
     labelled = [case for case in manifest.split("train") if case.label is not None]
@@ -68,7 +64,7 @@ def main(options: Options) -> None:
     refuse_changed_scans(card, case_contents(manifest, labelled, cache))
     if generator is not None:
         tested = manifest.split("test")
-        refuse_seen("the mask generator", generator.contents, manifest, case_contents(manifest, tested, cache))
+        generator.seen.refuse_test_scans("the mask generator", manifest, case_contents(manifest, tested, cache))
     hosts = load_cases(manifest, labelled, card.preprocessing, cache)
     if generator is not None:
         generator = generator.held_against([np.asarray(host.label) for host in hosts])
@@ -90,7 +86,7 @@ def main(options: Options) -> None:
     if not work:
         return
 
-    learned = None if generator is None else generator.subjects
+    learned = None if generator is None else generator.seen
     num, rank, ranks = options.generate.num, process_rank(), process_count()
     if ranks > 1:  # now, for on network file systems the others see a new name late
         provenance.rank_file(folder, rank).open("ab").close()

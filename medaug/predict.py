@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from medaug.config import part
 from medaug.launcher import launch
 from medaug.options import Options
+from medaug.processes import choose_device
 from medaug.runs import claim, finish, stage_folder, trained_checkpoint
 
 if TYPE_CHECKING:
@@ -29,14 +30,12 @@ PICTURED = 4
 
 def main(options: Options) -> None:
     """Write what the model draws of each scan, how it compares with the truth where there is one, and a picture."""
-    import torch
-
-    from medaug.data.contents import case_contents, cohort_digest, image_owners
+    from medaug.data.contents import case_contents, cohort_digest
     from medaug.prediction.request import check_request
     from medaug.training.checkpoint import load_experiment
 
     settings = options.predict
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     digest, card, model = load_experiment(trained_checkpoint(options), options.experiment, device)
     request = check_request(card, model, stage_folder(options, "train") / "manifest.json", settings, options.sampler)
     name = settings.name or (Path(settings.manifest).stem if settings.manifest else settings.split or "val")
@@ -47,9 +46,8 @@ def main(options: Options) -> None:
     identity |= {"checkpoint": digest, "scans": scans, "contents": cohort_digest(request.manifest, contents)}
     if not claim(folder, identity, options.overwrite, recorded=("contents",), keep="name=NAME keeps both"):
         return
-    known = image_owners(request.cases, contents)
-    seen = {case.subject for case in request.cases} & set(card.seen["train"])
-    seen |= {known[digest].subject for digest in known.keys() & card.seen_contents}
+    seen = {case.subject for case in request.cases} & card.seen.in_split("train")
+    seen |= {case.subject for case in card.seen.scans(request.cases, contents)}
     if seen:
         log.warning("the model was trained on %d of these subjects; their scores say nothing of others", len(seen))
 

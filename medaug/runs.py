@@ -11,7 +11,7 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import yaml
 from medaug.errors import UserError
 from medaug.files import atomic_write, file_sha256, write_json
 from medaug.inputs import read_json, read_yaml
-from medaug.locks import Lock, is_free, take
+from medaug.locks import Lock, take
 from medaug.options import Options
 from medaug.ownership import empty, is_marked, mark
 from medaug.processes import process_count, process_rank
@@ -181,32 +181,6 @@ def join(folder: Path, identity: dict[str, Any], patience: float = 600.0) -> Non
             )
         time.sleep(0.2)
     lock(folder)
-
-
-def wait_for_first(
-    folder: Path, ready: Callable[[], bool], interval: float = 1.0, patience: float = 600.0, blind: float = 86400.0
-) -> None:
-    """Wait until the first of several processes has done something in a folder that it holds.
-
-    Args:
-        folder: of the run.
-        ready: whether it is done.
-        interval: seconds between two looks.
-        patience: seconds to wait while no process holds the folder: the first may be slow to begin.
-        blind: seconds to wait on a file system without locks, where nothing tells whether the first still works.
-
-    Raises:
-        UserError: the first process has ended, or takes longer than that.
-    """
-    begun = time.monotonic()
-    end = begun + patience
-    while not ready():
-        free = is_free(folder / ".lock")
-        if not free:
-            end = begun + blind if free is None else time.monotonic() + patience
-        if time.monotonic() > end and not ready():
-            raise UserError(f"{folder}: the first of {process_count()} processes has ended; start all of them again")
-        time.sleep(interval)
 
 
 def finish(folder: Path, summary: dict[str, Any], results: Iterable[Path] = ()) -> None:

@@ -171,7 +171,7 @@ def _in_training(folder: Path, who: _Who) -> Generator[Artefact, None, dict[str,
         except UserError as error:
             yield Artefact("checkpoint", path, f"cannot be told ({error})", certain=False)
             continue
-        saw = [how for split, how in _SAW.items() if who.subjects & set(card.seen.get(split, []))]
+        saw = [how for split, how in _SAW.items() if who.subjects & card.seen.in_split(split)]
         models[file_sha256(path)] = saw[0] if saw else ""
         if saw:
             yield Artefact("checkpoint", path, f"a model that {saw[0]}")

@@ -348,16 +348,16 @@ def test_a_further_process_gives_up_where_the_first_has_ended(folder, monkeypatc
     done = threading.Event()
     timer = threading.Timer(1.0, done.set)
     timer.start()
-    runs.wait_for_first(folder, done.is_set, **waits)  # longer than its patience, for the first still holds the folder
+    processes.wait_for_first(folder, done.is_set, **waits)
     runs._unlock(folder)
     with pytest.raises(UserError, match="the first of 2 processes has ended; start all of them again"):
-        runs.wait_for_first(folder, lambda: False, **waits)
+        processes.wait_for_first(folder, lambda: False, **waits)
 
 
 def test_without_locks_a_further_process_waits_for_a_limited_time(folder, monkeypatch):
-    monkeypatch.setattr(runs, "is_free", lambda path: None)
+    monkeypatch.setattr(processes, "is_free", lambda path: None)
     with pytest.raises(UserError, match="has ended"):
-        runs.wait_for_first(folder, lambda: False, interval=0.02, patience=0.1, blind=0.2)
+        processes.wait_for_first(folder, lambda: False, interval=0.02, patience=0.1, blind=0.2)
 
 
 def trained(tmp_path, *names, **options):

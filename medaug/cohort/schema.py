@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from medaug.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
+    from torch import Tensor
 
 IGNORE = 255
 """The class index of voxels that nobody judged: they count in no loss and in no score."""
@@ -22,6 +23,15 @@ ROUNDING = 0.01
 _LARGEST = 255  # value in a file; class indices end below IGNORE
 _MOST_SHOWN = 5  # wrong values in a message
 _PART = 1 << 20  # voxels mapped at a time
+
+
+@overload
+def foreground(indices: NDArray[Any]) -> NDArray[np.bool_]: ...
+@overload
+def foreground(indices: Tensor) -> Tensor: ...
+def foreground(indices: Any) -> Any:
+    """True where class indices (any shape) are neither background (0) nor `IGNORE`."""
+    return (indices != 0) & (indices != IGNORE)
 
 
 @dataclass(frozen=True)

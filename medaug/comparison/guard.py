@@ -6,26 +6,24 @@ A generator sees its validation subjects: they may have chosen its checkpoint.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from medaug.cohort.manifest import Manifest
+from medaug.cohort.seen import Contents, Seen, image_owners
 from medaug.data.cache import content_digests
-from medaug.data.contents import Contents, case_contents, cohort_digest, image_owners, refuse_shared
+from medaug.data.contents import case_contents, cohort_digest, refuse_shared
 from medaug.errors import UserError
 from medaug.synthesis.generation import Pairs, refuse_changed_pairs
-from medaug.training.checkpoint import Card
-
-log = logging.getLogger(__name__)
+from medaug.training.checkpoint import Card, refuse_changed_scans
 
 
 def refuse_leaks(
     cohort: Manifest,
     synthetic: Manifest,
     records: Iterable[Mapping[str, Any]],
-    generator_subjects: Mapping[str, Iterable[str]],
+    seen: Seen,
     checkpoint: str,
 ) -> None:
     """Check the generator and every synthetic pair against the cohort's splits.
@@ -34,17 +32,16 @@ def refuse_leaks(
         cohort: real scans with splits.
         synthetic: the pairs to be trained on.
         records: their provenance.
-        generator_subjects: per split, whom the generator's training saw, from its checkpoint.
+        seen: by the generator, from its checkpoint.
         checkpoint: SHA-256 of that checkpoint.
 
     Raises:
         UserError: a pair without provenance or of another checkpoint; a test subject that the generator, or that of the
             masks, saw; a pair made from a validation or test subject.
     """
-    saw = {subject for subjects in generator_subjects.values() for subject in subjects}
-    if leaked := saw & cohort.subjects("test"):
-        raise UserError(f"leak: the generator saw test subject(s) {_some(leaked)}; train it again on this split")
-    if leaked := set(generator_subjects["train"]) & cohort.subjects("val"):
+    if known := seen.test_subjects(cohort):
+        raise UserError(f"leak: the generator saw test subject(s) {_some(known)}; train it again on this split")
+    if leaked := seen.in_split("train") & cohort.subjects("val"):
         raise UserError(f"leak: the generator trained on validation subject(s) {_some(leaked)}; train it again")
     hosts = {case.name: case.subject for case in cohort.cases}
     by_name = {record["name"]: record for record in records}
@@ -84,42 +81,13 @@ def refuse_content(cohort: Manifest, contents: Contents, pairs: Pairs, digests: 
     """
     refuse_shared(cohort, contents)
     refuse_changed_scans(card, contents)
-    refuse_seen("the generator", card.seen_contents, cohort, contents)
+    card.seen.refuse_test_scans("the generator", cohort, contents)
     held_out = image_owners((*cohort.split("val"), *cohort.split("test")), contents)
     for case in pairs.manifest.cases:
         for path in pairs.manifest.image_paths(case):
             if (owner := held_out.get(digests[path])) is not None:
                 raise UserError(f"leak: {case.name} is the scan of {owner.name} ({owner.split}); generate again")
     refuse_changed_pairs(pairs, digests)
-
-
-def refuse_changed_scans(card: Card, contents: Contents) -> None:
-    """Refuse scans that are not those that a training read under their names; says where that is not known.
-
-    Raises:
-        UserError: names the case.
-    """
-    if not card.contents:
-        log.warning(
-            "the checkpoint of %s is from before contents were recorded: whether scans changed since cannot be told",
-            card.experiment,
-        )
-    for name, files in contents.items():
-        if name in card.contents and list(card.contents[name]) != list(files):
-            raise UserError(
-                f"{name}: its files are not those that the generator was trained on; restore them, or train again"
-            )
-
-
-def refuse_seen(who: str, seen: Collection[str], cohort: Manifest, contents: Contents) -> None:
-    """Refuse a model that read a file of a test scan, whatever the file was called then.
-
-    Raises:
-        UserError: names the case.
-    """
-    for digest, case in image_owners(cohort.split("test"), contents).items():
-        if digest in seen:
-            raise UserError(f"leak: {who} saw the test scan {case.name} under another name; train it again")
 
 
 def guarded_cohort(train: Path, pairs: Pairs, card: Card, checkpoint: str) -> tuple[Manifest, str]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medaug.cohort.manifest import Case, Manifest
-from medaug.cohort.schema import IGNORE
+from medaug.cohort.schema import foreground
 from medaug.data.cache import add_owner, content_digests, locked, read_entry, refuse_changed, write_entry
 from medaug.data.preprocessing import Placement, Preprocessing, body_box, filled
 from medaug.errors import UserError
@@ -182,7 +182,7 @@ def _prepare(
             "owners": [_owner(case)],
         }
         write_entry(stem, image, placed, about)
-    lost = label is not None and placed is not None and _has_foreground(label) and not _has_foreground(placed)
+    lost = label is not None and placed is not None and foreground(label).any() and not foreground(placed).any()
     grid = times(preprocessing.shape)
     return (
         True,
@@ -222,10 +222,6 @@ def _restore(case: Case, stem: Path, memory: bool) -> ModelCase:
         dtype=np.dtype(about["dtype"]),
         placement=Placement.from_dict(about["placement"]),
     )
-
-
-def _has_foreground(label: NDArray[np.uint8]) -> bool:
-    return bool(((label != 0) & (label != IGNORE)).any())
 
 
 def _owner(case: Case) -> dict[str, str]:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from medaug.cohort.manifest import Case, Manifest
+from medaug.cohort.seen import Contents
 from medaug.data.cache import content_digests
 from medaug.data.cases import ModelCase
 from medaug.errors import UserError
-
-Contents = Mapping[str, Sequence[str]]
-"""Name of a case to the SHA-256 of each of its files: its images, and its label where it has one."""
 
 
 def case_contents(manifest: Manifest, cases: Iterable[Case], cache: Path) -> dict[str, list[str]]:
@@ -36,11 +34,6 @@ def cohort_digest(manifest: Manifest, contents: Contents) -> str:
     """
     said = {key: value for key, value in manifest.to_mapping().items() if key not in {"name", "description"}}
     return hashlib.sha256(json.dumps([said, contents], sort_keys=True).encode()).hexdigest()
-
-
-def image_owners(cases: Iterable[Case], contents: Contents) -> dict[str, Case]:
-    """Digest of each image file to the case that it belongs to; cases without contents are left out."""
-    return {digest: case for case in cases for digest in contents.get(case.name, [])[: len(case.images)]}
 
 
 def refuse_shared(manifest: Manifest, contents: Contents) -> None:

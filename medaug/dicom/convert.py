@@ -48,7 +48,7 @@ from medaug.errors import UserError
 from medaug.files import put_folder, same_files, temporary_folder
 from medaug.imaging.nifti import write_volume
 from medaug.imaging.reading import read_label
-from medaug.imaging.volume import RIGHT_ANGLE, Header, Volume, grid_difference, shear
+from medaug.imaging.volume import LPS_TO_RAS, RIGHT_ANGLE, Header, Volume, grid_difference, shear
 from medaug.isolation import Failure, isolated
 from medaug.layouts.rules import Rules
 from medaug.locks import alone
@@ -319,7 +319,7 @@ def resample(volume: Volume, grid: Header) -> Volume:
 
 def _geometry(affine: NDArray[np.float64]) -> tuple[list[float], list[float], list[float]]:
     """Origin, spacing and direction as ITK has them, LPS, of an affine (4, 4) in RAS."""
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    lps = LPS_TO_RAS @ affine
     step = np.linalg.norm(lps[:3, :3], axis=0)
     return lps[:3, 3].tolist(), step.tolist(), (lps[:3, :3] / step).ravel().tolist()
 

@@ -19,12 +19,11 @@ from pydicom.pixels import iter_pixels
 
 from medaug.dicom.masks import LabelObject, Mask, NamedMask, guarded, one_line
 from medaug.errors import UserError
-from medaug.imaging.volume import SMALL_VOXELS, Header, Volume, times
+from medaug.imaging.volume import LPS_TO_RAS, SMALL_VOXELS, Header, Volume, times
 
 WHAT = "segmentation"
 SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # Segmentation, Label Map Segmentation
 TOLERANCE_MM = 5e-3  # frames at heights that differ by less than twice this are one slice
-_LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 _MAX_VOXELS = 2**31
 
 
@@ -154,9 +153,10 @@ class _Frames:
         frames = cls(
             shape=(int(dataset.Rows), int(dataset.Columns)),
             segments=np.array(segments),
-            origins=np.array(positions) * _LPS_TO_RAS,
-            columns=orientation[:, 0] * spacing[:, 1:] * _LPS_TO_RAS,  # PixelSpacing gives the rows' distance first
-            rows=orientation[:, 1] * spacing[:, :1] * _LPS_TO_RAS,
+            origins=np.array(positions) * LPS_TO_RAS.diagonal()[:3],
+            # PixelSpacing gives the distance between rows first.
+            columns=orientation[:, 0] * spacing[:, 1:] * LPS_TO_RAS.diagonal()[:3],
+            rows=orientation[:, 1] * spacing[:, :1] * LPS_TO_RAS.diagonal()[:3],
             step=float(measures.get("SpacingBetweenSlices") or 0),
             thickness=float(measures.get("SliceThickness") or 0),
         )

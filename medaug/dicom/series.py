@@ -20,9 +20,9 @@ from medaug.dicom.instance import SEGMENTATIONS, Instance, uid_name
 from medaug.dicom.mixture import differences, mixture_problems
 from medaug.dicom.pixels import PixelError, decode, rescale, rescaled_dtype
 from medaug.dicom.problems import EXPORT, Problem, leave_out, minority
-from medaug.dicom.stack import LPS, Slice, Stack, by_position, slices_of, stack_of
+from medaug.dicom.stack import Slice, Stack, by_position, slices_of, stack_of
 from medaug.errors import UserError
-from medaug.imaging.volume import Header, Volume, bad_file
+from medaug.imaging.volume import LPS_TO_RAS, Header, Volume, bad_file
 
 _SAYS_SO = {"mixed-orientation", "duplicate-slices", "two-acquisitions"}  # they make a look at the rest idle
 _DOSE = "1.2.840.10008.5.1.4.1.1.481.2"  # RT Dose has rows and columns, but its frames lie by other rules
@@ -230,7 +230,7 @@ def _stack_problems(slices: Sequence[Slice]) -> list[Problem]:
     positions = np.array([one.position for one in stack.slices])
     distances = positions @ normal
     gaps = np.diff(distances)
-    step, origin = (LPS @ stack.affine)[:3, 2:].T
+    step, origin = (LPS_TO_RAS @ stack.affine)[:3, 2:].T
     spacing = float(step @ normal)
     misses = positions - origin - stack.places[:, None] * step
     along = misses @ normal

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from medaug.dicom.headers import Series
 from medaug.dicom.instance import Instance, Plane
-
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+from medaug.imaging.volume import LPS_TO_RAS
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def stack_of(slices: Sequence[Slice]) -> Stack:
     positions, centred = np.array([one.position for one in ordered]), places - places.mean()
     affine[:3, 2] = centred @ positions / (centred @ centred)
     affine[:3, 3] = positions.mean(axis=0) - places.mean() * affine[:3, 2]
-    return Stack(tuple(ordered), places, LPS @ affine)
+    return Stack(tuple(ordered), places, LPS_TO_RAS @ affine)
 
 
 def right_angled(affine: NDArray[np.float64], shape: Sequence[int]) -> NDArray[np.float64]:

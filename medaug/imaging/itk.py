@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from medaug.errors import UserError
 from medaug.imaging.nifti import CHUNK, DEFLATE_RATIO, SLACK
 from medaug.imaging.volume import (
+    LPS_TO_RAS,
     Doubt,
     Header,
     Volume,
@@ -43,7 +44,6 @@ _TYPES = {
         strict=True,
     )
 }
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
@@ -140,7 +140,7 @@ def _read_geometry(path: Path, reader: sitk.ImageFileReader) -> Header:
     direction: NDArray[np.float64] = np.reshape(reader.GetDirection(), (len(shape), len(shape)))
     affine[:3, :3] = direction[:3, :3] * reader.GetSpacing()[:3]
     affine[:3, 3] = reader.GetOrigin()[:3]
-    affine = _LPS_TO_RAS @ affine
+    affine = LPS_TO_RAS @ affine
     check_affine(path, affine)
     x, y, z, *volumes = (*shape, components) if components > 1 else shape
     return Header((x, y, z), affine, _TYPES[reader.GetPixelID()], *volumes)

@@ -39,6 +39,10 @@ class Doubt(NamedTuple):
     remedy: str
 
 
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""DICOM and ITK point left, posterior, superior; NIfTI and medaug right, anterior, superior (mm). Its own inverse."""
+
+
 @dataclass(frozen=True)
 class Header:
     """What a file says of its voxels without their being read.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medaug.cohort.schema import IGNORE
+from medaug.cohort.schema import IGNORE, foreground
 from medaug.evaluation.statistics import Interval
 from medaug.files import atomic_write
 
@@ -63,7 +63,7 @@ def contact_sheet(
     axes, figure = _grid(math.ceil(len(rows) / across), 2 * across, rows[0][1].shape, spacing)
     window = window or _window([image for _, image, _ in rows])
     for (plain, outlined), (caption, image, label) in zip(axes.reshape(-1, 2), rows, strict=False):
-        z = _busiest_slice(label)
+        z = busiest_slice(label)
         _show(plain, image[..., z], spacing, window)
         _show(outlined, image[..., z], spacing, window)
         _outline(outlined, label[..., z])
@@ -97,7 +97,7 @@ def comparison_picture(
     window = window or _window([v for _, *volumes in rows for v in volumes if v.dtype.kind == "f"])
     for line, (caption, *volumes) in zip(axes, rows, strict=True):
         labels = [volume for volume in volumes if volume.dtype.kind in "iu"]
-        z = _busiest_slice(labels[-1]) if labels else volumes[0].shape[2] // 2
+        z = busiest_slice(labels[-1]) if labels else volumes[0].shape[2] // 2
         for axis, volume in zip(line, volumes, strict=True):
             if volume.dtype.kind in "iu":
                 _show_label(axis, volume[..., z], spacing)
@@ -132,7 +132,7 @@ def guidance_picture(
     axes, figure = _grid(len(rows), 1 + len(guidance_scales), rows[0][1].shape, spacing)
     window = window or _window([image for _, _, images in rows for image in images])
     for (left, *others), (caption, label, images) in zip(axes, rows, strict=True):
-        z = _busiest_slice(label)
+        z = busiest_slice(label)
         _show_label(left, label[..., z], spacing)
         for axis, image in zip(others, images, strict=True):
             _show(axis, image[..., z], spacing, window)
@@ -219,9 +219,9 @@ def _grid(num_rows: int, num_columns: int, shape: Sequence[int], spacing: Sequen
     return axes, figure
 
 
-def _busiest_slice(label: Array) -> int:
+def busiest_slice(label: Array) -> int:
     """The axial slice with the most foreground; the middle one if there is none."""
-    area = ((label > 0) & (label != IGNORE)).sum(axis=(0, 1))
+    area = foreground(label).sum(axis=(0, 1))
     return int(area.argmax()) if area.any() else label.shape[2] // 2
 
 
@@ -253,7 +253,7 @@ def _frame(axis: Axes, plane: Array) -> None:
 
 
 def _outline(axis: Axes, plane: Array) -> None:
-    for index in np.unique(plane[(plane > 0) & (plane != IGNORE)]):
+    for index in np.unique(plane[foreground(plane)]):
         # The zero border closes contours of masks that touch the edge of the slice.
         mask = np.pad((plane == index).T.astype(float), 1)
         x, y = np.arange(-1, plane.shape[0] + 1), np.arange(-1, plane.shape[1] + 1)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medaug.cohort.schema import IGNORE
 from medaug.files import atomic_write
 
 if TYPE_CHECKING:
@@ -22,11 +21,6 @@ SECONDS = 0.25  # that a frame of the GIF is shown; the last one, eight times as
 def evenly(count: int, wanted: int) -> list[int]:
     """At most `wanted` of the numbers 0 ... count - 1, evenly spread, first and last among them; rising."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(wanted, count))})
-
-
-def busiest_slice(label: NDArray[Any]) -> int:
-    """The axial slice of class indices (X, Y, Z) with most foreground."""
-    return int(((label > 0) & (label != IGNORE)).sum(axis=(0, 1)).argmax())
 
 
 def denoising_strip(frames: Sequence[tuple[float, NDArray[Any]]], z: int, stem: Path) -> None:

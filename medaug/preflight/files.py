@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medaug.cohort.findings import Finding
 from medaug.cohort.manifest import Case, Manifest
-from medaug.cohort.schema import LabelSchema
+from medaug.cohort.schema import LabelSchema, foreground
 from medaug.errors import UserError
 from medaug.imaging.body import body_mask
 from medaug.imaging.intensity import Intensity
@@ -186,11 +186,11 @@ def _look_at_images(
             findings += intensities.check_window(case, scan.name, modalities[place], thin, intensity.window)
         if body is None:
             body = body_mask(thin)
-        foreground = body if body.shape == thin.shape else body_mask(thin)
+        own_body = body if body.shape == thin.shape else body_mask(thin)
         values = scan.array.astype(np.float32)  # files may differ in the type they store
         values += 0  # -0 becomes 0
         content = _content_hash(values, scan.header.affine)
-        profile = intensities.profile(thin, foreground, intensity)
+        profile = intensities.profile(thin, own_body, intensity)
         volumes[place] = VolumeFacts(content, _values_hash(values), profile)
     return tuple(volumes), body
 
@@ -211,7 +211,7 @@ def _look_at_label(
         return facts
     if body is not None and label.header.shape == facts.shape:
         findings += labels.check_place(case, label.name, indices, body, _thinning(indices.shape))
-    if labels.foreground(indices).any():
+    if foreground(indices).any():
         facts = replace(facts, label_content=_content_hash(indices, label.header.affine))
     return replace(facts, classes=labels.classes(indices, schema))
 

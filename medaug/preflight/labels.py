@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medaug.cohort.findings import Finding
-from medaug.cohort.schema import IGNORE, ROUNDING, LabelSchema, shown_value
+from medaug.cohort.schema import IGNORE, ROUNDING, LabelSchema, foreground, shown_value
 from medaug.errors import UserError
 
 _SURELY_ROUNDING = 1e-4  # what single precision loses of 255; more comes from a coarse scale factor
@@ -47,11 +47,6 @@ def class_indices(
         what = f"label {name} is background only"
         findings.append(Finding(case, "warning", "empty-label", what, "make sure that there is nothing to label"))
     return findings, indices
-
-
-def foreground(indices: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Where class indices are neither background nor ignored."""
-    return np.asarray((indices != 0) & (indices != IGNORE))
 
 
 def classes(indices: NDArray[np.uint8], schema: LabelSchema) -> frozenset[str]:

@@ -27,6 +27,7 @@ from medaug.networks.codecs import crop, pad_to_multiple
 from medaug.networks.condition import one_hot
 from medaug.networks.finite import not_finite
 from medaug.options import SegmenterOptions
+from medaug.processes import choose_device
 from medaug.progress import track
 from medaug.training.archive import load_weights, read_archive
 from medaug.training.model import has_bf16, sound_in_bf16
@@ -114,7 +115,7 @@ def train_segmenter(
     Raises:
         UserError: the training diverged.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     with torch.random.fork_rng():
         torch.manual_seed(named_seed(seed, "segmenter weights"))
         net = build_segmenter(len(diet.real[0].image), num_classes, options.channels).to(device)
@@ -211,4 +212,4 @@ def load_segmenter(path: Path, num_modalities: int, num_classes: int, channels: 
     load_weights(net, weights, path, remedy)
     if (name := not_finite(net.state_dict())) is not None:
         raise UserError(f"{path}: {name} holds NaN or infinite values; {remedy}")
-    return net.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return net.to(choose_device()).eval()

@@ -18,6 +18,7 @@ from medaug.cohort import provenance
 from medaug.cohort.manifest import SPACING, Case, Manifest
 from medaug.cohort.provenance import PAIR, Recipe
 from medaug.cohort.schema import LabelSchema
+from medaug.cohort.seen import Seen
 from medaug.data.cases import ModelCase
 from medaug.errors import UserError
 from medaug.files import file_sha256
@@ -80,14 +81,14 @@ def generate_pairs(
     num: int,
     batch_size: int,
     folder: Path,
-    mask_subjects: Mapping[str, Sequence[str]] | None = None,
+    mask_seen: Seen | None = None,
     rank: int = 0,
     ranks: int = 1,
 ) -> None:
     """Write pairs 0..num-1 below `folder` (imagesTr, labelsTr, provenance.jsonl); those on record are left alone.
 
     Each pair lies on its host's grid, in the host's units and voxel type. A pair counts as made when its record is on
-    disk, and the record is written after both files. `mask_subjects` are those that a mask generator saw, per split.
+    disk, and the record is written after both files. `mask_seen` is what a mask generator saw.
 
     Which pairs are sampled together depends on their indices alone, because the batch decides the last digits of
     floating point. A batch that was interrupted is therefore sampled again as a whole, and only its missing pairs are
@@ -107,9 +108,9 @@ def generate_pairs(
                 continue
             files = _write_pair(folder, card, recipe, host, mask, image)
             line = {**recipe.to_mapping(), **files, "subjects": [recipe.host_subject]}
-            if mask_subjects is not None:
-                line["subjects"] = sorted({recipe.host_subject, *mask_subjects["train"]})
-                line["mask_validation_subjects"] = sorted(mask_subjects["val"])
+            if mask_seen is not None:
+                line["subjects"] = sorted({recipe.host_subject, *mask_seen.in_split("train")})
+                line["mask_validation_subjects"] = sorted(mask_seen.in_split("val"))
             provenance.append(record, line)
 
 

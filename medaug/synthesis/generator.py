@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from medaug.cohort.manifest import Manifest
+from medaug.cohort.seen import Seen
 from medaug.diffusion.samplers import check
 from medaug.errors import UserError
 from medaug.files import file_sha256
@@ -27,20 +28,18 @@ class MaskGenerator:
     Attributes:
         model: draws label maps from nothing.
         checkpoint: its SHA-256.
-        subjects: per split, whom its training saw.
+        seen: by its training.
         sampler: options.
         volumes: per foreground class, the least and the most voxels of it in a training mask; see `held_against`.
         at_border: whether a training mask touches the border of the grid.
-        contents: SHA-256 of the files that its training read.
     """
 
     model: DiffusionModel
     checkpoint: str
-    subjects: Mapping[str, Sequence[str]]
+    seen: Seen
     sampler: SamplerOptions
     volumes: tuple[tuple[int, int], ...] = ()
     at_border: bool = True
-    contents: frozenset[str] = frozenset()
 
     def held_against(self, labels: Sequence[NDArray[np.uint8]]) -> MaskGenerator:
         """The same, with what it may draw measured on training masks (X, Y, Z)."""
@@ -117,8 +116,7 @@ def load_mask_generator(
             f"{path}: draws on the grid {shape} at {spacing} mm, and the images are on {wanted} at {at} mm; "
             "train it with the same data options"
         )
-    saw = {subject for subjects in own.seen.values() for subject in subjects}
-    if leaked := sorted(saw & cohort.subjects("test") | set(own.seen["train"]) - cohort.subjects("train")):
+    if leaked := sorted({*own.seen.test_subjects(cohort), *own.seen.trained_outside(cohort.subjects("train"))}):
         raise UserError(
             f"{path}: leak: it saw {', '.join(leaked[:3])}, no training subject here; train it on the same split"
         )
@@ -126,7 +124,4 @@ def load_mask_generator(
         check(model.process, sampler.name, sampler.spacing, sampler.eta, sampler.num_inference_steps)
     except ValueError as error:
         raise UserError(f"sampler: {error}") from error
-    contents = frozenset(own.seen_contents)
-    return MaskGenerator(
-        model=model, checkpoint=file_sha256(path), subjects=own.seen, sampler=sampler, contents=contents
-    )
+    return MaskGenerator(model=model, checkpoint=file_sha256(path), seen=own.seen, sampler=sampler)

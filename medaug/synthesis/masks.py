@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from medaug.cohort.schema import IGNORE
+from medaug.cohort.schema import foreground
 from medaug.data.transforms import random_affine
 from medaug.errors import UserError
 from medaug.options import MasksOptions
@@ -48,8 +48,8 @@ def deform(label: NDArray[np.uint8], options: MasksOptions, seed: int) -> NDArra
     displacement = options.elastic * smooth / smooth.std(axis=(1, 2, 3), keepdims=True)
 
     grid = np.indices(label.shape).astype(np.float64)
-    foreground = np.argwhere(_foreground(label))
-    centre = (foreground.mean(axis=0) if len(foreground) else (np.array(label.shape) - 1) / 2)[:, None, None, None]
+    where = np.argwhere(foreground(label))
+    centre = (where.mean(axis=0) if len(where) else (np.array(label.shape) - 1) / 2)[:, None, None, None]
     positions = np.einsum("ij,j...->i...", matrix, grid - centre) + centre + shift[:, None, None, None] + displacement
     classes = np.unique(label)
     # Beyond the grid lies background; "grid-constant" interpolates across its border, where "constant" would cut.
@@ -64,7 +64,7 @@ def rejection(mask: NDArray[np.uint8], original: NDArray[np.uint8]) -> str | Non
     A class was lost, changed its volume more than twofold, or was pushed against the border of the grid; what is
     ignored may do all that.
     """
-    for value in np.unique(original[_foreground(original)]):
+    for value in np.unique(original[foreground(original)]):
         before, after = int((original == value).sum()), int((mask == value).sum())
         if after == 0:
             return f"class {value} vanished"
@@ -75,10 +75,6 @@ def rejection(mask: NDArray[np.uint8], original: NDArray[np.uint8]) -> str | Non
     return None
 
 
-def _foreground(label: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    return (label > 0) & (label != IGNORE)
-
-
 def touches_border(mask: NDArray[np.uint8]) -> bool:
     """Whether foreground lies at the border of the grid."""
-    return any(bool(np.take(_foreground(mask), index, axis).any()) for axis in range(3) for index in (0, -1))
+    return any(bool(np.take(foreground(mask), index, axis).any()) for axis in range(3) for index in (0, -1))

@@ -35,7 +35,7 @@ from medaug.evaluation.memorisation import (
 from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.evaluation.texture import CROP, central_box, mean_absolute_gradient
 from medaug.options import GenerateOptions, MasksOptions, SamplerOptions, SegmenterOptions, TrainerOptions
-from medaug.runs import wait_for_first
+from medaug.processes import wait_for_first
 from medaug.segmentation.segmenter import (
     Diet,
     encode,

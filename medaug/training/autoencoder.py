@@ -32,9 +32,8 @@ from medaug.networks.autoencoder import Autoencoder, LatentCodec, kl_divergence
 from medaug.networks.codecs import MAKE, Codec, crop
 from medaug.networks.finite import not_finite
 from medaug.options import CodecOptions, TrainerOptions
-from medaug.processes import process_rank
+from medaug.processes import choose_device, process_rank, wait_for_first
 from medaug.progress import track
-from medaug.runs import wait_for_first
 from medaug.training.archive import check_optimizers, load_weights
 from medaug.training.checkpoint import Card, read_checkpoint
 from medaug.training.model import has_bf16, sound_in_bf16
@@ -113,9 +112,9 @@ def _read(path: Path, card: Card) -> dict[str, Any]:
     then, now = _make(former), _make(card)
     if different := [f"{key} {then[key]}, not {now[key]}" for key in then if then[key] != now[key]]:
         raise UserError(f"{path}: another codec than this run's ({'; '.join(different)}); give both the same")
-    if unseen := set(former.subjects["train"]) - set(card.subjects["train"]):
+    if other := former.seen.trained_outside(card.subjects["train"]):
         raise UserError(
-            f"{path}: saw {sorted(unseen)[0]} ({len(unseen)} in all), no training subject here; "
+            f"{path}: saw {other[0]} ({len(other)} in all), no training subject here; "
             "leave out codec.checkpoint and train a codec on this split"
         )
     return contents
@@ -161,8 +160,7 @@ class _FirstStage:
         self.options = options = CodecOptions(**card.options["codec"])
         self.seed = named_seed(budget.seed, "codec")
         self.steps = options.max_steps or max(1, budget.max_steps // 2)
-        gpu = budget.accelerator != "cpu" and torch.cuda.is_available()
-        self.device = torch.device("cuda" if gpu else "cpu")
+        self.device = choose_device(budget.accelerator)
         image_channels = target(collate([as_tensors(train[0])])).shape[1]
         with torch.random.fork_rng():
             torch.manual_seed(named_seed(self.seed, "weights"))

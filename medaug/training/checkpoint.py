@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor
 
 from medaug.cohort.schema import LabelSchema
+from medaug.cohort.seen import Contents, Seen
 from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
-from medaug.data.contents import Contents
 from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
 from medaug.files import file_sha256
@@ -20,6 +21,8 @@ from medaug.networks.finite import not_finite
 from medaug.training.archive import load_weights, misfit, read_archive
 from medaug.training.model import DiffusionModel
 from medaug.training.tasks import resolve_task
+
+log = logging.getLogger(__name__)
 
 FORMAT = 2
 """1 held the bare `labels` of a schema."""
@@ -80,24 +83,15 @@ class Card:
     preset: str = ""
 
     @property
-    def seen_contents(self) -> set[str]:
-        """SHA-256 of every file that this training or one before it read."""
-        before = [] if self.base is None else self.base.contents
-        return {*before, *(digest for files in self.contents.values() for digest in files)}
-
-    @property
     def sliced(self) -> bool:
         """Whether the network sees every axial slice by itself."""
         return bool(self.options["network"]["spatial_dims"] == 2)
 
     @property
-    def seen(self) -> dict[str, list[str]]:
-        """Per split, the subjects that this training or one before it saw."""
-        if self.base is None:
-            return self.subjects
-        splits = {*self.subjects, *self.base.subjects}
-        both = (self.subjects, self.base.subjects)
-        return {split: sorted({name for saw in both for name in saw.get(split, [])}) for split in sorted(splits)}
+    def seen(self) -> Seen:
+        """What this training, and every training before it, saw."""
+        own = Seen(self.subjects, frozenset(digest for files in self.contents.values() for digest in files))
+        return own if self.base is None else own | Seen(self.base.subjects, frozenset(self.base.contents))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -218,3 +212,25 @@ def load_experiment(path: Path, experiment: str, device: torch.device) -> tuple[
     if card.experiment != experiment:
         raise UserError(f"{path}: of experiment {card.experiment}, not {experiment}; train that one first")
     return digest, card, model
+
+
+def refuse_changed_scans(card: Card, contents: Contents) -> None:
+    """Refuse scans whose files are not those that a training read under the same case names.
+
+    Args:
+        card: of the trained model; a warning says so if it recorded no contents.
+        contents: of the cases as they are now.
+
+    Raises:
+        UserError: names the case.
+    """
+    if not card.contents:
+        log.warning(
+            "the checkpoint of %s recorded no digests of its scans, so whether they changed since cannot be checked",
+            card.experiment,
+        )
+    for name, files in contents.items():
+        if name in card.contents and list(card.contents[name]) != list(files):
+            raise UserError(
+                f"{name}: its files are not those that the generator was trained on; restore them, or train again"
+            )

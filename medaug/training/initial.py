@@ -107,7 +107,6 @@ def read_base(path: Path, manifest: Manifest) -> Base:
     modalities or classes under other names, which begin in their order.
     """
     card, _ = read_checkpoint(path)
-    saw = {subject for subjects in card.seen.values() for subject in subjects}
     names = (
         ("modalities", card.modalities, manifest.modalities),
         ("classes", card.schema.names, manifest.schema.names),
@@ -121,7 +120,7 @@ def read_base(path: Path, manifest: Manifest) -> Base:
                 ", ".join(theirs),
                 ", ".join(ours),
             )
-    if leaked := sorted(saw & set(manifest.subjects("test"))):
+    if leaked := card.seen.test_subjects(manifest):
         log.warning(
             "init_from=%s: its training saw %d subject(s) of the test split (%s first); the benchmark will refuse this "
             "model",
@@ -129,4 +128,9 @@ def read_base(path: Path, manifest: Manifest) -> Base:
             len(leaked),
             leaked[0],
         )
-    return Base(card.experiment, file_sha256(path), card.seen, sorted(card.seen_contents))
+    return Base(
+        card.experiment,
+        file_sha256(path),
+        {split: list(names) for split, names in card.seen.subjects.items()},
+        sorted(card.seen.contents),
+    )

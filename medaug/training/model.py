@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medaug.cohort.schema import IGNORE
+from medaug.cohort.schema import foreground
 from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
 from medaug.diffusion.guidance import guided
 from medaug.diffusion.inpainting import Inpainting, sample_again
@@ -204,7 +204,7 @@ class DiffusionModel(nn.Module):
         weight = None
         if self.region_weight != 1:
             labelled = batch["labelled"].view(-1, 1, 1, 1)
-            held = self._holds((batch["label"] > 0) & (batch["label"] != IGNORE) & labelled)
+            held = self._holds(foreground(batch["label"]) & labelled)
             weight = 1 + (self.region_weight - 1) * held
         if (judged := self.task.judged(batch["label"])) is not None:
             clean = 1 - self._holds(~judged)

@@ -8,6 +8,7 @@ import pytest
 
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import LabelSchema
+from medaug.cohort.seen import Seen
 from medaug.comparison.guard import refuse_leaks
 from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
@@ -34,7 +35,7 @@ SAW = {"train": SPLITS["train"], "val": SPLITS["val"]}
 
 
 def check(cohort=COHORT, pairs=PAIRS, records=RECORDS, saw=SAW, checkpoint="sum"):
-    refuse_leaks(cohort, pairs, records, saw, checkpoint)
+    refuse_leaks(cohort, pairs, records, Seen(saw), checkpoint)
 
 
 def changed(index, **values):
@@ -58,8 +59,8 @@ def test_a_test_subject_that_the_base_of_the_generator_saw(split):
     base = Base("base", "sum", {"train": ["A"], "val": []} | {split: ["U"]})
     card = dataclasses.replace(CARD, subjects=SAW, base=base)
     with pytest.raises(UserError, match=r"the generator saw test subject\(s\) U"):
-        check(saw=card.seen)
-    check(saw=dataclasses.replace(card, base=None).seen)
+        check(saw=card.seen.subjects)
+    check(saw=dataclasses.replace(card, base=None).seen.subjects)
 
 
 def test_a_validation_subject_that_the_generator_trained_on():

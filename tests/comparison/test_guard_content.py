@@ -15,7 +15,7 @@ from medaug.cohort import provenance
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.provenance import Recipe
 from medaug.cohort.schema import LabelSchema
-from medaug.comparison.guard import guarded_cohort, refuse_seen
+from medaug.comparison.guard import guarded_cohort
 from medaug.data.cases import load_cases
 from medaug.data.contents import case_contents, cohort_digest, refuse_copies
 from medaug.data.preprocessing import Preprocessing
@@ -112,7 +112,7 @@ def test_a_training_and_a_test_scan_that_changed_places_after_the_training(loop)
         loop.check()
     with pytest.raises(UserError, match="leak: the generator saw the test scan T_1 under another name"):
         contents = case_contents(loop.cohort, loop.cohort.cases, loop.data)
-        refuse_seen("the generator", loop.card.seen_contents, loop.cohort, contents)
+        loop.card.seen.refuse_test_scans("the generator", loop.cohort, contents)
 
 
 def test_what_the_base_of_the_generator_read_counts_as_seen(loop):
@@ -162,7 +162,7 @@ def test_another_subject_for_a_host_in_a_record_without_a_digest(loop):
 def test_runs_from_before_digests_pass_and_say_what_was_not_checked(loop, caplog):
     loop.without_digests()
     loop.check()
-    assert "from before contents were recorded" in caplog.text and "2 pairs are from before digests" in caplog.text
+    assert "recorded no digests of its scans" in caplog.text and "2 pairs are from before digests" in caplog.text
 
 
 def test_the_digest_of_a_cohort_is_of_its_splits_schema_and_contents(loop):

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from medaug.cohort.schema import IGNORE
-from medaug.pictures.strip import busiest_slice, denoising_strip, evenly
+from medaug.pictures.figures import busiest_slice
+from medaug.pictures.strip import denoising_strip, evenly
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from test_fit import BUDGET, CARD, contents, make_cases
 
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import LabelSchema
+from medaug.cohort.seen import Seen
 from medaug.config import load_options
 from medaug.errors import UserError
 from medaug.files import file_sha256
@@ -219,8 +220,8 @@ def test_the_card_names_the_base_and_counts_its_subjects_as_seen(tmp_path, caplo
     assert base == Base("second", file_sha256(path), {"train": ["a", "g"], "val": ["b", "h"]})
     card = replace(CARD, base=base, subjects={"train": ["c", "a"], "val": ["d"]})
     assert Card.from_dict(json.loads(json.dumps(card.to_dict()))) == card
-    assert card.seen == {"train": ["a", "c", "g"], "val": ["b", "d", "h"]}
-    assert CARD.seen == CARD.subjects
+    assert card.seen.subjects == {"train": ["a", "c", "g"], "val": ["b", "d", "h"]}
+    assert CARD.seen == Seen(CARD.subjects)
     without = CARD.to_dict()
     del without["base"]
     assert Card.from_dict(without) == CARD, "a card from before there were bases"
