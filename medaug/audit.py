@@ -30,13 +30,13 @@ def main(options: Options) -> None:
     from medaug.comparison.guard import guarded_cohort
     from medaug.errors import UserError
     from medaug.files import file_sha256
-    from medaug.synthesis.generation import finished_pairs
+    from medaug.synthesis.pairs import Pairs
     from medaug.training.checkpoint import read_checkpoint
 
     folder = stage_folder(options, "audit")
     checkpoint = trained_checkpoint(options)
     digest = file_sha256(checkpoint)
-    pairs = finished_pairs(stage_folder(options, "generate"), command("generate", options))
+    pairs = Pairs.load(stage_folder(options, "generate"), command("generate", options))
     if any(record["checkpoint"] != digest for record in pairs.records):
         raise UserError(
             f"{checkpoint}: trained again since the pairs were made, or they were made with another checkpoint=; "

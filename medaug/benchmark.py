@@ -26,7 +26,7 @@ def main(options: Options) -> None:
     from medaug.errors import UserError
     from medaug.files import file_sha256, write_json
     from medaug.reporting.report import arm_table, print_table, print_verdicts, write_report
-    from medaug.synthesis.generation import finished_pairs
+    from medaug.synthesis.pairs import Pairs
     from medaug.training.checkpoint import read_checkpoint
 
     check_arms(options.arms, options.segmenter.batch_size)
@@ -35,7 +35,7 @@ def main(options: Options) -> None:
     folder = stage_folder(options, "benchmark")
     checkpoint = trained_checkpoint(options)
     digest = file_sha256(checkpoint)
-    pairs = finished_pairs(stage_folder(options, "generate"), command("generate", options))
+    pairs = Pairs.load(stage_folder(options, "generate"), command("generate", options))
     card, _ = read_checkpoint(checkpoint)
     train = stage_folder(options, "train")
     cohort, content = guarded_cohort(train, pairs, card, digest)

@@ -35,7 +35,7 @@ def main(options: Options) -> None:
     from medaug.cohort.manifest import Manifest
     from medaug.data.cache import content_digests
     from medaug.layouts.writers import WRITERS
-    from medaug.synthesis.generation import finished_pairs, refuse_changed_pairs
+    from medaug.synthesis.pairs import Pairs
 
     if wanted.format not in WRITERS:
         raise UserError(f"format={wanted.format}: not one of {', '.join(WRITERS)}")
@@ -45,10 +45,10 @@ def main(options: Options) -> None:
         cohort, digest, record = Manifest.load(source), "", source.with_suffix(".exports.jsonl")
     else:
         folder = stage_folder(options, "generate")
-        pairs = finished_pairs(folder, command("generate", options))
+        pairs = Pairs.load(folder, command("generate", options))
         cohort, digest, record = pairs.manifest, pairs.digest, folder.parent / "exports.jsonl"
         files = [path for case in cohort.cases for path in cohort.files(case)]
-        refuse_changed_pairs(pairs, content_digests(files, folder.parent / "cache"))
+        pairs.refuse_changed(content_digests(files, folder.parent / "cache"))
     line = {"out": str(out.resolve()), "format": wanted.format, "cases": len(cohort.cases), "digest": digest}
     WRITERS[wanted.format](cohort, out, partial(_note, record, line))
     log.info("%d cases of %s are in %s", len(cohort.cases), cohort.name, out)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from medaug.errors import UserError
 from medaug.files import atomic_write, writing
+from medaug.inputs import read_json
 
 MARKER = ".medaug-run"
+_SAME_COMMAND = "remove it and run the same command again, which keeps the work that is done"
 _TEXT = "A run folder of medaug. With overwrite=true its results may be replaced; other files are never touched.\n"
 _RESULTS = (
     *("finished.json", "manifest.json", "provenance*.jsonl", "contact_sheet.png", ".scoring", ".tmp-????????-*-*"),
@@ -76,3 +80,14 @@ def _volumes(folder: Path) -> set[str]:
         except (ValueError, LookupError, TypeError, AttributeError):
             continue  # of synthetic pairs, or cut short by a killed process
     return names
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The summary of a finished run; None while it is unfinished or absent."""
+    path = folder / "finished.json"
+    if not os.path.lexists(path):
+        return None
+    summary = read_json(path, _SAME_COMMAND)
+    if not isinstance(summary.get("results", {}), dict):
+        raise UserError(f"{path}: its results are not a mapping from files to digests; {_SAME_COMMAND}")
+    return summary

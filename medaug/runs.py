@@ -19,10 +19,10 @@ import yaml
 
 from medaug.errors import UserError
 from medaug.files import atomic_write, file_sha256, write_json
-from medaug.inputs import read_json, read_yaml
+from medaug.inputs import read_yaml
 from medaug.locks import Lock, take
 from medaug.options import Options
-from medaug.ownership import empty, is_marked, mark
+from medaug.ownership import empty, finished, is_marked, mark
 from medaug.processes import process_count, process_rank
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,6 @@ _FOLDERS = {
     "benchmark": "benchmark",
 }
 _MOST_DIFFERENCES = 5
-_SAME_COMMAND = "remove it and run the same command again, which keeps the work that is done"
 _locks: dict[Path, Lock] = {}  # folders that this process holds
 
 
@@ -215,17 +214,6 @@ def refuse_edited(folder: Path) -> None:
                 f"{path}: {'was changed' if path.exists() else 'is gone'} since the run was finished; restore it, or "
                 f"remove {folder} and run the same command again"
             )
-
-
-def finished(folder: Path) -> dict[str, Any] | None:
-    """The summary of a finished run; None while it is unfinished or absent."""
-    path = folder / "finished.json"
-    if not os.path.lexists(path):
-        return None
-    summary = read_json(path, _SAME_COMMAND)
-    if not isinstance(summary.get("results", {}), dict):
-        raise UserError(f"{path}: its results are not a mapping from files to digests; {_SAME_COMMAND}")
-    return summary
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:

@@ -39,10 +39,10 @@ from medaug.errors import UserError
 from medaug.files import write_json
 from medaug.inputs import read_json
 from medaug.options import Options
-from medaug.ownership import is_marked, mark
+from medaug.ownership import finished, is_marked, mark
 from medaug.paths import conf_dir
 from medaug.processes import process_rank, set_umask
-from medaug.runs import finished, lock, stage_folder
+from medaug.runs import lock, stage_folder
 from medaug.stages import STAGES
 from medaug.training import requeue
 

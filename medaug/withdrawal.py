@@ -249,11 +249,11 @@ def _rows(folder: Path) -> Iterator[Mapping[str, str]]:
 
 
 def _in_exports(folder: Path, pairs: Sequence[Artefact]) -> Iterator[Artefact]:
-    from medaug.synthesis.generation import finished_pairs
+    from medaug.synthesis.pairs import Pairs
 
     exports = _exports(folder / "exports.jsonl")
     try:
-        digest = finished_pairs(folder / "synthetic").digest if exports else None
+        digest = Pairs.load(folder / "synthetic").digest if exports else None
     except UserError:
         digest = None
     for out, exported in exports:

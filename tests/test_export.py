@@ -16,7 +16,7 @@ from medaug.export import main
 from medaug.imaging.nifti import write_volume
 from medaug.options import ExportOptions, Options
 from medaug.runs import finish, stage_folder
-from medaug.synthesis.generation import finished_pairs
+from medaug.synthesis.pairs import Pairs
 
 SCHEMA = LabelSchema(((0, "background"), (3, "lesion")))
 
@@ -46,7 +46,7 @@ def pairs(tmp_path):
         files = {"name": case.name, "images": list(case.images), "label": case.label, "subjects": [case.subject]}
         provenance.append(folder / "provenance.jsonl", recipe.to_mapping() | files)
     finish(folder, {"pairs": 2})
-    return finished_pairs(folder)
+    return Pairs.load(folder)
 
 
 @pytest.mark.parametrize("layout", ["msd", "nnunet"])

@@ -20,7 +20,7 @@ from medaug.dicom.privacy import Private, save_private
 from medaug.errors import UserError
 from medaug.files import file_sha256, write_json
 from medaug.runs import claim, finish
-from medaug.synthesis.generation import finished_pairs, synthetic_manifest
+from medaug.synthesis.pairs import Pairs
 from medaug.training.checkpoint import Base, Card
 from medaug.withdrawal import withdraw
 
@@ -75,9 +75,9 @@ def home(tmp_path: Path) -> Path:
             "label": f"labelsTr/p{index}.nii.gz",
         }
         provenance.append(synthetic / "provenance.jsonl", recipe.to_mapping() | files | {"subjects": [subject]})
-    synthetic_manifest(CARD, synthetic, 2).save(synthetic / "manifest.json")
+    Pairs.collect(CARD, synthetic, 2).manifest.save(synthetic / "manifest.json")
     finish(synthetic, {})
-    line = {"out": "/somewhere/nnunet", "format": "nnunet", "digest": finished_pairs(synthetic).digest}
+    line = {"out": "/somewhere/nnunet", "format": "nnunet", "digest": Pairs.load(synthetic).digest}
     (demo / "exports.jsonl").write_text(json.dumps(line) + '\n{"out": "/cut')
     claim(demo / "audit", {"checkpoint": digest}, False)
     (demo / "audit" / "judge.pt").touch()

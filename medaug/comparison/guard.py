@@ -15,7 +15,7 @@ from medaug.cohort.seen import Contents, Seen, image_owners
 from medaug.data.cache import content_digests
 from medaug.data.contents import case_contents, cohort_digest, refuse_shared
 from medaug.errors import UserError
-from medaug.synthesis.generation import Pairs, refuse_changed_pairs
+from medaug.synthesis.pairs import Pairs
 from medaug.training.checkpoint import Card, refuse_changed_scans
 
 
@@ -52,9 +52,9 @@ def refuse_leaks(
             raise UserError(f"leak guard: {case.name} has no provenance; generate the pairs again")
         if record["checkpoint"] != checkpoint:
             raise UserError(f"leak guard: {case.name} was made by another checkpoint; generate the pairs again")
-        if leaked := set(record.get("mask_validation_subjects", ())) & cohort.subjects("test"):
+        if tested := set(record.get("mask_validation_subjects", ())) & cohort.subjects("test"):
             raise UserError(
-                f"leak: the mask generator of {case.name} saw test subject(s) {_some(leaked)}; train it again"
+                f"leak: the mask generator of {case.name} saw test subject(s) {_some(tested)}; train it again"
             )
         host = str(record.get("host"))
         if hosts.get(host, record.get("host_subject")) != record.get("host_subject"):
@@ -87,7 +87,7 @@ def refuse_content(cohort: Manifest, contents: Contents, pairs: Pairs, digests: 
         for path in pairs.manifest.image_paths(case):
             if (owner := held_out.get(digests[path])) is not None:
                 raise UserError(f"leak: {case.name} is the scan of {owner.name} ({owner.split}); generate again")
-    refuse_changed_pairs(pairs, digests)
+    pairs.refuse_changed(digests)
 
 
 def guarded_cohort(train: Path, pairs: Pairs, card: Card, checkpoint: str) -> tuple[Manifest, str]:

@@ -1,80 +1,85 @@
-"""Masks of synthetic pairs from those of the training split, as they are or deformed."""
+"""What every source of masks for synthetic pairs offers; the sources are entries of `medaug.synthesis.sources`."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from functools import partial
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, map_coordinates
 
+from medaug.cohort.manifest import Manifest
 from medaug.cohort.schema import foreground
-from medaug.data.transforms import random_affine
-from medaug.errors import UserError
-from medaug.options import MasksOptions
+from medaug.cohort.seen import Seen
+from medaug.options import MasksOptions, SamplerOptions
+from medaug.training.checkpoint import Card
 
-MASK_SOURCES = ("real", "deformed", "generated")
-LARGEST_CHANGE = 2.0
+Label = NDArray[np.uint8]
+"""(X, Y, Z) class indices or IGNORE, in model space."""
 
 
-def make_mask(label: NDArray[np.uint8], options: MasksOptions, seed: int) -> NDArray[np.uint8]:
-    """A mask from a training case's label (X, Y, Z), class indices or IGNORE; a function of its arguments alone.
+class Masks(ABC):
+    """Masks for pairs; each is a function of a training label and a seed alone.
 
-    Raises:
-        UserError: an unknown mask source, or a negative strength.
+    Attributes:
+        parameters: what a recipe records of the source, JSON values only.
+        remedy: what a user can do if no mask is plausible.
+        seen: what a model that makes the masks saw in its training; None: there is no such model.
+        checkpoint: SHA-256 of that model's checkpoint; None: there is no such model.
     """
-    if options.source not in MASK_SOURCES:
-        raise UserError(f"masks.source={options.source}: not one of {', '.join(MASK_SOURCES)}")
-    for name, strength in asdict(options).items():
-        if name not in {"source", "checkpoint"} and strength < 0:
-            raise UserError(f"masks.{name}={strength:g}: a number from 0 upwards is needed")
-    if options.source == "real":
-        return np.array(label)
-    return deform(label, options, seed)
+
+    parameters: Mapping[str, Any]
+    remedy: str
+    seen: Seen | None = None
+    checkpoint: str | None = None
+
+    @abstractmethod
+    def make(self, label: Label, seed: int) -> Label:
+        """A mask on the grid of a training case's label."""
+
+    def rejection(self, mask: Label, label: Label) -> str | None:
+        """Why a mask is not plausible; None if it is."""
+        return None
+
+    def fitted(self, labels: Sequence[Label]) -> Masks:
+        """The same source, after it has learned from all training labels what is plausible."""
+        return self
 
 
-def deform(label: NDArray[np.uint8], options: MasksOptions, seed: int) -> NDArray[np.uint8]:
-    """Rotate, scale and shift about the foreground's centre, then displace smoothly.
+@dataclass(frozen=True)
+class ImageModel:
+    """The model that will draw images for the masks.
 
-    Each class is interpolated linearly by itself and the largest share wins, so that borders stay smooth and no value
-    appears that was not there. What is ignored moves along, as a class of its own.
+    Attributes:
+        card: of its checkpoint.
+        cohort: that it was trained on, with its splits.
+        sampler: options.
+        device: to sample on.
     """
-    rng = np.random.default_rng(seed)
-    matrix = random_affine(rng, options.rotation, options.scaling)
-    shift = rng.normal(0, options.translation, 3)
-    noise = rng.standard_normal((3, *label.shape))
-    smooth = np.stack([gaussian_filter(field, options.elastic_smoothness, mode="nearest") for field in noise])
-    displacement = options.elastic * smooth / smooth.std(axis=(1, 2, 3), keepdims=True)
 
-    grid = np.indices(label.shape).astype(np.float64)
-    where = np.argwhere(foreground(label))
-    centre = (where.mean(axis=0) if len(where) else (np.array(label.shape) - 1) / 2)[:, None, None, None]
-    positions = np.einsum("ij,j...->i...", matrix, grid - centre) + centre + shift[:, None, None, None] + displacement
-    classes = np.unique(label)
-    # Beyond the grid lies background; "grid-constant" interpolates across its border, where "constant" would cut.
-    sampled = partial(map_coordinates, coordinates=positions, order=1, mode="grid-constant")
-    shares = np.stack([sampled((label == value).astype(np.float32), cval=value == 0) for value in classes])
-    return classes[shares.argmax(axis=0)].astype(np.uint8)
+    card: Card
+    cohort: Manifest
+    sampler: SamplerOptions
+    device: torch.device
 
 
-def rejection(mask: NDArray[np.uint8], original: NDArray[np.uint8]) -> str | None:
-    """Why a deformed mask is not plausible any more; None where it is.
+@dataclass(frozen=True)
+class MaskSource:
+    """An entry of the table of mask sources.
 
-    A class was lost, changed its volume more than twofold, or was pushed against the border of the grid; what is
-    ignored may do all that.
+    Attributes:
+        load: makes the masks from the options; raises a UserError that names the key if the options do not fit. Without
+            an image model (None) samples are scored while it trains.
+        reads_checkpoint: whether the source reads `masks.checkpoint`.
     """
-    for value in np.unique(original[foreground(original)]):
-        before, after = int((original == value).sum()), int((mask == value).sum())
-        if after == 0:
-            return f"class {value} vanished"
-        if not 1 / LARGEST_CHANGE <= after / before <= LARGEST_CHANGE:
-            return f"class {value} changed its volume {after / before:.2f}-fold"
-    if touches_border(mask) and not touches_border(original):
-        return "the mask was cut by the border"
-    return None
+
+    load: Callable[[MasksOptions, ImageModel | None], Masks]
+    reads_checkpoint: bool = False
 
 
-def touches_border(mask: NDArray[np.uint8]) -> bool:
+def touches_border(mask: Label) -> bool:
     """Whether foreground lies at the border of the grid."""
     return any(bool(np.take(foreground(mask), index, axis).any()) for axis in range(3) for index in (0, -1))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medaug.cohort.provenance import Recipe
 from medaug.cohort.schema import LabelSchema
@@ -19,9 +18,8 @@ from medaug.diffusion.noise import named_seed
 from medaug.diffusion.process import Process
 from medaug.diffusion.samplers import check
 from medaug.errors import UserError
-from medaug.options import GenerateOptions, MasksOptions, SamplerOptions
-from medaug.synthesis.generator import MaskGenerator
-from medaug.synthesis.masks import make_mask, rejection
+from medaug.options import GenerateOptions, SamplerOptions
+from medaug.synthesis.masks import Label, Masks
 from medaug.training.checkpoint import Card
 from medaug.training.tasks import Task
 
@@ -91,74 +89,71 @@ def check_task(task: Task, card: Card, path: Path) -> None:
         raise UserError(f"{path}: does not draw {', '.join(left)}, which a pair needs; train without task.modalities")
 
 
-def write_recipe(
-    index: int,
-    hosts: Sequence[ModelCase],
-    generate: GenerateOptions,
-    masks: MasksOptions,
-    sampler: SamplerOptions,
-    checkpoint: str,
-    attributes: AttributeEncoder = NO_ATTRIBUTES,
-    generator: MaskGenerator | None = None,
-) -> tuple[Recipe, ModelCase, NDArray[np.uint8]]:
-    """Recipe number `index` with its host and its mask: a pure function of the options and the checkpoint.
+@dataclass(frozen=True)
+class Recipes:
+    """All that decides what each pair will be made of.
 
-    Hosts are taken in seeded permutations, so that each is used as often as any other. A mask that is not plausible is
-    drawn again under the next attempt number. Its attributes are the host's, but for those that are asked for.
-
-    Args:
-        index: of the pair.
+    Attributes:
         hosts: labelled training cases.
-        generate, masks, sampler: options.
+        masks: where masks come from.
+        generate, sampler: options.
+        source: name of the mask source, for the record.
         checkpoint: SHA-256 of the checkpoint that draws the images.
         attributes: of the model.
-        generator: of the masks, where they are generated; the host then gives its grid and intensities alone.
-
-    Raises:
-        UserError: no plausible mask in `MOST_ATTEMPTS` attempts, or attributes that the model was not trained with.
     """
-    host = hosts[shuffled_index(index, len(hosts), named_seed(generate.seed, "host"))]
-    assert host.label is not None
-    parameters = {}
-    if generator is not None:
-        parameters = {"checkpoint": generator.checkpoint}
-    elif masks.source == "deformed":
-        parameters = {k: v for k, v in asdict(masks).items() if k not in {"source", "checkpoint"}}
-    for attempt in range(MOST_ATTEMPTS):
-        seed = named_seed(generate.seed, "pair", index, attempt)
-        if generator is not None:
-            mask = generator.draw(host.label.shape, named_seed(seed, "mask"))
-            reason = generator.rejection(mask)
-        else:
-            mask = make_mask(np.asarray(host.label), masks, named_seed(seed, "mask"))
-            reason = rejection(mask, np.asarray(host.label)) if masks.source == "deformed" else None
-        if reason is None:
-            recipe = Recipe(
-                index=index,
-                attempt=attempt,
-                host=host.case.name,
-                host_subject=host.case.subject,
-                mask_source=masks.source,
-                mask_parameters=parameters,
-                guidance_scale=generate.guidance_scale,
-                sampler=sampler.name,
-                num_inference_steps=sampler.num_inference_steps,
-                eta=sampler.eta,
-                seed=seed,
-                checkpoint=checkpoint,
-                spacing=sampler.spacing,
-                guidance_interval=generate.guidance_interval,
-                guidance_rescale=generate.guidance_rescale,
-                negative_classes=generate.negative_classes,
-                attributes=attributes.of(host.case, host.affine) | attributes.asked(generate.attributes),
-            )
-            return recipe, host, mask
-    if generator is not None:
-        raise UserError(
-            f"pair {index}: no plausible mask in {MOST_ATTEMPTS} attempts (the last: {reason}); train the mask "
-            "generator longer, or use masks=deformed"
+
+    hosts: Sequence[ModelCase]
+    masks: Masks
+    generate: GenerateOptions
+    sampler: SamplerOptions
+    source: str
+    checkpoint: str
+    attributes: AttributeEncoder = NO_ATTRIBUTES
+
+    def __call__(self, index: int) -> tuple[Recipe, ModelCase, Label]:
+        """Recipe number `index` with its host and its mask (X, Y, Z): a pure function of `self` and `index`.
+
+        Hosts are used in seeded permutations, so that each is used as often as any other. If a mask is not plausible,
+        another is made under the next attempt number. The attributes are the host's, except for those that the options
+        replace.
+
+        Raises:
+            UserError: no plausible mask in `MOST_ATTEMPTS` attempts, or attributes that the model was not trained with.
+        """
+        host = self.hosts[shuffled_index(index, len(self.hosts), named_seed(self.generate.seed, "host"))]
+        attempt, seed, mask = self._mask(index, host)
+        generate, sampler = self.generate, self.sampler
+        recipe = Recipe(
+            index=index,
+            attempt=attempt,
+            host=host.case.name,
+            host_subject=host.case.subject,
+            mask_source=self.source,
+            mask_parameters=dict(self.masks.parameters),
+            guidance_scale=generate.guidance_scale,
+            sampler=sampler.name,
+            num_inference_steps=sampler.num_inference_steps,
+            eta=sampler.eta,
+            seed=seed,
+            checkpoint=self.checkpoint,
+            spacing=sampler.spacing,
+            guidance_interval=generate.guidance_interval,
+            guidance_rescale=generate.guidance_rescale,
+            negative_classes=generate.negative_classes,
+            attributes=self.attributes.of(host.case, host.affine) | self.attributes.asked(generate.attributes),
         )
-    raise UserError(
-        f"{host.case.name}: no plausible mask in {MOST_ATTEMPTS} attempts (the last: {reason}); "
-        "deform less (masks.scaling, masks.translation, masks.elastic) or use masks=real"
-    )
+        return recipe, host, mask
+
+    def _mask(self, index: int, host: ModelCase) -> tuple[int, int, Label]:
+        """The first plausible mask, with the number and the seed of its attempt."""
+        assert host.label is not None
+        label = np.asarray(host.label)
+        for attempt in range(MOST_ATTEMPTS):
+            seed = named_seed(self.generate.seed, "pair", index, attempt)
+            mask = self.masks.make(label, named_seed(seed, "mask"))
+            if (reason := self.masks.rejection(mask, label)) is None:
+                return attempt, seed, mask
+        raise UserError(
+            f"pair {index}, host {host.case.name}: no plausible mask in {MOST_ATTEMPTS} attempts (the last: {reason}); "
+            f"{self.masks.remedy}"
+        )

@@ -45,7 +45,8 @@ from medaug.segmentation.segmenter import (
     train_segmenter,
 )
 from medaug.synthesis.generation import sample_images
-from medaug.synthesis.recipes import write_recipe
+from medaug.synthesis.recipes import Recipes
+from medaug.synthesis.sources import load_masks
 from medaug.training.checkpoint import Card
 from medaug.training.model import DiffusionModel
 from medaug.training.scoring import Score
@@ -144,7 +145,8 @@ def sample_score(
             f"trainer.score_every: spectra need {LEAST_SIDE} voxels along each axis in the middle of the grid, and it "
             f"has {' x '.join(map(str, middle))}; set it to 0"
         )
-    plans = [write_recipe(i, labelled, generate, masks, sampler, "", card.attributes) for i in range(trainer.score_num)]
+    recipes = Recipes(labelled, load_masks(masks), generate, sampler, masks.source, "", card.attributes)
+    plans = [recipes(i) for i in range(trainer.score_num)]
 
     def samples(model: DiffusionModel) -> list[Image]:
         images = []

@@ -22,7 +22,7 @@ from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
 from medaug.files import file_sha256
 from medaug.imaging.nifti import write_volume
-from medaug.synthesis.generation import finished_pairs, pairs_digest, synthetic_manifest
+from medaug.synthesis.pairs import Pairs, pairs_digest
 from medaug.training.checkpoint import Base, Card
 
 SCHEMA = LabelSchema(((0, "background"), (1, "lesion")))
@@ -60,14 +60,14 @@ class Loop:
 
     def finish(self) -> None:
         """Finish the pairs as they are on record."""
-        manifest = synthetic_manifest(self.card, self.synthetic, 2)
+        manifest = Pairs.collect(self.card, self.synthetic, 2).manifest
         manifest.save(self.synthetic / "manifest.json")
         records = list(provenance.read_all(self.synthetic).values())
         digest = pairs_digest(manifest, records)
         (self.synthetic / "finished.json").write_text(json.dumps({"digest": digest}))
 
     def check(self, card: Card | None = None) -> str:
-        return guarded_cohort(self.train, finished_pairs(self.synthetic), card or self.card, "sum")[1]
+        return guarded_cohort(self.train, Pairs.load(self.synthetic), card or self.card, "sum")[1]
 
     def without_digests(self) -> None:
         """As an earlier version left it."""

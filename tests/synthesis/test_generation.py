@@ -21,7 +21,7 @@ from helpers import model_options
 from medaug.cohort import provenance
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import LabelSchema
-from medaug.data.attributes import fit_attributes
+from medaug.data.attributes import NO_ATTRIBUTES, fit_attributes
 from medaug.data.cache import content_digests
 from medaug.data.cases import load_cases
 from medaug.data.preprocessing import Preprocessing
@@ -31,14 +31,12 @@ from medaug.imaging.nifti import write_volume
 from medaug.options import GenerateOptions, MasksOptions, SamplerOptions
 from medaug.synthesis import generation
 from medaug.synthesis.generation import (
-    finished_pairs,
     generate_pairs,
-    pairs_digest,
-    refuse_changed_pairs,
     sample_images,
-    synthetic_manifest,
 )
-from medaug.synthesis.recipes import write_recipe
+from medaug.synthesis.pairs import Pairs, pairs_digest
+from medaug.synthesis.recipes import Recipes
+from medaug.synthesis.sources import load_masks
 from medaug.training.checkpoint import Card
 
 SCHEMA = LabelSchema(((0, "background"), (2, "shell"), (4, "core")))
@@ -62,6 +60,10 @@ HOSTS = {
     "axes": ((9, 16, 15), affine((1.8, 1, 1))[:, [2, 0, 1, 3]], ("uint16", "uint16")),
     "mixed": ((16, 16, 16), affine((1, 1, 1)), ("int16", "float32")),
 }
+
+
+def write(index, hosts, generate, masks, sampler, checkpoint, attributes=NO_ATTRIBUTES):
+    return Recipes(hosts, load_masks(masks), generate, sampler, masks.source, checkpoint, attributes)(index)
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +108,14 @@ def make(cohort, card, model, tmp_path_factory):
 
     def plan(index):
         sampler = SamplerOptions(num_inference_steps=2)
-        return write_recipe(index, hosts, GenerateOptions(), MasksOptions(rotation=2.0, elastic=0.3), sampler, "sum")
+        return write(index, hosts, GenerateOptions(), MasksOptions(rotation=2.0, elastic=0.3), sampler, "sum")
 
     def run(folder: Path, num=NUM, batch_size=2, rank=0, ranks=1):
-        generate_pairs(model, card, plan, num, batch_size, folder, None, rank, ranks)
-        return synthetic_manifest(card, folder, num)
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("RANK", str(rank))
+            environment.setenv("WORLD_SIZE", str(ranks))
+            generate_pairs(model, card, plan, num, batch_size, folder)
+        return Pairs.collect(card, folder, num).manifest
 
     return run
 
@@ -358,15 +363,15 @@ def test_finished_pairs_are_refused_until_the_generation_is_finished(make, tmp_p
     manifest = make(tmp_path, num=2)
     manifest.save(tmp_path / "manifest.json")
     with pytest.raises(UserError, match="no finished synthetic pairs; run medaug.generate first"):
-        finished_pairs(tmp_path)
+        Pairs.load(tmp_path)
     (tmp_path / "finished.json").write_text("{}")
-    pairs = finished_pairs(tmp_path)
+    pairs = Pairs.load(tmp_path)
     assert pairs.manifest == manifest and [r["name"] for r in pairs.records] == [c.name for c in manifest.cases]
-    assert finished_pairs(tmp_path).digest == pairs.digest
+    assert Pairs.load(tmp_path).digest == pairs.digest
     with pytest.raises(UserError, match="changed after the pairs were finished"):
         summary = {"digest": pairs_digest(manifest, pairs.records[:1])}
         (tmp_path / "finished.json").write_text(json.dumps(summary))
-        finished_pairs(tmp_path)
+        Pairs.load(tmp_path)
 
 
 @pytest.fixture
@@ -377,7 +382,7 @@ def whole(make, tmp_path):
     manifest.save(folder / "manifest.json")
     digest = pairs_digest(manifest, list(provenance.read_all(folder).values()))
     (folder / "finished.json").write_text(json.dumps({"digest": digest}))
-    assert finished_pairs(folder).digest == digest
+    assert Pairs.load(folder).digest == digest
     return folder
 
 
@@ -404,14 +409,14 @@ RECORDS = [
 def test_an_edited_record_is_refused_by_the_name_of_its_pair(whole, change):
     edit_record(whole, change)
     with pytest.raises(UserError, match=r"provenance.jsonl: line 2 \(toy_synthetic_00001\) was changed after it was"):
-        finished_pairs(whole)
+        Pairs.load(whole)
 
 
 @pytest.mark.parametrize("change", RECORDS)
 def test_a_record_without_its_digest_does_not_pass_for_an_old_one(whole, change):
     edit_record(whole, change, keep_digest=False)
     with pytest.raises(UserError, match=r"changed after the pairs were finished|subject of toy_synthetic_00001 is not"):
-        finished_pairs(whole)
+        Pairs.load(whole)
 
 
 @pytest.mark.parametrize(
@@ -425,13 +430,13 @@ def test_a_manifest_that_says_otherwise_than_the_records_is_refused(whole, key, 
     with pytest.raises(
         UserError, match=rf"manifest.json: {key} of toy_synthetic_00001 is not what its provenance says"
     ):
-        finished_pairs(whole)
+        Pairs.load(whole)
 
 
 def check_contents(folder):
-    pairs = finished_pairs(folder)
+    pairs = Pairs.load(folder)
     files = [path for case in pairs.manifest.cases for path in pairs.manifest.files(case)]
-    refuse_changed_pairs(pairs, content_digests(files, folder.parent / "cache"))
+    pairs.refuse_changed(content_digests(files, folder.parent / "cache"))
 
 
 def test_files_of_pairs_that_were_replaced_or_swapped_are_refused_by_name(whole, cohort):
@@ -466,7 +471,7 @@ def test_guidance_and_spacing_of_the_recipe_reach_the_sampler(model, card, cohor
 
     def images(sampler=None, scale=2.0, **guidance):
         options = GenerateOptions(**guidance), MasksOptions(source="real"), sampler or SamplerOptions("ddim", 4)
-        recipe, _, mask = write_recipe(0, hosts, *options, "")
+        recipe, _, mask = write(0, hosts, *options, "")
         return sample_images(model, SCHEMA, [recipe], [mask], scale)
 
     plain = images()
@@ -498,10 +503,10 @@ def test_attributes_reach_the_model_and_stay_with_the_pair(cohort, card, tmp_pat
     def plan(index):
         options = GenerateOptions(attributes=["site:B"] if index >= 5 else [])
         sampler = SamplerOptions("ddim", 2)
-        return write_recipe(index, hosts, options, MasksOptions(source="real"), sampler, "", encoder)
+        return write(index, hosts, options, MasksOptions(source="real"), sampler, "", encoder)
 
     generate_pairs(model, card, plan, 10, 4, tmp_path / "pairs")
-    pairs = synthetic_manifest(card, tmp_path / "pairs", 10)
+    pairs = Pairs.collect(card, tmp_path / "pairs", 10).manifest
     host_of = {r["index"]: r["host"] for r in provenance.read(tmp_path / "pairs/provenance.jsonl").values()}
     of_host = {case.name: case.attributes for case in cases}
     assert [case.attributes for case in pairs.cases[:5]] == [of_host[host_of[i]] for i in range(5)]
@@ -525,7 +530,7 @@ def test_an_unknown_sampler_is_the_users_mistake(model, card, cohort, tmp_path):
     hosts = load_cases(cohort, cohort.cases[:1], card.preprocessing, tmp_path)
 
     def plan(index):
-        return write_recipe(index, hosts, GenerateOptions(), MasksOptions(source="real"), SamplerOptions("euler"), "")
+        return write(index, hosts, GenerateOptions(), MasksOptions(source="real"), SamplerOptions("euler"), "")
 
     with pytest.raises(UserError, match="sampler: .*euler"):
         generate_pairs(model, card, plan, 1, 1, tmp_path / "out")

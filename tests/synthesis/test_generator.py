@@ -17,8 +17,10 @@ from medaug.data.preprocessing import Placement, Preprocessing
 from medaug.errors import UserError
 from medaug.options import GenerateOptions, MasksOptions, SamplerOptions
 from medaug.synthesis import recipes
-from medaug.synthesis.generator import load_mask_generator
-from medaug.synthesis.recipes import check_task, write_recipe
+from medaug.synthesis.deformed import DeformedMasks
+from medaug.synthesis.masks import ImageModel
+from medaug.synthesis.recipes import Recipes, check_task
+from medaug.synthesis.sources import load_masks
 from medaug.training.checkpoint import Card
 
 SIDE = 8
@@ -65,7 +67,7 @@ COHORT = Manifest(
 
 def load(path, source="generated", sampler=SAMPLER, card=None):
     masks = MasksOptions(source=source, checkpoint=path)
-    return load_mask_generator(masks, sampler, card or card_of({}), COHORT, CPU)
+    return load_masks(masks, ImageModel(card or card_of({}), COHORT, sampler, CPU))
 
 
 def hosts():
@@ -76,7 +78,7 @@ def hosts():
 
 def test_a_mask_is_a_function_of_its_seed_alone(tmp_path):
     generator = load(saved(tmp_path))
-    one, again, other = (generator.draw((SIDE,) * 3, seed) for seed in (1, 1, 2))
+    one, again, other = (generator.make(label(), seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, again)
     assert one.dtype == np.uint8 and one.shape == (SIDE,) * 3 and set(np.unique(one)) <= {0, 1, 2}
     assert (one != other).any()
@@ -84,39 +86,41 @@ def test_a_mask_is_a_function_of_its_seed_alone(tmp_path):
 
 def test_masks_unlike_all_training_masks_are_turned_down(tmp_path):
     training = [label(), label(slice(1, 7), slice(3, 4)), label(slice(1, 7), slice(2, 5))]
-    generator = load(saved(tmp_path)).held_against(training)
+    generator = load(saved(tmp_path)).fitted(training)
     assert generator.volumes == ((4**3 - 8, 6**3 - 1), (1, 27)) and not generator.at_border
-    assert generator.rejection(label()) is None
-    assert generator.rejection(np.where(label() == 2, 0, label())) == "class 2 is missing"
-    assert generator.rejection(label(lesion=slice(1, 6))) == "class 1 is missing"
-    assert "class 2 has 64 voxels, and 1 to 27 in" in generator.rejection(label(slice(1, 7), slice(2, 6)))
+    assert generator.rejection(label(), label()) is None
+    assert generator.rejection(np.where(label() == 2, 0, label()), label()) == "class 2 is missing"
+    assert generator.rejection(label(lesion=slice(1, 6)), label()) == "class 1 is missing"
+    assert "class 2 has 64 voxels, and 1 to 27 in" in generator.rejection(label(slice(1, 7), slice(2, 6)), label())
     moved = label(organ=slice(0, 5))
-    assert generator.rejection(moved) == "the mask was cut by the border"
-    assert generator.held_against([*training, moved]).rejection(moved) is None
+    assert generator.rejection(moved, label()) == "the mask was cut by the border"
+    assert generator.fitted([*training, moved]).rejection(moved, label()) is None
     without = np.where(label() == 2, 0, label())
-    sometimes = generator.held_against([np.where(label() == 2, 1, label()), label(), without])
-    assert sometimes.rejection(without) is None, "one training mask has no lesion either"
+    sometimes = generator.fitted([np.where(label() == 2, 1, label()), label(), without])
+    assert sometimes.rejection(without, label()) is None, "one training mask has no lesion either"
 
 
 def test_the_recipe_counts_attempts_and_takes_only_the_grid_from_its_host(tmp_path, monkeypatch):
-    generator = load(saved(tmp_path)).held_against([label()])
+    generator = load(saved(tmp_path)).fitted([label()])
     asked = []
 
-    def draw(self, shape, seed):
-        asked.append((shape, seed))
-        return label() if len(asked) == 3 else np.zeros(shape, np.uint8)
+    def make(self, label_of_host, seed):
+        asked.append((label_of_host.shape, seed))
+        return label() if len(asked) == 3 else np.zeros(label_of_host.shape, np.uint8)
 
-    monkeypatch.setattr(type(generator), "draw", draw)
-    options = (GenerateOptions(), MasksOptions(source="generated"), SAMPLER, "images")
-    recipe, host, mask = write_recipe(4, hosts(), *options, generator=generator)
+    monkeypatch.setattr(type(generator), "make", make)
+    write = Recipes(hosts(), generator, GenerateOptions(), SAMPLER, "generated", "images")
+    recipe, host, mask = write(4)
     np.testing.assert_array_equal(mask, label())
     assert recipe.attempt == 2 and recipe.mask_source == "generated" and recipe.host == host.case.name
     assert recipe.mask_parameters == {"checkpoint": generator.checkpoint} and recipe.checkpoint == "images"
     assert len({seed for _, seed in asked}) == 3 and all(shape == (SIDE,) * 3 for shape, _ in asked)
-    monkeypatch.setattr(type(generator), "draw", lambda self, shape, seed: np.zeros(shape, np.uint8))
+    monkeypatch.setattr(type(generator), "make", lambda self, label, seed: np.zeros_like(label))
     monkeypatch.setattr(recipes, "MOST_ATTEMPTS", 3)
-    with pytest.raises(UserError, match=r"pair 4: no plausible mask in 3 attempts \(the last: class 1 is missing\)"):
-        write_recipe(4, hosts(), *options, generator=generator)
+    with pytest.raises(
+        UserError, match=r"pair 4, host case_.: no plausible mask in 3 attempts \(.*class 1 is missing"
+    ):
+        write(4)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +154,12 @@ def test_a_generator_must_be_named_and_be_there(tmp_path):
         load(None)
     with pytest.raises(UserError, match="no checkpoint is there"):
         load(str(tmp_path / "absent.ckpt"))
-    assert load(None, source="deformed") is None
+    assert isinstance(load(None, source="deformed"), DeformedMasks)
+
+
+def test_samples_are_not_scored_on_generated_masks():
+    with pytest.raises(UserError, match="masks=generated: while a model trains, its samples are scored on deformed"):
+        load_masks(MasksOptions(source="generated", checkpoint="masks.ckpt"))
 
 
 @pytest.mark.parametrize(

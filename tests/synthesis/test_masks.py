@@ -13,7 +13,8 @@ from scipy import ndimage
 from medaug.cohort.schema import IGNORE
 from medaug.errors import UserError
 from medaug.options import MasksOptions
-from medaug.synthesis.masks import deform, make_mask, rejection
+from medaug.synthesis.deformed import deform, rejection
+from medaug.synthesis.sources import load_masks
 
 STILL = MasksOptions(rotation=0.0, scaling=0.0, translation=0.0, elastic=0.0)
 
@@ -28,7 +29,7 @@ def nested(shape=(20, 22, 18)) -> np.ndarray:
 def test_a_deformed_mask_is_a_function_of_its_seed():
     label, options = nested(), MasksOptions()
     before = label.copy()
-    one, again, other = (make_mask(label, options, seed) for seed in (1, 1, 2))
+    one, again, other = (load_masks(options).make(label, seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, again)
     assert (one != other).any() and (one != label).any()
     np.testing.assert_array_equal(label, before)
@@ -36,7 +37,7 @@ def test_a_deformed_mask_is_a_function_of_its_seed():
 
 def test_the_real_source_gives_the_mask_itself_and_a_copy_of_it():
     label = nested()
-    mask = make_mask(label, MasksOptions(source="real"), 5)
+    mask = load_masks(MasksOptions(source="real")).make(label, 5)
     np.testing.assert_array_equal(mask, label)
     assert not np.shares_memory(mask, label)
 
@@ -124,10 +125,15 @@ def test_two_fold_is_the_most_either_way():
         assert (rejection(mask, label) is None) == fine, count
 
 
-@pytest.mark.parametrize("change", [{"source": "atlas"}, {"rotation": -1.0}, {"elastic": -0.5}, {"translation": -2.0}])
+@pytest.mark.parametrize("change", [{"rotation": -1.0}, {"elastic": -0.5}, {"translation": -2.0}])
 def test_options_that_mean_nothing_are_refused(change):
     with pytest.raises(UserError, match=f"masks.{next(iter(change))}={next(iter(change.values()))}".replace(".0", "")):
-        make_mask(nested(), dataclasses.replace(MasksOptions(), **change), 0)
+        load_masks(dataclasses.replace(MasksOptions(), **change))
+
+
+def test_an_unknown_mask_source_is_named_with_all_that_there_are():
+    with pytest.raises(UserError, match=r"atlas: no such mask source.*all: real, deformed, generated"):
+        load_masks(MasksOptions(source="atlas"))
 
 
 @settings(max_examples=15)

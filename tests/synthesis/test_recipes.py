@@ -11,15 +11,15 @@ import pytest
 from medaug.cohort.manifest import Case
 from medaug.cohort.provenance import Recipe
 from medaug.cohort.schema import LabelSchema
-from medaug.data.attributes import fit_attributes
+from medaug.data.attributes import NO_ATTRIBUTES, fit_attributes
 from medaug.data.cases import ModelCase
 from medaug.data.preprocessing import Placement
 from medaug.diffusion.process import Process
 from medaug.errors import UserError
 from medaug.options import GenerateOptions, MasksOptions, SamplerOptions
-from medaug.synthesis import recipes as module
-from medaug.synthesis.masks import rejection
-from medaug.synthesis.recipes import MOST_ATTEMPTS, check_options, write_recipe
+from medaug.synthesis.deformed import DeformedMasks, rejection
+from medaug.synthesis.recipes import MOST_ATTEMPTS, Recipes, check_options
+from medaug.synthesis.sources import load_masks
 
 SIDE = 12
 
@@ -37,10 +37,10 @@ def host(index: int, label: np.ndarray | None = None) -> ModelCase:
 HOSTS = [host(i) for i in range(5)]
 
 
-def write(index, hosts=HOSTS, generate=None, masks=None, sampler=None, checkpoint="abc"):
-    return write_recipe(
-        index, hosts, generate or GenerateOptions(), masks or MasksOptions(), sampler or SamplerOptions(), checkpoint
-    )
+def write(index, hosts=HOSTS, generate=None, masks=None, sampler=None, checkpoint="abc", attributes=NO_ATTRIBUTES):
+    masks, generate, sampler = masks or MasksOptions(), generate or GenerateOptions(), sampler or SamplerOptions()
+    recipes = Recipes(hosts, load_masks(masks), generate, sampler, masks.source, checkpoint, attributes)
+    return recipes(index)
 
 
 def test_the_same_arguments_give_the_same_recipe_whatever_came_before():
@@ -95,7 +95,7 @@ def told(index: int, generate: GenerateOptions) -> tuple[dict, ModelCase]:
         dataclasses.replace(h, case=dataclasses.replace(h.case, attributes=known[i % 3])) for i, h in enumerate(HOSTS)
     ]
     encoder = fit_attributes(["site", "grade"], [(h.case, h.affine) for h in hosts])
-    recipe, chosen, _ = write_recipe(index, hosts, generate, MasksOptions(), SamplerOptions(), "abc", encoder)
+    recipe, chosen, _ = write(index, hosts, generate, attributes=encoder)
     assert Recipe.from_json(recipe.to_json()) == recipe
     return recipe.attributes, chosen
 
@@ -118,7 +118,7 @@ def test_real_masks_are_the_hosts_and_need_no_parameters():
 def test_attempts_are_counted_and_each_has_a_seed_of_its_own(monkeypatch):
     first, _, unlike = write(0)
     answers = iter(["too small", "too large", None])
-    monkeypatch.setattr(module, "rejection", lambda mask, original: next(answers))
+    monkeypatch.setattr(DeformedMasks, "rejection", lambda self, mask, label: next(answers))
     third, _, mask = write(0)
     assert (first.attempt, third.attempt) == (0, 2)
     assert first.seed != third.seed and (mask != unlike).any()
@@ -126,7 +126,7 @@ def test_attempts_are_counted_and_each_has_a_seed_of_its_own(monkeypatch):
 
 def test_a_host_that_no_deformation_suits_is_named_in_one_line(monkeypatch):
     asked = []
-    monkeypatch.setattr(module, "rejection", lambda mask, original: asked.append(1) or "class 1 vanished")
+    monkeypatch.setattr(DeformedMasks, "rejection", lambda self, mask, label: asked.append(1) or "class 1 vanished")
     with pytest.raises(UserError, match=r"case_\d: no plausible mask in 100 attempts \(the last: class 1 vanished\)"):
         write(0)
     assert len(asked) == MOST_ATTEMPTS

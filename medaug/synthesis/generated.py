@@ -1,57 +1,62 @@
-"""Masks that nobody drew: a second model, from noise to label map (task=mask_generator), and what it may not draw."""
+"""Mask source "generated": a second model, trained with task=mask_generator, that turns noise into label maps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from medaug.cohort.manifest import Manifest
 from medaug.cohort.seen import Seen
 from medaug.diffusion.samplers import check
 from medaug.errors import UserError
 from medaug.files import file_sha256
 from medaug.options import MasksOptions, SamplerOptions
-from medaug.synthesis.masks import touches_border
-from medaug.training.checkpoint import Card, load_model
+from medaug.synthesis.masks import ImageModel, Label, Masks, MaskSource, touches_border
+from medaug.training.checkpoint import load_model
 from medaug.training.model import DiffusionModel
 
 
 @dataclass(frozen=True)
-class MaskGenerator:
-    """A trained mask generator and the masks of the training split that its own are held against.
+class GeneratedMasks(Masks):
+    """Masks from a trained mask generator. The host gives its grid and intensities alone.
 
     Attributes:
-        model: draws label maps from nothing.
-        checkpoint: its SHA-256.
-        seen: by its training.
+        model: generates label maps without any condition.
         sampler: options.
-        volumes: per foreground class, the least and the most voxels of it in a training mask; see `held_against`.
+        checkpoint: SHA-256 of the model's checkpoint.
+        seen: by its training.
+        volumes: per foreground class, the least and the most voxels of it in a training mask; see `fitted`.
         at_border: whether a training mask touches the border of the grid.
     """
 
     model: DiffusionModel
+    sampler: SamplerOptions
     checkpoint: str
     seen: Seen
-    sampler: SamplerOptions
     volumes: tuple[tuple[int, int], ...] = ()
     at_border: bool = True
+    remedy: str = field(default="train the mask generator longer, or use masks=deformed", init=False)
 
-    def held_against(self, labels: Sequence[NDArray[np.uint8]]) -> MaskGenerator:
-        """The same, with what it may draw measured on training masks (X, Y, Z)."""
+    @property
+    def parameters(self) -> dict[str, Any]:  # type: ignore[override]
+        """The generator's checkpoint."""
+        return {"checkpoint": self.checkpoint}
+
+    def fitted(self, labels: Sequence[Label]) -> GeneratedMasks:
+        """The same generator, with the volumes of classes and contact with the border measured on training masks."""
         number = self.model.task.num_classes
         counts = np.stack([np.bincount(label.ravel(), minlength=number)[1:number] for label in labels])
         volumes = tuple((int(least), int(most)) for least, most in zip(counts.min(0), counts.max(0), strict=True))
         return replace(self, volumes=volumes, at_border=any(touches_border(label) for label in labels))
 
-    def draw(self, shape: Sequence[int], seed: int) -> NDArray[np.uint8]:
-        """A mask (X, Y, Z) of class indices: a function of the seed, drawn by itself."""
+    def make(self, label: Label, seed: int) -> Label:
+        """A mask of the label's shape; neither its values nor other masks of a batch have any influence."""
         planes = self.model.sample(
-            torch.zeros(1, *shape, dtype=torch.long, device=self.model.codec.mean.device),
+            torch.zeros(1, *label.shape, dtype=torch.long, device=self.model.codec.mean.device),
             [seed],
             guidance_scale=1.0,
             sampler=self.sampler.name,
@@ -61,11 +66,11 @@ class MaskGenerator:
         )
         return self.model.task.label_of(planes)[0].cpu().numpy().astype(np.uint8)
 
-    def rejection(self, mask: NDArray[np.uint8]) -> str | None:
-        """Why a mask is not plausible; None where it is.
+    def rejection(self, mask: Label, label: Label) -> str | None:
+        """Why a mask is not plausible; None if it is.
 
-        A class has fewer or more voxels than in any training mask (none, where all have it), or foreground touches the
-        border of the grid though it does in no training mask.
+        A class has fewer or more voxels than in any training mask (none, although every training mask has it), or
+        foreground touches the border of the grid, although it does in no training mask.
         """
         for value, (least, most) in enumerate(self.volumes, start=1):
             number = int((mask == value).sum())
@@ -78,32 +83,17 @@ class MaskGenerator:
         return None
 
 
-def load_mask_generator(
-    masks: MasksOptions,
-    sampler: SamplerOptions,
-    card: Card,
-    cohort: Manifest,
-    device: torch.device,
-) -> MaskGenerator | None:
-    """The mask generator that the options name; None where masks come from training cases.
-
-    Args:
-        masks, sampler: options.
-        card: of the model that draws images for the masks.
-        cohort: that model was trained on, with its splits.
-        device: to sample on.
-
-    Raises:
-        UserError: names the key or the file, what is wrong, and the way out.
-    """
-    if masks.source != "generated":
-        if masks.checkpoint is not None:
-            raise UserError(f"masks.checkpoint: masks={masks.source} does not read it; choose masks=generated")
-        return None
-    if masks.checkpoint is None:
+def _load(options: MasksOptions, image_model: ImageModel | None) -> GeneratedMasks:
+    if image_model is None:
+        raise UserError(
+            "masks=generated: while a model trains, its samples are scored on deformed or real masks; leave it out, or "
+            "set trainer.score_every=0"
+        )
+    if options.checkpoint is None:
         raise UserError("masks=generated: needs masks.checkpoint=FILE, of a training with task=mask_generator")
-    path = Path(masks.checkpoint)
-    own, model = load_model(path, device)
+    card, cohort, sampler = image_model.card, image_model.cohort, image_model.sampler
+    path = Path(options.checkpoint)
+    own, model = load_model(path, image_model.device)
     task = model.task
     if task.target != "label" or task.num_images:
         raise UserError(f"{path}: not a mask generator; give the checkpoint of a training with task=mask_generator")
@@ -124,4 +114,7 @@ def load_mask_generator(
         check(model.process, sampler.name, sampler.spacing, sampler.eta, sampler.num_inference_steps)
     except ValueError as error:
         raise UserError(f"sampler: {error}") from error
-    return MaskGenerator(model=model, checkpoint=file_sha256(path), seen=own.seen, sampler=sampler)
+    return GeneratedMasks(model, sampler, file_sha256(path), own.seen)
+
+
+GENERATED = MaskSource(_load, reads_checkpoint=True)

@@ -1,0 +1,88 @@
+"""Mask source "deformed": the masks of training scans, moved and bent at random."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+
+import numpy as np
+from scipy.ndimage import gaussian_filter, map_coordinates
+
+from medaug.cohort.schema import foreground
+from medaug.data.transforms import random_affine
+from medaug.errors import UserError
+from medaug.options import MasksOptions
+from medaug.synthesis.masks import ImageModel, Label, Masks, MaskSource, touches_border
+
+LARGEST_CHANGE = 2.0
+"""A class may become this many times larger or smaller."""
+
+
+class DeformedMasks(Masks):
+    """The host's mask, deformed by a random affine map and a smooth displacement."""
+
+    remedy = "deform less (masks.scaling, masks.translation, masks.elastic) or use masks=real"
+
+    def __init__(self, options: MasksOptions) -> None:
+        self.options = options
+        self.parameters = {key: value for key, value in asdict(options).items() if key not in {"source", "checkpoint"}}
+
+    def make(self, label: Label, seed: int) -> Label:
+        """See `deform`."""
+        return deform(label, self.options, seed)
+
+    def rejection(self, mask: Label, label: Label) -> str | None:
+        """See the function `rejection`."""
+        return rejection(mask, label)
+
+
+def _load(options: MasksOptions, model: ImageModel | None) -> DeformedMasks:
+    masks = DeformedMasks(options)
+    for name, strength in masks.parameters.items():
+        if strength < 0:
+            raise UserError(f"masks.{name}={strength:g}: a number from 0 upwards is needed")
+    return masks
+
+
+DEFORMED = MaskSource(_load)
+
+
+def deform(label: Label, options: MasksOptions, seed: int) -> Label:
+    """Rotate, scale and shift about the foreground's centre, then displace smoothly.
+
+    Each class is interpolated linearly by itself and the largest share wins, so borders stay smooth and no new value
+    appears. Ignored voxels move along, as a class of their own.
+    """
+    rng = np.random.default_rng(seed)
+    matrix = random_affine(rng, options.rotation, options.scaling)
+    shift = rng.normal(0, options.translation, 3)
+    noise = rng.standard_normal((3, *label.shape))
+    smooth = np.stack([gaussian_filter(field, options.elastic_smoothness, mode="nearest") for field in noise])
+    displacement = options.elastic * smooth / smooth.std(axis=(1, 2, 3), keepdims=True)
+
+    grid = np.indices(label.shape).astype(np.float64)
+    where = np.argwhere(foreground(label))
+    centre = (where.mean(axis=0) if len(where) else (np.array(label.shape) - 1) / 2)[:, None, None, None]
+    positions = np.einsum("ij,j...->i...", matrix, grid - centre) + centre + shift[:, None, None, None] + displacement
+    classes = np.unique(label)
+    # Beyond the grid lies background; "grid-constant" interpolates across its border, where "constant" would cut.
+    sampled = partial(map_coordinates, coordinates=positions, order=1, mode="grid-constant")
+    shares = np.stack([sampled((label == value).astype(np.float32), cval=value == 0) for value in classes])
+    return classes[shares.argmax(axis=0)].astype(np.uint8)
+
+
+def rejection(mask: Label, original: Label) -> str | None:
+    """Why a deformed mask is not plausible; None if it is.
+
+    A class vanished, changed its volume more than twofold, or was pushed against the border of the grid. Ignored voxels
+    may do all of that.
+    """
+    for value in np.unique(original[foreground(original)]):
+        before, after = int((original == value).sum()), int((mask == value).sum())
+        if after == 0:
+            return f"class {value} vanished"
+        if not 1 / LARGEST_CHANGE <= after / before <= LARGEST_CHANGE:
+            return f"class {value} changed its volume {after / before:.2f}-fold"
+    if touches_border(mask) and not touches_border(original):
+        return "the mask was cut by the border"
+    return None

@@ -1,0 +1,152 @@
+"""What medaug.generate does: from a trained model to pairs, their contact sheet and a denoising strip."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medaug.cohort.manifest import Manifest
+from medaug.data.cases import load_cases
+from medaug.data.contents import case_contents
+from medaug.errors import UserError
+from medaug.options import GenerateOptions, Options, SamplerOptions
+from medaug.pictures.figures import busiest_slice, contact_sheet, save_figure
+from medaug.pictures.strip import denoising_strip, evenly
+from medaug.processes import choose_device, process_count, process_rank
+from medaug.synthesis.generation import generate_pairs, sample_images
+from medaug.synthesis.masks import ImageModel, Masks
+from medaug.synthesis.pairs import Pairs
+from medaug.synthesis.recipes import Recipes, check_options, check_task
+from medaug.synthesis.sources import load_masks
+from medaug.training.checkpoint import Card, load_experiment, refuse_changed_scans
+from medaug.training.model import DiffusionModel
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 16  # pairs on the contact sheet
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trained model and the pairs that it is to make.
+
+    Attributes:
+        model, card: of the checkpoint.
+        checkpoint: its SHA-256.
+        cohort: that the model was trained on.
+        masks: where the masks come from.
+        generate, sampler: options.
+        source: name of the mask source.
+        cache: folder of scans in model space.
+    """
+
+    model: DiffusionModel
+    card: Card
+    checkpoint: str
+    cohort: Manifest
+    masks: Masks
+    generate: GenerateOptions
+    sampler: SamplerOptions
+    source: str
+    cache: Path
+
+    @classmethod
+    def load(cls, checkpoint: Path, options: Options, cache: Path) -> Job:
+        """Load the model and, if there is one, the mask generator; nothing is written.
+
+        Args:
+            checkpoint: of the model, with the `manifest.json` of its training beside it.
+            options: `generate`, `masks`, `sampler`.
+            cache: folder of scans in model space.
+
+        Raises:
+            UserError: the model cannot do what the options ask for.
+        """
+        device = choose_device()
+        digest, card, model = load_experiment(checkpoint, options.experiment, device)
+        check_task(model.task, card, checkpoint)
+        check_options(model.process, card.schema, options.generate, options.sampler, card.attributes)
+        cohort = Manifest.load(checkpoint.parent / "manifest.json")
+        masks = load_masks(options.masks, ImageModel(card, cohort, options.sampler, device))
+        source = options.masks.source
+        return cls(model, card, digest, cohort, masks, options.generate, options.sampler, source, cache)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The checkpoints that the pairs depend on."""
+        own = {"checkpoint": self.checkpoint}
+        return own if self.masks.checkpoint is None else own | {"mask_checkpoint": self.masks.checkpoint}
+
+    def recipes(self) -> Recipes:
+        """Load the hosts of the pairs.
+
+        Raises:
+            UserError: no training case has a label, scans changed since the training, or the mask generator saw a test
+                scan.
+        """
+        labelled = [case for case in self.cohort.split("train") if case.label is not None]
+        if not labelled:
+            raise UserError(f"{self.cohort.name}: no training case has a label to take a mask from")
+        refuse_changed_scans(self.card, case_contents(self.cohort, labelled, self.cache))
+        if self.masks.seen is not None:
+            tested = case_contents(self.cohort, self.cohort.split("test"), self.cache)
+            self.masks.seen.refuse_test_scans("the mask generator", self.cohort, tested)
+        hosts = load_cases(self.cohort, labelled, self.card.preprocessing, self.cache)
+        masks = self.masks.fitted([np.asarray(host.label) for host in hosts])
+        card, checkpoint = self.card, self.checkpoint
+        return Recipes(hosts, masks, self.generate, self.sampler, self.source, checkpoint, card.attributes)
+
+    def show_denoising(self, recipes: Recipes, stem: Path) -> None:
+        """Write `stem`.png and .gif: how pair 0 emerges from noise, in `generate.strip` frames."""
+        recipe, _, mask = recipes(0)
+        seen: list[tuple[float, np.ndarray]] = []
+        last = sample_images(
+            self.model,
+            self.card.schema,
+            [recipe],
+            [mask],
+            recipe.guidance_scale,
+            lambda t, x0: seen.append((t, x0[0, 0])),
+        )
+        frames = [seen[i] for i in evenly(len(seen), self.generate.strip)]
+        denoising_strip([*frames, (0.0, last[0, 0])], busiest_slice(mask), stem)
+
+    def make(self, recipes: Recipes, folder: Path) -> dict[str, Any] | None:
+        """Make this process's share of the pairs; whoever finds all on record writes manifest and contact sheet.
+
+        Args:
+            recipes: from `recipes`.
+            folder: of the run.
+
+        Returns:
+            The summary of the finished run; None if other processes are still at work.
+        """
+        num = self.generate.num
+        generate_pairs(self.model, self.card, recipes, num, self.generate.batch_size, folder, self.masks.seen)
+        pairs = Pairs.collect(self.card, folder, num)
+        if missing := num - len(pairs.manifest.cases):
+            log.info(
+                "process %d of %d has made its pairs; %d are still to come from the others, the last of which writes "
+                "the manifest. If one of them died, the same command again makes what is missing",
+                process_rank(),
+                process_count(),
+                missing,
+            )
+            return None
+        summary = pairs.save(folder)
+        self._draw_contact_sheet(pairs, folder / "contact_sheet.png")
+        return summary | {"checkpoint": self.checkpoint}
+
+    def _draw_contact_sheet(self, pairs: Pairs, path: Path) -> None:
+        card = self.card
+        shown = load_cases(pairs.manifest, pairs.manifest.cases[:_SHOWN], card.preprocessing, self.cache)
+        rows = []
+        for i, case in enumerate(shown):
+            m = i % len(card.modalities)
+            rows.append((f"pair {i}, {card.modalities[m]}", case.image[m], np.array(case.label)))
+        title = f"{card.experiment}: synthetic pairs" + (" (phantoms, not patients)" if card.phantom else "")
+        save_figure(contact_sheet(rows, title, card.schema.foreground, window=(-1.0, 1.0)), path)

@@ -1,0 +1,153 @@
+"""The synthetic pairs of a run: which there are, where they came from, and whether they were changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from medaug.cohort import provenance
+from medaug.cohort.manifest import SPACING, Case, Manifest
+from medaug.cohort.provenance import PAIR
+from medaug.errors import UserError
+from medaug.ownership import finished
+from medaug.training.checkpoint import Card
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A synthetic dataset.
+
+    Attributes:
+        manifest: of the pairs, all for training, each under its host's subject.
+        records: their provenance.
+    """
+
+    manifest: Manifest
+    records: tuple[Mapping[str, Any], ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of manifest and records, and so of the digests of all files."""
+        return pairs_digest(self.manifest, self.records)
+
+    @classmethod
+    def collect(cls, card: Card, folder: Path, num: int) -> Pairs:
+        """Those of pairs 0..num-1 that are whole in `folder`.
+
+        Args:
+            card: of the model that draws their images.
+            folder: of the run.
+            num: how many there are to be.
+        """
+        records = tuple(r for r in provenance.read_all(folder, PAIR).values() if r["index"] < num)
+        notice = "Phantoms, not patients. " if card.phantom else ""
+        manifest = Manifest(
+            name=f"{card.experiment}_synthetic",
+            description=f"{notice}Synthetic image-mask pairs of experiment {card.experiment}; not for clinical use.",
+            modalities=card.modalities,
+            schema=card.schema,
+            cases=tuple(map(_case, records)),
+            root=str(folder.resolve()),
+            phantom=card.phantom,
+        )
+        return cls(manifest, records)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write `manifest.json`; returns what `load` checks, to be kept in the run's summary."""
+        self.manifest.save(folder / "manifest.json")
+        stored = Manifest.load(folder / "manifest.json")
+        return {"pairs": len(stored.cases), "digest": pairs_digest(stored, self.records)}
+
+    @classmethod
+    def load(cls, folder: Path, command: str = "make generate") -> Pairs:
+        """The pairs of a finished run of medaug.generate.
+
+        Args:
+            folder: of the run.
+            command: that makes the pairs, for messages.
+
+        Raises:
+            UserError: nothing is there, the run is unfinished, or the manifest or the provenance was changed later.
+        """
+        summary = finished(folder)
+        if summary is None:
+            raise UserError(f"{folder}: no finished synthetic pairs; run medaug.generate first ({command})")
+        manifest = Manifest.load(folder / "manifest.json")
+        made = {case.name: case for case in manifest.cases}
+        records = tuple(r for r in provenance.read_all(folder, PAIR).values() if r["name"] in made)
+        for record in records:
+            if changed := _differs(made[record["name"]], record):
+                raise UserError(
+                    f"{folder / 'manifest.json'}: {changed} of {record['name']} is not what its provenance says; "
+                    "restore the file, or remove the folder and generate again"
+                )
+        pairs = cls(manifest, records)
+        if summary.get("digest", pairs.digest) != pairs.digest:
+            raise UserError(
+                f"{folder}: manifest.json or the provenance was changed after the pairs were finished; restore the "
+                "files, or remove the folder and generate again"
+            )
+        return pairs
+
+    def refuse_changed(self, digests: Mapping[Path, str]) -> None:
+        """Refuse files that are not the generated ones; warn about pairs whose record has no digests.
+
+        Args:
+            digests: SHA-256 of the files as they are now, by path.
+
+        Raises:
+            UserError: names the file.
+        """
+        unknown = 0
+        for record in self.records:
+            contents = record.get("contents")
+            unknown += contents is None
+            for file, digest in (contents or {}).items():
+                path = Path(self.manifest.root, file)
+                if digests[path] != digest:
+                    raise UserError(
+                        f"{path}: a file of {record['name']} that is not the one that was generated; restore it, or "
+                        "remove the folder and generate again"
+                    )
+        if unknown:
+            log.warning(
+                "%s: %d pairs are from before digests were recorded, so whether their files were changed cannot be "
+                "checked",
+                self.manifest.root,
+                unknown,
+            )
+
+
+def pairs_digest(manifest: Manifest, records: Sequence[Mapping[str, Any]]) -> str:
+    """SHA-256 of what is said of the pairs, their contents included."""
+    return hashlib.sha256(json.dumps([manifest.to_mapping(), records], sort_keys=True).encode()).hexdigest()
+
+
+def _case(record: Mapping[str, Any]) -> Case:
+    images, label = tuple(record["images"]), record["label"]
+    return Case(record["name"], images, label, record["host_subject"], "train", _known(record))
+
+
+def _known(record: Mapping[str, Any]) -> dict[str, str | float]:
+    """The attributes of a pair that a manifest may hold."""
+    return {name: value for name, value in record.get("attributes", {}).items() if name != SPACING}
+
+
+def _differs(case: Case, record: Mapping[str, Any]) -> str:
+    """What a manifest says of a pair otherwise than its record; "" where they agree."""
+    said = {
+        "image": (list(case.images), record.get("images")),
+        "label": (case.label, record.get("label")),
+        "subject": (case.subject, record.get("host_subject")),
+        "split": (case.split, "train"),
+        "attributes": (dict(case.attributes), _known(record) if "attributes" in record else None),
+    }
+    return next((name for name, (ours, theirs) in said.items() if theirs is not None and ours != theirs), "")

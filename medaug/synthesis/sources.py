@@ -1,0 +1,31 @@
+"""The table of mask sources: where the masks of synthetic pairs come from."""
+
+from __future__ import annotations
+
+from medaug.errors import UserError
+from medaug.options import MasksOptions
+from medaug.synthesis.deformed import DEFORMED
+from medaug.synthesis.generated import GENERATED
+from medaug.synthesis.masks import ImageModel, Masks, MaskSource
+from medaug.synthesis.real import REAL
+from medaug.tables import Table
+
+MASK_SOURCES = Table(
+    "mask_sources", "mask source", MaskSource, {"real": REAL, "deformed": DEFORMED, "generated": GENERATED}
+)
+
+
+def load_masks(options: MasksOptions, model: ImageModel | None = None) -> Masks:
+    """The masks that the options ask for.
+
+    Args:
+        options: the `masks` node.
+        model: that draws the images; None: one that still trains, for the scoring of its samples.
+
+    Raises:
+        UserError: names the key, what is wrong, and the way out.
+    """
+    source = MASK_SOURCES[options.source]
+    if options.checkpoint is not None and not source.reads_checkpoint:
+        raise UserError(f"masks.checkpoint: masks={options.source} does not read it; choose masks=generated")
+    return source.load(options, model)
