@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from medaug.cohort.provenance import Recipe
 from medaug.cohort.schema import LabelSchema
 from medaug.data.cases import ModelCase
 from medaug.data.preprocessing import BACKGROUND
@@ -45,9 +46,11 @@ from medaug.segmentation.segmenter import (
     train_segmenter,
 )
 from medaug.synthesis.generation import sample_images
+from medaug.synthesis.masks import Label
 from medaug.synthesis.recipes import Recipes
 from medaug.synthesis.sources import load_masks
 from medaug.training.checkpoint import Card
+from medaug.training.data import TrainingData
 from medaug.training.model import DiffusionModel
 from medaug.training.scoring import Score
 
@@ -87,10 +90,31 @@ def _sampler(process: Process, trainer: TrainerOptions) -> SamplerOptions:
     return SamplerOptions(num_inference_steps=trainer.score_inference_steps, spacing=safe_spacing(process))
 
 
+@dataclass(frozen=True)
+class _Samples:
+    """What is sampled at every scoring: always the same recipes and masks, so that scores can be compared."""
+
+    plans: Sequence[tuple[Recipe, ModelCase, Label]]
+    card: Card
+    batch_size: int
+    guidance_scale: float
+
+    @property
+    def masks(self) -> list[Label]:
+        return [mask for _, _, mask in self.plans]
+
+    def draw(self, model: DiffusionModel) -> list[Image]:
+        images = []
+        for first in range(0, len(self.plans), self.batch_size):
+            recipes, hosts, masks = zip(*self.plans[first : first + self.batch_size], strict=True)
+            made = sample_images(model, self.card.schema, recipes, masks, self.guidance_scale)
+            pairs = zip(made, hosts, strict=True)
+            images += [_without_padding(*pair) if self.card.sliced else pair[0] for pair in pairs]
+        return images
+
+
 def sample_score(
-    card: Card,
-    train: Sequence[ModelCase],
-    val: Sequence[ModelCase],
+    data: TrainingData,
     trainer: TrainerOptions,
     segmenter: SegmenterOptions,
     masks: MasksOptions,
@@ -99,8 +123,8 @@ def sample_score(
 ) -> Score:
     """The scoring that a training calls: averaged model and step to named numbers, the same samples at every step.
 
-    Sampled are `trainer.score_num` images from masks of labelled training scans, as `generate` makes them from `masks`.
-    The numbers, means over the samples:
+    The samples are `trainer.score_num` images for masks of labelled training scans, as `generate` makes them from
+    `masks`. The numbers, means over the samples:
 
     - `dice`: a selecting segmenter's segmentation against the mask; `faithfulness`: that over its Dice on real
       validation scans. It is trained on the labelled training scans, kept in `selector.pt`, and used for nothing else:
@@ -120,8 +144,7 @@ def sample_score(
     fidelity stands for both.
 
     Args:
-        card: of the model.
-        train, val: cases in model space, labelled or not.
+        data: of the training; cases may have no label.
         trainer: `score_num`, `score_inference_steps`, `score_guidance_scale`, `selector_steps`, `batch_size`, `seed`.
         segmenter: size of the selecting segmenter.
         masks: where the masks come from.
@@ -130,11 +153,37 @@ def sample_score(
             waits until the first process, for which it is True, is ready.
 
     Raises:
-        UserError: as `write_recipe`; there are too few training scans, or their grid is too small for spectra.
+        UserError: as `Recipes`; there are too few training scans, or their grid is too small for spectra.
     """
-    generate = GenerateOptions(guidance_scale=trainer.score_guidance_scale, seed=named_seed(trainer.seed, "scoring"))
-    sampler = _sampler(Process(**card.options["process"]), trainer)
-    labelled = [case for case in train if case.label is not None]
+    samples = _samples(data, trainer, masks)
+    ready = folder / ".scoring"
+    if not measures:
+        # Not in a collective, which may time out before the selector is trained.
+        wait_for_first(folder, ready.exists)
+        return lambda model, step: {} if samples.draw(model) else {}
+    ready.unlink(missing_ok=True)
+    schema, num_held_out = data.card.schema, len(data.val)
+    real = _real(data.train, data.val)
+    selector = _selector(data.labelled, data.val, schema, trainer, segmenter, folder)
+    ready.touch()
+
+    def score(model: DiffusionModel, step: int) -> dict[str, float]:
+        images = samples.draw(model)
+        numbers = real.compare(images)
+        worth = numbers["fidelity"]
+        if selector is not None:
+            numbers |= selector.judge(images, samples.masks, schema)
+            faithfulness = min(1.0, numbers["faithfulness"])
+            worth *= 2 * faithfulness / (faithfulness + worth)
+        new = min(1.0, (1 - numbers["near_copies"]) / (1 - expected_near_copies(num_held_out)))
+        return {"score": worth * new, **numbers}
+
+    return score
+
+
+def _samples(data: TrainingData, trainer: TrainerOptions, masks: MasksOptions) -> _Samples:
+    """Decide what is sampled; refuses training scans that no sample could be compared with."""
+    card, train, labelled = data.card, data.train, data.labelled
     if not labelled:
         raise UserError("trainer.score_every: no training scan has a label to take a mask from; set it to 0")
     if len(train) < 2:
@@ -145,39 +194,11 @@ def sample_score(
             f"trainer.score_every: spectra need {LEAST_SIDE} voxels along each axis in the middle of the grid, and it "
             f"has {' x '.join(map(str, middle))}; set it to 0"
         )
+    generate = GenerateOptions(guidance_scale=trainer.score_guidance_scale, seed=named_seed(trainer.seed, "scoring"))
+    sampler = _sampler(Process(**card.options["process"]), trainer)
     recipes = Recipes(labelled, load_masks(masks), generate, sampler, masks.source, "", card.attributes)
     plans = [recipes(i) for i in range(trainer.score_num)]
-
-    def samples(model: DiffusionModel) -> list[Image]:
-        images = []
-        for first in range(0, len(plans), trainer.batch_size):
-            recipes, hosts, wanted = zip(*plans[first : first + trainer.batch_size], strict=True)
-            made = sample_images(model, card.schema, recipes, wanted, generate.guidance_scale)
-            images += [_without_padding(*pair) if card.sliced else pair[0] for pair in zip(made, hosts, strict=True)]
-        return images
-
-    ready = folder / ".scoring"
-    if not measures:
-        # Not in a collective, whose patience may end before the selector's training does.
-        wait_for_first(folder, ready.exists)
-        return lambda model, step: {} if samples(model) else {}
-    ready.unlink(missing_ok=True)
-    real = _real(train, val)
-    selector = _selector(labelled, val, card.schema, trainer, segmenter, folder)
-    ready.touch()
-
-    def score(model: DiffusionModel, step: int) -> dict[str, float]:
-        images = samples(model)
-        numbers = real.compare(images)
-        worth = numbers["fidelity"]
-        if selector is not None:
-            numbers |= selector.judge(images, [mask for _, _, mask in plans], card.schema)
-            faithfulness = min(1.0, numbers["faithfulness"])
-            worth *= 2 * faithfulness / (faithfulness + worth)
-        new = min(1.0, (1 - numbers["near_copies"]) / (1 - expected_near_copies(len(val))))
-        return {"score": worth * new, **numbers}
-
-    return score
+    return _Samples(plans, card, trainer.batch_size, generate.guidance_scale)
 
 
 def _without_padding(image: Image, host: ModelCase) -> Image:

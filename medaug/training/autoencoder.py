@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from medaug.processes import choose_device, process_rank, wait_for_first
 from medaug.progress import track
 from medaug.training.archive import check_optimizers, load_weights
 from medaug.training.checkpoint import Card, read_checkpoint
+from medaug.training.data import TrainingData
 from medaug.training.model import has_bf16, sound_in_bf16
 from medaug.training.module import Picture
 from medaug.training.signals import StopSignals
@@ -47,9 +48,7 @@ Batch = dict[str, Tensor]
 
 def prepare_codec(
     codec: Codec,
-    card: Card,
-    train: Sequence[ModelCase],
-    val: Sequence[ModelCase],
+    data: TrainingData,
     target: Callable[[Batch], Tensor],
     folder: Path,
     budget: TrainerOptions,
@@ -62,8 +61,7 @@ def prepare_codec(
 
     Args:
         codec: as built, on the CPU, where it is left.
-        card: of the run.
-        train, val: cases; those without a label take part.
+        data: scans, and card of the run; scans without a label take part.
         target: what is coded: a batch's images or whatever else (B, M, X, Y, Z) the diffusion draws.
         folder: of the run.
         budget: seed, augmentation, precision and intervals; and steps and batch size where the codec's are null.
@@ -74,11 +72,12 @@ def prepare_codec(
         UserError: a codec's checkpoint that cannot be read, continued or reused.
         SystemExit: stopped by a signal after saving; the status is 128 + the signal's number.
     """
+    card = data.card
     if isinstance(codec, LatentCodec):
         given = CodecOptions(**card.options["codec"]).checkpoint
         path = folder / "codec.ckpt" if given is None else Path(given)
         if given is None and process_rank() == 0:
-            _FirstStage(codec, card, train, val, target, path, budget, logger, picture).run()
+            _FirstStage(codec, data, target, path, budget, logger, picture).run()
         if given is None:
             wait_for_first(folder, lambda: path.exists() and _read(path, card)["codec"] is not None, interval=5.0)
         if (contents := _read(path, card))["codec"] is None:
@@ -86,7 +85,7 @@ def prepare_codec(
         load_weights(codec, contents["codec"], path, "remove it to train the codec again")
         log.info("the codec is %s: validation %s", path, _told(contents["validation"]))
     else:
-        codec.fit(_coded(case, target, card.sliced) for case in train)
+        codec.fit(_coded(case, target, card.sliced) for case in data.train)
 
 
 def _coded(case: ModelCase, target: Callable[[Batch], Tensor], sliced: bool) -> Tensor:
@@ -146,22 +145,20 @@ class _FirstStage:
     def __init__(
         self,
         codec: LatentCodec,
-        card: Card,
-        train: Sequence[ModelCase],
-        val: Sequence[ModelCase],
+        data: TrainingData,
         target: Callable[[Batch], Tensor],
         path: Path,
         budget: TrainerOptions,
         logger: Logger,
         picture: Picture | None,
     ) -> None:
-        self.codec, self.card, self.train, self.val, self.target = codec, card, train, val, target
+        self.codec, self.card, self.train, self.val, self.target = codec, data.card, data.train, data.val, target
         self.path, self.budget, self.logger, self.picture = path, budget, logger, picture
-        self.options = options = CodecOptions(**card.options["codec"])
+        self.options = options = CodecOptions(**self.card.options["codec"])
         self.seed = named_seed(budget.seed, "codec")
         self.steps = options.max_steps or max(1, budget.max_steps // 2)
         self.device = choose_device(budget.accelerator)
-        image_channels = target(collate([as_tensors(train[0])])).shape[1]
+        image_channels = target(collate([as_tensors(self.train[0])])).shape[1]
         with torch.random.fork_rng():
             torch.manual_seed(named_seed(self.seed, "weights"))
             self.net = Autoencoder(codec.stride, image_channels, options.channels, options.latent_channels)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from torch import OutOfMemoryError
 
-from medaug.data.cases import ModelCase
 from medaug.errors import UserError
 from medaug.inputs import parsing
 from medaug.options import TrainerOptions
@@ -29,6 +29,7 @@ from medaug.training.callbacks import (
     ValidationCurve,
 )
 from medaug.training.checkpoint import Card, read_checkpoint
+from medaug.training.data import TrainingData
 from medaug.training.hardware import ScaledGradients, check_trainer, make_strategy
 from medaug.training.initial import initialise
 from medaug.training.module import DiffusionData, DiffusionModule, Picture
@@ -39,92 +40,111 @@ log = logging.getLogger(__name__)
 LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
 
 
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished training reports: the same however often it was stopped.
+
+    Attributes:
+        step: of the optimiser, at the end.
+        parameters: of the network.
+        training_cases, labelled_cases, validation_cases: their numbers; the labelled ones are training cases.
+        validation_loss: of the averaged weights at the end; None: there was no validation.
+        best: step and score of `best.ckpt`; None if no samples were scored.
+    """
+
+    step: int
+    parameters: int
+    training_cases: int
+    labelled_cases: int
+    validation_cases: int
+    validation_loss: float | None
+    best: dict[str, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the run's summary."""
+        values = {key: value for key, value in asdict(self).items() if key != "best"}
+        return values | {f"best_{name}": value for name, value in (self.best or {}).items()}
+
+
 def fit(
-    card: Card,
-    train: Sequence[ModelCase],
-    val: Sequence[ModelCase],
+    data: TrainingData,
     folder: Path,
     budget: TrainerOptions,
     logger: str,
     *,
     picture: Picture | None = None,
-    reconstruction: Picture | None = None,
     init_from: Path | None = None,
     score: Score | None = None,
-) -> dict[str, Any]:
-    """Make the codec ready, then train to `budget.max_steps`, from `last.ckpt` or the weights of `init_from`.
+) -> TrainingResult:
+    """Prepare the codec, then train to `budget.max_steps`, from `last.ckpt` or from the weights of `init_from`.
 
-    `picture` draws samples at every validation, `reconstruction` what a trained codec leaves of what is drawn.
-
-    With `score`, samples are scored every `budget.score_every` steps, and `best.ckpt` is kept beside it.
-
-    Returns:
-        step, parameters, training and validation cases, validation loss and best checkpoint, for the run's summary: the
-        same however often the run was stopped.
+    Args:
+        data: scans, and card of the model.
+        folder: of the run.
+        budget: the `trainer` node.
+        logger: name of the logger.
+        picture: draws samples at every validation and, while a codec trains, its reconstructions.
+        init_from: a checkpoint whose weights the training begins from.
+        score: scores samples every `budget.score_every` steps; the checkpoint with the best score is `best.ckpt`.
 
     Raises:
         UserError: a checkpoint that cannot be continued, an option that cannot be met, or a training that diverged.
         SystemExit: stopped by a signal after saving; the status is 128 + the signal's number.
     """
     check_trainer(budget)
-    path = folder / "last.ckpt"
+    path, card = folder / "last.ckpt", data.card
     if path.exists():
         _check(path, card, budget)
     module = DiffusionModule(card, budget, picture)
-    data = DiffusionData(train, val, budget, card.attributes, card.sliced)
     writer = make_logger(logger, folder)
     if init_from is not None and not path.exists():
         log.info("init_from=%s: %s", init_from, initialise(module.model, init_from))
     elif not path.exists():  # a checkpoint holds the codec
-        codec, target = module.model.codec, module.model.target
-        prepare_codec(codec, card, train, val, target, folder, budget, writer, reconstruction)
+        reconstruction = None if picture is None else partial(picture, made="reconstruction")
+        prepare_codec(module.model.codec, data, module.model.target, folder, budget, writer, reconstruction)
     parameters = sum(p.numel() for p in module.model.parameters())
-    validate_every = min(budget.validate_every, budget.max_steps)
     last = LastCheckpoint(path, budget.checkpoint_every)
-    curve = ValidationCurve(folder / "validation.csv", validate_every)
-    progress = Progress if sys.stderr.isatty() else ProgressLines
-    plugins: list[Any] = [environment for environment in (requeue.environment(),) if environment is not None]
-    if budget.precision == "fp16":
-        plugins.append(ScaledGradients("16-mixed", "cuda"))
-    callbacks = [
-        PowerFunctionAverage(budget.ema_sigma_rel),
-        StopAtDivergence(),
-        last,
-        curve,
-        progress(budget.batch_size * budget.accumulate),
-    ]
+    curve = ValidationCurve(folder / "validation.csv", min(budget.validate_every, budget.max_steps))
     scoring = None if score is None else SampleScoring(folder, budget.score_every, score)
-    if scoring is not None:
-        callbacks.insert(2, scoring)
+    batches = DiffusionData(data.train, data.val, budget, card.attributes, card.sliced)
+    trainer = _run(module, batches, folder, writer, last, curve, scoring)
+    if last.signals.received is not None:
+        last.signals.leave(f"stopped at step {trainer.global_step}", trainer.is_global_zero)
+    return TrainingResult(
+        step=trainer.global_step,
+        parameters=parameters,
+        training_cases=len(data.train),
+        labelled_cases=len(data.labelled),
+        validation_cases=len(data.val),
+        validation_loss=curve.loss(),
+        best=None if scoring is None else scoring.best,
+    )
+
+
+def _run(
+    module: DiffusionModule,
+    data: DiffusionData,
+    folder: Path,
+    writer: Logger,
+    last: LastCheckpoint,
+    curve: ValidationCurve,
+    scoring: SampleScoring | None,
+) -> Trainer:
+    """Train to the end, or until a signal; returns the trainer as it ended."""
+    path, budget = folder / "last.ckpt", module.budget
     for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # what hardware there is not, and tips
+        logging.getLogger(name).setLevel(logging.WARNING)  # tips, and hardware that is missing
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*")
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")  # it is: see data/batches.py
         warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # every rank validates on all cases
         warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # not every training is a SLURM job
-        trainer = Trainer(
-            default_root_dir=folder,
-            accelerator=budget.accelerator,
-            devices=budget.devices,
-            num_nodes=budget.num_nodes,
-            strategy=make_strategy(budget),
-            plugins=plugins,
-            max_steps=budget.max_steps,
-            max_epochs=-1,
-            val_check_interval=validate_every * budget.accumulate,
-            accumulate_grad_batches=budget.accumulate,
-            num_sanity_val_steps=0,
-            gradient_clip_val=budget.gradient_clip,
-            logger=writer,
-            callbacks=callbacks,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=progress is Progress,
-            use_distributed_sampler=False,
-            log_every_n_steps=min(50, -(-budget.max_steps // 20)),
-        )
+        progress: Callback = (Progress if sys.stderr.isatty() else ProgressLines)(budget.batch_size * budget.accumulate)
+        average = PowerFunctionAverage(budget.ema_sigma_rel)
+        # Scoring exchanges the averaged weights, and must come before the checkpoint: see SampleScoring.
+        scorers = [] if scoring is None else [scoring]
+        trainer = make_trainer(budget, folder, writer, [average, StopAtDivergence(), *scorers, last, curve, progress])
         resumed = path.exists()
         try:
             trainer.fit(module, datamodule=data, ckpt_path=path if resumed else None, weights_only=True)
@@ -135,17 +155,35 @@ def fit(
             raise UserError(f"{path}: cannot be continued from ({reason:.120}); {RESTORE}") from error
         if last.signals.received is None and curve.missing(trainer):  # killed between the last step and its validation
             trainer.validate(module, datamodule=data, verbose=False)
-    if last.signals.received is not None:
-        last.signals.leave(f"stopped at step {trainer.global_step}", trainer.is_global_zero)
-    return {
-        "step": trainer.global_step,
-        "parameters": parameters,
-        "training_cases": len(train),
-        "labelled_cases": sum(case.label is not None for case in train),
-        "validation_cases": len(val),
-        "validation_loss": curve.loss(),
-        **({f"best_{name}": value for name, value in (scoring.best or {}).items()} if scoring else {}),
-    }
+    return trainer
+
+
+def make_trainer(budget: TrainerOptions, folder: Path, logger: Logger, callbacks: list[Callback]) -> Trainer:
+    """Lightning's trainer for the options."""
+    plugins: list[Any] = [environment for environment in (requeue.environment(),) if environment is not None]
+    if budget.precision == "fp16":
+        plugins.append(ScaledGradients("16-mixed", "cuda"))
+    return Trainer(
+        default_root_dir=folder,
+        accelerator=budget.accelerator,
+        devices=budget.devices,
+        num_nodes=budget.num_nodes,
+        strategy=make_strategy(budget),
+        plugins=plugins,
+        max_steps=budget.max_steps,
+        max_epochs=-1,
+        val_check_interval=min(budget.validate_every, budget.max_steps) * budget.accumulate,
+        accumulate_grad_batches=budget.accumulate,
+        num_sanity_val_steps=0,
+        gradient_clip_val=budget.gradient_clip,
+        logger=logger,
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=any(isinstance(callback, Progress) for callback in callbacks),
+        use_distributed_sampler=False,
+        log_every_n_steps=min(50, -(-budget.max_steps // 20)),
+    )
 
 
 def _check(path: Path, card: Card, budget: TrainerOptions) -> None:

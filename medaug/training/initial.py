@@ -134,3 +134,15 @@ def read_base(path: Path, manifest: Manifest) -> Base:
         {split: list(names) for split, names in card.seen.subjects.items()},
         sorted(card.seen.contents),
     )
+
+
+def base_digest(base: Path, folder: Path) -> str:
+    """SHA-256 of the checkpoint that a training in `folder` begins from.
+
+    Raises:
+        UserError: there is no such file, or the training itself writes it.
+    """
+    if not base.is_file() or folder.resolve() in base.resolve().parents:
+        reason = "lies in the folder of this very run" if base.is_file() else "no such file"
+        raise UserError(f"init_from={base}: {reason}; give the last.ckpt of another training")
+    return file_sha256(base)

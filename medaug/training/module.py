@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -28,8 +28,20 @@ from medaug.training.checkpoint import Card
 from medaug.training.hardware import compiles, shard
 from medaug.training.model import Dropout
 
-Picture = Callable[[int, dict[str, Tensor], Tensor], Path]
-"""(step, batch, what was sampled for it (B, num_targets, X, Y, Z)), all on the CPU, to the PNG that shows them."""
+
+class Picture(Protocol):
+    """Draws samples beside the batch that they were made for."""
+
+    def __call__(self, step: int, batch: dict[str, Tensor], sample: Tensor, made: str = "synthetic") -> Path:
+        """Write a PNG and return its path.
+
+        Args:
+            step: of the training.
+            batch: on the CPU.
+            sample: (B, num_targets, X, Y, Z), on the CPU.
+            made: "synthetic", or "reconstruction" if a codec coded and decoded the targets.
+        """
+
 
 PICTURED = 3
 PICTURE_STEPS = 12

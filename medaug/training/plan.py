@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -11,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from medaug.data.cases import ModelCase
 from medaug.options import CodecOptions, TrainerOptions
-from medaug.training.checkpoint import Card
+from medaug.training.data import TrainingData
 from medaug.training.hardware import device_type, world_size
 from medaug.training.model import DiffusionModel, Dropout
 from medaug.training.module import NOISE_LEVELS, PICTURE_STEPS, PICTURED, make_optimizer, training_batches
@@ -74,17 +72,16 @@ class Plan:
         ]
 
 
-def make_plan(
-    card: Card, budget: TrainerOptions, train: Sequence[ModelCase], val: Sequence[ModelCase], scored: bool = False
-) -> Plan:
+def make_plan(data: TrainingData, budget: TrainerOptions, scored: bool = False) -> Plan:
     """Measure a few steps on a model that is thrown away.
 
     Nothing of the run is touched: the model is another one, and no random state is drawn from or left changed.
 
     Args:
-        card, budget, train, val: of the run.
+        data, budget: of the run.
         scored: whether it scores samples.
     """
+    card, train, val = data.card, data.train, data.val
     device = torch.device(device_type(budget))
     with torch.random.fork_rng(devices=[]):
         model = card.build().to(device)

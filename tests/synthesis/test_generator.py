@@ -117,9 +117,7 @@ def test_the_recipe_counts_attempts_and_takes_only_the_grid_from_its_host(tmp_pa
     assert len({seed for _, seed in asked}) == 3 and all(shape == (SIDE,) * 3 for shape, _ in asked)
     monkeypatch.setattr(type(generator), "make", lambda self, label, seed: np.zeros_like(label))
     monkeypatch.setattr(recipes, "MOST_ATTEMPTS", 3)
-    with pytest.raises(
-        UserError, match=r"pair 4, host case_.: no plausible mask in 3 attempts \(.*class 1 is missing"
-    ):
+    with pytest.raises(UserError, match=r"pair 4, host case_.: no plausible mask in 3 attempts \(.*class 1 is missing"):
         write(4)
 
 

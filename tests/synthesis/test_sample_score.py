@@ -24,6 +24,7 @@ from medaug.options import MasksOptions, SegmenterOptions, TrainerOptions
 from medaug.synthesis import scoring
 from medaug.synthesis.scoring import check_scoring, sample_score
 from medaug.training.checkpoint import Card
+from medaug.training.data import TrainingData
 
 SHAPE = (20, 20, 20)
 SCHEMA = LabelSchema(((0, "background"), (1, "box")))
@@ -104,7 +105,7 @@ def by_threshold(monkeypatch):
 
 
 def scorer(folder, train=TRAIN, val=VAL, budget=BUDGET, **rest):
-    return sample_score(CARD, train, val, budget, TINY, REAL_MASKS, folder, **rest)
+    return sample_score(TrainingData(CARD, train, val), budget, TINY, REAL_MASKS, folder, **rest)
 
 
 def test_what_is_worth_more_scores_higher(by_threshold, tmp_path):

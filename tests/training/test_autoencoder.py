@@ -24,6 +24,7 @@ from medaug.networks.autoencoder import Autoencoder
 from medaug.options import CodecOptions, TrainerOptions
 from medaug.training.autoencoder import prepare_codec
 from medaug.training.checkpoint import Card, load_model
+from medaug.training.data import TrainingData
 from medaug.training.fit import fit, make_logger
 
 SHAPE = (8, 12, 8)
@@ -81,7 +82,9 @@ def train(folder, codec=CODEC, picture=None, budget=BUDGET, card=None, cases=Non
     with torch.random.fork_rng():
         made, logger = card.build().codec, make_logger("csv", folder)
     cases = make_cases(5, 0) if cases is None else cases
-    prepare_codec(made, card, cases, make_cases(2, 1), lambda b: b["image"], folder, budget, logger, picture)
+    prepare_codec(
+        made, TrainingData(card, cases, make_cases(2, 1)), lambda b: b["image"], folder, budget, logger, picture
+    )
     return made
 
 
@@ -204,7 +207,7 @@ def test_gradients_in_bf16_are_those_of_float32_to_its_precision(stride):
 
 def test_the_diffusion_stage_carries_the_codec_and_leaves_it_as_it_is(tmp_path):
     card = make_card()
-    fit(card, make_cases(5, 0), make_cases(2, 1), tmp_path, BUDGET, "csv")
+    fit(TrainingData(card, make_cases(5, 0), make_cases(2, 1)), tmp_path, BUDGET, "csv")
     trained = contents(tmp_path)["codec"]
     last = torch.load(tmp_path / "last.ckpt", weights_only=True)
     for part in ("state_dict", "current_model_state"):
@@ -220,7 +223,7 @@ def test_the_diffusion_stage_carries_the_codec_and_leaves_it_as_it_is(tmp_path):
     label = torch.from_numpy(np.stack([case.label for case in make_cases(2, 1)])).long()
     images = model.sample(label, [1, 2], guidance_scale=1.0, sampler="dpmpp_2m", num_inference_steps=2)
     assert images.shape == (2, 1, *SHAPE) and torch.isfinite(images).all()
-    fit(card, make_cases(5, 0), make_cases(2, 1), tmp_path, replace(BUDGET, max_steps=4), "csv")
+    fit(TrainingData(card, make_cases(5, 0), make_cases(2, 1)), tmp_path, replace(BUDGET, max_steps=4), "csv")
     assert not (tmp_path / "codec.ckpt").exists(), "going on needs the last checkpoint alone"
 
 
@@ -260,7 +263,12 @@ def test_a_codec_of_another_make_an_unfinished_one_and_other_files_are_refused(w
     other = make_card(CodecOptions("kl", channels=[8, 8], latent_channels=3, checkpoint=str(path)))
     assert "codec.latent_channels 2, not 3" in refused(path, other)
     assert "no checkpoint is there" in refused(tmp_path / "absent.ckpt")
-    fit(make_card(replace(CODEC, max_steps=1)), make_cases(5, 0), make_cases(2, 1), tmp_path, BUDGET, "csv")
+    fit(
+        TrainingData(make_card(replace(CODEC, max_steps=1)), make_cases(5, 0), make_cases(2, 1)),
+        tmp_path,
+        BUDGET,
+        "csv",
+    )
     assert "not a codec's checkpoint" in refused(tmp_path / "last.ckpt")
     torch.save(contents(whole[0]) | {"codec": None}, tmp_path / "part.ckpt")
     assert "unfinished" in refused(tmp_path / "part.ckpt")

@@ -24,6 +24,7 @@ from medaug.segmentation.segmenter import (
 from medaug.synthesis.generation import _as_stored
 from medaug.training.callbacks import StopAtDivergence
 from medaug.training.checkpoint import load_model, read_checkpoint
+from medaug.training.data import TrainingData
 from medaug.training.fit import fit
 from medaug.training.model import DiffusionModel
 
@@ -100,7 +101,7 @@ def test_a_sample_score_that_is_no_number_is_no_result(tmp_path):
         return {"score": 0.5, "near_copies": 0.0, "near_copies_p": 1.0, "gradient": float("nan")}
 
     budget = replace(BUDGET, score_every=2)
-    said = refused(fit, CARD, make_cases(5, 0), make_cases(3, 1), tmp_path, budget, "csv", score=score)
+    said = refused(fit, TrainingData(CARD, make_cases(5, 0), make_cases(3, 1)), tmp_path, budget, "csv", score=score)
     assert said.startswith("step 2: the samples' gradient is NaN or infinite")
     assert not (tmp_path / "scores.csv").exists() and not (tmp_path / "best.ckpt").exists()
 

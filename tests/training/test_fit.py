@@ -21,6 +21,7 @@ from medaug.diffusion.noise import named_seed
 from medaug.errors import UserError
 from medaug.options import TrainerOptions
 from medaug.training.checkpoint import Card, load_model
+from medaug.training.data import TrainingData
 from medaug.training.fit import fit
 from medaug.training.module import DiffusionModule
 from medaug.training.plan import make_plan
@@ -65,7 +66,7 @@ def make_cases(num, seed):
 
 
 def train(folder, picture=None, budget=BUDGET, card=CARD):
-    return fit(card, make_cases(5, 0), make_cases(3, 1), folder, budget, "csv", picture=picture)
+    return fit(TrainingData(card, make_cases(5, 0), make_cases(3, 1)), folder, budget, "csv", picture=picture)
 
 
 def contents(folder):
@@ -76,8 +77,8 @@ def contents(folder):
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     summary = train(folder)
-    assert summary["step"] == BUDGET.max_steps
-    assert summary["validation_loss"] > 0
+    assert summary.step == BUDGET.max_steps
+    assert summary.validation_loss > 0
     return contents(folder)
 
 
@@ -103,7 +104,7 @@ def test_a_crash_costs_the_steps_since_the_checkpoint_and_nothing_else(whole, tm
     with pytest.raises(Crash):
         train(tmp_path, crash)
     assert contents(tmp_path)["global_step"] == at // 2 * 2
-    assert train(tmp_path)["step"] == BUDGET.max_steps
+    assert train(tmp_path).step == BUDGET.max_steps
     assert_same_bits(whole, contents(tmp_path))
 
 
@@ -170,7 +171,7 @@ def test_more_steps_go_on_from_the_end(tmp_path):
         pictured.append(step)
         return _empty_picture(tmp_path)
 
-    assert train(tmp_path, picture)["step"] == 7
+    assert train(tmp_path, picture).step == 7
     grown = contents(tmp_path)
     assert grown["optimizer_states"][0]["state"][0]["step"] == 7
     assert grown["averaging_state"]["n_averaged"] == 7
@@ -274,7 +275,7 @@ def test_a_plan_measured_before_changes_no_bit(whole, tmp_path):
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    make_plan(CARD, BUDGET, make_cases(5, 0), make_cases(3, 1))
+    make_plan(TrainingData(CARD, make_cases(5, 0), make_cases(3, 1)), BUDGET)
     assert torch.equal(torch.rand(3), expected)
     train(tmp_path)
     assert_same_bits(whole, contents(tmp_path))
@@ -305,8 +306,8 @@ def test_nothing_left_to_do_gives_the_same_summary_which_is_json(tmp_path):
     first = train(tmp_path, budget=replace(BUDGET, max_steps=2))
     before = (tmp_path / "last.ckpt").read_bytes()
     summary = train(tmp_path, budget=replace(BUDGET, max_steps=2))
-    assert summary == first and summary["step"] == 2 and summary["validation_loss"] > 0
-    json.loads(json.dumps(summary, allow_nan=False))
+    assert summary == first and summary.step == 2 and summary.validation_loss > 0
+    json.loads(json.dumps(summary.to_dict(), allow_nan=False))
     assert (tmp_path / "last.ckpt").read_bytes() == before
 
 
@@ -318,7 +319,7 @@ def test_another_experiments_checkpoint_is_refused(tmp_path):
 
 def test_unknown_logger_is_refused(tmp_path):
     with pytest.raises(UserError, match="logger.name=paper"):
-        fit(CARD, make_cases(2, 0), make_cases(1, 1), tmp_path, BUDGET, "paper")
+        fit(TrainingData(CARD, make_cases(2, 0), make_cases(1, 1)), tmp_path, BUDGET, "paper")
 
 
 @pytest.mark.parametrize(

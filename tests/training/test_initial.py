@@ -21,6 +21,7 @@ from medaug.files import file_sha256
 from medaug.networks.condition import Condition
 from medaug.train import main
 from medaug.training.checkpoint import Base, Card, read_checkpoint
+from medaug.training.data import TrainingData
 from medaug.training.fit import fit
 from medaug.training.initial import initialise, read_base
 
@@ -184,7 +185,7 @@ def test_a_run_begins_from_the_averaged_weights_and_resuming_does_not_begin_agai
         folder.mkdir(exist_ok=True)
         budget = replace(BUDGET, max_steps=4, checkpoint_every=1, validate_every=2)
         start = {"picture": picture, "init_from": tmp_path / "a.ckpt"}
-        fit(card, make_cases(4, 0), make_cases(2, 1), folder, budget, "csv", **start)
+        fit(TrainingData(card, make_cases(4, 0), make_cases(2, 1)), folder, budget, "csv", **start)
         return contents(folder)
 
     whole = train(tmp_path / "whole")

@@ -23,6 +23,7 @@ from medaug.options import TrainerOptions
 from medaug.train import main
 from medaug.training import plan as plan_module
 from medaug.training.checkpoint import Card
+from medaug.training.data import TrainingData
 from medaug.training.model import Dropout
 from medaug.training.module import training_batches
 from medaug.training.plan import STATE_BYTES, make_plan, saved_bytes
@@ -63,7 +64,7 @@ def make_cases(num):
 def test_a_plan_adds_up(monkeypatch, spatial_dims):
     monkeypatch.setattr(plan_module, "_measure", lambda *_: (0.5, 0.1))
     card = make_card(spatial_dims=spatial_dims)
-    plan = make_plan(card, BUDGET, make_cases(4), make_cases(2))
+    plan = make_plan(TrainingData(card, make_cases(4), make_cases(2)), BUDGET)
     assert (plan.subjects, plan.scans, plan.labelled, plan.step_samples) == (2, 4, 3, 6)
     assert plan.parameters == sum(p.numel() for p in card.build().parameters())
     assert plan.step_seconds == 1.5
@@ -74,7 +75,7 @@ def test_a_plan_adds_up(monkeypatch, spatial_dims):
     assert ("16 slices" in said) == (spatial_dims == 2)
     assert "7 steps of 6, 10.5 passes" in said
     assert f"{round(7 * 1.5 + 6)} s (1.5 s a step, 6 s of it validation; not counted: reading, communication)" in said
-    split = make_plan(card, replace(BUDGET, strategy="fsdp", devices=2), make_cases(4), make_cases(2))
+    split = make_plan(TrainingData(card, make_cases(4), make_cases(2)), replace(BUDGET, strategy="fsdp", devices=2))
     assert plan.memory - split.memory == STATE_BYTES * plan.parameters // 2
     assert split.step_samples == 12
 
@@ -85,7 +86,7 @@ def test_a_plan_says_what_it_does_not_count(monkeypatch, given):
     card = make_card()
     codec = {"name": "kl", "channels": [8, 8], "checkpoint": given}
     card = replace(card, options=card.options | {"codec": codec})
-    plan = make_plan(card, BUDGET, make_cases(4), make_cases(2), scored=True)
+    plan = make_plan(TrainingData(card, make_cases(4), make_cases(2)), BUDGET, scored=True)
     first_stage = () if given else ("the first stage of codec=kl",)
     assert plan.uncounted == ("reading", "communication", *first_stage, "scoring of samples")
     model = card.build()
@@ -179,6 +180,8 @@ def test_a_plan_counts_the_slices_of_the_scans_alone(monkeypatch):
     monkeypatch.setattr(plan_module, "_measure", lambda *_: (0.5, 0.1))
     short = Placement((8, 8, 1), ((0, 1), (1, 1), (2, 1)), (8, 8, 1), (0.0,), (1.0,))
     first, *others = make_cases(4)
-    plan = make_plan(make_card(spatial_dims=2), BUDGET, [replace(first, placement=short), *others], make_cases(2))
+    plan = make_plan(
+        TrainingData(make_card(spatial_dims=2), [replace(first, placement=short), *others], make_cases(2)), BUDGET
+    )
     assert plan.slices == 1 + 3 * 4 and "13 slices" in "\n".join(plan.lines())
-    assert make_plan(make_card(), BUDGET, make_cases(4), make_cases(2)).slices is None
+    assert make_plan(TrainingData(make_card(), make_cases(4), make_cases(2)), BUDGET).slices is None

@@ -14,6 +14,7 @@ from test_fit import BUDGET, CARD, make_cases
 from medaug.errors import UserError
 from medaug.training import scoring
 from medaug.training.checkpoint import load_model, read_checkpoint
+from medaug.training.data import TrainingData
 from medaug.training.fit import fit
 
 SCORED = replace(BUDGET, score_every=2, score_num=16)
@@ -48,7 +49,7 @@ class Judge:
 
 
 def train(folder, judge, budget=SCORED):
-    return fit(CARD, make_cases(5, 0), make_cases(3, 1), folder, budget, "csv", score=judge)
+    return fit(TrainingData(CARD, make_cases(5, 0), make_cases(3, 1)), folder, budget, "csv", score=judge)
 
 
 def contents(folder, name="last.ckpt"):
@@ -67,7 +68,7 @@ def whole(tmp_path_factory):
 
 
 def test_the_training_is_the_one_without_scoring(whole, tmp_path):
-    fit(CARD, make_cases(5, 0), make_cases(3, 1), tmp_path, BUDGET, "csv")
+    fit(TrainingData(CARD, make_cases(5, 0), make_cases(3, 1)), tmp_path, BUDGET, "csv")
     assert not (tmp_path / "best.ckpt").exists() and not (tmp_path / "scores.csv").exists()
     assert_same_bits(contents(tmp_path), contents(whole[0]))
 
@@ -77,7 +78,7 @@ def test_every_so_many_steps_and_the_last_are_scored_and_the_earliest_best_is_ke
     assert judge.asked == [2, 4, 6, 7]
     assert [(int(row["step"]), float(row["score"])) for row in rows(folder)] == list(WORTH.items())
     assert contents(folder, "best.ckpt")["global_step"] == 4
-    assert (summary["best_step"], summary["best_score"]) == (4, 0.8)
+    assert (summary.best["step"], summary.best["score"]) == (4, 0.8)
     again = Judge()
     assert train(folder, again) == summary and not again.asked, "stopped after its last step, before it was finished"
 
@@ -148,8 +149,8 @@ def test_a_crash_anywhere_ends_in_the_same_files(whole, tmp_path, monkeypatch, w
     assert (step in again.asked) == (where != "after both")
     assert again.asked == sorted(set(again.asked))
     assert_same_bits(contents(whole[0]), contents(tmp_path))
-    assert (summary["best_step"], summary["best_score"]) == (step, worth[step])
-    assert isinstance(summary["best_step"], int), "as in the summary of a run that was not killed"
+    assert (summary.best["step"], summary.best["score"]) == (step, worth[step])
+    assert isinstance(summary.best["step"], int), "as in the summary of a run that was not killed"
     if step == 4:
         assert_same_bits(contents(whole[0], "best.ckpt"), contents(tmp_path, "best.ckpt"))
         assert rows(whole[0]) == rows(tmp_path)

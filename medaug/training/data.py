@@ -1,0 +1,133 @@
+"""What a training reads: its cohort, in model space, and the card that describes its model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medaug.cohort.manifest import Case, Manifest
+from medaug.data.attributes import fit_attributes
+from medaug.data.cases import ModelCase, load_cases, read_grids
+from medaug.data.cohorts import find_cohort
+from medaug.data.contents import case_contents, refuse_copies, refuse_shared
+from medaug.data.preprocessing import Preprocessing, common_scale, fit_preprocessing
+from medaug.errors import UserError
+from medaug.networks.codecs import codec_stride
+from medaug.options import Options
+from medaug.training.checkpoint import Card
+from medaug.training.initial import read_base
+from medaug.training.tasks import Task, resolve_task
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The scans of a training, and the card of the model that is trained on them.
+
+    Attributes:
+        card: of the model.
+        train, val: cases in model space; those without a label take part if the options say so.
+    """
+
+    card: Card
+    train: Sequence[ModelCase]
+    val: Sequence[ModelCase]
+
+    @property
+    def labelled(self) -> list[ModelCase]:
+        """The training cases with a label."""
+        return [case for case in self.train if case.label is not None]
+
+
+def load_training_data(
+    options: Options, identity: dict[str, Any], folder: Path, base: Path | None
+) -> tuple[TrainingData, Manifest, Task]:
+    """Find the cohort, choose the model space, and bring the scans into it.
+
+    Args:
+        options: of the run.
+        identity: the options that the model depends on, as plain containers, for its card.
+        folder: of the run; phantoms and the cache of scans lie beside it.
+        base: checkpoint that the training begins from.
+
+    Returns:
+        The data, the cohort with its splits, and the task with its modalities as numbers.
+
+    Raises:
+        UserError: the scans are missing or cannot be read, a split is empty, or one scan is in two splits.
+    """
+    manifest = find_cohort(options.data, folder.parent / "phantom")
+    task = resolve_task(identity["task"], manifest.modalities, manifest.schema.num_classes)
+    cases = _cases(options, manifest)
+    grids = read_grids(manifest, cases["train"], options.data.crop)
+    affines = [affine for _, affine in grids]
+    attributes = fit_attributes(options.data.attributes, list(zip(cases["train"], affines, strict=True)))
+    preprocessing = fit_preprocessing(grids, options.data, multiple=_multiple(options))
+    loaded, contents = _load(options, manifest, cases, preprocessing, folder.parent / "cache")
+    card = Card(
+        experiment=options.experiment,
+        options=identity,
+        preprocessing=preprocessing,
+        schema=manifest.schema,
+        modalities=manifest.modalities,
+        subjects={split: sorted({case.subject for case in members}) for split, members in cases.items()},
+        phantom=manifest.phantom,
+        attributes=attributes,
+        base=None if base is None else read_base(base, manifest),
+        preset=options.preset,
+        scale=common_scale([case.placement for case in loaded["train"]]),
+        contents={case.name: contents[case.name] for members in cases.values() for case in members},
+    )
+    if task.mask and options.trainer.condition_dropout == 0 and all(case.label is not None for case in loaded["train"]):
+        log.warning(
+            "trainer.condition_dropout=0 and every scan has a label: the null condition is not trained, so guidance "
+            "means nothing; generate with guidance_scale=1"
+        )
+    attributes.warn_of_unknown((c.case, c.affine) for split in loaded.values() for c in split)
+    return TrainingData(card, loaded["train"], loaded["val"]), manifest, task
+
+
+def _cases(options: Options, manifest: Manifest) -> dict[str, tuple[Case, ...]]:
+    """The cases that take part in training and validation."""
+    data, label_wanted = options.data, options.task.target == "label"
+    cases = {split: manifest.split(split) for split in ("train", "val")}
+    if label_wanted:
+        cases = {split: tuple(case for case in members if case.label is not None) for split, members in cases.items()}
+    elif not data.unlabelled:
+        cases["train"] = tuple(case for case in cases["train"] if case.label is not None)
+    for split, members in cases.items():
+        if not members:
+            labelled = " of labelled scans" if label_wanted or not data.unlabelled else ""
+            raise UserError(
+                f"data={data.name}: the {split} split{labelled} is empty; add subjects or change its fraction"
+            )
+    return cases
+
+
+def _multiple(options: Options) -> tuple[int, int, int]:
+    """What each side of the model's grid is to be a multiple of, so that codec and network need no padding."""
+    x, y, z = codec_stride(options.codec, options.network.spatial_dims)
+    halved = 2 ** (len(options.network.channels) - 1)
+    return x * halved, y * halved, z * halved if options.network.spatial_dims == 3 else 1
+
+
+def _load(
+    options: Options,
+    manifest: Manifest,
+    cases: dict[str, tuple[Case, ...]],
+    preprocessing: Preprocessing,
+    cache: Path,
+) -> tuple[dict[str, list[ModelCase]], dict[str, list[str]]]:
+    """The cases in model space, and the digests of their files; refuses scans that lie in two splits."""
+    memory = options.data.cache == "ram"
+    loaded = {split: load_cases(manifest, members, preprocessing, cache, memory) for split, members in cases.items()}
+    # Test scans may be on another machine; the benchmark reads all of them.
+    here = [case for case in manifest.split("test") if all(path.exists() for path in manifest.files(case))]
+    contents = case_contents(manifest, [*cases["train"], *cases["val"], *here], cache)
+    refuse_shared(manifest, contents)
+    refuse_copies(loaded)
+    return loaded, contents
