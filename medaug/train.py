@@ -49,6 +49,7 @@ def main(options: Options) -> None:
     ):
         return
 
+    from medaug.pictures.samples import SamplePictures
     from medaug.synthesis.scoring import sample_score
     from medaug.training.experiment import Experiment
 
@@ -61,7 +62,7 @@ def main(options: Options) -> None:
     if scored:
         first = process_rank() == 0
         score = sample_score(experiment.data, options.trainer, options.segmenter, options.masks, folder, measures=first)
-    result = experiment.train(score)
+    result = experiment.train(SamplePictures(folder, experiment.task, experiment.manifest), score)
     finish(folder, result.to_dict())
     best = "" if result.best is None else f"; the best by its samples (step {result.best['step']}) is best.ckpt"
     log.info("the model is %s%s", folder / "last.ckpt", best)

@@ -20,22 +20,13 @@ LONG = {
     "benchmark.main",
     "comparison.jobs.compare",
     "dicom.tree.plan_cohort",
-    "generate.main",
     "ingest._checked",
     "predict.main",
-    "synthesis.recipes.write_recipe",
-    "synthesis.scoring.sample_score",
-    "train.main",
-    "training.fit.fit",
     "training.model.DiffusionModel.sample",
 }
 MANY_ARGUMENTS = {
     "diffusion.inpainting.sample_again",
     "options.option",
-    "synthesis.generation.generate_pairs",
-    "training.autoencoder._FirstStage.__init__",
-    "training.autoencoder.prepare_codec",
-    "training.fit.fit",
     "training.model.DiffusionModel.sample",
 }
 

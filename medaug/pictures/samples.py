@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medaug.cohort.manifest import Manifest
-from medaug.pictures.figures import comparison_picture
+from medaug.pictures.figures import comparison_picture, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,6 +17,29 @@ if TYPE_CHECKING:
     from medaug.training.tasks import Task
 
 MOST_ROWS = 4
+
+
+@dataclass(frozen=True)
+class SamplePictures:
+    """The pictures of a training run; see `medaug.training.module.Picture`.
+
+    Attributes:
+        folder: of the run.
+        task: targets and conditions of the model.
+        manifest: the cohort.
+    """
+
+    folder: Path
+    task: Task
+    manifest: Manifest
+
+    def __call__(self, step: int, batch: dict[str, Tensor], sample: Tensor, made: str = "synthetic") -> Path:
+        """Draw samples, or reconstructions of a codec, beside the batch that they were made for; returns the PNG."""
+        prefix = "codec_" if made == "reconstruction" else ""
+        path = self.folder / "pictures" / f"{prefix}step_{step:06d}.png"
+        title = f"step {step}" + (", phantoms" if self.manifest.phantom else "")
+        save_figure(samples_picture(batch, sample, self.task, self.manifest, title, made), path)
+        return path
 
 
 def samples_picture(

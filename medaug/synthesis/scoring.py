@@ -3,6 +3,26 @@
 Samples are made from training masks and compared with training and validation scans; test subjects are never looked at.
 What is chosen by these numbers is chosen with the help of the validation subjects, and a checkpoint says that it saw
 them.
+
+The samples are `trainer.score_num` images for masks of labelled training scans, as `generate` makes them from
+`masks`. The numbers, means over the samples:
+
+- `dice`: a selecting segmenter's segmentation against the mask; `faithfulness`: that over its Dice on real
+  validation scans. It is trained on the labelled training scans, kept in `selector.pt`, and used for nothing else:
+  what audit and benchmark report comes from other segmenters.
+- `spectral_discrepancy` d from the training scans, mean over modalities; `fidelity` is 1 / (1 + d): 1/2 where
+  samples are a standard deviation of real scans away (`medaug.evaluation.fidelity`).
+- `gradient`: mean absolute gradient over that of validation scans.
+- `kernel_distance` to the validation scans in the selecting segmenter's features, in standard deviations of the
+  training scans.
+- `similarity` to the nearest training scan; `near_copies`: share of samples above the threshold that validation
+  scans give; `near_copies_p`: the probability of so many among new scans (`medaug.evaluation.memorisation`).
+- `score`, 0..1: the harmonic mean of faithfulness (at most 1) and fidelity, so that the weaker of the two decides,
+  times the share of samples that are no near copies over that of new scans (at most 1): a copy is worth
+  nothing, however real it looks.
+
+Without a selecting segmenter (too few labelled scans, or it fails on real ones) its numbers are left out and
+fidelity stands for both.
 """
 
 from __future__ import annotations
@@ -123,25 +143,7 @@ def sample_score(
 ) -> Score:
     """The scoring that a training calls: averaged model and step to named numbers, the same samples at every step.
 
-    The samples are `trainer.score_num` images for masks of labelled training scans, as `generate` makes them from
-    `masks`. The numbers, means over the samples:
-
-    - `dice`: a selecting segmenter's segmentation against the mask; `faithfulness`: that over its Dice on real
-      validation scans. It is trained on the labelled training scans, kept in `selector.pt`, and used for nothing else:
-      what audit and benchmark report comes from other segmenters.
-    - `spectral_discrepancy` d from the training scans, mean over modalities; `fidelity` is 1 / (1 + d): 1/2 where
-      samples are a standard deviation of real scans away (`medaug.evaluation.fidelity`).
-    - `gradient`: mean absolute gradient over that of validation scans.
-    - `kernel_distance` to the validation scans in the selecting segmenter's features, in standard deviations of the
-      training scans.
-    - `similarity` to the nearest training scan; `near_copies`: share of samples above the threshold that validation
-      scans give; `near_copies_p`: the probability of so many among new scans (`medaug.evaluation.memorisation`).
-    - `score`, 0..1: the harmonic mean of faithfulness (at most 1) and fidelity, so that the weaker of the two decides,
-      times the share of samples that are no near copies over that of new scans (at most 1): a copy is worth
-      nothing, however real it looks.
-
-    Without a selecting segmenter (too few labelled scans, or it fails on real ones) its numbers are left out and
-    fidelity stands for both.
+    See the module for what the numbers are.
 
     Args:
         data: of the training; cases may have no label.

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import OutOfMemoryError, Tensor
+from torch import OutOfMemoryError
 
 from medaug.cohort.manifest import Manifest
 from medaug.errors import UserError
 from medaug.options import Options
-from medaug.pictures.figures import save_figure
-from medaug.pictures.samples import samples_picture
 from medaug.processes import process_rank
 from medaug.training.data import TrainingData, load_training_data
 from medaug.training.fit import TrainingResult, fit
+from medaug.training.module import Picture
 from medaug.training.plan import make_plan
 from medaug.training.scoring import Score
 from medaug.training.tasks import Task
@@ -69,8 +68,12 @@ class Experiment:
                 raise UserError(f"a step, not compiled or split, does not fit the device; {LESS_MEMORY}") from error
             log.warning("no plan: a step, not compiled or split, does not fit the device; trying")
 
-    def train(self, score: Score | None = None) -> TrainingResult:
+    def train(self, picture: Picture, score: Score | None = None) -> TrainingResult:
         """Write the cohort's `manifest.json` and train.
+
+        Args:
+            picture: draws samples.
+            score: scores samples; None: they are not scored.
 
         Raises:
             UserError: as `fit`, or the device is out of memory.
@@ -84,17 +87,9 @@ class Experiment:
                 self.folder,
                 options.trainer,
                 options.logger.name,
-                picture=self.draw,
+                picture=picture,
                 init_from=self.base,
                 score=score,
             )
         except OutOfMemoryError as error:
             raise UserError(f"{self.folder}: the device is out of memory; {LESS_MEMORY}") from error
-
-    def draw(self, step: int, batch: dict[str, Tensor], sample: Tensor, made: str = "synthetic") -> Path:
-        """Draw samples, or (`made="reconstruction"`) what the codec leaves of the targets; returns the PNG."""
-        prefix = "codec_" if made == "reconstruction" else ""
-        path = self.folder / "pictures" / f"{prefix}step_{step:06d}.png"
-        title = f"step {step}" + (", phantoms" if self.manifest.phantom else "")
-        save_figure(samples_picture(batch, sample, self.task, self.manifest, title, made), path)
-        return path
