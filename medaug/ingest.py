@@ -218,7 +218,7 @@ def _conclude(
     from medaug.preflight import Report
 
     if renamed[0]:
-        findings = [replace(finding, what=finding.what.replace(*renamed)) for finding in findings]
+        findings = [f if f.path is None else replace(f, path=f.path.replace(*renamed)) for f in findings]
     report = Report(tuple(dict.fromkeys(findings)), facts)
     _say(report, wanted)
     if errors := report.count("error"):

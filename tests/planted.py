@@ -69,7 +69,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "a bit flipped": Fault("damaged", "error", "_t1.nii.gz: is cut short or damaged", change_bytes("t1", bit_flipped)),
     "text": Fault(
-        "wrong-format", "error", "Not a gzipped file", change_bytes("t1", lambda b: b"hello, I am no scan" * 40)
+        "wrong-format", "error", "is not a gzip file", change_bytes("t1", lambda b: b"hello, I am no scan" * 40)
     ),
     "packed text": Fault(
         "wrong-format", "error", "is not a NIfTI file", change_bytes("t1", lambda b: gzip.compress(b"hello" * 200))
@@ -178,7 +178,7 @@ FAULTS: dict[str, Fault] = {
     "qform no rotation": Fault(
         "bad-affine",
         "error",
-        "affine that is no rotation",
+        "affine that is not a rotation",
         spoil_header(NO_FORMS[0], ("quatern_d", (), 1.5), part="t2"),
     ),
     "sheared sform alone": Fault(
@@ -225,12 +225,12 @@ FAULTS: dict[str, Fault] = {
         in_place_of("t2", lambda path: path.symlink_to("nowhere")),
     ),
     "suffix in capitals": Fault(
-        "missing-file", "error", "which differs only in capital letters", renamed("t1", lambda name: name.upper())
+        "missing-file", "error", "whose name differs only in capital letters", renamed("t1", lambda name: name.upper())
     ),
     "na\u00efve name": Fault(
         "missing-file",
         "error",
-        "which differs only in how accents are written",
+        "whose name differs only in how accents are written",
         renamed("seg", lambda name: unicodedata.normalize("NFD", name)),
     ),
     "MetaImage cut off": Fault(
@@ -239,7 +239,7 @@ FAULTS: dict[str, Fault] = {
     "NRRD of another kind": Fault(
         "damaged",
         "error",
-        "keeps its voxels encoded as",
+        "stores its voxels in an encoding",
         convert("t2", ".nrrd", replacing("encoding: raw", "encoding: hex")),
     ),
     # geometry once more

@@ -25,9 +25,9 @@ def kfold(cases: Iterable[Case], k: int, seed: int, strata: Strata | None = None
     groups = ranked_strata([case for case in cases if case.split != "test"], seed, strata)
     subjects = [subject for group in groups for subject in group]
     if k < 2:
-        raise UserError(f"folds={k}: cross-validation needs at least 2; give another number")
+        raise UserError(f"folds={k}: cross-validation needs at least 2", "give another number")
     if len(subjects) < k:
-        raise UserError(f"folds={k}: there are {len(subjects)} subjects beside the test split; choose fewer folds")
+        raise UserError(f"folds={k}: there are {len(subjects)} subjects beside the test split", "choose fewer folds")
     return {subject: index % k for index, subject in enumerate(subjects)}
 
 
@@ -45,7 +45,7 @@ def hold_out_fold(
     cases = tuple(cases)
     folds = kfold(cases, k, seed, strata)
     if not 0 <= fold < k:
-        raise UserError(f"fold={fold}: there are folds 0 to {k - 1} (folds={k}); choose one of them")
+        raise UserError(f"fold={fold}: there are folds 0 to {k - 1} (folds={k})", "choose one of them")
     return tuple(
         case if case.split == "test" else replace(case, split="val" if folds[case.subject] == fold else "train")
         for case in cases
@@ -64,7 +64,7 @@ def splits_final(cases: Iterable[Case], k: int, seed: int, strata: Strata | None
     folds = kfold(cases, k, seed, strata)
     fold_of = {case.name: folds[case.subject] for case in cases if case.subject in folds and case.label is not None}
     if (used := len(set(fold_of.values()))) < k:
-        raise UserError(f"folds={k}: the labelled subjects beside the test split fill {used}; choose fewer folds")
+        raise UserError(f"folds={k}: the labelled subjects beside the test split fill {used}", "choose fewer folds")
     return [
         {
             "train": sorted(name for name, fold in fold_of.items() if fold != val),
@@ -88,8 +88,10 @@ def hide_labels(cases: Iterable[Case], num: int, seed: int) -> tuple[Case, ...]:
     cases = tuple(cases)
     labelled = {case.subject for case in cases if case.split == "train" and case.label is not None}
     if not labelled:
-        raise UserError(f"labelled={num}: no training subject has a label; add labels, or leave labelled out")
+        raise UserError(f"labelled={num}: no training subject has a label", "add labels, or leave labelled out")
     if not 1 <= num <= len(labelled):
-        raise UserError(f"labelled={num}: {len(labelled)} training subjects have labels; choose 1 to {len(labelled)}")
+        raise UserError(
+            f"labelled={num}: {len(labelled)} training subjects have labels", f"choose 1 to {len(labelled)}"
+        )
     kept = sorted(labelled, key=lambda subject: subject_rank(f"labelled {seed}", subject))[:num]
     return tuple(case if case.split != "train" or case.subject in kept else replace(case, label=None) for case in cases)

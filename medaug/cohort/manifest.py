@@ -17,6 +17,8 @@ from medaug.files import write_json
 from medaug.inputs import read_json
 
 SPLITS = ("train", "val", "test")
+IMAGE_COUNT = "image-count"
+"""Code of the problem of a case that has neither one image file nor one for each modality."""
 SPACING = "spacing"
 """The attribute that no manifest holds: the voxel size, which the scan's own geometry says."""
 
@@ -65,7 +67,7 @@ class Manifest:
         if root is None:
             stored = data.get("root", ".")
             if not isinstance(stored, str):
-                raise UserError(f'{path}: root is not a string; write "root": "."')
+                raise UserError("root is not a string", 'write "root": "."', path=path)
             root = path.parent / stored
         return cls.from_mapping(data, root, str(path))
 
@@ -78,7 +80,7 @@ class Manifest:
         """
         entries = data.get("training")
         if not isinstance(entries, list) or not entries:
-            raise UserError(f'{source}: the manifest is empty; list cases under "training"')
+            raise UserError(f"{source}: the manifest is empty", 'list cases under "training"')
         manifest = cls(
             name=str(data.get("name", "")) or Path(source).stem,
             description=str(data.get("description", "")),
@@ -154,32 +156,34 @@ class Manifest:
     def validate(self, source: str) -> None:
         """Raise UserError with the first of `problems`, naming `source`."""
         for problem in self.problems():
-            raise UserError(f"{source}: {problem}")
+            raise problem.within(source)
 
-    def problems(self) -> Iterator[str]:
-        """Yield everything that is inconsistent without looking at a data file, each as "what; way out"."""
+    def problems(self) -> Iterator[UserError]:
+        """Yield everything that is inconsistent without looking at a data file, with the code of its finding."""
         if not self.cases:
-            yield 'the manifest is empty; list cases under "training"'
+            yield UserError("the manifest is empty", 'list cases under "training"', code="empty-manifest")
         for name, count in Counter(case.name for case in self.cases).items():
             if count > 1:
-                yield f"case {name} occurs {count} times; give every case its own name"
+                what = f"case {name} occurs {count} times"
+                yield UserError(what, "give every case its own name", code="duplicate-name")
         splits: dict[str, set[str]] = {}
         for case in self.cases:
             splits.setdefault(case.subject, set()).add(case.split)
             if case.split not in SPLITS:
-                yield f'case {case.name} has split "{case.split}"; use train, val or test'
+                what = f'case {case.name} has split "{case.split}"'
+                yield UserError(what, "use train, val or test", code="unknown-split")
             if len(case.images) not in {1, len(self.modalities)}:
-                yield (
-                    f"case {case.name} has {len(case.images)} images for {len(self.modalities)} modalities;"
-                    " list one file per modality, or one 4-D file"
-                )
+                what = f"case {case.name} has {len(case.images)} images for {len(self.modalities)} modalities"
+                yield UserError(what, "list one file per modality, or one 4-D file", code=IMAGE_COUNT)
             for file in (*case.images, *([] if case.label is None else [case.label])):
                 if _leaves_root(file):
-                    yield f"case {case.name}: {file} is not a path below root; write it relative to root"
+                    what = f"case {case.name}: {file} is not a path below root"
+                    yield UserError(what, "write it relative to root", code="outside-root")
         for subject, names in splits.items():
             if len(names) > 1:
                 found = ", ".join(sorted(names))
-                yield f"subject {subject} is in the splits {found}; keep all its cases in one split"
+                what = f"subject {subject} is in the splits {found}"
+                yield UserError(what, "keep all its cases in one split", code="subject-in-two-splits")
         yield from attribute_problems(self.cases)
 
 
@@ -188,19 +192,20 @@ def case_name(image: str) -> str:
     return re.sub(r"(\.nii)?(\.gz)?$", "", PurePosixPath(image).name, flags=re.IGNORECASE)
 
 
-def attribute_problems(cases: Iterable[Case]) -> Iterator[str]:
-    """Yield which attributes of cases do not go together, each as "what; way out"."""
+def attribute_problems(cases: Iterable[Case]) -> Iterator[UserError]:
+    """Yield which attributes of cases do not go together."""
     first: dict[str, Case] = {}
     for case in cases:
         for name, value in case.attributes.items():
             other = first.setdefault(name, case)
             if name == SPACING:
-                yield f"case {case.name} has an attribute {SPACING}, which its geometry says; rename or remove it"
+                what = f"case {case.name} has an attribute {SPACING}, which its geometry says"
+                yield UserError(what, "rename or remove it", code="manifest")
             elif isinstance(value, str) != isinstance(other.attributes[name], str):
-                yield (
-                    f"attribute {name} is {other.attributes[name]!r} in case {other.name} and {value!r} in {case.name};"
-                    " write texts in all cases, or numbers in all"
+                what = (
+                    f"attribute {name} is {other.attributes[name]!r} in case {other.name} and {value!r} in {case.name}"
                 )
+                yield UserError(what, "write texts in all cases, or numbers in all", code="manifest")
 
 
 def attributes_from(value: Any, where: str) -> dict[str, str | float]:
@@ -210,15 +215,15 @@ def attributes_from(value: Any, where: str) -> dict[str, str | float]:
         UserError: something else than texts and finite numbers by their names; `where` is named.
     """
     if not isinstance(value, dict):
-        raise UserError(f'{where}: attributes are {value!r:.60}; write {{"site": "A", "grade": 2}}')
+        raise UserError(f"{where}: attributes are {value!r:.60}", 'write {"site": "A", "grade": 2}')
     attributes: dict[str, str | float] = {}
     for name, content in value.items():
         is_text = isinstance(content, str) and bool(content)
         is_number = type(content) in {int, float} and abs(content) <= sys.float_info.max
         if content is not None and not is_text and not is_number:
-            raise UserError(f"{where}: attribute {name} is {content!r:.60}; write a text or a number, or remove it")
+            raise UserError(f"{where}: attribute {name} is {content!r:.60}", "write a text or a number, or remove it")
         if not name:
-            raise UserError(f"{where}: an attribute has no name; give it one, or remove it")
+            raise UserError(f"{where}: an attribute has no name", "give it one, or remove it")
         if content is not None:
             attributes[name] = content if is_text else float(content)
     return attributes
@@ -226,21 +231,23 @@ def attributes_from(value: Any, where: str) -> dict[str, str | float]:
 
 def _modalities(value: Any, source: str) -> tuple[str, ...]:
     if not isinstance(value, dict) or set(value) != {str(index) for index in range(len(value))} or not value:
-        raise UserError(f'{source}: modality must number the modalities from 0; write {{"0": "T1", "1": "T2"}}')
+        raise UserError(f"{source}: modality must number the modalities from 0", 'write {"0": "T1", "1": "T2"}')
     return tuple(str(value[str(index)]) for index in range(len(value)))
 
 
 def _case(entry: Any, source: str) -> Case:
     if not isinstance(entry, dict):
-        raise UserError(f'{source}: "training" holds {entry!r:.60}; each case is an object with "image" and "label"')
+        raise UserError(f'{source}: "training" holds {entry!r:.60}', 'each case is an object with "image" and "label"')
     images = entry.get("image")
     images = [images] if isinstance(images, str) else images
     if not isinstance(images, list) or not images or not all(isinstance(i, str) and i for i in images):
-        raise UserError(f'{source}: case {entry.get("name", "without name")} has no image; add "image": "file.nii.gz"')
+        raise UserError(
+            f"{source}: case {entry.get('name', 'without name')} has no image", 'add "image": "file.nii.gz"'
+        )
     texts = {key: entry[key] for key in ("name", "label", "subject", "split") if entry.get(key) is not None}
     for key, text in texts.items():
         if not isinstance(text, str) or not text:
-            raise UserError(f"{source}: {key} {text!r:.60} of {images[0]} is not a text; mend or remove it")
+            raise UserError(f"{source}: {key} {text!r:.60} of {images[0]} is not a text", "mend or remove it")
     name = texts.get("name", case_name(images[0]))
     label, told = texts.get("label"), entry.get("attributes")
     return Case(

@@ -93,7 +93,9 @@ class Recipe:
         needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
         missing = [name for name in needed if name not in mapping]
         if missing:
-            raise UserError(f"recipe: {', '.join(missing)} missing; it was written by another version, generate again")
+            raise UserError(
+                f"recipe: {', '.join(missing)} missing", "it was written by another version, generate again"
+            )
         return cls(**{f.name: mapping[f.name] for f in fields(cls) if f.name in mapping})
 
     @classmethod
@@ -102,7 +104,7 @@ class Recipe:
         try:
             mapping = json.loads(line)
         except ValueError as error:
-            raise UserError(f"recipe: not JSON ({error}); generate again") from error
+            raise UserError(f"recipe: not JSON ({error})", "generate again") from error
         return cls.from_mapping(mapping)
 
 
@@ -150,7 +152,9 @@ def append(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
                 sync(path.parent)
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise UserError(f"{path}: the disk is full; free some space and run the same command again") from error
+                raise UserError(
+                    "the disk is full", "free some space and run the same command again", path=path
+                ) from error
             raise
 
 
@@ -181,14 +185,17 @@ def read(path: str | os.PathLike[str], holds: Sequence[str] = ()) -> dict[tuple[
             except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 raise UserError(
-                    f"{path}: line {number} is not a provenance record ({reason:.120}); restore the file or remove it"
+                    f"line {number} is not a provenance record ({reason:.120})",
+                    "restore the file or remove it",
+                    path=path,
                 ) from error
             digest = record.pop(_DIGEST, None)
             if digest is not None and digest != record_digest(record):
                 name = record.get("name", f"number {record['index']}")
                 raise UserError(
-                    f"{path}: line {number} ({name}) was changed after it was written; restore the file, or remove the "
-                    "folder and make its files again"
+                    f"line {number} ({name}) was changed after it was written",
+                    "restore the file, or remove the folder and make its files again",
+                    path=path,
                 )
             records[record["index"], record["attempt"]] = record
     return records

@@ -57,7 +57,7 @@ class LabelSchema:
     def __post_init__(self) -> None:
         """Refuse a schema that could not be turned into class indices and back."""
         for problem in chain(_label_problems(self), _region_problems(self), _ignore_and_remap_problems(self)):
-            raise UserError(problem)
+            raise problem
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], source: str = "labels") -> LabelSchema:
@@ -86,7 +86,7 @@ class LabelSchema:
         try:
             return cls(tuple(sorted(pairs, key=lambda pair: pair[0])), members, ignored, moved)
         except UserError as error:
-            raise UserError(f"{source}: {error}") from None
+            raise error.within(source) from None
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the inverse of `from_mapping`, without the keys that are not in use."""
@@ -189,8 +189,8 @@ class LabelSchema:
             known += [] if self.ignore is None else [f"{self.ignore} ignored"]
             known += [f"{old} read as {new}" for old, new in self.remap]
             raise UserError(
-                f"{source}: label values {shown} are not in the schema ({', '.join(known)}); mend the file, or "
-                "add or remap them in the manifest or the rules file"
+                f"{source}: label values {shown} are not in the schema ({', '.join(known)})",
+                "mend the file, or add or remap them in the manifest or the rules file",
             )
         return indices
 
@@ -217,57 +217,63 @@ def shown_value(value: Any) -> str:
     return str(value).removesuffix(".0")
 
 
-def _label_problems(schema: LabelSchema) -> Iterator[str]:
+def _label_problems(schema: LabelSchema) -> Iterator[UserError]:
     labels = schema.labels
     for value, name in labels:
         if not isinstance(name, str) or not name.strip():
-            yield f"label {value} has no name; give every value a name"
+            yield UserError(f"label {value} has no name", "give every value a name")
         if not 0 <= value <= _LARGEST:
-            yield f"label value {value} ({name}) is outside 0..{_LARGEST}; renumber the labels"
+            yield UserError(f"label value {value} ({name}) is outside 0..{_LARGEST}", "renumber the labels")
     yield from _twice(schema.values, "label value")
     yield from _twice(schema.names, "label name")
     if not labels or labels[0][0] != 0 or str(labels[0][1]).casefold() != "background":
-        yield 'labels lack the background; add "0": "background"'
+        yield UserError("labels lack the background", 'add "0": "background"')
     if len(labels) > IGNORE:
-        yield f"{len(labels)} labels; at most {IGNORE} are supported, merge some"
+        yield UserError(f"{len(labels)} labels", f"at most {IGNORE} are supported, merge some")
 
 
-def _region_problems(schema: LabelSchema) -> Iterator[str]:
+def _region_problems(schema: LabelSchema) -> Iterator[UserError]:
     moved = dict(schema.remap)
     yield from _twice([name for name, _ in schema.regions], "region")
     for name, values in schema.regions:
         if not name.strip():
-            yield "a region has no name; give it one"
+            yield UserError("a region has no name", "give it one")
         if name.casefold() == "background":
-            yield f"region {name} has the name of the background; rename it"
+            yield UserError(f"region {name} has the name of the background", "rename it")
         if not values:
-            yield f"region {name} is empty; list the values of its labels, or remove it"
+            yield UserError(f"region {name} is empty", "list the values of its labels, or remove it")
         for value in values:
             if value in moved:
-                yield f"region {name} holds {value}, which remap turns into {moved[value]}; write {moved[value]}"
+                yield UserError(
+                    f"region {name} holds {value}, which remap turns into {moved[value]}", f"write {moved[value]}"
+                )
             if value not in schema.values[1:]:
-                yield f"region {name} holds {value}, which is no {_classes(schema)}; add the label or mend the region"
+                yield UserError(
+                    f"region {name} holds {value}, which is no {_classes(schema)}", "add the label or mend the region"
+                )
 
 
-def _ignore_and_remap_problems(schema: LabelSchema) -> Iterator[str]:
+def _ignore_and_remap_problems(schema: LabelSchema) -> Iterator[UserError]:
     names, moved, ignore = dict(schema.labels), dict(schema.remap), schema.ignore
     if ignore in names:
-        yield f"ignore={ignore} is the label {names[ignore]}; take it out of the labels, or ignore another value"
+        yield UserError(
+            f"ignore={ignore} is the label {names[ignore]}", "take it out of the labels, or ignore another value"
+        )
     if ignore is not None and not 0 <= ignore <= _LARGEST:
-        yield f"ignore={ignore} is outside 0..{_LARGEST}; ignore another value"
+        yield UserError(f"ignore={ignore} is outside 0..{_LARGEST}", "ignore another value")
     yield from _twice([old for old, _ in schema.remap], "remapped value")
     for old, new in schema.remap:
         what = f"remap {old} to {new}"
         if old in names:
-            yield f"{what}: {old} is the label {names[old]}; take it out of the labels or of remap"
+            yield UserError(f"{what}: {old} is the label {names[old]}", "take it out of the labels or of remap")
         if old == ignore:
-            yield f"{what}: {old} is ignored; take it out of remap or of ignore"
+            yield UserError(f"{what}: {old} is ignored", "take it out of remap or of ignore")
         if not 0 <= old <= _LARGEST:
-            yield f"{what}: {old} is outside 0..{_LARGEST}; renumber the labels"
+            yield UserError(f"{what}: {old} is outside 0..{_LARGEST}", "renumber the labels")
         if new in moved:
-            yield f"{what}: {new} is remapped itself; remap {old} to {moved[new]}"
+            yield UserError(f"{what}: {new} is remapped itself", f"remap {old} to {moved[new]}")
         if new not in names and new != ignore:
-            yield f"{what}: {new} is no {_classes(schema)}; add the label or mend remap"
+            yield UserError(f"{what}: {new} is no {_classes(schema)}", "add the label or mend remap")
 
 
 def _classes(schema: LabelSchema) -> str:
@@ -277,17 +283,17 @@ def _classes(schema: LabelSchema) -> str:
 def _mapping(content: Any, key: str, example: str, source: str) -> Mapping[Any, Any]:
     found = content.get(key, {}) if isinstance(content, Mapping) else content
     if not isinstance(found, Mapping):
-        raise UserError(f"{source}: {key} is not a mapping; write it as {example}")
+        raise UserError(f"{source}: {key} is not a mapping", f"write it as {example}")
     return found
 
 
 def _value(text: Any, where: str, source: str) -> int:
     # ASCII digits only: int() would also take "1_0" and other scripts' digits.
     if not (str(text).isascii() and str(text).isdigit()):
-        raise UserError(f'{source}: {where} holds the value "{text}", not a whole number; write {{"1": "name"}}')
+        raise UserError(f'{source}: {where} holds the value "{text}", not a whole number', 'write {"1": "name"}')
     return int(text)
 
 
-def _twice(items: Sequence[object], what: str) -> Iterator[str]:
+def _twice(items: Sequence[object], what: str) -> Iterator[UserError]:
     if twice := sorted({str(item) for item in items if items.count(item) > 1}):
-        yield f"{what} {', '.join(twice)} occurs twice; make each {what} unique"
+        yield UserError(f"{what} {', '.join(twice)} occurs twice", f"make each {what} unique")

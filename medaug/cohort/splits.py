@@ -28,19 +28,19 @@ def subject_of(case_name: str, pattern: str | None, consecutive: int = 1) -> str
             `consecutive` is below 1.
     """
     if consecutive < 1:
-        raise UserError(f"subject_consecutive={consecutive}: at least 1 number is a subject; 1 says each is its own")
+        raise UserError(f"subject_consecutive={consecutive}: at least 1 number is a subject", "1 says each is its own")
     if pattern is None:
         return case_name
     try:
         found = re.search(pattern, case_name)
     except re.error as error:
-        raise UserError(f"subject pattern {pattern}: not a regular expression ({error}); mend it") from error
+        raise UserError(f"subject pattern {pattern}: not a regular expression ({error})", "mend it") from error
     if found is None or not found.re.groups or found.group(1) is None:
-        raise UserError(f"subject pattern {pattern}: finds no group 1 in case {case_name}; mend the pattern")
+        raise UserError(f"subject pattern {pattern}: finds no group 1 in case {case_name}", "mend the pattern")
     if consecutive == 1:
         return found.group(1)
     if not found.group(1).isdecimal() or int(found.group(1)) < 1:
-        raise UserError(f"subject pattern {pattern}: group 1 of case {case_name} is not a number from 1 up; mend it")
+        raise UserError(f"subject pattern {pattern}: group 1 of case {case_name} is not a number from 1 up", "mend it")
     number = (int(found.group(1)) + consecutive - 1) // consecutive
     return f"{case_name[: found.start(1)]}subject_{number:03d}"
 
@@ -71,7 +71,8 @@ def assign_splits(
     if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):  # not a number, too
         raise UserError(
             f"val_fraction={val_fraction:g}, test_fraction={test_fraction:g}: they must be 0 or more"
-            " and add up to less than 1; choose smaller ones"
+            " and add up to less than 1",
+            "choose smaller ones",
         )
     groups = ranked_strata(cases, seed, strata)
     num_subjects = sum(map(len, groups))
@@ -80,8 +81,8 @@ def assign_splits(
     if num_test + num_val >= num_subjects:
         raise UserError(
             f"splits: {num_subjects} subjects are too few for {num_val} validation (val_fraction={val_fraction:g}) and"
-            f" {num_test} test subjects (test_fraction={test_fraction:g}) beside training; add subjects, or set"
-            " val_fraction or test_fraction to 0"
+            f" {num_test} test subjects (test_fraction={test_fraction:g}) beside training",
+            "add subjects, or set val_fraction or test_fraction to 0",
         )
     split: dict[str, str] = {}
     tests = _shares(num_test, [len(group) for group in groups])

@@ -52,7 +52,7 @@ def read_splits(path: Path, cases: Iterable[Case], fold: int = 0) -> tuple[Case,
         key, split = _read_columns(path, "split", "case", "subject")
         for name, value in split.items():
             if value not in SPLITS:
-                raise UserError(f"{path}: {key} {name} has split {value}; write {', '.join(SPLITS)}")
+                raise UserError(f"{key} {name} has split {value}", f"write {', '.join(SPLITS)}", path=path)
     names = [case.name if key == "case" else case.subject for case in cases]
     _match(path, key, split, names)
     first: dict[str, Case] = {}
@@ -61,8 +61,10 @@ def read_splits(path: Path, cases: Iterable[Case], fold: int = 0) -> tuple[Case,
         other = first.setdefault(case.subject, case)
         if other.split != case.split:
             raise UserError(
-                f"{path}: subject {case.subject} is in two splits, {other.name} in {other.split} and {case.name} in"
-                f" {case.split}; put all cases of a person in one"
+                f"subject {case.subject} is in two splits, {other.name} in {other.split} and {case.name} in"
+                f" {case.split}",
+                "put all cases of a person in one",
+                path=path,
             )
     return result
 
@@ -87,20 +89,24 @@ def read_attributes(path: Path, cases: Iterable[Case]) -> tuple[Case, ...]:
     key = next((key for key in ("case", "subject") if key in folded), None)
     columns = [index for index, name in enumerate(folded) if name not in {"case", "subject", "split"}]
     if key is None or not columns:
-        raise UserError(f"{path}: lacks the column case or subject, or one per attribute; name them in the first line")
+        raise UserError(
+            "lacks the column case or subject, or one per attribute", "name them in the first line", path=path
+        )
     if len(set(folded)) < len(folded) or not all(folded):
-        raise UserError(f"{path}: two columns have one name, or one has none; name them in the first line")
+        raise UserError("two columns have one name, or one has none", "name them in the first line", path=path)
     found: dict[str, list[str]] = {}
     for number, row in rows:
         if len(row) != len(header):
             raise UserError(
-                f"{path}: line {number} has {len(row)} cells for {len(header)} columns; put texts with commas in quotes"
+                f"line {number} has {len(row)} cells for {len(header)} columns",
+                "put texts with commas in quotes",
+                path=path,
             )
         name, entry = row[folded.index(key)], [row[index] for index in columns]
         if not name:
-            raise UserError(f"{path}: line {number} lacks {key}; fill it in")
+            raise UserError(f"line {number} lacks {key}", "fill it in", path=path)
         if found.setdefault(name, entry) != entry:
-            raise UserError(f"{path}: {key} {name} has two entries; remove one")
+            raise UserError(f"{key} {name} has two entries", "remove one", path=path)
     names = [case.name if key == "case" else case.subject for case in cases]
     _match(path, key, {name: "" for name in found}, names)
     attributes: dict[str, dict[str, str | float]] = {name: {} for name in found}
@@ -109,7 +115,7 @@ def read_attributes(path: Path, cases: Iterable[Case]) -> tuple[Case, ...]:
         for name, cell in told.items():
             if cell.casefold() in {"nan", "na", "n/a", "null"}:
                 raise UserError(
-                    f"{path}: {header[index]} of {key} {name} is {cell}; leave the cell empty where nobody knows"
+                    f"{header[index]} of {key} {name} is {cell}", "leave the cell empty where nobody knows", path=path
                 )
         plain = {name: cell.replace(",", ".") if delimiter == ";" else cell for name, cell in told.items()}
         numbers = all(_NUMBER.fullmatch(cell) for cell in plain.values())
@@ -120,7 +126,7 @@ def read_attributes(path: Path, cases: Iterable[Case]) -> tuple[Case, ...]:
         for case, name in zip(cases, names, strict=True)
     )
     for problem in attribute_problems(result):
-        raise UserError(f"{path}: {problem}")
+        raise UserError(problem.what, problem.remedy, code=problem.code, path=path)
     return result
 
 
@@ -128,18 +134,20 @@ def _read_fold(path: Path, fold: int) -> dict[str, str]:
     content = read_json_value(path)
     shape = '[{"train": ["CASE", ...], "val": [...]}, ...]'
     if not isinstance(content, list) or not content:
-        raise UserError(f"{path}: not a list of folds; write {shape}")
+        raise UserError("not a list of folds", f"write {shape}", path=path)
     if not 0 <= fold < len(content):
-        raise UserError(f"{path}: there are folds 0 to {len(content) - 1}, not {fold}; set splits_fold to one of them")
+        raise UserError(
+            f"there are folds 0 to {len(content) - 1}, not {fold}", "set splits_fold to one of them", path=path
+        )
     entry = content[fold]
     split: dict[str, str] = {}
     for name in ("train", "val"):
         members = entry.get(name) if isinstance(entry, dict) else None
         if not isinstance(members, list) or not all(isinstance(member, str) for member in members):
-            raise UserError(f"{path}: fold {fold} has no list {name}; write {shape}")
+            raise UserError(f"fold {fold} has no list {name}", f"write {shape}", path=path)
         for member in members:
             if split.setdefault(member, name) != name:
-                raise UserError(f"{path}: case {member} is in train and in val of fold {fold}; remove one")
+                raise UserError(f"case {member} is in train and in val of fold {fold}", "remove one", path=path)
     return split
 
 
@@ -149,14 +157,14 @@ def _read_columns(path: Path, value: str, *keys: str) -> tuple[str, dict[str, st
     header = [name.casefold() for name in names]
     key = next((key for key in keys if key in header), None)
     if key is None or value not in header:
-        raise UserError(f"{path}: lacks the columns {' or '.join(keys)}, {value}; name them in the first line")
+        raise UserError(f"lacks the columns {' or '.join(keys)}, {value}", "name them in the first line", path=path)
     found: dict[str, str] = {}
     for number, row in rows:
         entry = dict(zip(header, row, strict=False))
         if not entry.get(key) or not entry.get(value):
-            raise UserError(f"{path}: line {number} lacks {key} or {value}; fill it in")
+            raise UserError(f"line {number} lacks {key} or {value}", "fill it in", path=path)
         if found.setdefault(entry[key], entry[value]) != entry[value]:
-            raise UserError(f"{path}: {key} {entry[key]} has two entries for {value}; remove one")
+            raise UserError(f"{key} {entry[key]} has two entries for {value}", "remove one", path=path)
     return key, found
 
 
@@ -169,17 +177,17 @@ def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]
             [cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter, strict=True)
         ]
     except csv.Error as error:
-        raise UserError(f"{path}: not a CSV file ({error}); mend it") from error
+        raise UserError(f"not a CSV file ({error})", "mend it", path=path) from error
     numbered = [(number, row) for number, row in enumerate(rows[1:], start=2) if any(row)]
     return rows[0] if rows else [], numbered, delimiter
 
 
 def _match(path: Path, key: str, found: Mapping[str, str], wanted: Iterable[str]) -> None:
     wanted = set(wanted)
-    for names, fault in (
-        (wanted - found.keys(), "not in this file; add it"),
-        (found.keys() - wanted, "not in the cohort; remove it, or mend the name"),
+    for names, fault, remedy in (
+        (wanted - found.keys(), "not in this file", "add it"),
+        (found.keys() - wanted, "not in the cohort", "remove it, or correct the name"),
     ):
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-            raise UserError(f"{path}: {key} {min(names)}{more} is {fault}")
+            raise UserError(f"{key} {min(names)}{more} is {fault}", remedy, path=path)

@@ -31,12 +31,3 @@ class Book:
 def files_of(series: Iterable[Series]) -> list[Path]:
     """All files of some series."""
     return [path for one in series for path in one.paths]
-
-
-def without_paths(text: str, files: Iterable[Path]) -> str:
-    """A text without the paths of files, which may name a patient."""
-    for path in map(str, files):
-        # As it is, and as `bad_file` writes what cannot be printed.
-        for written in (path, "".join(letter if letter.isprintable() else "?" for letter in path)):
-            text = text.replace(written, "a file")
-    return text

@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from medaug.cohort.findings import Finding
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import LabelSchema
-from medaug.dicom.book import files_of, without_paths
+from medaug.dicom.book import files_of
 from medaug.dicom.headers import scan_tree
 from medaug.dicom.instance import quiet
 from medaug.dicom.labels import list_structures
@@ -37,7 +37,6 @@ from medaug.dicom.privacy import (
     name_studies,
     private_path,
     save_private,
-    scrub_quoted,
 )
 from medaug.dicom.rtstruct import read_rtstruct
 from medaug.dicom.seg import read_seg
@@ -54,7 +53,10 @@ from medaug.layouts.rules import Rules
 from medaug.locks import alone
 from medaug.options import IngestOptions
 
-_MASKS: dict[str, Callable[[Path, Header], list[NamedMask]]] = {"SEG": read_seg, "RTSTRUCT": read_rtstruct}
+_MASKS: dict[str, Callable[[Path, Header, Collection[str]], list[NamedMask]]] = {
+    "SEG": read_seg,
+    "RTSTRUCT": read_rtstruct,
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Ingested:
             put_folder(Path(self.manifest.root), self.folder)
         elif not same_files(Path(self.manifest.root), self.folder):
             raise UserError(
-                f"{self.folder}: holds other scans than this ingest converted; remove it or choose another out"
+                f"{self.folder}: holds other scans than this ingest converted", "remove it or choose another out"
             )
         else:
             shutil.rmtree(self.manifest.root)  # before there is a manifest, after which no ingest would clean up here
@@ -115,13 +117,13 @@ def ingest_dicom(
     private_file = private_path(out, options.private).absolute()
     for path in (folder, private_file):
         if path.resolve().is_relative_to(root.resolve()):
-            raise UserError("out: lies inside root, where nothing is ever written; give a path outside of it")
+            raise UserError("out: lies inside root, where nothing is ever written", "give a path outside of it")
     for option, value in (("on_gap", options.on_gap), ("on_grid", options.on_grid)):
         if value not in {"refuse", "resample"}:
             raise UserError(f"{option}={value}: not one of refuse, resample")
     with alone(out), alone(private_file):
         if os.path.lexists(folder) and not _holds_scans_alone(folder):
-            raise UserError(f"{folder}: exists already; the scans go there, so remove it or choose another out")
+            raise UserError("exists already", "the scans go there, so remove it or choose another out", path=folder)
         with _converted(root, rules, schema, options, folder, private_file) as ingested:
             yield ingested
 
@@ -140,21 +142,21 @@ def _converted(
     private = load_private(private_file)
     tree = scan_tree(root, options.workers)
     if not tree.series and not tree.unreadable:
-        raise UserError(f"root: no DICOM file among its {tree.ignored} files; check the path")
+        raise UserError(f"root: no DICOM file among its {tree.ignored} files", "check the path")
     if schema is None:
         names = list_structures(tree) if rules.modalities else ""
         if names or rules.label is not None:
             found = f"the tree holds segments: {names}" if names else f"label is {rules.label}"
             raise UserError(
-                f"{rules.source}: no labels, but {found}; give labels (value: class), and structures (class: pattern "
-                "of the segments' names)"
+                f"{rules.source}: no labels, but {found}",
+                "give labels (value: class), and structures (class: pattern of the segments' names)",
             )
         schema = LabelSchema(((0, "background"),))
     # Images come last and win: who draws a segmentation often writes another PatientID, or none.
     patients = {series.study_uid: series.patient_id for series in sorted(tree.series, key=is_image)}
     studies = name_studies(patients, private, options.pseudonyms)
     if unknown := set(options.exclude) - {name.case for name in studies.values()}:
-        raise UserError(f"exclude: {', '.join(sorted(unknown))}: no such case; give names as the findings have them")
+        raise UserError(f"exclude: {', '.join(sorted(unknown))}: no such case", "give names as the findings have them")
     plan = plan_cohort(tree, rules, schema, studies, root, options.on_gap, options.on_grid)
     plan = replace(
         plan,
@@ -187,7 +189,7 @@ def convert(
     """
     suffixes = [re.sub(r"[^A-Za-z0-9.-]+", "-", modality) for modality in plan.modalities]
     if len({suffix.casefold() for suffix in suffixes}) < len(suffixes):
-        raise UserError(f"modalities {', '.join(plan.modalities)}: two give the same file name; rename one")
+        raise UserError(f"modalities {', '.join(plan.modalities)}: two give the same file name", "rename one")
     folder.mkdir(parents=True, exist_ok=True)
     bare = replace(plan, cases=(), findings=(), files={})  # all that the workers need of it
     results = isolated(partial(convert_case, bare, suffixes, folder), plan.cases, "DICOM to NIfTI", workers)
@@ -213,9 +215,6 @@ def convert_case(
     with quiet():
         volumes = _read_images(plan, planned, findings)
         label = _read_label(plan, planned, volumes[0].header, findings) if len(volumes) == len(suffixes) else None
-        terms = identifying_terms([*(s.instances[0].path for s in planned.series), *(lb.path for lb in planned.labels)])
-    files = _sources(planned)
-    findings = [replace(f, what=scrub_quoted(without_paths(f.what, files), terms)) for f in findings]
     if any(finding.severity == "error" for finding in findings):
         return None, findings
     grid = volumes[0].affine  # of all: they agree within the tolerance, and so do the files then, exactly
@@ -237,7 +236,7 @@ def _read_images(plan: Plan, planned: PlannedCase, findings: list[Finding]) -> l
         try:
             volume = read_series(series, plan.on_gap)
         except UserError as error:
-            findings.append(Finding.from_error(name, "dicom-series", error))
+            findings.append(_without_source(name, "dicom-series", error))
             continue
         volumes.append(volume)
         first = volumes[0]
@@ -265,32 +264,42 @@ def _read_label(plan: Plan, planned: PlannedCase, grid: Header, findings: list[F
     source = " and ".join(label.said for label in planned.labels)
     try:
         if planned.labels[0].kind == "file":
-            volume = _turned(_read_label_file(planned.labels[0].path), grid)
+            volume = _turned(_read_label_file(planned.labels[0].path, source), grid)
             if difference := grid_difference(grid, volume.header):
-                what = f"the label file {difference} of {plan.modalities[0]} ({planned.series[0].title})"
+                what = f"{source} {difference} of {plan.modalities[0]} ({planned.series[0].title})"
                 remedy = "resample it onto that series"
                 findings.append(Finding(name, "error", "dicom-label-grid", what, remedy))
                 return None
-            return plan.schema.to_indices(volume.array, "the label file")
-        masks = [mask for label in planned.labels for mask in _MASKS[label.kind](label.path, grid)]
-        indices, notes = combine(masks, plan.structures, plan.schema, source)
+            return plan.schema.to_indices(volume.array, source)
+        indices, notes = combine(_read_masks(planned, grid, source), plan.structures, plan.schema, source)
     except UserError as error:
-        text = str(error) if str(error).startswith(source) else f"{source}: {error}"
-        findings.append(Finding.from_error(name, "dicom-label", text))
+        findings.append(_without_source(name, "dicom-label", error))
         return None
     remedy = "nothing, if that is meant; else mend the rules' structures"
     findings += [Finding(name, "note", "dicom-label-names", note, remedy) for note in notes]
     return indices
 
 
-def _read_label_file(path: Path) -> Volume:
-    """A label file; an error names neither it nor what its header says, which may be another file's name."""
+def _without_source(case: str, code: str, error: UserError) -> Finding:
+    """An error as a finding without the file's path and without what it quotes of the file: both may name a patient."""
+    return Finding(case, "error", code, error.what, error.remedy)
+
+
+def _read_label_file(path: Path, source: str) -> Volume:
     try:
         return read_label(path)
     except UserError as error:
-        what, _, remedy = without_paths(str(error), [path]).removeprefix("a file: ").rpartition("; ")
-        ours = re.split(r' (?:[("]|from )', what)[0]
-        raise UserError(f"{ours}; {remedy}") from None
+        raise error.within(source) from None
+
+
+def _read_masks(planned: PlannedCase, grid: Header, source: str) -> list[NamedMask]:
+    """The segments and ROIs of all label objects of a case; `source` stands in front of errors."""
+    paths = [*(series.instances[0].path for series in planned.series), *(label.path for label in planned.labels)]
+    terms = identifying_terms(paths)
+    try:
+        return [mask for label in planned.labels for mask in _MASKS[label.kind](label.path, grid, terms)]
+    except UserError as error:
+        raise error.within(source) from None
 
 
 def resample(volume: Volume, grid: Header) -> Volume:

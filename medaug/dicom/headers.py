@@ -98,7 +98,7 @@ def scan_tree(root: str | os.PathLike[str], workers: int = 0) -> Tree:
         UserError: root is no folder.
     """
     if not Path(root).is_dir():
-        raise UserError(f"root={os.fspath(root)}: is no folder; give the folder that holds the DICOM files")
+        raise UserError(f"root={os.fspath(root)}: is no folder", "give the folder that holds the DICOM files")
     paths, unreadable = _files(Path(root))
     chunks = [tuple(paths[start : start + _FILES_PER_ITEM]) for start in range(0, len(paths), _FILES_PER_ITEM)]
     results: list[Record | str | None] = []

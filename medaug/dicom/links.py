@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from medaug.cohort.findings import Finding
 from medaug.dicom.book import Book
 from medaug.dicom.headers import Series, Tree
 from medaug.dicom.instance import Instance, quiet
 from medaug.dicom.masks import LabelObject
-from medaug.dicom.privacy import Name, identifying_terms, scrub, scrub_quoted
+from medaug.dicom.privacy import Name, identifying_terms, scrub
 from medaug.dicom.rtstruct import describe_rtstruct
 from medaug.dicom.seg import describe_seg
 from medaug.dicom.series import is_image
@@ -134,9 +133,8 @@ def _describe_all(
         try:
             holds = describe(series, instance.path)
         except UserError as error:
-            finding = Finding.from_error(names[series.study_uid].case, "dicom-label-unreadable", error)
-            what = f"{series.title}: {scrub_quoted(finding.what, identifying_terms([instance.path]))}"
-            book.add(finding.case, "error", finding.code, what, finding.remedy, [instance.path])
+            case, what = names[series.study_uid].case, f"{series.title}: {error.what}"
+            book.add(case, "error", "dicom-label-unreadable", what, error.remedy, [instance.path])
             continue
         named = _found(by_uid, holds.series_uids) or _found(by_uid, holds.sop_instance_uids)
         label = Label("SEG" if series.modality == "SEG" else "RTSTRUCT", instance.path, series.title)

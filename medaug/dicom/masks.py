@@ -19,15 +19,17 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class NamedMask:
-    """One segment or ROI, drawn only when asked: a structure set may hold many that no rule wants.
+    """One segment or ROI. Its mask is made on request: a structure set may hold many that no rule matches.
 
     Attributes:
-        name: what the file calls it, one line.
+        name: its name in the file, on one line, for the rules to match.
+        shown: the name as messages may show it, without words that identify a patient.
         draw: makes the mask, (X, Y, Z) bool on the reference grid, and says in notes what was left out or assumed.
             Raises UserError where the segment or ROI cannot be put on the grid, or is damaged.
     """
 
     name: str
+    shown: str
     draw: Callable[[], tuple[Mask, list[str]]]
 
     @property
@@ -82,14 +84,14 @@ def combine(
         matches = [name for name, rule in rules.items() if rule.search(named.name)]
         if len(matches) > 1:
             raise UserError(
-                f'{source}: "{named.name}" is matched by the rules of {" and ".join(matches)}; '
-                'make the rules in structures stricter, such as "^gtv$"'
+                f'{source}: "{named.shown}" is matched by the rules of {" and ".join(matches)}',
+                'make the rules in structures stricter, such as "^gtv$"',
             )
         (wanted[matches[0]] if matches else unwanted).append(named)
     if len(unwanted) == len(masks):
         raise UserError(
-            f"{source}: no rule in structures matches any of its names ({_quoted(unwanted) or 'it has none'}); "
-            "write rules that find them, or leave the file out"
+            f"{source}: no rule in structures matches any of its names ({_quoted(unwanted) or 'it has none'})",
+            "write rules that find them, or leave the file out",
         )
     notes = [f"no rule in structures matches {_quoted(unwanted)}"] if unwanted else []
     notes += [f"no segment or ROI for {name}" for name, members in wanted.items() if not members]
@@ -97,15 +99,18 @@ def combine(
     for name, members in wanted.items():
         index = schema.names.index(name)
         for member in members:
-            mask, remarks = member.draw()
-            notes += [f'"{member.name}": {remark}' for remark in remarks]
+            try:
+                mask, remarks = member.draw()
+            except UserError as error:
+                raise error.within(source) from None
+            notes += [f'"{member.shown}": {remark}' for remark in remarks]
             if not mask.any():
-                notes.append(f'"{member.name}" is empty')
+                notes.append(f'"{member.shown}" is empty')
             if indices is None:
                 indices = np.zeros(mask.shape, np.uint8)
             for other, count in enumerate(np.bincount(indices[mask], minlength=schema.num_classes)):
                 if count and other not in (0, index):
-                    notes.append(f'{count} voxels of {schema.names[other]} lie in "{member.name}" too: now {name}')
+                    notes.append(f'{count} voxels of {schema.names[other]} lie in "{member.shown}" too: now {name}')
             indices[mask] = index
     assert indices is not None  # at least one name is wanted
     return indices, notes
@@ -127,9 +132,9 @@ def guarded(what: str) -> Iterator[None]:
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f"{what}: cannot be read ({error.strerror or type(error).__name__}); check it") from None
+        raise UserError(f"{what}: cannot be read ({error.strerror or type(error).__name__})", "check it") from None
     except Exception as error:
-        raise UserError(f"{what}: damaged or incomplete ({type(error).__name__}); export it again") from None
+        raise UserError(f"{what}: damaged or incomplete ({type(error).__name__})", "export it again") from None
 
 
 def one_line(name: object, otherwise: str) -> str:
@@ -147,17 +152,17 @@ def compile_structures(structures: Mapping[str, str], schema: LabelSchema, sourc
     for name, rule in (structures or {name: f"^{re.escape(name)}$" for name in schema.foreground}).items():
         if name not in schema.foreground:
             raise UserError(
-                f"{source}: structures names {name}, which is no foreground class; "
-                f"the labels hold {', '.join(schema.foreground)}"
+                f"{source}: structures names {name}, which is no foreground class",
+                f"the labels hold {', '.join(schema.foreground)}",
             )
         try:
             rules[name] = re.compile(rule, re.IGNORECASE)
         except re.error as error:
             raise UserError(
-                f'{source}: structures.{name}: "{rule}" is no regular expression ({error}); mend it'
+                f'{source}: structures.{name}: "{rule}" is no regular expression ({error})', "mend it"
             ) from error
     return rules
 
 
 def _quoted(masks: Sequence[NamedMask]) -> str:
-    return ", ".join(f'"{mask.name}"' for mask in masks)
+    return ", ".join(f'"{mask.shown}"' for mask in masks)

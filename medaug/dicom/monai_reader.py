@@ -17,7 +17,7 @@ from medaug.dicom.seg import read_seg_volume
 from medaug.dicom.series import read_folder
 from medaug.errors import UserError
 from medaug.imaging.reading import read_volumes, suffix_of
-from medaug.imaging.volume import Volume, bad_file, grid_difference
+from medaug.imaging.volume import Volume, grid_difference
 
 Paths = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
 
@@ -57,7 +57,7 @@ class MedaugReader(ImageReader):
         first_path, first = volumes[0]
         for path, volume in volumes[1:]:
             if difference := grid_difference(first.header, volume.header):
-                raise bad_file(path, f"{difference} of {first_path.name}", "resample the files to one grid")
+                raise UserError(f"{difference} of {first_path.name}", "resample the files to one grid", path=path)
         arrays = [volume.array for _, volume in volumes]
         return arrays[0] if len(arrays) == 1 else np.stack(arrays, axis=-1), {
             MetaKeys.AFFINE: first.affine.copy(),
@@ -77,5 +77,5 @@ def _volumes(path: Path) -> list[Volume]:
             try:
                 return [read_seg_volume(path)]
             except UserError as error:
-                raise UserError(f"{path}: {error}") from None
+                raise UserError(error.what, error.remedy, code=error.code, path=path) from None
     return [read_folder(path)]

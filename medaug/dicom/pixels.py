@@ -16,6 +16,7 @@ from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medaug.dicom.instance import Instance, Plane, quiet, uid_name
+from medaug.errors import UserError
 
 try:
     import gdcm  # type: ignore[import-untyped]
@@ -31,8 +32,8 @@ _COPY = "copy or export it again"
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
-class PixelError(Exception):
-    """Pixels that cannot be had; the text is "what; remedy" and names no file, for it may name a person."""
+class PixelError(UserError):
+    """Pixels that cannot be decoded. It has no path: the name of a DICOM file may name a person."""
 
 
 def decode(instance: Instance) -> NDArray[Any]:
@@ -49,12 +50,12 @@ def decode(instance: Instance) -> NDArray[Any]:
         try:
             dataset = pydicom.dcmread(instance.path, force=True)
         except Exception as error:  # pydicom has no base class for what a damaged file can raise
-            raise PixelError(f"has a file that cannot be read ({type(error).__name__}); {_COPY}") from None
+            raise PixelError(f"has a file that cannot be read ({type(error).__name__})", _COPY) from None
         if not any(keyword in dataset for keyword in _PIXELS):
-            raise PixelError(f"has a file without pixel data, or cut short; {_COPY}")
+            raise PixelError("has a file without pixel data, or cut short", _COPY)
         bits, high = dataset.get("BitsStored"), dataset.get("HighBit")
         if bits and high is not None and high != bits - 1:
-            raise PixelError(f"has pixels whose lowest bit is not their first (HighBit {high} of {bits} bits); {_COPY}")
+            raise PixelError(f"has pixels whose lowest bit is not their first (HighBit {high} of {bits} bits)", _COPY)
         if "TransferSyntaxUID" not in dataset.file_meta:
             # Files without the standard's preamble; they are never compressed.
             implicit, little = dataset.original_encoding
@@ -62,12 +63,12 @@ def decode(instance: Instance) -> NDArray[Any]:
             dataset.file_meta.TransferSyntaxUID = plain if little else ExplicitVRBigEndian
         syntax = dataset.file_meta.TransferSyntaxUID
         unknown = PixelError(
-            f"is compressed in a way that no installed decoder reads ({uid_name(syntax)}); "
-            "decompress it first, for example with dcmdjpeg or gdcmconv --raw"
+            f"is compressed in a way that no installed decoder reads ({uid_name(syntax)})",
+            "decompress it first, for example with dcmdjpeg or gdcmconv --raw",
         )
         size = instance.frames * instance.rows * instance.columns * instance.samples * -(-(bits or 32) // 8)
         if size > max(_MOST_PIXELS, 64 * instance.path.stat().st_size):
-            raise PixelError(f"has a file too short for its pixels ({size / 2**30:.1f} GiB); {_COPY}")
+            raise PixelError(f"has a file too short for its pixels ({size / 2**30:.1f} GiB)", _COPY)
         try:
             if not get_decoder(syntax).is_available:
                 raise unknown
@@ -80,10 +81,10 @@ def decode(instance: Instance) -> NDArray[Any]:
             if "does not support" in str(error):  # such as JPEG of 12 bits
                 raise unknown from None
             reason = f"({type(error).__name__})"
-            raise PixelError(f"has pixel data that are cut short or damaged {reason}; {_COPY}") from None
+            raise PixelError(f"has pixel data that are cut short or damaged {reason}", _COPY) from None
     shape = (instance.frames, instance.rows, instance.columns)
     if array.size != np.prod(shape):
-        raise PixelError(f"has pixel data of another size than its header says; {_COPY}")
+        raise PixelError("has pixel data of another size than its header says", _COPY)
     return array.reshape(shape)
 
 

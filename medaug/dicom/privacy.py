@@ -98,8 +98,9 @@ def load_private(path: Path) -> Private:
     # A salt that was cut would be no secret any more.
     if not is_whole or not re.fullmatch("[0-9a-f]{64}", content["salt"]):
         raise UserError(
-            f"{path}: not a private file that medaug.ingest wrote (format {FORMAT}); "
-            "restore it, or give another with private=FILE"
+            f"not a private file that medaug.ingest wrote (format {FORMAT})",
+            "restore it, or give another with private=FILE",
+            path=path,
         )
     return Private(**{key: content[key] for key in kinds})
 
@@ -112,7 +113,9 @@ def save_private(path: Path, private: Private) -> None:
     """
     if path.exists() and load_private(path).salt != private.salt:
         raise UserError(
-            f"{path}: another ingest has written its own key there meanwhile, which is kept; run the same command again"
+            "another ingest has written its own key there meanwhile, which is kept",
+            "run the same command again",
+            path=path,
         )
     text = json_text({"format": FORMAT, **asdict(private)})
     with atomic_write(path) as temporary:
@@ -236,8 +239,3 @@ def _is_within_field_word(match: re.Match[str]) -> bool:
     before, after = _LETTERS_AT_END.search(match.string[: match.start()]), _LETTERS.match(match.string[match.end() :])
     around = (before[0] if before else "", after[0] if after else "")
     return any(around) and f"{around[0]}{match[0]}{around[1]}".casefold() in FIELD_WORDS
-
-
-def scrub_quoted(text: str, terms: Iterable[str]) -> str:
-    """`scrub` from the first quotation mark to the last: there stand names from headers, elsewhere our own words."""
-    return re.sub('".*"', lambda match: scrub(match[0], terms), text, flags=re.DOTALL)

@@ -8,7 +8,7 @@ keyholes, single contours with a channel to an inner boundary.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import pydicom
 from numpy.typing import NDArray
 
 from medaug.dicom.masks import LabelObject, Mask, NamedMask, guarded, one_line
+from medaug.dicom.privacy import scrub
 from medaug.errors import UserError
 from medaug.imaging.volume import Header
 
@@ -56,7 +57,7 @@ def describe_rtstruct(path: Path) -> LabelObject:
         )
 
 
-def read_rtstruct(path: Path, grid: Header) -> list[NamedMask]:
+def read_rtstruct(path: Path, grid: Header, terms: Collection[str] = ()) -> list[NamedMask]:
     """Read an RTSTRUCT's ROIs onto the grid of an image.
 
     Each slice takes the contours of the plane nearest to it, within half a step. An open contour is read as closed
@@ -66,6 +67,7 @@ def read_rtstruct(path: Path, grid: Header) -> list[NamedMask]:
     Args:
         path: the file.
         grid: shape (X, Y, Z) and RAS affine of the image; slices along any of its axes.
+        terms: words that may identify a patient (`identifying_terms`), to be kept out of messages.
 
     Returns:
         One mask per ROI, in the order of the file.
@@ -82,8 +84,9 @@ def read_rtstruct(path: Path, grid: Header) -> list[NamedMask]:
             items[int(roi.ReferencedROINumber)] += roi.get("ContourSequence") or []
         frame = _frame_of_reference(dataset)
         return [
-            NamedMask(name, partial(_draw, items[number], grid, name, own_frame in ("", frame)))
+            NamedMask(name, shown, partial(_draw, items[number], grid, shown, own_frame in ("", frame)))
             for number, name, own_frame in _rois(dataset)
+            for shown in [scrub(name, terms)]
         ]
 
 
@@ -149,7 +152,7 @@ def _crossings(
 def _open(path: Path) -> pydicom.Dataset:
     dataset = pydicom.dcmread(path)
     if dataset.get("SOPClassUID") != SOP_CLASS:
-        raise UserError(f"{WHAT}: not a DICOM RTSTRUCT; leave it out")
+        raise UserError(f"{WHAT}: not a DICOM RTSTRUCT", "leave it out")
     return dataset
 
 
@@ -186,7 +189,9 @@ def _draw(contours: Sequence[pydicom.Dataset], grid: Header, name: str, is_same_
     mask: Mask = np.zeros(grid.shape, bool)
     with guarded(f'{WHAT}: ROI "{name}"'):
         if not is_same_frame:
-            raise UserError(f'{WHAT}: ROI "{name}" lies in another frame of reference; choose rules that leave it out')
+            raise UserError(
+                f'{WHAT}: ROI "{name}" lies in another frame of reference', "choose rules that leave it out"
+            )
         areas = [contour for contour in contours if contour.ContourGeometricType != "POINT"]
         notes = [f"{len(contours) - len(areas)} points were left out"] if len(areas) < len(contours) else []
         if not areas:
@@ -204,8 +209,8 @@ def _draw(contours: Sequence[pydicom.Dataset], grid: Header, name: str, is_same_
         tilt = float(tilts[:, axis].max())
         if tilt > MAX_TILT:
             raise UserError(
-                f'{WHAT}: ROI "{name}": a contour leaves its slice by {tilt * grid.spacing[axis]:.3g} mm; '
-                "choose the series that it was drawn on"
+                f'{WHAT}: ROI "{name}": a contour leaves its slice by {tilt * grid.spacing[axis]:.3g} mm',
+                "choose the series that it was drawn on",
             )
         planes = _planes(indices, axis)
         notes += _fill_slices(np.moveaxis(mask, axis, 2), planes, grid.spacing[axis], name)
@@ -219,8 +224,8 @@ def _close(contours: Sequence[NDArray[np.float64]], is_open: Sequence[bool], gri
         widest = max(float(np.linalg.norm(grid.affine[:3, :3] @ gap)) for gap in wide)
         raise UserError(
             f'{WHAT}: ROI "{name}": {len(wide)} of {len(contours)} contours are open, their ends up to {widest:.3g} mm '
-            "apart, so what they enclose is not known; close them where they were drawn, or leave the ROI out by "
-            "structures"
+            "apart, so what they enclose is not known",
+            "close them where they were drawn, or leave the ROI out by structures",
         )
     return [f"{len(gaps)} open contours were read as closed, for their ends meet"] if gaps else []
 
@@ -254,8 +259,8 @@ def _fill_slices(
     offsets = np.array([abs(height - place) for place, (height, _) in nearest.items()])
     if np.median(offsets) > BETWEEN:
         raise UserError(
-            f'{WHAT}: ROI "{name}": contours lie between the slices ({np.median(offsets) * step:.3g} mm off); '
-            "choose the series that it was drawn on"
+            f'{WHAT}: ROI "{name}": contours lie between the slices ({np.median(offsets) * step:.3g} mm off)',
+            "choose the series that it was drawn on",
         )
     if offsets.max() > SAME_PLANE:
         notes.append(f"contours lie up to {offsets.max() * step:.3g} mm off their slices")
@@ -268,7 +273,7 @@ def _fill_slices(
         pairs = zip(places, places[1:], strict=False)
         if all((mask[:, :, lower] & mask[:, :, upper]).any() for lower, upper in pairs):
             raise UserError(
-                f'{WHAT}: ROI "{name}": contours lie {gaps[0] * step:.3g} mm apart on slices {step:.3g} mm apart; '
-                "choose the series that it was drawn on"
+                f'{WHAT}: ROI "{name}": contours lie {gaps[0] * step:.3g} mm apart on slices {step:.3g} mm apart',
+                "choose the series that it was drawn on",
             )
     return notes

@@ -6,7 +6,7 @@ that equals the image's up to flipped or permuted axes and cropping are all one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydicom.pixels import iter_pixels
 
 from medaug.dicom.masks import LabelObject, Mask, NamedMask, guarded, one_line
+from medaug.dicom.privacy import scrub
 from medaug.errors import UserError
 from medaug.imaging.volume import LPS_TO_RAS, SMALL_VOXELS, Header, Volume, times
 
@@ -51,7 +52,7 @@ def describe_seg(path: Path) -> LabelObject:
         )
 
 
-def read_seg(path: Path, grid: Header) -> list[NamedMask]:
+def read_seg(path: Path, grid: Header, terms: Collection[str] = ()) -> list[NamedMask]:
     """Read a SEG's segments onto the grid of an image.
 
     A fractional segment is cut at half of MaximumFractionalValue, that included, and a note says so. What lies outside
@@ -60,6 +61,7 @@ def read_seg(path: Path, grid: Header) -> list[NamedMask]:
     Args:
         path: BINARY, FRACTIONAL or LABELMAP; compressed or not.
         grid: shape (X, Y, Z) and RAS affine of the image.
+        terms: words that may identify a patient (`identifying_terms`), to be kept out of messages.
 
     Returns:
         One mask per segment, in the order of the file.
@@ -71,7 +73,7 @@ def read_seg(path: Path, grid: Header) -> list[NamedMask]:
     with guarded(WHAT):
         dataset = _open(path)
         placed = _Placed.on(_Frames.of(dataset), grid)
-        return _named(dataset, placed)
+        return _named(dataset, placed, terms)
 
 
 def read_seg_volume(path: Path) -> Volume:
@@ -88,10 +90,10 @@ def read_seg_volume(path: Path) -> Volume:
         grid = frames.grid()
         numbers = [number for number, _ in _segments(dataset)]
         values = np.zeros(grid.shape, np.uint8 if max(numbers) < 256 else np.uint16)
-        for number, segment in zip(numbers, _named(dataset, _Placed.on(frames, grid)), strict=True):
+        for number, segment in zip(numbers, _named(dataset, _Placed.on(frames, grid), ()), strict=True):
             mask = segment.mask
             if values[mask].any():
-                raise UserError(f"{WHAT}: its segments overlap; read it with rules that say which class wins")
+                raise UserError(f"{WHAT}: its segments overlap", "read it with rules that say which class wins")
             values[mask] = number
         return Volume(values, grid.affine, values.dtype)
 
@@ -99,7 +101,7 @@ def read_seg_volume(path: Path) -> Volume:
 def _open(path: Path, stop_before_pixels: bool = False) -> pydicom.Dataset:
     dataset = pydicom.dcmread(path, stop_before_pixels=stop_before_pixels)
     if dataset.get("SOPClassUID") not in SOP_CLASSES:
-        raise UserError(f"{WHAT}: not a DICOM SEG; leave it out")
+        raise UserError(f"{WHAT}: not a DICOM SEG", "leave it out")
     return dataset
 
 
@@ -135,7 +137,7 @@ class _Frames:
     def of(cls, dataset: pydicom.Dataset) -> _Frames:
         per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
         if not per_frame or len(per_frame) != int(dataset.NumberOfFrames):
-            raise UserError(f"{WHAT}: does not say where its frames lie; export it again, with a position per frame")
+            raise UserError(f"{WHAT}: does not say where its frames lie", "export it again, with a position per frame")
         shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
         is_map = dataset.SegmentationType == "LABELMAP"
         segments, positions, orientations, spacings = [], [], [], []
@@ -161,7 +163,7 @@ class _Frames:
             thickness=float(measures.get("SliceThickness") or 0),
         )
         if not all(np.isfinite(a).all() for a in (frames.origins, frames.columns, frames.rows)) or (spacing <= 0).any():
-            raise UserError(f"{WHAT}: positions or spacings are not numbers; export it again")
+            raise UserError(f"{WHAT}: positions or spacings are not numbers", "export it again")
         return frames
 
     def grid(self) -> Header:
@@ -181,7 +183,7 @@ class _Frames:
         slices = round(float(heights[-1] - heights[0]) / step) + 1
         shape = (self.shape[1], self.shape[0], slices)
         if not np.isfinite(step) or float(slices) * shape[0] * shape[1] > _MAX_VOXELS:
-            raise UserError(f"{WHAT}: its frames would span {times(shape)} voxels; export it again")
+            raise UserError(f"{WHAT}: its frames would span {times(shape)} voxels", "export it again")
         affine = np.eye(4)
         lowest = int(np.argmin(self.origins @ normal))
         affine[:3] = np.column_stack([column, row, normal * step, self.origins[lowest]])
@@ -221,8 +223,8 @@ class _Placed:
                 f"{side:.4g}" for side in grid.spacing
             )
             raise UserError(
-                f"{WHAT}: lies up to {furthest:.3g} mm off the image's voxels ({sizes} mm); "
-                "choose the series that it was drawn on, or resample it to the image"
+                f"{WHAT}: lies up to {furthest:.3g} mm off the image's voxels ({sizes} mm)",
+                "choose the series that it was drawn on, or resample it to the image",
             )
         return cls(grid, frames.segments, whole_first.astype(np.int64), whole_along.astype(np.int64))
 
@@ -248,14 +250,14 @@ class _Placed:
         return total - int(np.count_nonzero(cropped))
 
 
-def _named(dataset: pydicom.Dataset, placed: _Placed) -> list[NamedMask]:
+def _named(dataset: pydicom.Dataset, placed: _Placed, terms: Collection[str]) -> list[NamedMask]:
     segments = _segments(dataset)
     draw: Callable[[int], tuple[Mask, list[str]]] = partial(_draw, dataset, placed)
     if dataset.SegmentationType == "LABELMAP":
         draw = partial(_draw_from_map, cache(partial(_draw_map, dataset, placed)))
     elif len(strange := np.setdiff1d(placed.segments, [number for number, _ in segments])):
-        raise UserError(f"{WHAT}: has frames of segment {strange[0]}, which it does not describe; export it again")
-    return [NamedMask(name, partial(draw, number)) for number, name in segments]
+        raise UserError(f"{WHAT}: has frames of segment {strange[0]}, which it does not describe", "export it again")
+    return [NamedMask(name, scrub(name, terms), partial(draw, number)) for number, name in segments]
 
 
 def _draw(dataset: pydicom.Dataset, placed: _Placed, number: int) -> tuple[Mask, list[str]]:
@@ -282,7 +284,7 @@ def _draw_map(dataset: pydicom.Dataset, placed: _Placed) -> tuple[NDArray[Any], 
         pixels = np.where(pixels == background, 0, pixels)
         strange = np.setdiff1d(pixels, known)
         if len(strange):
-            raise UserError(f"{WHAT}: no segment describes its value {strange[0]}; export it again")
+            raise UserError(f"{WHAT}: no segment describes its value {strange[0]}", "export it again")
         outside += placed.put(values, frame, pixels)
     return values, outside
 

@@ -22,7 +22,7 @@ from medaug.dicom.pixels import PixelError, decode, rescale, rescaled_dtype
 from medaug.dicom.problems import EXPORT, Problem, leave_out, minority
 from medaug.dicom.stack import Slice, Stack, by_position, slices_of, stack_of
 from medaug.errors import UserError
-from medaug.imaging.volume import LPS_TO_RAS, Header, Volume, bad_file
+from medaug.imaging.volume import LPS_TO_RAS, Header, Volume
 
 _SAYS_SO = {"mixed-orientation", "duplicate-slices", "two-acquisitions"}  # they make a look at the rest idle
 _DOSE = "1.2.840.10008.5.1.4.1.1.481.2"  # RT Dose has rows and columns, but its frames lie by other rules
@@ -84,7 +84,7 @@ def read_series(series: Series, on_gap: str = "refuse") -> Volume:
     try:
         array = _fill(stack, _values(stack, header))
     except PixelError as error:
-        raise UserError(f"{series.title}: {error}") from None
+        raise error.within(series.title) from None
     return Volume(array.transpose(2, 1, 0), stack.affine, array.dtype)
 
 
@@ -96,32 +96,32 @@ def read_folder(path: str | os.PathLike[str]) -> Volume:
             cannot be read.
     """
     if not Path(path).exists():
-        raise bad_file(path, "does not exist", "check the path")
+        raise UserError("does not exist", "check the path", path=path)
     tree = scan_here(path)
     if tree.unreadable:
         first, reason = tree.unreadable[0]
-        raise bad_file(first, reason, f"{EXPORT}, or take the file away")
+        raise UserError(reason, f"{EXPORT}, or take the file away", path=first)
     images = [series for series in tree.series if is_image(series)]
     if len(images) != 1:
         titles = ", ".join(one.title for one in images)
         found = f"holds {len(images)} image series ({titles})" if images else "holds no image"
-        raise bad_file(path, found, "give a folder with one DICOM series, or a multi-frame file")
+        raise UserError(found, "give a folder with one DICOM series, or a multi-frame file", path=path)
     try:
         return read_series(images[0])
     except UserError as error:
-        raise UserError(f"{os.fspath(path)}: {error}") from None
+        raise UserError(error.what, error.remedy, code=error.code, path=path) from None
 
 
 def _refuse(series: Series, on_gap: str) -> None:
     if on_gap not in {"refuse", "resample"}:
-        raise UserError(f"on_gap={on_gap}: is not known; use refuse or resample")
+        raise UserError(f"on_gap={on_gap}: is not known", "use refuse or resample")
     for problem in series_problems(series):
         if problem.severity == "warning":
             continue
         if problem.code == "duplicate-slices":
             problem = _look_at_duplicates(slices_of(series), problem)
         if problem.code != "gap" or on_gap == "refuse":
-            raise UserError(f"{series.title}: {problem.what}; {problem.remedy}")
+            raise UserError(f"{series.title}: {problem.what}", problem.remedy, code=problem.code)
 
 
 def _has_slices(instance: Instance) -> bool:
@@ -309,7 +309,7 @@ def _values(stack: Stack, header: Header) -> NDArray[Any]:
             if array.dtype.kind == "i":
                 bounds = np.iinfo(array.dtype)
                 if values.min() < bounds.min or values.max() > bounds.max:
-                    raise PixelError(f"has values beyond its BitsStored; {EXPORT}")
+                    raise PixelError("has values beyond its BitsStored", EXPORT)
             array[place] = values
     return array
 

@@ -179,11 +179,11 @@ def _compile_rule(rule: str | Mapping[str, str], where: str) -> Pattern:
         if keyword not in ATTRIBUTES:
             close = difflib.get_close_matches(keyword, ATTRIBUTES, n=1)
             hint = f"did you mean {close[0]}?" if close else f"those are {', '.join(sorted(ATTRIBUTES))}"
-            raise UserError(f"{where}: {keyword} is no keyword that rules know; {hint}")
+            raise UserError(f"{where}: {keyword} is no keyword that rules know", hint)
         try:
             compiled[keyword] = re.compile(text, re.IGNORECASE)
         except re.error as error:
-            raise UserError(f'{where}: "{text}" is no regular expression ({error}); mend it') from error
+            raise UserError(f'{where}: "{text}" is no regular expression ({error})', "mend it") from error
     return compiled
 
 

@@ -26,7 +26,6 @@ from medaug.imaging.volume import (
     Doubt,
     Header,
     Volume,
-    bad_file,
     check_affine,
     check_memory,
     file_size,
@@ -87,7 +86,7 @@ def read_itk(path: str | os.PathLike[str]) -> list[Volume]:
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
             size = _voxel_bytes(header) / 2**30
-            raise bad_file(path, f"needs {size:.1f} GiB of memory", "use a larger machine") from None
+            raise UserError(f"needs {size:.1f} GiB of memory", "use a larger machine", path=path) from None
         raise _damaged(path, error) from error
     if image.GetNumberOfComponentsPerPixel() > 1:
         array = np.moveaxis(array, -1, 0)
@@ -108,7 +107,7 @@ def _open(path: Path) -> tuple[sitk.ImageFileReader, Header, _Voxels]:
     try:
         str(path).encode()
     except UnicodeEncodeError:  # ITK ends the process over such a name
-        raise bad_file(path, "has a name that is not UTF-8", "rename it") from None
+        raise UserError("has a name that is not UTF-8", "rename it", path=path) from None
     try:
         with path.open("rb") as file:
             start = file.read(_LONGEST_HEADER)
@@ -125,17 +124,27 @@ def _open(path: Path) -> tuple[sitk.ImageFileReader, Header, _Voxels]:
         raise _damaged(path, error) from error
     header = replace(_read_geometry(path, reader), doubts=voxels.doubts)
     if _voxel_bytes(header) > (voxels.stop - voxels.start) * (DEFLATE_RATIO if voxels.packed else 1):
-        raise bad_file(path, f"is too short for its shape {times(header.shape)}", "copy or convert it again")
+        raise UserError(
+            f"is too short for its shape {times(header.shape)}", "copy or convert it again", code="truncated", path=path
+        )
     return reader, header, voxels
 
 
 def _read_geometry(path: Path, reader: sitk.ImageFileReader) -> Header:
     shape, components = reader.GetSize(), reader.GetNumberOfComponents()
     if len(shape) not in {3, 4} or min(shape) < 1 or (len(shape) == 4 and components > 1):
-        raise bad_file(path, f"is not a 3-D volume (shape {times(shape)})", "give a file with three axes")
+        raise UserError(
+            "is not a 3-D volume",
+            "give a file with three axes",
+            code="not-3d",
+            path=path,
+            detail=f"shape {times(shape)}",
+        )
     if reader.GetPixelID() not in _TYPES:
         kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-        raise bad_file(path, f"holds {kind} values, not plain numbers", "convert it to integers or floats")
+        raise UserError(
+            f"holds {kind} values, not plain numbers", "convert it to integers or floats", code="wrong-type", path=path
+        )
     affine = np.eye(4)
     direction: NDArray[np.float64] = np.reshape(reader.GetDirection(), (len(shape), len(shape)))
     affine[:3, :3] = direction[:3, :3] * reader.GetSpacing()[:3]
@@ -152,16 +161,18 @@ def _find_meta_voxels(path: Path, start: bytes) -> _Voxels:
     while "ElementDataFile" not in fields:
         end, line = _next_line(start, end)
         if line is None:
-            raise bad_file(path, "is not a MetaImage file", "convert it to .nii.gz")
+            raise UserError("is not a MetaImage file", "convert it to .nii.gz", code="wrong-format", path=path)
         name, _, value = line.replace(":", "=", 1).partition("=")
         fields[name.strip()] = value.strip()
     if start[:end].count(b"ElementDataFile") > 1:  # ITK may take the other one
-        raise bad_file(path, "is damaged (two fields ElementDataFile)", "copy or convert it again")
+        raise UserError("is damaged", "copy or convert it again", path=path, detail="two fields ElementDataFile")
     if fields.get("NDims") not in {"3", "4"}:  # ITK keeps ten numbers per axis and does not count them
         axes = fields.get("NDims", "")[:20]
-        raise bad_file(path, f"is not a 3-D volume (NDims {axes})", "give a file with three axes")
+        raise UserError(
+            "is not a 3-D volume", "give a file with three axes", code="not-3d", path=path, detail=f"NDims {axes}"
+        )
     if fields.get("BinaryData", "False").lower() not in {"true", "1"}:
-        raise bad_file(path, "keeps its voxels as text", "convert it to .nii.gz")
+        raise UserError("stores its voxels as text", "convert it to .nii.gz", path=path)
     target = fields["ElementDataFile"]
     voxels = _locate(path, "" if target.upper() == "LOCAL" else target, end, packed=False)
     voxels = replace(
@@ -175,13 +186,13 @@ def _find_meta_voxels(path: Path, start: bytes) -> _Voxels:
         return voxels
     size = fields.get("CompressedDataSize", str(voxels.stop - voxels.start))[:20]
     if not re.fullmatch("[0-9]+", size) or not 0 < int(size) <= voxels.stop - voxels.start:
-        raise bad_file(path, f"is cut short or damaged (CompressedDataSize {size})", "copy it again")
+        raise UserError("is cut short or damaged", "copy it again", path=path, detail=f"CompressedDataSize {size}")
     return replace(voxels, stop=voxels.start + int(size), packed=True)
 
 
 def _find_nrrd_voxels(path: Path, start: bytes) -> _Voxels:
     if not start.startswith(b"NRRD"):
-        raise bad_file(path, "is not a NRRD file", "convert it to .nii.gz")
+        raise UserError("is not a NRRD file", "convert it to .nii.gz", code="wrong-format", path=path)
     fields: dict[str, str] = {}
     end, line = _next_line(start, 0)
     while line:
@@ -189,11 +200,16 @@ def _find_nrrd_voxels(path: Path, start: bytes) -> _Voxels:
         name, _, value = (line or "").partition(": ")
         name = name.strip().lower().replace(" ", "")
         if name == "datafile" and name in fields:  # ITK may take the other one
-            raise bad_file(path, 'is damaged (two fields "data file")', "copy or convert it again")
+            raise UserError("is damaged", "copy or convert it again", path=path, detail='two fields "data file"')
         fields[name] = value.strip()
     encoding = fields.get("encoding", "").lower()
     if encoding not in {"raw", "gzip", "gz"}:
-        raise bad_file(path, f'keeps its voxels encoded as "{encoding[:20]}"', "convert it to .nii.gz")
+        raise UserError(
+            "stores its voxels in an encoding that is not supported",
+            "convert it to .nii.gz",
+            path=path,
+            detail=encoding[:20],
+        )
     directions = "spacedirections" in fields
     doubts = _doubts(
         oriented=directions and fields.get("space", "").lower().removesuffix("-time") in _NRRD_SPACES,
@@ -226,13 +242,17 @@ def _locate(path: Path, target: str, end: int, packed: bool) -> _Voxels:
     if not target:
         return _Voxels(path, end, file_size(path), packed)
     if target.split()[0].upper() == "LIST" or "%" in target:
-        raise bad_file(path, "keeps its voxels in several files", "convert it to .nii.gz")
+        raise UserError("stores its voxels in several files", "convert it to .nii.gz", path=path)
     folder = os.path.abspath(path.parent)
     data = os.path.normpath(os.path.join(folder, target.encode("latin-1").decode("utf-8", "surrogateescape")))
     if os.path.commonpath([folder, data]) != folder:
-        raise bad_file(path, f"takes its voxels from {data}, outside its folder", "keep the two files together")
+        raise UserError(
+            "takes its voxels from a file outside its folder", "keep the two files together", path=path, detail=data
+        )
     if not os.path.lexists(data):
-        raise bad_file(path, f"takes its voxels from {target}, which does not exist", "keep the two files together")
+        raise UserError(
+            "takes its voxels from a file that does not exist", "keep the two files together", path=path, detail=target
+        )
     return _Voxels(Path(data), 0, file_size(data), packed)
 
 
@@ -252,13 +272,21 @@ def _check_packed(path: Path, header: Header, voxels: _Voxels) -> None:
                     unread -= len(packed)
                 left -= len(unpacker.decompress(packed, CHUNK))
                 if left < 0:
-                    raise bad_file(path, f"holds more than its shape {times(header.shape)}", "convert it again")
+                    raise UserError(f"holds more than its shape {times(header.shape)}", "convert it again", path=path)
     except OSError as error:
         raise unreadable(voxels.path, error) from error
     except (EOFError, zlib.error) as error:
-        raise bad_file(path, f"is cut short or damaged ({error})", "copy it again") from error
+        raise UserError(
+            "is cut short or damaged",
+            "copy it again",
+            code="truncated" if isinstance(error, EOFError) else "damaged",
+            path=path,
+            detail=str(error),
+        ) from error
     if left > SLACK:
-        raise bad_file(path, f"is too short for its shape {times(header.shape)}", "copy or convert it again")
+        raise UserError(
+            f"is too short for its shape {times(header.shape)}", "copy or convert it again", code="truncated", path=path
+        )
 
 
 def _voxel_bytes(header: Header) -> int:
@@ -273,4 +301,4 @@ def _damaged(path: Path, error: Exception) -> UserError:
     reason = re.sub(r"^(.*\(0x[0-9a-f]+\):|sitk::ERROR:|\[nrrd\] \w+:)\s*", "", said[-1])
     if reason.startswith("File cannot be read"):
         reason = "ITK makes no sense of its header"
-    return bad_file(path, f"is damaged ({reason[:120]})", "copy or convert it again")
+    return UserError("is damaged", "copy or convert it again", path=path, detail=reason[:120])

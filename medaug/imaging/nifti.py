@@ -28,7 +28,6 @@ from medaug.imaging.volume import (
     Doubt,
     Header,
     Volume,
-    bad_file,
     check_affine,
     check_memory,
     corner_distance,
@@ -45,6 +44,7 @@ DEFLATE_RATIO = 1032  # zlib packs at most so many bytes into one (https://zlib.
 SLACK = 1 << 20  # bytes that a file may hold beyond its voxels
 CHUNK = 1 << 20  # bytes unpacked at a time
 
+_GZIP_MAGIC = b"\x1f\x8b"
 _MILLIMETRES = {1: 1000.0, 3: 0.001}  # NIfTI xyzt_units: metre, micron; 2 is mm, and so is taken any other
 _HEADER_BYTES = 540  # the longer header, of NIfTI-2
 _LAST_CODE = 5  # of sform_code and qform_code; readers written in C take any above 0 as valid
@@ -75,11 +75,11 @@ def read_nifti(path: str | os.PathLike[str]) -> list[Volume]:
             while filled < length:
                 chunk = stream.read(min(CHUNK, length - filled))
                 if not chunk:
-                    raise _wrong_length(path, "is too short for", header)
+                    raise _wrong_length(path, header, too_short=True)
                 data[filled : filled + len(chunk)] = np.frombuffer(chunk, np.uint8)
                 filled += len(chunk)
             if len(stream.read(SLACK + 1)) > SLACK:  # reading to the end also checks gzip's checksum
-                raise _wrong_length(path, "holds more than", header)
+                raise _wrong_length(path, header, too_short=False)
             shape = (*header.shape, header.num_volumes)
             stack = np.ndarray(shape, header.dtype, data.data, raw.get_data_offset(), order="F")
             with np.errstate(all="ignore"):
@@ -88,7 +88,7 @@ def read_nifti(path: str | os.PathLike[str]) -> list[Volume]:
                 else:
                     stack = apply_read_scaling(stack, *raw.get_slope_inter())
         except MemoryError:
-            raise bad_file(path, f"needs {length / 2**30:.1f} GiB of memory", "use a larger machine") from None
+            raise UserError(f"needs {length / 2**30:.1f} GiB of memory", "use a larger machine", path=path) from None
     return [
         Volume(stack[..., index], header.affine, header.dtype, header.doubts) for index in range(header.num_volumes)
     ]
@@ -152,9 +152,22 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         raise unreadable(path, error) from error
     with file:
         try:
+            if _is_packed(path) and file.peek(2)[:2] != _GZIP_MAGIC:
+                raise UserError(
+                    "is not a gzip file, although its name says so",
+                    "rename it, or copy or convert it again",
+                    code="wrong-format",
+                    path=path,
+                )
             yield gzip.GzipFile(fileobj=file) if _is_packed(path) else file  # type: ignore[misc]
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise bad_file(path, f"is cut short or damaged ({error})", "copy it again") from error
+            raise UserError(
+                "is cut short or damaged",
+                "copy it again",
+                code="truncated" if isinstance(error, EOFError) else "damaged",
+                path=path,
+                detail=str(error),
+            ) from error
         except OSError as error:
             raise unreadable(path, error) from error
 
@@ -167,7 +180,7 @@ def _parse(path: Path, start: bytes) -> tuple[Any, Header, int]:
     elif start[4:7] == b"n+2":
         kind = nib.Nifti2Header
     else:
-        raise bad_file(path, "is not a NIfTI file", "convert it to .nii.gz")
+        raise UserError("is not a NIfTI file", "convert it to .nii.gz", code="wrong-format", path=path)
     try:
         raw = kind(start[: kind.sizeof_hdr], check=False)
         stored_sizes = np.array(raw["pixdim"][1:4], np.float64)
@@ -179,11 +192,19 @@ def _parse(path: Path, start: bytes) -> tuple[Any, Header, int]:
     except (HeaderDataError, WrapStructError, ValueError, OverflowError) as error:
         # nibabel has no common base class for what a damaged header can raise.
         reason = str(error).replace("\n", " ") or type(error).__name__
-        raise bad_file(path, f"is damaged ({reason[:120]})", "copy or convert it again") from error
+        raise UserError("is damaged", "copy or convert it again", path=path, detail=reason[:120]) from error
     if len(shape) not in {3, 4} or min(shape) < 1:
-        raise bad_file(path, f"is not a 3-D volume (shape {times(shape)})", "give a file with three axes")
+        raise UserError(
+            "is not a 3-D volume",
+            "give a file with three axes",
+            code="not-3d",
+            path=path,
+            detail=f"shape {times(shape)}",
+        )
     if dtype.kind not in "iuf":
-        raise bad_file(path, f"holds {dtype} values, not plain numbers", "convert it to integers or floats")
+        raise UserError(
+            f"holds {dtype} values, not plain numbers", "convert it to integers or floats", code="wrong-type", path=path
+        )
     millimetres = _MILLIMETRES.get(int(raw["xyzt_units"]) % 8, 1.0)
     affine[:3] *= millimetres
     check_affine(path, affine)
@@ -193,9 +214,9 @@ def _parse(path: Path, start: bytes) -> tuple[Any, Header, int]:
     length = offset + math.prod(shape) * dtype.itemsize
     packed, size = _is_packed(path), file_size(path)
     if length > size * (DEFLATE_RATIO if packed else 1):
-        raise _wrong_length(path, "is too short for", header)
+        raise _wrong_length(path, header, too_short=True)
     if not packed and size > length + SLACK:
-        raise _wrong_length(path, "holds more than", header)
+        raise _wrong_length(path, header, too_short=False)
     return raw, header, length
 
 
@@ -223,8 +244,13 @@ def _mend_forms(path: Path, raw: Any) -> list[Doubt]:
         return []
     if excess > _QUATERNION_WRONG:
         if raw["qform_code"] and not raw["sform_code"]:
-            reason = f"has an affine that is no rotation (the quaternion of its qform is {length:.4g} long, not 1)"
-            raise bad_file(path, reason, "mend its header or convert it again")
+            raise UserError(
+                "has an affine that is not a rotation",
+                "correct its header, or convert it again",
+                code="bad-affine",
+                path=path,
+                detail=f"the quaternion of its qform has length {length:.4g}, not 1",
+            )
         return []
     for field, value in zip(fields, quaternion / length, strict=True):
         raw[field] = value
@@ -281,6 +307,7 @@ def _doubts(
             yield Doubt("pixdim-differs", what, "copy the right one over the other: tools differ in which they read")
 
 
-def _wrong_length(path: Path, how: str, header: Header) -> UserError:
+def _wrong_length(path: Path, header: Header, too_short: bool) -> UserError:
     shape = header.shape if header.num_volumes == 1 else (*header.shape, header.num_volumes)
-    return bad_file(path, f"{how} its shape {times(shape)}", "copy or convert it again")
+    how, code = ("is too short for", "truncated") if too_short else ("holds more than", "damaged")
+    return UserError(f"{how} its shape {times(shape)}", "copy or convert it again", code=code, path=path)

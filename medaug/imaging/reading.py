@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medaug.errors import UserError
 from medaug.imaging.nifti import read_nifti, read_nifti_header
-from medaug.imaging.volume import Header, Volume, bad_file, check_memory, grid_difference, is_finite
+from medaug.imaging.volume import Header, Volume, check_memory, grid_difference, is_finite
 
 _NIFTI = (".nii", ".nii.gz")
 _ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
@@ -54,7 +55,12 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 def _is_nifti(path: str | os.PathLike[str]) -> bool:
     suffix = suffix_of(os.fspath(path)).lower()
     if not suffix:
-        raise bad_file(path, "is of no format that is read here", f"convert it to one of {' '.join(SUFFIXES)}")
+        raise UserError(
+            "has a format that is not supported",
+            f"convert it to one of {' '.join(SUFFIXES)}",
+            code="wrong-format",
+            path=path,
+        )
     return suffix in _NIFTI
 
 
@@ -66,7 +72,7 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     """
     volumes = read_volumes(path)
     if len(volumes) != 1:
-        raise bad_file(path, f"holds {len(volumes)} volumes, not one", "give a 3-D file")
+        raise UserError(f"holds {len(volumes)} volumes, not one", "give a 3-D file", path=path)
     return volumes[0]
 
 
@@ -91,9 +97,11 @@ def read_images(
     first_path, first = volumes[0]
     for path, volume in volumes:
         if difference := grid_difference(first.header, volume.header):
-            raise bad_file(path, f"{difference} of {Path(first_path).name}", "resample the modalities to one grid")
+            raise UserError(
+                f"{difference} of {Path(first_path).name}", "resample the modalities to one grid", path=path
+            )
         if not is_finite(volume.array):
-            raise bad_file(path, "holds NaN or infinite values", "replace them, or leave the case out")
+            raise UserError("holds NaN or infinite values", "replace them, or leave the case out", path=path)
     for path in paths:
         check_memory(path, 4 * sum(volume.array.size for of, volume in volumes if of == path))
     array = np.stack([volume.array.astype(np.float32, copy=False) for _, volume in volumes])

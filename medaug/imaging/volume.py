@@ -149,13 +149,6 @@ def is_finite(array: NDArray[Any]) -> bool:
     return bool(max(abs(float(array.min())), abs(float(array.max()))) <= np.finfo(np.float32).max)
 
 
-def bad_file(path: str | os.PathLike[str], reason: str, remedy: str) -> UserError:
-    """The error that a reader raises: file, reason, way out, in one line that can be printed."""
-    line = f"{os.fspath(path)}: {reason}; {remedy}"
-    # Names that are not UTF-8 or hold line breaks exist, and reasons quote damaged files.
-    return UserError("".join(letter if letter.isprintable() else "?" for letter in line))
-
-
 def file_size(path: str | os.PathLike[str]) -> int:
     """Return the size of a file in bytes.
 
@@ -167,19 +160,26 @@ def file_size(path: str | os.PathLike[str]) -> int:
     except FileNotFoundError:
         other = _same_name(Path(path))
         if not other:
-            raise bad_file(path, "does not exist", "check the path and the manifest's root") from None
+            raise UserError(
+                "does not exist", "check the path and the manifest's root", code="missing-file", path=path
+            ) from None
         same = unicodedata.normalize("NFC", other) == unicodedata.normalize("NFC", Path(path).name)
         how = "how accents are written (Unicode NFC or NFD)" if same else "capital letters"
-        reason = f"does not exist, but {other} does, which differs only in {how}"
-        raise bad_file(path, reason, "rename the file, or correct its name where it is listed") from None
+        raise UserError(
+            f"does not exist, but there is a file whose name differs only in {how}",
+            "rename that file, or correct its name where it is listed",
+            code="missing-file",
+            path=path,
+            detail=other,
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
         raise unreadable(path, error) from error
     if stat.S_ISDIR(status.st_mode):
         raise unreadable(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-        raise bad_file(path, "is not a file", "give a file")
+        raise UserError("is not a file", "give a file", code="unreadable", path=path)
     if not status.st_size:
-        raise bad_file(path, "is empty (zero bytes)", "copy it again")
+        raise UserError("is empty", "copy it again", code="empty-file", path=path, detail="zero bytes")
     return status.st_size
 
 
@@ -197,9 +197,11 @@ def _plain(name: str) -> str:
 
 
 def unreadable(path: str | os.PathLike[str], error: OSError | ValueError) -> UserError:
-    """The error for a file that the system does not let us read."""
+    """Return the error for a file that the system does not let us read."""
     reason = getattr(error, "strerror", None) or str(error)
-    return bad_file(path, f"cannot be read ({reason})", "check the path and its permissions")
+    return UserError(
+        "cannot be read", "check the path and its permissions", code="unreadable", path=path, detail=reason
+    )
 
 
 MEMORY = 2 << 30
@@ -219,7 +221,7 @@ def check_memory(path: str | os.PathLike[str], needed: int) -> None:
     """
     if needed > memory_allowed(path):
         reason = f"needs {needed / 2**30:.1f} GiB of memory, for a file of {file_size(path) / 2**20:.1f} MiB"
-        raise bad_file(path, reason, "check it, and convert it to a smaller type or grid")
+        raise UserError(reason, "check it, and convert it to a smaller type or grid", path=path)
 
 
 def memory_allowed(path: str | os.PathLike[str]) -> int:
@@ -232,7 +234,9 @@ def check_affine(path: str | os.PathLike[str], affine: NDArray[np.float64]) -> N
     with np.errstate(all="ignore"):
         volume = abs(np.linalg.det(affine[:3, :3])) if np.isfinite(affine).all() else np.nan
     if not 1e-12 <= volume < np.inf:
-        raise bad_file(path, "has a singular or non-finite affine", "mend its header or convert it again")
+        raise UserError(
+            "has a singular or non-finite affine", "mend its header or convert it again", code="bad-affine", path=path
+        )
 
 
 def times(shape: Sequence[int]) -> str:

@@ -65,11 +65,13 @@ def detect_layout(root: str | os.PathLike[str], rules: Rules = NO_RULES) -> str:
     found = [layout for layout, naming in BRATS.items() if any(map(naming.split, files))]
     if found == ["brats2023", "brats2024"]:
         raise UserError(
-            f"{root}: BraTS 2023 and 2024 name their files alike, and 2024 (after surgery) has a fourth label, 4"
-            " resection cavity; name layout=brats2023 or layout=brats2024 (medaug.train: data.layout=...)"
+            "BraTS 2023 and 2024 name their files alike, and 2024 (after surgery) has a fourth label, 4"
+            " resection cavity",
+            "name layout=brats2023 or layout=brats2024 (medaug.train: data.layout=...)",
+            path=root,
         )
     if len(found) > 1:
-        raise UserError(f"{root}: files in the layouts {' and '.join(found)}; separate them or name one of them")
+        raise UserError(f"files in the layouts {' and '.join(found)}", "separate them or name one of them", path=root)
     if found:
         return found[0]
     if _holds_dicom(root):
@@ -77,7 +79,9 @@ def detect_layout(root: str | os.PathLike[str], rules: Rules = NO_RULES) -> str:
     known = ", ".join([*LAYOUTS, "dicom"])
     unread = [finding.what for finding in unused_files(root, (), "its name is none of a layout")]
     there = f" ({len(unread)} files look like images; {unread[0]})" if unread else ""
-    raise UserError(f"{root}: none of the layouts {known}{there}; check root, or name the layout (see docs/data.md)")
+    raise UserError(
+        f"none of the layouts {known}{there}", "check root, or name the layout (see docs/data.md)", path=root
+    )
 
 
 def read_layout(root: str | os.PathLike[str], layout: str = "auto", rules: Rules = NO_RULES) -> Layout:
@@ -101,12 +105,16 @@ def read_layout(root: str | os.PathLike[str], layout: str = "auto", rules: Rules
         logger.info("%s: layout %s detected", root, layout)
     if layout == "dicom":
         # The root stays unnamed: a folder of DICOM may be called by a patient's name.
-        raise UserError("root: holds DICOM, to be converted first; run python -m medaug.ingest root=DIR out=FILE.json")
+        raise UserError(
+            "root: holds DICOM, to be converted first", "run python -m medaug.ingest root=DIR out=FILE.json"
+        )
     if layout not in LAYOUTS:
-        raise UserError(f"layout={layout}: no such layout; choose auto, {', '.join(LAYOUTS)} or dicom")
+        raise UserError(f"layout={layout}: no such layout", f"choose auto, {', '.join(LAYOUTS)} or dicom")
     for key in ("structures",) if layout == "pairs" else ("structures", "modalities", "label", "case"):
         if getattr(rules, key):
-            raise UserError(f"{rules.source}: layout {layout} has no use for {key}; remove it, or name another layout")
+            raise UserError(
+                f"{rules.source}: layout {layout} has no use for {key}", "remove it, or name another layout"
+            )
     result = LAYOUTS[layout](root, rules)
     # Phantoms must never be taken for patients, whatever layout they come in.
     manifest = replace(result.manifest, phantom=(root / PHANTOM_MARK).is_file())
@@ -120,7 +128,7 @@ def read_layout(root: str | os.PathLike[str], layout: str = "auto", rules: Rules
 def _folder(root: str | os.PathLike[str]) -> Path:
     path = Path(os.path.abspath(os.path.expanduser(root)))
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder; check root")
+        raise UserError("no such folder", "check root", path=path)
     return path
 
 

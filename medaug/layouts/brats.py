@@ -103,10 +103,12 @@ def read_brats(root: Path, rules: Rules, layout: str) -> Layout:
             what = f"{root / file}: {first} is the same image"
             problems.append(Finding(name, "error", "duplicate-file", what, "remove one of them"))
     if not groups:
-        raise UserError(f"{root}: no files in BraTS {naming.years} naming; choose another layout or root")
+        raise UserError(f"no files in BraTS {naming.years} naming", "choose another layout or root", path=root)
     if layout == "brats2024" and "labels" not in rules.schema and any("BraTS-PED" in name for name, _ in groups):
         raise UserError(
-            f"{root}: BraTS-PEDs 2024 numbers its labels in its own way; say what they mean under labels in rules=FILE"
+            "BraTS-PEDs 2024 numbers its labels in its own way",
+            "say what they mean under labels in rules=FILE",
+            path=root,
         )
 
     cases: dict[str, Case] = {}

@@ -57,7 +57,7 @@ class Layout:
         errors = [finding for finding in self.problems if finding.severity == "error"]
         if errors:
             more = f" (and {len(errors) - 1} more errors, which medaug.ingest lists)" if len(errors) > 1 else ""
-            raise UserError(f"{errors[0].what}; {errors[0].remedy}{more}")
+            raise UserError(errors[0].what, f"{errors[0].remedy}{more}", path=errors[0].path)
         return self.manifest
 
 
@@ -92,7 +92,7 @@ def _walk(root: Path) -> Iterator[tuple[str, str]]:
     """What looks like an image below `root`: path relative to it, and why it cannot be used, "" where it can."""
 
     def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); mend its permissions")
+        raise UserError("cannot be read", "correct its permissions", path=error.filename, detail=error.strerror or "")
 
     above: dict[str, frozenset[str]] = {str(root): frozenset()}  # the true paths of the folders that hold a folder
     visits: Counter[str] = Counter()
@@ -124,7 +124,7 @@ def _looks_like_image(name: str) -> bool:
 def _relative(path: str, root: Path) -> str:
     relative = Path(path).relative_to(root).as_posix()
     if not relative.isprintable():
-        raise UserError(f"{relative!a}: the name is not UTF-8 text on one line; rename the file")
+        raise UserError(f"{relative!a}: the name is not UTF-8 text on one line", "rename the file")
     return relative
 
 

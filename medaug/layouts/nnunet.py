@@ -37,10 +37,12 @@ def read_nnunet(root: Path, rules: Rules) -> Layout:
     path = root / "dataset.json"
     data = read_json(path)
     if not is_nnunet(data):
-        raise UserError(f"{path}: not nnU-Net v2's, it lacks channel_names, labels or file_ending; choose the layout")
+        raise UserError(
+            "not nnU-Net v2's, it lacks channel_names, labels or file_ending", "choose the layout", path=path
+        )
     channels = data.get("channel_names", data.get("modality"))
     if not isinstance(channels, dict) or not channels or set(channels) != {str(i) for i in range(len(channels))}:
-        raise UserError(f'{path}: channel_names must number the channels from 0; write {{"0": "T1", "1": "T2"}}')
+        raise UserError("channel_names must number the channels from 0", 'write {"0": "T1", "1": "T2"}', path=path)
     modalities = tuple(str(channels[str(i)]) for i in range(len(channels)))
     # What medaug.export says beside nnU-Net's own words: the values, subjects and attributes that they cannot hold.
     beside = data.get("medaug")
@@ -58,10 +60,10 @@ def read_nnunet(root: Path, rules: Rules) -> Layout:
         problems.append(Finding(root.name, "warning", "case-count", what, "add what is missing, or correct the number"))
     subjects = own.get("subjects", {})
     if not isinstance(subjects, dict) or not all(isinstance(subject, str) and subject for subject in subjects.values()):
-        raise UserError(f"{path}: medaug.subjects is not a mapping from cases to texts; mend or remove it")
+        raise UserError("medaug.subjects is not a mapping from cases to texts", "mend or remove it", path=path)
     told = own.get("attributes", {})
     if not isinstance(told, dict):
-        raise UserError(f"{path}: medaug.attributes is not a mapping from cases to attributes; mend or remove it")
+        raise UserError("medaug.attributes is not a mapping from cases to attributes", "mend or remove it", path=path)
     cases = {
         name: replace(
             case,
@@ -86,7 +88,9 @@ def _found(
 ) -> tuple[dict[str, Case], list[Finding], set[str]]:
     """Cases by the names of the files in imagesTr and labelsTr, what is wrong with them, and all these files."""
     if ending not in SUFFIXES:
-        raise UserError(f"{path}: file_ending {ending} cannot be read; convert the images to {', '.join(SUFFIXES)}")
+        raise UserError(
+            f"file_ending {ending} cannot be read", f"convert the images to {', '.join(SUFFIXES)}", path=path
+        )
     images: dict[str, dict[int, str]] = {}
     labels: dict[str, str] = {}
     problems: list[Finding] = []
@@ -109,7 +113,7 @@ def _found(
             what = f"{root / file}: case {name} has this file and {first}"
             problems.append(Finding(name, "error", "duplicate-file", what, "remove or rename one of them"))
     if not images:
-        raise UserError(f"{root / 'imagesTr'}: no files CASE_0000{ending}; check root and file_ending")
+        raise UserError(f"{root / 'imagesTr'}: no files CASE_0000{ending}", "check root and file_ending")
 
     cases = {}
     for name, channels in sorted(images.items()):
@@ -140,13 +144,13 @@ def _listed(
     problems: list[Finding] = []
     found: dict[str, tuple[list[str], str | None]] = {}
     if not isinstance(entries, dict) or not entries:
-        raise UserError(f'{path}: dataset is empty; write {{"CASE": {{"images": [...], "label": "..."}}}} or remove it')
+        raise UserError("dataset is empty", 'write {"CASE": {"images": [...], "label": "..."}} or remove it', path=path)
     for name, entry in sorted(entries.items()):
         images, label = (entry.get("images"), entry.get("label")) if isinstance(entry, dict) else (None, None)
         files = [*images, *([] if label is None else [label])] if isinstance(images, list) else []
         if not isinstance(images, list) or not images or not all(isinstance(file, str) and file for file in files):
             raise UserError(
-                f'{path}: dataset lacks the files of case {name}; write {{"images": ["..."], "label": "..."}}'
+                f"dataset lacks the files of case {name}", 'write {"images": ["..."], "label": "..."}', path=path
             )
         if len(images) != len(modalities):
             what = f"{path}: case {name} lists {len(images)} images for {len(modalities)} channels"
@@ -175,19 +179,19 @@ def _listed(
 def _schema(labels: Any, source: str) -> dict[str, Any]:
     """nnU-Net's name -> value or list of values, as `LabelSchema.from_mapping` wants it."""
     if not isinstance(labels, dict):
-        raise UserError(f'{source}: labels is not a mapping; write {{"background": 0, "tumour": 1}}')
+        raise UserError(f"{source}: labels is not a mapping", 'write {"background": 0, "tumour": 1}')
     values: dict[str, list[int]] = {}
     for name, value in labels.items():
         values[name] = value if isinstance(value, list) else [value]
         if not values[name] or not all(type(v) is int for v in values[name]):
-            raise UserError(f"{source}: label {name} is {value!r:.60}; write a whole number, or a list of them")
+            raise UserError(f"{source}: label {name} is {value!r:.60}", "write a whole number, or a list of them")
     ignore = values.pop("ignore", None)
     if ignore is not None and len(ignore) != 1:
-        raise UserError(f"{source}: label ignore is {ignore}; write one whole number")
+        raise UserError(f"{source}: label ignore is {ignore}", "write one whole number")
     names: dict[int, str] = {}
     for name, members in values.items():
         if len(members) == 1 and names.setdefault(members[0], name) != name:
-            raise UserError(f"{source}: labels {names[members[0]]} and {name} are both {members[0]}; remove one")
+            raise UserError(f"{source}: labels {names[members[0]]} and {name} are both {members[0]}", "remove one")
     for value in sorted({v for members in values.values() for v in members} - names.keys()):
         names[value] = f"label {value}"
     regions = {name: members for name, members in values.items() if members != [0]}

@@ -31,9 +31,9 @@ def read_pairs(root: Path, rules: Rules) -> Layout:
         UserError: the rules lack a glob or the labels, a glob finds nothing, or a path names no case.
     """
     if not rules.modalities:
-        raise UserError("layout=pairs: no images are named; give images=GLOB, or modalities in rules=FILE")
+        raise UserError("layout=pairs: no images are named", "give images=GLOB, or modalities in rules=FILE")
     if "labels" not in rules.schema:
-        raise UserError(f"layout=pairs: the label values have no names; {_MEANING}")
+        raise UserError("layout=pairs: the label values have no names", _MEANING)
     files = image_files(root)
     labels = _select(root, files, "label", rules.label) if rules.label is not None else []
     rest = sorted(set(files) - set(labels))
@@ -44,13 +44,13 @@ def read_pairs(root: Path, rules: Rules) -> Layout:
     claimed = set(labels)
     for modality, glob in rules.modalities.items():
         if not isinstance(glob, str):
-            raise UserError(f"{rules.source}: modality {modality} is no glob; write {modality}: 'images/*.nii.gz'")
+            raise UserError(f"{rules.source}: modality {modality} is no glob", f"write {modality}: 'images/*.nii.gz'")
         found = _select(root, rest, modality, glob)
         claimed.update(found)
         for case, file in _by_case(root, found, rules.case, problems).items():
             if file in taken:
                 raise UserError(
-                    f"{root / file}: is both {taken[file]} and {modality}; make their globs exclude each other"
+                    f"{root / file}: is both {taken[file]} and {modality}", "make their globs exclude each other"
                 )
             taken[file] = modality
             images.setdefault(case, {})[modality] = file
@@ -85,10 +85,10 @@ def _select(root: Path, files: Sequence[str], what: str, glob: str) -> list[str]
     """The files that a glob takes; `**` stands for any number of folders."""
     parts = PurePosixPath(glob).parts
     if PurePosixPath(glob).is_absolute() or PureWindowsPath(glob).drive or ".." in parts:
-        raise UserError(f"{what}: {glob} is not a path below root; write it relative to {root}")
+        raise UserError(f"{what}: {glob} is not a path below root", f"write it relative to {root}")
     found = [file for file in files if _matches(PurePosixPath(file).parts, parts)]
     if not found:
-        raise UserError(f"{root}: no file {glob} for {what} (of {' '.join(SUFFIXES)}); check the glob")
+        raise UserError(f"no file {glob} for {what} (of {' '.join(SUFFIXES)})", "check the glob", path=root)
     return found
 
 
@@ -114,10 +114,13 @@ def _by_case(root: Path, files: Sequence[str], pattern: str | None, problems: li
         match = re.search(pattern, file) if pattern is not None else None
         case = stem(file) if pattern is None else unicodedata.normalize("NFC", match[1] or "") if match else None
         if not case:
-            raise UserError(f"{root / file}: the pattern {pattern} finds no group 1 in it; mend it or narrow the glob")
+            raise UserError(
+                f"{root / file}: the pattern {pattern} finds no group 1 in it", "mend it or narrow the glob"
+            )
         if "/" in case:
             raise UserError(
-                f"{root / file}: group 1 of {pattern} is {case}, which reaches over a folder; write [^/]+ for the case"
+                f"{root / file}: group 1 of {pattern} is {case}, which reaches over a folder",
+                "write [^/]+ for the case",
             )
         if (first := found.setdefault(case, file)) != file:
             what = f"{root / file}: case {case} has this file and {first}"

@@ -71,15 +71,15 @@ class Rules:
                 groups = re.compile(pattern).groups
             except re.error as error:
                 raise UserError(
-                    f"{self.source}: {key}: {pattern} is not a regular expression ({error}); mend it"
+                    f"{self.source}: {key}: {pattern} is not a regular expression ({error})", "mend it"
                 ) from error
             if key == "case" and not groups:
                 option = f"case_pattern={pattern}" if self.source == COMMAND_LINE else f"{self.source}: case: {pattern}"
-                raise UserError(f"{option} has no group; put the part that names the case in brackets ( )")
+                raise UserError(f"{option} has no group", "put the part that names the case in brackets ( )")
         if len({isinstance(rule, str) for rule in self.modalities.values()}) > 1:
             raise UserError(
-                f"{self.source}: modalities are named partly by globs, partly by DICOM tags; use globs for layout"
-                " pairs, tags for layout dicom"
+                f"{self.source}: modalities are named partly by globs, partly by DICOM tags",
+                "use globs for layout pairs, tags for layout dicom",
             )
 
 
@@ -99,21 +99,21 @@ def read_rules(path: Path) -> Rules:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(known)}"
-            raise UserError(f"{path}: {key} is no key of a rules file; {hint}")
+            raise UserError(f"{key} is no key of a rules file", hint, path=path)
     for key in ("label", "case"):
         if not isinstance(content.get(key, ""), str):
-            raise UserError(f"{path}: {key} is not a text; put it in quotation marks")
+            raise UserError(f"{key} is not a text", "put it in quotation marks", path=path)
     for key, is_kind in (("modalities", _is_rule), ("structures", _is_pattern)):
         value = content.get(key, {})
         if not isinstance(value, dict) or not all(
             isinstance(name, str) and is_kind(rule) for name, rule in value.items()
         ):
             raise UserError(
-                f"{path}: {key} is not a mapping from names to texts; see the rules file in the documentation"
+                f"{key} is not a mapping from names to texts", "see the rules file in the documentation", path=path
             )
     excluded = content.get("exclude_series", [])
     if not isinstance(excluded, list) or not all(map(_is_rule, excluded)):
-        raise UserError(f"{path}: exclude_series is not a list of rules; write them as - {{ImageType: localizer}}")
+        raise UserError("exclude_series is not a list of rules", "write them as - {ImageType: localizer}", path=path)
     schema = {key: content[key] for key in SCHEMA_KEYS if key in content}
     return Rules(**{key: value for key, value in content.items() if key not in schema}, schema=schema, source=str(path))
 
@@ -148,7 +148,9 @@ def with_pairs(
         if value is None:
             continue
         if getattr(rules, key):
-            raise UserError(f"{option}: {rules.source} says {'labels' if key == 'schema' else key}; remove one of them")
+            raise UserError(
+                f"{option}: {rules.source} says {'labels' if key == 'schema' else key}", "remove one of them"
+            )
         changes[key] = value
     if not changes:
         return rules

@@ -23,7 +23,7 @@ from medaug.errors import UserError
 from medaug.files import atomic_write, put_folder, temporary_folder, write_json
 from medaug.imaging.nifti import write_volume
 from medaug.imaging.reading import read_label, read_volumes
-from medaug.imaging.volume import RIGHT_ANGLE, Header, Volume, bad_file, grid_difference, is_finite, shear
+from medaug.imaging.volume import RIGHT_ANGLE, Header, Volume, grid_difference, is_finite, shear
 from medaug.layouts import PHANTOM_MARK
 from medaug.progress import track
 
@@ -158,14 +158,14 @@ def _filled_whole(
     """
     cases = [case for case in manifest.cases if case.label is not None or case.split == "test"]
     if not any(_part(case) == "Tr" for case in cases):
-        raise UserError(f"{manifest.name}: no labelled case to write; the layout needs one for training")
+        raise UserError(f"{manifest.name}: no labelled case to write", "the layout needs one for training")
     for case in cases:
         if Path(case.name).name != case.name or case.name.startswith("."):
             raise UserError(
-                f"{manifest.name}: case {case.name} cannot be the name of a file; rename it in the manifest"
+                f"{manifest.name}: case {case.name} cannot be the name of a file", "rename it in the manifest"
             )
     if out.exists():
-        raise UserError(f"out={out}: exists already; give a folder that does not")
+        raise UserError(f"out={out}: exists already", "give a folder that does not")
     if left := len(manifest.cases) - len(cases):
         log.warning("%d cases for training have no label and are left out", left)
     with temporary_folder(out) as unfinished:
@@ -195,11 +195,13 @@ def _read_images(manifest: Manifest, case: Case) -> tuple[list[NDArray[Any]], He
     path, first = volumes[0]
     if len(volumes) != len(manifest.modalities):
         wanted = len(manifest.modalities)
-        raise bad_file(path, f"{len(volumes)} volumes of case {case.name} for {wanted} modalities", "mend the manifest")
+        raise UserError(
+            f"{len(volumes)} volumes of case {case.name} for {wanted} modalities", "mend the manifest", path=path
+        )
     for path, volume in volumes:
         _check_grid(path, first.header, volume)
         if not is_finite(volume.array):
-            raise bad_file(path, "holds NaN or infinite values", "replace them, or leave the case out")
+            raise UserError("holds NaN or infinite values", "replace them, or leave the case out", path=path)
     return [volume.array.astype(volume.storage) for _, volume in volumes], first.header
 
 
@@ -213,7 +215,7 @@ def _read_indices(manifest: Manifest, case: Case, first: Header) -> NDArray[np.u
 
 def _check_grid(path: Path, first: Header, volume: Volume) -> None:
     if difference := grid_difference(first, volume.header):
-        raise bad_file(path, f"{difference} of the case's first image", "resample it onto that grid")
+        raise UserError(f"{difference} of the case's first image", "resample it onto that grid", path=path)
 
 
 def _renumbered(schema: LabelSchema) -> LabelSchema:
@@ -236,7 +238,7 @@ def _nnunet_labels(schema: LabelSchema) -> tuple[dict[str, Any], list[int]]:
         UserError: a class or region is called "ignore", which has a meaning of its own in nnU-Net.
     """
     if "ignore" in {*schema.names, *dict(schema.regions)}:
-        raise UserError('labels: nnU-Net leaves out what is called "ignore"; rename it, or give its value as ignore')
+        raise UserError('labels: nnU-Net leaves out what is called "ignore"', "rename it, or give its value as ignore")
     ignored = {} if schema.ignore is None else {"ignore": schema.ignore}
     waiting = {name: set(values) for name, values in schema.regions}
     ordered: dict[str, int] = {}

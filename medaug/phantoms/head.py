@@ -130,12 +130,16 @@ def write_cohort(out: Path, num_subjects: int, shape: Shape, seed: int) -> None:
     note = f"{PHANTOM_NOTICE}\nseed {seed}, {shape[0]}x{shape[1]}x{shape[2]} voxels\n"
     note_path = out / "PHANTOM.txt"
     if note_path.exists() and read_text(note_path) != note:
-        raise UserError(f"{note_path}: the folder holds phantoms of another seed or shape; delete it or choose another")
+        raise UserError(
+            f"{note_path}: the folder holds phantoms of another seed or shape", "delete it or choose another"
+        )
     found = len(list(out.glob("Phantom_*")))
     if found and not note_path.exists():
-        raise UserError(f"{out}: holds Phantom_* but no {note_path.name}, so it is not ours to add to; choose another")
+        raise UserError(
+            f"{out}: holds Phantom_* but no {note_path.name}, so it is not ours to add to", "choose another"
+        )
     if found > num_subjects:
-        raise UserError(f"{out}: holds {found} phantoms, {num_subjects} were asked for; delete it or choose another")
+        raise UserError(f"{out}: holds {found} phantoms, {num_subjects} were asked for", "delete it or choose another")
     with atomic_write(note_path) as temporary:
         temporary.write_text(note)
     for index in track(range(num_subjects), "phantom cohort"):
@@ -238,7 +242,7 @@ def _load_map(name: str) -> Floats:
     folder = Path(spec.origin).parent if spec and spec.origin else Path("nilearn")
     path = folder / "datasets" / "data" / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
     if not path.exists():
-        raise UserError(f"{path}: the MNI152 template is missing; reinstall nilearn (pip install nilearn)")
+        raise UserError("the MNI152 template is missing", "reinstall nilearn (pip install nilearn)", path=path)
     return read_volume(path).array.astype(np.float32) / 255
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medaug.cohort.findings import Finding
-from medaug.cohort.manifest import Case, Manifest
+from medaug.cohort.manifest import IMAGE_COUNT, Case, Manifest
 from medaug.imaging.intensity import Intensity
 from medaug.imaging.volume import times, told_apart
 from medaug.preflight.facts import CaseFacts
@@ -19,16 +19,6 @@ from medaug.preflight.twins import likely_same_subject
 
 _SPACING_RATIO = 1.05
 _SHAPE_RATIO = 3.0
-
-# What Manifest.problems says, by its words. That a case lacks images is found with its files, by its name.
-_PROBLEMS = (
-    ("the manifest is empty", "empty-manifest"),
-    (" occurs ", "duplicate-name"),
-    (" has split ", "unknown-split"),
-    (" images for ", ""),
-    (" not a path below root", "outside-root"),
-    (" is in the splits ", "subject-in-two-splits"),
-)
 
 
 @dataclass(frozen=True)
@@ -57,9 +47,8 @@ class Expectations:
 def check_manifest(manifest: Manifest, expected: Expectations) -> Iterator[Finding]:
     """Find what needs no file: what `Manifest.problems` says, files used twice, missing labels, too small numbers."""
     for problem in manifest.problems():
-        code = next((code for words, code in _PROBLEMS if words in problem), "manifest")
-        if code:
-            yield Finding.from_error(manifest.name, code, problem)
+        if problem.code != IMAGE_COUNT:  # reported with the files of the case
+            yield Finding.from_error(manifest.name, problem.code, problem)
     users: dict[str, list[str]] = {}
     for case in manifest.cases:
         for file in {*case.images, *([case.label] if case.label else [])}:

@@ -29,20 +29,6 @@ _SIDE = 128  # larger scans are thinned to between this and twice this, where no
 _FEWEST_SLICES = 8  # fewer do not show who it is
 _FEWEST_VALUES = 64  # distinct ones; below, two scans may hold equally many of each by chance
 
-# What the readers' messages tell apart, beside what the file system says; the first that fits.
-_KINDS = (
-    ("cannot be read", "unreadable"),
-    ("is not a file", "unreadable"),
-    ("ended before", "truncated"),
-    ("too short", "truncated"),
-    ("Not a gzipped", "wrong-format"),
-    ("not a 3-D", "not-3d"),
-    ("is not a", "wrong-format"),
-    ("is of no format", "wrong-format"),
-    ("not plain numbers", "wrong-type"),
-    ("affine", "bad-affine"),
-)
-
 
 @dataclass(frozen=True)
 class Scan:
@@ -116,8 +102,8 @@ def read_alone(path: Path) -> None:
 def _read(case: str, path: Path, voxels: bool, crashing: Mapping[Path, str], findings: list[Finding]) -> list[Scan]:
     """The volumes of a file; none, and one finding more, where it cannot be read."""
     if path in crashing:
-        what = f"{path}: cannot be read: {crashing[path]}"
-        findings.append(Finding(case, "error", "reader-crash", what, "copy or convert it again, or leave the case out"))
+        what, remedy = f"cannot be read: {crashing[path]}", "copy or convert it again, or leave the case out"
+        findings.append(Finding(case, "error", "reader-crash", what, remedy, str(path)))
         return []
     try:
         if voxels:
@@ -128,20 +114,10 @@ def _read(case: str, path: Path, voxels: bool, crashing: Mapping[Path, str], fin
             header = read_header(path)
             arrays = [None] * header.num_volumes
     except UserError as error:
-        findings.append(Finding.from_error(case, _kind(path, error), error))
+        findings.append(Finding.from_error(case, error.code or "damaged", error))
         return []
     names = [path.name] if len(arrays) == 1 else [f"{path.name} volume {index}" for index in range(len(arrays))]
     return [Scan(name, header, array) for name, array in zip(names, arrays, strict=True)]
-
-
-def _kind(path: Path, error: UserError) -> str:
-    """The code for a file that a reader refused."""
-    if not path.exists():
-        return "missing-file"
-    if path.is_file() and path.stat().st_size == 0:
-        return "empty-file"
-    reason = str(error).removeprefix(str(path))
-    return next((code for words, code in _KINDS if words in reason), "damaged")
 
 
 def _check_counts(

@@ -43,7 +43,7 @@ def report_table(findings: Sequence[Finding], shown: int = 5) -> Table:
     for severity, alike, rest in summary(findings, shown):
         for finding in alike:
             # Text, not markup: names of files may hold brackets.
-            words = severity, finding.case, finding.what, finding.remedy
+            words = severity, finding.case, finding.statement, finding.remedy
             table.add_row(*(Text(printable(word), _STYLES[severity] if word is severity else "") for word in words))
         if rest:
             table.add_row("", "", rest, "")

@@ -236,8 +236,12 @@ def test_a_wrong_nifti_label(root: Path, out: Path, values: Any, affine: Any, co
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [
-        ("x.nii.gz", b"Quax", "is cut short or damaged"),
-        ("x.mhd", b"NDims = 3\nBinaryData = True\nElementDataFile = /Quax/Quax.raw\n", "takes its voxels"),
+        ("x.nii.gz", b"Quax", "is not a gzip file, although its name says so"),
+        (
+            "x.mhd",
+            b"NDims = 3\nBinaryData = True\nElementDataFile = /Quax/Quax.raw\n",
+            "takes its voxels from a file outside its folder",
+        ),
     ],
 )
 @pytest.mark.parametrize("folder", ["Quax", "Q\udcffuax", "Quax\nQuax"])

@@ -15,14 +15,14 @@ SCHEMA = LabelSchema(((0, "background"), (1, "oedema"), (4, "core"), (2, "cyst")
 def named(name: str, start: int, stop: int, notes: Sequence[str] = ()) -> NamedMask:
     mask = np.zeros((10, 1, 1), bool)
     mask[start:stop] = True
-    return NamedMask(name, lambda: (mask, list(notes)))
+    return NamedMask(name, name, lambda: (mask, list(notes)))
 
 
 def undrawable(name: str) -> NamedMask:
     def draw() -> tuple[np.ndarray, list[str]]:
         raise UserError("must not be drawn")
 
-    return NamedMask(name, draw)
+    return NamedMask(name, name, draw)
 
 
 def test_rules_find_names_and_the_later_class_wins() -> None:

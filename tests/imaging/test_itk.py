@@ -230,7 +230,7 @@ def test_voxels_in_another_file(tmp_path: Path, suffix: str) -> None:
         path.write_text(content.replace("a.raw", target))
         assert "in several files" in _refusal(path)
     path.write_text(content.replace("a.raw", "b.raw"))
-    assert f"{path}: takes its voxels from b.raw, which does not exist" in _refusal(path)
+    assert f"{path}: takes its voxels from a file that does not exist (b.raw)" in _refusal(path)
     (inside / "sub").mkdir()
     (inside / "a.raw").rename(inside / "sub" / "ä b.raw")
     path.write_text(content.replace("a.raw", "sub/ä b.raw"))
@@ -252,7 +252,7 @@ def test_voxels_in_another_file(tmp_path: Path, suffix: str) -> None:
         (".mha", "BinaryData = True", "BinaryData = False", "as text"),
         (".mha", "MET_SHORT", "MET_NONSENSE", "is damaged"),
         (".nrrd", "(0,0,-0.5)", "(0,0,0)", "singular"),
-        (".nrrd", "encoding: raw", "encoding: ascii", 'encoded as "ascii"'),
+        (".nrrd", "encoding: raw", "encoding: ascii", "an encoding that is not supported (ascii)"),
         (".nrrd", "type: short", "type: block\nblock size: 2", "is damaged"),
         (".nrrd", "dimension: 3", "dimension: 17", "is damaged"),
     ],

@@ -199,7 +199,7 @@ def _damage(tmp_path: Path) -> dict[str, tuple[Path, str]]:
         "cut.nii.gz": (packed[: len(packed) // 2], "cut short or damaged"),
         "cut_in_header.nii.gz": (packed[:40], "cut short or damaged"),
         "flipped.nii.gz": (bytes(flipped), "cut short or damaged"),
-        "text.nii.gz": (b"this is not an image" * 50, "cut short or damaged"),
+        "text.nii.gz": (b"this is not an image" * 50, "is not a gzip file"),
         "text.nii": (b"this is not an image" * 50, "is not a NIfTI file"),
         "html.nii.gz": (gzip.compress(b"<html>404</html>" * 50), "is not a NIfTI file"),
         "cut.nii": (bytes(raw[:5000]), "too short"),
@@ -220,7 +220,7 @@ def _damage(tmp_path: Path) -> dict[str, tuple[Path, str]]:
         "flat.nii.gz": (tmp_path / "flat.nii.gz", "not a 3-D volume (shape 4x4)"),
         "five.nii.gz": (tmp_path / "five.nii.gz", "not a 3-D volume"),
         "complex.nii.gz": (tmp_path / "complex.nii.gz", "not plain numbers"),
-        "free.mgz": (tmp_path / "free.mgz", "is of no format that is read here"),
+        "free.mgz": (tmp_path / "free.mgz", "has a format that is not supported"),
         "folder.nii.gz": (tmp_path / "folder.nii.gz", "cannot be read (Is a directory)"),
         "absent.nii.gz": (tmp_path / "absent.nii.gz", "does not exist"),
     }

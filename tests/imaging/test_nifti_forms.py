@@ -60,7 +60,7 @@ def test_a_qform_is_read_as_readers_in_c_read_it(tmp_path: Path, name: str) -> N
 
 
 def test_a_quaternion_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no rotation \(the quaternion of its qform is 1\.3 long, not 1\); mend"):
+    with pytest.raises(UserError, match=r"not a rotation \(the quaternion .* has length 1\.3, not 1\); correct"):
         read_header(_forms(tmp_path / "q.nii", **_quaternion(1.3)))
     image = nib.load(_forms(tmp_path / "q.nii"))
     image.set_sform(_affine(), 1)

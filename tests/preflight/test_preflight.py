@@ -103,7 +103,7 @@ def test_each_planted_fault_is_the_one_finding_of_its_case(report: Report, name:
     finding, *further = [finding for finding in report.findings if finding.case == name] or [None]
     assert finding is not None and not further
     assert (finding.code, finding.severity) == (fault.code, fault.severity)
-    assert fault.words in finding.what
+    assert fault.words in finding.statement
     assert finding.remedy and "\n" not in str(finding)
 
 
@@ -158,7 +158,7 @@ def test_a_file_that_ends_the_reader_costs_nothing_but_itself(tmp_path: Path, mo
     monkeypatch.setattr(preflight, "isolated", isolated)
     crash, value = check(manifest).findings
     assert (crash.case, crash.severity, crash.code) == ("good_00", "error", "reader-crash")
-    assert f"{path}: cannot be read: its reader died (SIGSEGV)" == crash.what
+    assert (crash.path, crash.what) == (str(path), "cannot be read: its reader died (SIGSEGV)")
     assert (value.case, value.code) == ("good_00", "label-outside-schema")
     monkeypatch.setattr(preflight, "isolated", lambda f, items, *_: (Failure("took too long") for _ in items))
     assert [(f.case, f.code) for f in check(manifest).findings] == [(c.name, "reader-crash") for c in manifest.cases]
@@ -367,7 +367,7 @@ def test_the_report_as_json(report: Report) -> None:
     content = json.loads(json.dumps(report_json(report)))
     assert content["errors"] + content["warnings"] + content["notes"] == len(content["findings"])
     assert content["errors"] == report.count("error") > 0
-    assert {"case", "severity", "code", "what", "remedy"} == set(content["findings"][0])
+    assert {"case", "severity", "code", "what", "remedy", "path"} == set(content["findings"][0])
     assert content["cases"]["good_00"] == {
         "shape": list(SHAPE),
         "spacing": [2.0, 2.0, 2.5],

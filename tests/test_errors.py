@@ -1,0 +1,75 @@
+"""Errors are data: their text is composed last, and no code reads it again."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+from error_texts import text_searches
+
+import medaug
+from medaug.cohort.findings import Finding
+from medaug.errors import UserError
+
+
+def test_the_text_is_composed_of_the_fields() -> None:
+    error = UserError("is damaged", "copy it again", code="damaged", path=Path("/a/b.nii"), detail="CRC\nfails")
+    assert str(error) == r"/a/b.nii: is damaged (CRC\nfails); copy it again"
+    assert str(UserError("nothing to do")) == "nothing to do"
+    assert str(UserError("what", path="/a/\n")) == r"/a/\n: what"
+    inside = error.within("series 3")
+    assert (inside.what, inside.remedy, inside.code) == ("series 3: is damaged", "copy it again", "damaged")
+    assert (inside.path, inside.detail) == (error.path, error.detail)
+
+
+def test_errors_survive_the_way_from_a_worker_process() -> None:
+    error = UserError("what", "remedy", code="code", path=Path("p"), detail="detail")
+    copy = pickle.loads(pickle.dumps(error))
+    assert vars(copy) == vars(error) and str(copy) == str(error)
+
+
+def test_a_finding_takes_the_fields_of_an_error() -> None:
+    error = UserError("holds 1; 2; 3", "choose one; or two", path="/a/b", detail="x")
+    finding = Finding.from_error("case", "code", error)
+    assert (finding.what, finding.remedy, finding.path) == ("holds 1; 2; 3 (x)", "choose one; or two", "/a/b")
+    assert str(finding) == "error: case: /a/b: holds 1; 2; 3 (x); choose one; or two"
+
+
+def test_no_code_searches_the_text_of_our_errors() -> None:
+    package = Path(medaug.__file__).parent
+    found = {path.relative_to(package): list(text_searches(path.read_text())) for path in package.rglob("*.py")}
+    assert len(found) > 100 and {path: lines for path, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        'try: f()\nexcept UserError as error:\n    if "cannot be read" in str(error): g()',
+        "try: f()\nexcept (OSError, UserError) as e:\n    what, _, remedy = str(e).rpartition('; ')",
+        "def kind(error: UserError) -> str:\n    text = str(error)\n    return text.split(': ')[0]",
+        "def kind(error: UserError) -> str:\n    return re.split('[(]', f'{error}')[0]",
+        "def kind(error):\n    return re.search('has', error.what)",
+        "kinds = [f for f in findings if f.what.startswith('has')]",
+        "kinds = [f for f in findings if f.remedy == 'nothing']",
+        "new = replace(finding, what=finding.what.replace(old, new))",
+        "def head(finding: Finding) -> str:\n    return finding.what[:20]",
+        "def head(error: UserError) -> str:\n    return error.args[0].lower().endswith('x')",
+        "def is_damaged(error: UserError) -> bool:\n    return 'damaged' in printable(str(error))",
+    ],
+)
+def test_a_planted_search_is_found(planted: str) -> None:
+    assert list(text_searches(planted))
+
+
+@pytest.mark.parametrize(
+    "innocent",
+    [
+        "try: f()\nexcept UserError as error:\n    raise UserError(f'a: {error.what}', error.remedy)",
+        "try: f()\nexcept ValueError as error:\n    reason = str(error).splitlines()[0]",  # a library's text
+        "codes = {f.code for f in findings if f.code == 'gap'}",
+        "print(str(finding), finding.what)",
+    ],
+)
+def test_what_reads_fields_is_left_alone(innocent: str) -> None:
+    assert not list(text_searches(innocent))
