@@ -21,7 +21,6 @@ LONG = {
     "comparison.jobs.compare",
     "dicom.tree.plan_cohort",
     "ingest._checked",
-    "predict.main",
     "training.model.DiffusionModel.sample",
 }
 MANY_ARGUMENTS = {

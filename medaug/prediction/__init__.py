@@ -1,1 +1,1 @@
-"""A trained model applied to real scans: what it may be asked, what it is told, what comes out."""
+"""A trained model applied to real scans: the request, the inputs, the predictions and their scores."""

@@ -1,4 +1,4 @@
-"""From one scan to the volumes that are written of it, on its own grid, and their scores."""
+"""From one scan to its predicted volumes, on its own grid, and their scores."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ Score = tuple[str, str, float | None]
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What comes of one scan: volumes (X, Y, Z) on its grid by the name of their file, and scores."""
+class Prediction:
+    """The result for one scan: volumes (X, Y, Z) on its grid by the end of their file names, and scores."""
 
     volumes: dict[str, NDArray[np.generic]]
     scores: list[Score]
 
 
 @dataclass(frozen=True)
-class Draughtsman:
-    """A model with all that is asked of it; `draw` is a function of these and of the scan alone."""
+class Predictor:
+    """A model with a request; `predict` is a function of these and of the scan alone."""
 
     card: Card
     model: DiffusionModel
     request: Request
-    predict: PredictOptions
+    options: PredictOptions
     sampler: SamplerOptions
 
     @property
     def refine(self) -> int:
-        """Into how many voxels along each axis a scan is split first: a coarse scan is drawn on a finer grid."""
+        """Into how many voxels along each axis each voxel of a scan is split first, for super-resolution; else 1."""
         task = self.model.task
-        return task.factor if task.degradation == "low_resolution" and not self.predict.degrade else 1
+        return task.factor if task.degradation == "low_resolution" and not self.options.degrade else 1
 
-    def draw(self, scan: Scan) -> Drawn:
-        """What the request asks of a scan."""
+    def predict(self, scan: Scan) -> Prediction:
+        """The volumes that the request asks for, and their scores."""
         if self.request.redrawn:
             return self._inpaint(scan)
         return self._segment(scan) if self.model.task.target == "label" else self._image(scan)
@@ -62,10 +62,10 @@ class Draughtsman:
     ) -> Tensor:
         """(num_samples, num_targets, *model grid), on the CPU; sample k by a seed of its own."""
         device = self.model.codec.mean.device
-        seeds = [named_seed(self.predict.seed, "predict", scan.case.name, k) for k in range(self.request.num_samples)]
+        seeds = [named_seed(self.options.seed, "predict", scan.case.name, k) for k in range(self.request.num_samples)]
         encoder = self.model.attributes
         told = encoder.encode(encoder.of(scan.case, scan.affine)).to(device)
-        size, drawn = self.predict.batch_size, []
+        size, drawn = self.options.batch_size, []
         for some in (seeds[i : i + size] for i in range(0, len(seeds), size)):
             labels = torch.from_numpy(label).long()[None].expand(len(some), -1, -1, -1)
             images = None if given is None else given.expand(len(some), -1, -1, -1, -1).to(device)
@@ -73,7 +73,7 @@ class Draughtsman:
                 self.model.sample(
                     labels.to(device),
                     some,
-                    guidance_scale=self.predict.guidance_scale,
+                    guidance_scale=self.options.guidance_scale,
                     sampler=self.sampler.name,
                     num_inference_steps=self.sampler.num_inference_steps,
                     eta=self.sampler.eta,
@@ -89,24 +89,24 @@ class Draughtsman:
         """The images that the model is given, (1, num_images, *model grid)."""
         if not self.model.task.num_images:
             return None
-        seed = named_seed(self.predict.seed, "degrade", scan.case.name)
-        return self.model.task.images_of(torch.from_numpy(scan.image)[None], [seed], self.predict.degrade)
+        seed = named_seed(self.options.seed, "degrade", scan.case.name)
+        return self.model.task.images_of(torch.from_numpy(scan.image)[None], [seed], self.options.degrade)
 
     def _label(self, scan: Scan) -> NDArray[np.uint8]:
         return np.zeros(scan.image.shape[1:], np.uint8) if scan.label is None else scan.label
 
-    def _image(self, scan: Scan) -> Drawn:
+    def _image(self, scan: Scan) -> Prediction:
         task, card = self.model.task, self.card
         given = self._given(scan)
         samples = self._samples(scan, self._label(scan), given)
         volumes, poor = self._in_units(scan, samples), None
-        if self.predict.degrade:
+        if self.options.degrade:
             assert given is not None
             poor = given[0, -len(task.drawn) :].numpy()
             put_back = card.preprocessing.invert_image(poor, scan.placement_of(task.drawn, card))
             for m, volume in zip(task.drawn, put_back, strict=True):
                 volumes[f"{file_part(card.modalities[m])}_degraded"] = volume
-        return Drawn(volumes, list(self._image_scores(scan, samples.mean(0).numpy(), poor)))
+        return Prediction(volumes, list(self._image_scores(scan, samples.mean(0).numpy(), poor)))
 
     def _in_units(self, scan: Scan, samples: Tensor) -> dict[str, NDArray[np.generic]]:
         """The samples' mean on the scan's grid in its units, and their standard deviation where they are several."""
@@ -136,14 +136,14 @@ class Draughtsman:
                     yield name, f"psnr{suffix}", psnr(shown, real)
                     yield name, f"ssim{suffix}", ssim(shown, real)
 
-    def _segment(self, scan: Scan) -> Drawn:
+    def _segment(self, scan: Scan) -> Prediction:
         card, schema = self.card, self.card.schema
         samples = self._samples(scan, self._label(scan), self._given(scan))
         votes = np.stack([schema.one_hot(label)[1:] for label in self.model.task.label_of(samples).numpy()])
         probabilities = class_probabilities(votes.mean(0, dtype=np.float32), scan, card)
         label, unsure = probabilities.argmax(0).astype(np.uint8), entropy(probabilities)
         volumes: dict[str, NDArray[np.generic]] = {"label": schema.to_values(label), "uncertainty": unsure}
-        if self.predict.probabilities:
+        if self.options.probabilities:
             volumes |= {
                 f"probability_{file_part(name)}": plane for name, plane in zip(schema.names, probabilities, strict=True)
             }
@@ -156,24 +156,24 @@ class Draughtsman:
             judged = truth[region] != IGNORE
             wrong = (label != truth)[region][judged]
             scores.append(("all voxels", "auroc_of_uncertainty", auroc(unsure[region][judged], wrong)))
-        return Drawn(volumes, scores)
+        return Prediction(volumes, scores)
 
-    def _inpaint(self, scan: Scan) -> Drawn:
+    def _inpaint(self, scan: Scan) -> Prediction:
         card, task = self.card, self.model.task
         assert scan.label is not None
-        label, region = redrawn_region(scan.label, self.request.redrawn, self.predict.margin)
+        label, region = redrawn_region(scan.label, self.request.redrawn, self.options.margin)
         inpainting = Inpainting(
             torch.from_numpy(scan.image[list(task.drawn)])[None].to(self.model.codec.mean.device),
             torch.from_numpy(region)[None, None].to(self.model.codec.mean.device),
-            self.predict.resample,
+            self.options.resample,
         )
-        samples = self._samples(scan, label if self.predict.remove else scan.label, None, inpainting)
+        samples = self._samples(scan, label if self.options.remove else scan.label, None, inpainting)
         within = card.preprocessing.invert_label(region.astype(np.uint8), scan.placement).astype(bool)
         real = {file_part(card.modalities[m]): scan.host[scan.told.index(m)] for m in task.drawn}
         volumes: dict[str, NDArray[np.generic]] = {"region": within.astype(np.uint8)}
         for kind, volume in self._in_units(scan, samples).items():
             volumes[kind] = np.where(within, volume, real.get(kind, np.float32(0)))  # what is known has no uncertainty
-        return Drawn(volumes, [])
+        return Prediction(volumes, [])
 
 
 def redrawn_region(

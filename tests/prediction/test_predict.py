@@ -22,7 +22,7 @@ from medaug.diffusion.noise import named_seed
 from medaug.errors import UserError
 from medaug.imaging.nifti import write_volume
 from medaug.options import Options, PredictOptions, SamplerOptions
-from medaug.prediction.drawing import Draughtsman, redrawn_region
+from medaug.prediction.drawing import Predictor, redrawn_region
 from medaug.prediction.scans import read_scan
 from medaug.training.checkpoint import Card
 from medaug.withdrawal import withdraw
@@ -275,7 +275,7 @@ def test_a_region_is_the_classes_and_their_surroundings_and_removing_leaves_the_
 
 def test_an_interrupted_run_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
     whole = content(run(SEGMENTATION, num_samples=2))
-    draw, drawn, runs = Draughtsman.draw, [], tmp_path / "runs_again"
+    draw, drawn, runs = Predictor.predict, [], tmp_path / "runs_again"
 
     def stop_at_the_second(self, scan):
         if drawn:
@@ -283,10 +283,10 @@ def test_an_interrupted_run_goes_on_where_it_stopped(run, tmp_path, monkeypatch)
         drawn.append(scan.case.name)
         return draw(self, scan)
 
-    monkeypatch.setattr(Draughtsman, "draw", stop_at_the_second)
+    monkeypatch.setattr(Predictor, "predict", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         run(SEGMENTATION, num_samples=2, runs=runs)
-    monkeypatch.setattr(Draughtsman, "draw", lambda self, scan: drawn.append(scan.case.name) or draw(self, scan))
+    monkeypatch.setattr(Predictor, "predict", lambda self, scan: drawn.append(scan.case.name) or draw(self, scan))
     folder = run(SEGMENTATION, num_samples=2, runs=runs)
     assert drawn == ["plain", "axes"]
     assert content(folder) == whole
