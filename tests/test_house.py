@@ -20,7 +20,6 @@ LONG = {
     "benchmark.main",
     "comparison.jobs.compare",
     "dicom.tree.plan_cohort",
-    "ingest._checked",
     "training.model.DiffusionModel.sample",
 }
 MANY_ARGUMENTS = {

@@ -12,7 +12,7 @@ import pytest
 
 from medaug.errors import UserError
 from medaug.imaging.reading import read_header, read_volume
-from medaug.ingest import _beside_dicom
+from medaug.ingestion.job import beside_dicom
 from medaug.layouts import read_layout
 from medaug.layouts.common import image_files
 from medaug.layouts.rules import NO_RULES, Rules, with_pairs
@@ -207,12 +207,12 @@ def test_other_formats_in_a_tree_of_dicom_are_counted_but_not_named(tmp_path: Pa
     for name in ("doe/a.nii.gz", "doe/b.NII", "doe/labels/c.nrrd"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    (note,) = _beside_dicom(tmp_path, "*/labels/*.nrrd", "cohort")
+    (note,) = beside_dicom(tmp_path, "*/labels/*.nrrd", "cohort")
     assert (
         note.severity == "note"
         and note.what.startswith("2 files (.nii, .nii.gz) are not used")
         and "doe" not in str(note)
     )
-    (note,) = _beside_dicom(tmp_path, None, "cohort")
+    (note,) = beside_dicom(tmp_path, None, "cohort")
     assert note.what.startswith("3 files (.nii, .nii.gz, .nrrd)")
-    assert list(_beside_dicom(tmp_path, "**/*.*", "cohort")) == [] == list(_beside_dicom(tmp_path / "none", None, "c"))
+    assert list(beside_dicom(tmp_path, "**/*.*", "cohort")) == [] == list(beside_dicom(tmp_path / "none", None, "c"))

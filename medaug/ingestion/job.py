@@ -1,0 +1,118 @@
+"""What medaug.ingest does with a folder of scans."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from medaug.cohort.findings import Finding
+from medaug.cohort.schema import LabelSchema
+from medaug.data.grid import check_intensity
+from medaug.dicom.convert import ingest_dicom
+from medaug.dicom.privacy import private_path
+from medaug.errors import UserError
+from medaug.imaging.intensity import Intensity
+from medaug.imaging.reading import suffix_of
+from medaug.ingestion.checking import Check, show
+from medaug.ingestion.refusals import refuse_existing
+from medaug.ingestion.writing import label_names, write_manifest
+from medaug.layouts import detect_layout, read_layout
+from medaug.layouts.rules import NO_RULES, Rules, read_rules, with_excluded, with_pairs
+from medaug.locks import alone
+from medaug.options import DataOptions, IngestOptions
+from medaug.preflight import Expectations, Report
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A folder of scans that is to become a manifest.
+
+    Attributes:
+        root: the folder.
+        out: the manifest to write.
+        options: the `ingest` node.
+        rules: of the user.
+        layout: of the folder.
+        expected: what the cohort is meant for.
+    """
+
+    root: str
+    out: Path
+    options: IngestOptions
+    rules: Rules
+    layout: str
+    expected: Expectations
+
+    @classmethod
+    def plan(cls, root: str, out: Path, options: IngestOptions, data: DataOptions) -> Job:
+        """Read the rules and find out the layout.
+
+        Raises:
+            UserError: the rules are wrong, the layout cannot be told, or no scan could be brought to the intensities.
+        """
+        rules = read_rules(Path(options.rules)) if options.rules is not None else NO_RULES
+        rules = with_pairs(rules, options.images, options.labels, options.case_pattern, options.classes)
+        rules = with_excluded(rules, options.exclude_series)
+        layout = detect_layout(root, rules) if options.layout == "auto" else options.layout
+        log.info("layout %s%s", layout, " detected" if options.layout == "auto" else "")
+        named = layout == "dicom" or options.subjects is not None or options.subject_pattern is not None
+        check_intensity(data)
+        low, high = data.percentiles
+        window = None if data.window is None else (data.window[0], data.window[1])
+        intensity = Intensity(data.intensity, (low, high), window, data.zscore_clip)
+        expected = Expectations(intensity=intensity, labelled=data.labelled, subjects_named=named)
+        return cls(root, out, options, rules, layout, expected)
+
+    def run(self) -> None:
+        """Read the folder, check the cohort, and write the manifest.
+
+        Raises:
+            UserError: something is wrong with the cohort, or a file cannot be written.
+        """
+        if self.layout == "dicom":
+            self._convert()
+        else:
+            self._read()
+
+    def _read(self) -> None:
+        found = read_layout(self.root, self.layout, self.rules)
+        if found.proposed and not self.options.accept_labels:
+            show(Report(found.problems), self.options.report)  # findings may show that the layout is another one
+            raise UserError(
+                f"{self.root}: by its file names layout {self.layout} has the labels "
+                f"{label_names(found.manifest.schema)}; confirm them with accept_labels=true, or give your own with "
+                "rules=FILE.yaml"
+            )
+        with alone(self.out):
+            refuse_existing(self.out)
+            manifest, folds = Check(self.options, self.expected).run(found.manifest, found.problems)
+            write_manifest(manifest, folds, self.out)
+
+    def _convert(self) -> None:
+        """Convert a tree of DICOM to NIfTI beside the manifest, and ingest that."""
+        options, rules, root = self.options, self.rules, Path(self.root)
+        if options.report is not None and Path(options.report).resolve().is_relative_to(root.resolve()):
+            raise UserError("report: lies inside root, where nothing is ever written; give a path outside of it")
+        schema = LabelSchema.from_mapping(rules.schema, rules.source) if rules.schema else None
+        with ingest_dicom(self.root, rules, schema, options, self.out) as ingested:
+            # Findings name files as they will be: the temporary folder is gone when the user reads them.
+            names = (ingested.manifest.root, str(ingested.folder))
+            remedy = f"; {private_path(self.out, options.private)} says which files are meant"
+            rest = replace(options, exclude=[])  # they are left out already
+            problems = (*ingested.findings, *beside_dicom(root, rules.label, ingested.manifest.name))
+            manifest, folds = Check(rest, self.expected, names, remedy).run(ingested.manifest, problems)
+            write_manifest(replace(manifest, root=ingested.keep().root), folds, self.out)
+
+
+def beside_dicom(root: Path, label: str | None, cohort: str) -> Iterator[Finding]:
+    """Note how many volumes of other formats lie in a tree of DICOM and are no labels; their names may be patients'."""
+    there = {Path(folder, name) for folder, _, names in os.walk(root) for name in names if suffix_of(name)}
+    if unused := there - set(root.glob(label) if label else ()):
+        kinds = ", ".join(sorted({suffix_of(path.name).lower() for path in unused}))
+        what = f"{len(unused)} files ({kinds}) are not used: beside DICOM such files are labels, which the rules name"
+        yield Finding(cohort, "note", "unused-file", what, "nothing, or name them by the glob `label` in the rules")
