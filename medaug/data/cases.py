@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import foreground
 from medaug.data.cache import add_owner, content_digests, locked, read_entry, refuse_changed, write_entry
-from medaug.data.preprocessing import Placement, Preprocessing, body_box, filled
+from medaug.data.geometry import filled
+from medaug.data.preprocessing import Placement, Preprocessing, body_box
 from medaug.errors import UserError
 from medaug.imaging.reading import read_header, read_images, read_label
 from medaug.imaging.volume import Volume, grid_difference, times

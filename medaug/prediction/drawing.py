@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -115,10 +115,7 @@ class Predictor:
         names = [file_part(card.modalities[m]) for m in task.drawn]
         volumes = dict(zip(names, card.preprocessing.invert_image(samples.mean(0).numpy(), placement), strict=True))
         if len(samples) > 1:
-            # Deviations have no offset: what is -1 in model space is 0 in units.
-            width = [high - low for low, high in zip(placement.low, placement.high, strict=True)]
-            spread = replace(placement, low=(0.0,) * len(width), high=tuple(width))
-            stds = card.preprocessing.invert_image(samples.std(0).numpy() - 1, spread)
+            stds = card.preprocessing.invert_deviation(samples.std(0).numpy(), placement)
             volumes |= {f"{name}_uncertainty": std for name, std in zip(names, stds, strict=True)}
         return volumes
 
@@ -190,9 +187,8 @@ def class_probabilities(votes: NDArray[np.float32], scan: Scan, card: Card) -> N
 
     They are interpolated as images are, so they are made to sum to 1 again. Beyond the model's grid lies background.
     """
-    number = len(votes)
-    shares = replace(scan.placement, low=(0.0,) * number, high=(1.0,) * number, bias=None)
-    foreground = card.preprocessing.invert_image(2 * votes - 1, shares).clip(0, 1)
+    grid = card.preprocessing.grid
+    foreground = np.stack([grid.restore(plane, scan.placement, 0.0) for plane in votes]).clip(0, 1)
     background = (1 - foreground.sum(0, keepdims=True)).clip(0)
     planes = np.concatenate([background, foreground])
     return np.asarray(planes / planes.sum(0), np.float32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medaug.cohort.schema import IGNORE
+from medaug.imaging.intensity import scale
 from medaug.imaging.reading import read_volume
 from medaug.pictures.figures import comparison_picture
 from medaug.prediction.drawing import file_part
@@ -65,14 +65,8 @@ def _rows(
     name = scan.case.name
     if task.target == "label":
         drawn = label(card.schema.to_indices(read_volume(files["label"]).array, str(files["label"])))
-        entropies = replace(
-            card.preprocessing,
-            intensity="window",
-            window=(0.0, math.log(card.schema.num_classes)),
-            bias_correction=False,
-        )
-        unsure = read_volume(files["uncertainty"]).array[None]
-        placed = entropies.apply_image(unsure, scan.affine, scan.placement.box)[0][0]
+        entropy = card.preprocessing.grid.place(read_volume(files["uncertainty"]).array, scan.placement, fill=0.0)
+        placed = scale(entropy, 0.0, math.log(card.schema.num_classes))
         row: list[Any] = [name, scan.image[scan.told[0]], drawn, placed]
         panels = ["given", "label", "uncertainty"]
         if scan.case.label is not None:

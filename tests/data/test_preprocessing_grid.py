@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medaug.data.geometry import filled
 from medaug.data.grid import check_options, resampled_shape
-from medaug.data.preprocessing import Preprocessing, filled, fit_preprocessing
+from medaug.data.preprocessing import Preprocessing, fit_preprocessing
 from medaug.errors import UserError
 from medaug.imaging.reading import read_header
 from medaug.options import DataOptions
