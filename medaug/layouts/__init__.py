@@ -10,38 +10,26 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from medaug.errors import UserError
 from medaug.inputs import opened, read_json
-from medaug.layouts.brats import BRATS, read_brats
-from medaug.layouts.common import Layout, image_files, unused_files
-from medaug.layouts.msd import read_msd
-from medaug.layouts.nnunet import is_nnunet, read_nnunet
-from medaug.layouts.pairs import read_pairs
+from medaug.layouts.brats import BRATS_FORMATS
+from medaug.layouts.common import Layout, LayoutFormat, image_files, unused_files
+from medaug.layouts.msd import MSD
+from medaug.layouts.nnunet import NNUNET
+from medaug.layouts.pairs import PAIRS
 from medaug.layouts.rules import NO_RULES, Rules
+from medaug.tables import Table
 
 __all__ = ["LAYOUTS", "PHANTOM_MARK", "Layout", "detect_layout", "read_layout"]
 
 logger = logging.getLogger(__name__)
 
-_UNUSED = {  # why a layout has no place for a file
-    "msd": "dataset.json does not list it for training",
-    "nnunet": "it is no image or label for training of dataset.json",
-    "pairs": "no glob finds it",
-}
-
 PHANTOM_MARK = "PHANTOM.txt"  # written by medaug.phantoms.head beside its cases
 
-LAYOUTS: Mapping[str, Callable[[Path, Rules], Layout]] = {
-    "msd": read_msd,
-    **{name: partial(read_brats, layout=name) for name in BRATS},
-    "nnunet": read_nnunet,
-    "pairs": read_pairs,
-}
+LAYOUTS = Table("layouts", "layout", LayoutFormat, {"msd": MSD, **BRATS_FORMATS, "nnunet": NNUNET, "pairs": PAIRS})
 
 
 def detect_layout(root: str | os.PathLike[str], rules: Rules = NO_RULES) -> str:
@@ -57,18 +45,14 @@ def detect_layout(root: str | os.PathLike[str], rules: Rules = NO_RULES) -> str:
         return "pairs" if all(isinstance(rule, str) for rule in rules.modalities.values()) else "dicom"
     if (root / "dataset.json").is_file():  # it decides; the names of the files that it lists are free
         data = read_json(root / "dataset.json")
-        if is_nnunet(data):
-            return "nnunet"
-        if {"modality", "training"} <= data.keys():
-            return "msd"
+        found = [name for name, entry in LAYOUTS.items() if entry.has_dataset is not None and entry.has_dataset(data)]
+        if found:
+            return found[-1]  # a file of nnU-Net may have the keys of MSD as well
     files = image_files(root)
-    found = [layout for layout, naming in BRATS.items() if any(map(naming.split, files))]
-    if found == ["brats2023", "brats2024"]:
+    found = [name for name, entry in LAYOUTS.items() if entry.has_files is not None and entry.has_files(files)]
+    if len(found) == 2 and (confused := LAYOUTS[found[0]].confused_with) is not None and confused[0] == found[1]:
         raise UserError(
-            "BraTS 2023 and 2024 name their files alike, and 2024 (after surgery) has a fourth label, 4"
-            " resection cavity",
-            "name layout=brats2023 or layout=brats2024 (medaug.train: data.layout=...)",
-            path=root,
+            confused[1], f"name layout={found[0]} or layout={found[1]} (medaug.train: data.layout=...)", path=root
         )
     if len(found) > 1:
         raise UserError(f"files in the layouts {' and '.join(found)}", "separate them or name one of them", path=root)
@@ -110,16 +94,17 @@ def read_layout(root: str | os.PathLike[str], layout: str = "auto", rules: Rules
         )
     if layout not in LAYOUTS:
         raise UserError(f"layout={layout}: no such layout", f"choose auto, {', '.join(LAYOUTS)} or dicom")
-    for key in ("structures",) if layout == "pairs" else ("structures", "modalities", "label", "case"):
-        if getattr(rules, key):
+    entry = LAYOUTS[layout]
+    for key in ("structures", "modalities", "label", "case"):
+        if key not in entry.rule_keys and getattr(rules, key):
             raise UserError(
                 f"{rules.source}: layout {layout} has no use for {key}", "remove it, or name another layout"
             )
-    result = LAYOUTS[layout](root, rules)
+    result = entry.read(root, rules)
     # Phantoms must never be taken for patients, whatever layout they come in.
     manifest = replace(result.manifest, phantom=(root / PHANTOM_MARK).is_file())
     claimed = {os.path.normpath(os.path.join(manifest.root, file)) for file in result.claimed}
-    unused = unused_files(root, claimed, _UNUSED.get(layout, "its name is none of this layout"))
+    unused = unused_files(root, claimed, entry.unused)
     if not any(finding.severity == "error" for finding in result.problems):
         manifest.validate(str(root))
     return replace(result, manifest=manifest, problems=(*result.problems, *unused))

@@ -10,13 +10,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medaug.cohort.findings import Finding
 from medaug.cohort.manifest import Case, Manifest
 from medaug.errors import UserError
-from medaug.layouts.common import Layout, image_files, person_of, schema_for, stem
+from medaug.layouts.common import Layout, LayoutFormat, image_files, person_of, schema_for, stem
 from medaug.layouts.rules import Rules
 
 
@@ -151,3 +152,20 @@ def _faults(root: Path, naming: Naming, name: str, folder: str, files: Mapping[s
         for suffix, modality in naming.modalities.items()
         if suffix not in files
     ]
+
+
+def _format(name: str) -> LayoutFormat:
+    return LayoutFormat(
+        partial(read_brats, layout=name),
+        has_files=lambda files: any(map(BRATS[name].split, files)),
+        confused_with=_CONFUSED.get(name),
+    )
+
+
+_CONFUSED = {
+    "brats2023": (
+        "brats2024",
+        "BraTS 2023 and 2024 name their files alike, and 2024 (after surgery) has a fourth label, 4 resection cavity",
+    )
+}
+BRATS_FORMATS = {name: _format(name) for name in BRATS}

@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -59,6 +59,28 @@ class Layout:
             more = f" (and {len(errors) - 1} more errors, which medaug.ingest lists)" if len(errors) > 1 else ""
             raise UserError(errors[0].what, f"{errors[0].remedy}{more}", path=errors[0].path)
         return self.manifest
+
+
+@dataclass(frozen=True)
+class LayoutFormat:
+    """An entry of the table of layouts.
+
+    Attributes:
+        read: a folder and the user's rules to the cases; raises a UserError if nothing can be read.
+        unused: why the layout has no place for a file.
+        has_dataset: whether a `dataset.json` with this content is of the layout; None: the layout has none.
+        has_files: whether these files (sorted paths relative to the folder) are named as in the layout; None: their
+            names are free.
+        rule_keys: keys of the rules, besides the label schema, that the layout reads.
+        confused_with: a layout that names its files alike, and what tells the two apart.
+    """
+
+    read: Callable[[Path, Rules], Layout]
+    unused: str = "its name is none of this layout"
+    has_dataset: Callable[[Mapping[str, Any]], bool] | None = None
+    has_files: Callable[[Sequence[str]], bool] | None = None
+    rule_keys: frozenset[str] = frozenset()
+    confused_with: tuple[str, str] | None = None
 
 
 def image_files(root: Path) -> list[str]:

@@ -10,7 +10,7 @@ from medaug.cohort.findings import Finding
 from medaug.cohort.manifest import Manifest
 from medaug.imaging.reading import suffix_of
 from medaug.inputs import read_json
-from medaug.layouts.common import Layout, schema_for, stem
+from medaug.layouts.common import Layout, LayoutFormat, schema_for, stem
 from medaug.layouts.rules import SCHEMA_KEYS, Rules
 
 
@@ -67,3 +67,10 @@ def _is_apple_double(entry: Any) -> bool:
 
 def _named(entry: Any) -> Any:
     return {"name": stem(_image(entry)), **entry} if _image(entry) else entry
+
+
+MSD = LayoutFormat(
+    read_msd,
+    unused="dataset.json does not list it for training",
+    has_dataset=lambda data: {"modality", "training"} <= data.keys(),
+)

@@ -14,7 +14,7 @@ from medaug.cohort.manifest import Case, Manifest, attributes_from
 from medaug.errors import UserError
 from medaug.imaging.reading import SUFFIXES, suffix_of
 from medaug.inputs import read_json
-from medaug.layouts.common import Layout, image_files, person_of, schema_for, stem
+from medaug.layouts.common import Layout, LayoutFormat, image_files, person_of, schema_for, stem
 from medaug.layouts.rules import Rules
 
 
@@ -200,3 +200,6 @@ def _schema(labels: Any, source: str) -> dict[str, Any]:
         **({"regions": regions} if any(len(members) > 1 for members in regions.values()) else {}),
         **({} if ignore is None else {"ignore": ignore[0]}),
     }
+
+
+NNUNET = LayoutFormat(read_nnunet, unused="it is no image or label for training of dataset.json", has_dataset=is_nnunet)

@@ -12,7 +12,7 @@ from medaug.cohort.findings import Finding
 from medaug.cohort.manifest import Case, Manifest
 from medaug.errors import UserError
 from medaug.imaging.reading import SUFFIXES, suffix_of
-from medaug.layouts.common import Layout, image_files, person_of, schema_for, stem
+from medaug.layouts.common import Layout, LayoutFormat, image_files, person_of, schema_for, stem
 from medaug.layouts.rules import Rules
 
 _MEANING = (
@@ -130,3 +130,6 @@ def _by_case(root: Path, files: Sequence[str], pattern: str | None, problems: li
                 )
             )
     return found
+
+
+PAIRS = LayoutFormat(read_pairs, unused="no glob finds it", rule_keys=frozenset({"modalities", "label", "case"}))

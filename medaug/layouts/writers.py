@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import nibabel as nib
 import numpy as np
@@ -26,12 +26,27 @@ from medaug.imaging.reading import read_label, read_volumes
 from medaug.imaging.volume import RIGHT_ANGLE, Header, Volume, grid_difference, is_finite, shear
 from medaug.layouts import PHANTOM_MARK
 from medaug.progress import track
+from medaug.tables import Table
 
 log = logging.getLogger(__name__)
 
 
 def _silent() -> None:
     pass
+
+
+@runtime_checkable
+class ExportFormat(Protocol):
+    """An entry of the table of export formats: writes a cohort in the layout of another tool."""
+
+    def __call__(self, manifest: Manifest, out: Path, announce: Callable[[], None] = _silent) -> None:
+        """Write a manifest's cases to a folder that does not exist yet.
+
+        Args:
+            manifest: the cohort.
+            out: the folder; it is whole or absent.
+            announce: to be called when all files are written, just before the folder gets its name.
+        """
 
 
 def write_msd(manifest: Manifest, out: Path, announce: Callable[[], None] = _silent) -> None:
@@ -139,7 +154,7 @@ def write_nnunet(manifest: Manifest, out: Path, announce: Callable[[], None] = _
     _filled_whole(manifest, out, write_case, files, announce)
 
 
-WRITERS: dict[str, Callable[..., None]] = {"msd": write_msd, "nnunet": write_nnunet}
+WRITERS = Table("export_formats", "export format", ExportFormat, {"msd": write_msd, "nnunet": write_nnunet})
 
 
 def _filled_whole(

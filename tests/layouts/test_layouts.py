@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from monai.data import load_decathlon_datalist, load_decathlon_properties
 
-from medaug.cohort import Case
+from medaug.cohort import Case, LabelSchema, Manifest
 from medaug.errors import UserError
 from medaug.layouts import LAYOUTS, Layout, detect_layout, read_layout
+from medaug.layouts.common import LayoutFormat
 from medaug.layouts.rules import Rules
 
 OLD = ("_t1", "_t1ce", "_t2", "_flair")
@@ -340,3 +341,18 @@ def test_real_hippocampus(medaug_data: Path) -> None:
     assert manifest.schema.names == ("background", "Anterior", "Posterior")
     for case in manifest.cases:
         assert manifest.image_paths(case)[0].name == manifest.label_path(case).name == f"{case.name}.nii.gz"  # type: ignore[union-attr]
+
+
+def test_an_entry_of_the_table_is_detected_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(root: Path, rules: Rules) -> Layout:
+        case = Case("one", ("scan_one.nii.gz",), None, "one")
+        schema = LabelSchema(((0, "background"), (1, "organ")))
+        return Layout(
+            "scans", Manifest("toy", "", ("CT",), schema, (case,), str(root)), False, (), frozenset(case.images)
+        )
+
+    entry = LayoutFormat(read, has_files=lambda files: any(file.startswith("scan_") for file in files))
+    monkeypatch.setitem(LAYOUTS.own, "scans", entry)
+    (tmp_path / "scan_one.nii.gz").touch()
+    assert detect_layout(tmp_path) == "scans"
+    assert [case.name for case in read_layout(tmp_path).manifest.cases] == ["one"]
