@@ -21,8 +21,9 @@ from medaug.data.cache import add_owner, content_digests, locked, read_entry, re
 from medaug.data.geometry import filled
 from medaug.data.preprocessing import Placement, Preprocessing, body_box
 from medaug.errors import UserError
-from medaug.imaging.reading import read_header, read_images, read_label
-from medaug.imaging.volume import Volume, grid_difference, times
+from medaug.imaging.cases import HostImage, read_indices, read_modalities
+from medaug.imaging.reading import read_header
+from medaug.imaging.volume import times
 from medaug.isolation import Failure, isolated
 from medaug.progress import track
 
@@ -33,15 +34,6 @@ R = TypeVar("R")
 CACHE_FORMAT = 4
 """Of the code: to be raised whenever the same files and preprocessing give other voxels than before."""
 _MANY = 32  # cases, from which on worker processes are worth their start
-
-
-@dataclass(frozen=True)
-class HostImage:
-    """An image as the scanner wrote it: (M, X, Y, Z) float32 in its own units, affine (4, 4) mm, type on disk."""
-
-    array: NDArray[np.float32]
-    affine: NDArray[np.float64]
-    dtype: np.dtype[Any]
 
 
 @dataclass(frozen=True)
@@ -79,21 +71,8 @@ def read_case(manifest: Manifest, case: Case) -> tuple[HostImage, NDArray[np.uin
         UserError: a file is missing or unreadable, holds NaN, disagrees in shape or geometry with the case's other
             files, or its label holds a value that the schema does not name.
     """
-    paths = manifest.image_paths(case)
-    image, affine, dtype = read_images(paths)
-    if len(image) != len(manifest.modalities):
-        raise UserError(
-            f"{case.name}: {len(image)} image volume(s) where the manifest names {len(manifest.modalities)} "
-            f"modalities ({', '.join(manifest.modalities)}); correct the manifest or the file"
-        )
-    host = HostImage(image, affine, dtype)
-    path = manifest.label_path(case)
-    if path is None:
-        return host, None
-    label = read_label(path)
-    if difference := grid_difference(Volume(image[0], affine, dtype).header, label.header):
-        raise UserError(f"{path}: the label {difference} of {paths[0].name}; resample it onto the image's grid")
-    return host, manifest.schema.to_indices(label.array, str(path))
+    host = read_modalities(manifest, case)
+    return host, read_indices(manifest, case, host.grid)
 
 
 def load_cases(
@@ -161,8 +140,8 @@ def read_grids(
 
 
 def _body_grid(manifest: Manifest, case: Case) -> tuple[Sequence[int], NDArray[np.float64]]:
-    image, affine, _ = read_images(manifest.image_paths(case))
-    return [stop - start for start, stop in body_box(image)], affine
+    host = read_modalities(manifest, case)
+    return [stop - start for start, stop in body_box(host.array)], host.affine
 
 
 def _prepare(

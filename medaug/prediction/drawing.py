@@ -17,9 +17,10 @@ from medaug.diffusion.noise import named_seed
 from medaug.evaluation.images import psnr, ssim
 from medaug.evaluation.scores import segmentation_scores
 from medaug.evaluation.uncertainty import auroc, entropy
+from medaug.imaging.cases import read_indices
 from medaug.options import PredictOptions, SamplerOptions
 from medaug.prediction.request import Request
-from medaug.prediction.scans import Scan, read_truth, read_truth_label
+from medaug.prediction.scans import Scan, read_truth
 from medaug.training.checkpoint import Card
 from medaug.training.model import DiffusionModel
 
@@ -145,8 +146,7 @@ class Predictor:
                 f"probability_{file_part(name)}": plane for name, plane in zip(schema.names, probabilities, strict=True)
             }
         scores: list[Score] = []
-        if scan.case.label is not None:
-            truth = read_truth_label(self.request.manifest, scan.case, scan.host[0], scan.affine)
+        if (truth := read_indices(self.request.manifest, scan.case, scan.grid)) is not None:
             spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
             scores += segmentation_scores(label, truth, spacing, schema)
             region = tuple(slice(*ends) for ends in card.preprocessing.region(scan.placement))

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medaug.cohort.schema import IGNORE
+from medaug.imaging.cases import read_indices
 from medaug.imaging.intensity import scale
 from medaug.imaging.reading import read_volume
 from medaug.pictures.figures import comparison_picture
 from medaug.prediction.drawing import file_part
 from medaug.prediction.request import Request
-from medaug.prediction.scans import Scan, read_truth, read_truth_label
+from medaug.prediction.scans import Scan, read_truth
 from medaug.training.checkpoint import Card
 from medaug.training.tasks import Task
 
@@ -69,8 +70,8 @@ def _rows(
         placed = scale(entropy, 0.0, math.log(card.schema.num_classes))
         row: list[Any] = [name, scan.image[scan.told[0]], drawn, placed]
         panels = ["given", "label", "uncertainty"]
-        if scan.case.label is not None:
-            row.append(label(read_truth_label(request.manifest, scan.case, scan.host[0], scan.affine)))
+        if (true_label := read_indices(request.manifest, scan.case, scan.grid)) is not None:
+            row.append(label(true_label))
             panels.append("truth")
         return [(tuple(row), tuple(panels))]
     told = set(task.drawn) <= set(scan.told)

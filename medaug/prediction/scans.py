@@ -14,8 +14,8 @@ from torch.nn.functional import interpolate
 from medaug.cohort.manifest import Case, Manifest
 from medaug.data.preprocessing import Placement
 from medaug.errors import UserError
-from medaug.imaging.reading import read_images, read_label
-from medaug.imaging.volume import Volume, grid_difference
+from medaug.imaging.cases import read_indices, read_modalities
+from medaug.imaging.volume import Header, Volume
 from medaug.training.checkpoint import Card
 
 
@@ -40,6 +40,11 @@ class Scan:
     image: NDArray[np.float32]
     placement: Placement
     label: NDArray[np.uint8] | None = None
+
+    @property
+    def grid(self) -> Header:
+        """Shape and affine of the scan."""
+        return Volume(self.host[0], self.affine, self.host.dtype).header
 
     def placement_of(self, drawn: Sequence[int], card: Card) -> Placement:
         """The way back for what was drawn: each modality in the scan's units, or in usual ones where it had none."""
@@ -79,49 +84,24 @@ def read_scan(
     Raises:
         UserError: as `read_images`; or the label does not fit.
     """
-    host, affine = _read(manifest, case, [card.modalities[m] for m in told])
-    indices = read_truth_label(manifest, case, host[0], affine) if label else None
+    image = read_modalities(manifest, case, [card.modalities[m] for m in told])
+    host, affine = image.array, image.affine
+    indices = read_indices(manifest, case, image.grid) if label else None
     if refine > 1:
         host = interpolate(torch.from_numpy(host)[None], scale_factor=refine, mode="trilinear")[0].numpy()
         finer = np.diag([1 / refine] * 3 + [1.0])
         finer[:3, 3] = (1 / refine - 1) / 2  # the first of the new voxels lies off the old one's centre
         affine = affine @ finer
-    image, placement = card.preprocessing.apply_image(host, affine)
-    whole = np.zeros((len(card.modalities), *image.shape[1:]), np.float32)
-    whole[list(told)] = image
+    placed_image, placement = card.preprocessing.apply_image(host, affine)
+    whole = np.zeros((len(card.modalities), *placed_image.shape[1:]), np.float32)
+    whole[list(told)] = placed_image
     placed = None if indices is None else card.preprocessing.apply_label(indices, placement)
     return Scan(case, told, host, affine, whole, placement, placed)
 
 
 def read_truth(manifest: Manifest, scan: Scan, card: Card, drawn: Sequence[int]) -> NDArray[np.float32]:
     """The real modalities that were drawn, (len(drawn), *model grid) in [-1, 1], each by its own intensities."""
-    host, affine = _read(manifest, scan.case, [card.modalities[m] for m in drawn])
-    if host.shape[1:] != scan.host.shape[1:] or not np.allclose(affine, scan.affine, atol=1e-3):
+    host = read_modalities(manifest, scan.case, [card.modalities[m] for m in drawn])
+    if host.array.shape[1:] != scan.host.shape[1:] or not np.allclose(host.affine, scan.affine, atol=1e-3):
         raise UserError(f"{scan.case.name}: what is drawn lies on another grid than the rest; resample to one grid")
-    return card.preprocessing.apply_image(host, affine, scan.placement.box)[0]
-
-
-def read_truth_label(
-    manifest: Manifest, case: Case, image: NDArray[np.float32], affine: NDArray[np.float64]
-) -> NDArray[np.uint8]:
-    """The class indices of a labelled case on its image's grid (X, Y, Z)."""
-    path = manifest.label_path(case)
-    assert path is not None
-    label = read_label(path)
-    if difference := grid_difference(Volume(image, affine, image.dtype).header, label.header):
-        raise UserError(f"{path}: the label {difference} of its image; resample it onto the image's grid")
-    return manifest.schema.to_indices(label.array, str(path))
-
-
-def _read(manifest: Manifest, case: Case, names: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    paths, places = manifest.image_paths(case), [manifest.modalities.index(name) for name in names]
-    if len(paths) > 1 or len(manifest.modalities) == 1:
-        host, affine, _ = read_images([paths[i] for i in places])
-        return host, affine
-    host, affine, _ = read_images(paths)
-    if len(host) != len(manifest.modalities):
-        raise UserError(
-            f"{paths[0]}: {len(host)} volumes where the manifest names {len(manifest.modalities)} modalities; "
-            "correct the manifest or the file"
-        )
-    return host[places], affine
+    return card.preprocessing.apply_image(host.array, host.affine, scan.placement.box)[0]
