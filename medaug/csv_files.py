@@ -45,13 +45,13 @@ def read_csv(path: str | os.PathLike[str], columns: Sequence[str], remedy: str) 
     try:
         header = [_original(cell) for cell in next(lines, [])]
         if missing := [column for column in columns if column not in header]:
-            raise UserError(f"{os.fspath(path)}: no column {', '.join(missing)}; {remedy}")
+            raise UserError(f"no column {', '.join(missing)}", remedy, path=path)
         for row in lines:
             if len(row) != len(header):
-                raise UserError(f"{os.fspath(path)}: line {lines.line_num} is damaged; {remedy}")
+                raise UserError(f"line {lines.line_num} is damaged", remedy, path=path)
             rows.append(dict(zip(header, map(_original, row), strict=True)))
     except csv.Error as error:
-        raise UserError(f"{os.fspath(path)}: line {lines.line_num} is damaged ({error}); {remedy}") from error
+        raise UserError(f"line {lines.line_num} is damaged ({error})", remedy, path=path) from error
     return rows
 
 
@@ -69,7 +69,7 @@ def number(text: str, path: str | os.PathLike[str], remedy: str, absent: str | N
             raise ValueError(text)
         return value
     except (TypeError, ValueError):
-        raise UserError(f"{os.fspath(path)}: {text!r:.60} is not a number; {remedy}") from None
+        raise UserError(f"{text!r:.60} is not a number", remedy, path=path) from None
 
 
 def _harmless(cell: object) -> object:

@@ -100,12 +100,12 @@ def download_task(name: str, folder: Path, mirror: str | None = None) -> Path:
     part = folder / f".{name}.tar.part"
     with made_folder(folder), locked(folder / f".{name}.lock") as lock:
         if lock is None:
-            raise UserError(f"{folder}: another process is downloading this task there; wait until it has ended")
+            raise UserError(f"{folder}: another process is downloading this task there", "wait until it has ended")
         if (target / "dataset.json").exists():
             log.info("%s: there already, nothing to do", target)
             return target
         if os.path.lexists(target):
-            raise UserError(f"{target}: exists but holds no dataset.json; move it away or choose another folder")
+            raise UserError(f"{target}: exists but holds no dataset.json", "move it away or choose another folder")
         _fetch(url, part)
         _check_space(folder, part.stat().st_size)
         with open(part, "rb") as archive:
@@ -115,15 +115,15 @@ def download_task(name: str, folder: Path, mirror: str | None = None) -> Path:
         if digest.hexdigest() != MD5[name]:
             _discard(part)
             raise UserError(
-                f"{url}: not the published archive (MD5 {digest.hexdigest()}, not {MD5[name]}), and removed; "
-                "run the same command again or choose another mirror"
+                f"{url}: not the published archive (MD5 {digest.hexdigest()}, not {MD5[name]}), and removed",
+                "run the same command again or choose another mirror",
             )
         try:
             _unpack(part, target)
         except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
             _discard(part)
             raise UserError(
-                f"{url}: cannot be unpacked ({error}), and removed; get {name}.tar from {HOMEPAGE} or another mirror"
+                f"{url}: cannot be unpacked ({error}), and removed", f"get {name}.tar from {HOMEPAGE} or another mirror"
             ) from error
         _discard(part)
     log.info("%s: fetched and unpacked", target)
@@ -136,11 +136,13 @@ def _checked(mirror: str) -> str:
         parts = urlsplit(mirror)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        raise UserError("mirror: not an address; give one like https://host/folder") from None
+        raise UserError("mirror: not an address", "give one like https://host/folder") from None
     if parts.username is not None:
-        raise UserError("mirror: user names and passwords in the address are not supported; fetch the archive by hand")
+        raise UserError(
+            "mirror: user names and passwords in the address are not supported", "fetch the archive by hand"
+        )
     if not valid or parts.query or parts.fragment or not re.fullmatch(r"[!-~]+", mirror):
-        raise UserError(f"mirror={mirror!r}: not the address of a folder; give one like https://host/folder")
+        raise UserError(f"mirror={mirror!r}: not the address of a folder", "give one like https://host/folder")
     return mirror.rstrip("/")
 
 
@@ -155,17 +157,18 @@ def _fetch(url: str, part: Path) -> None:
             if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and _size(part):
                 _discard(part)  # the file there is shorter than what is here
                 continue
-            raise UserError(f"{url}: HTTP status {error.code} {error.reason}; {by_hand}") from error
+            raise UserError(f"{url}: HTTP status {error.code} {error.reason}", by_hand) from error
         except _CutError as cut:
             if not cuts and not cut.connected:
-                raise UserError(f"{url}: no connection ({cut}); {by_hand}") from cut
+                raise UserError(f"{url}: no connection ({cut})", by_hand) from cut
             if _size(part) - best >= PROGRESS_BYTES:
                 waits = iter(WAITS_S)
             cuts, best = cuts + 1, max(best, _size(part))
             if (wait := next(waits, None)) is None:
                 have = f"{decimal(_size(part))} are here; run the same command again to go on"
                 raise UserError(
-                    f"{url}: the connection failed {cuts} times, last with: {cut}; {have if _size(part) else by_hand}"
+                    f"{url}: the connection failed {cuts} times, last with: {cut}",
+                    have if _size(part) else by_hand,
                 ) from cut
             log.warning("%s: %s; trying again in %d s", url, cut, wait)
             time.sleep(wait)
@@ -205,7 +208,7 @@ def _go_on(url: str, part: Path) -> None:
             have = 0
         size = heard["size"]
         if not size:
-            raise UserError(f"{url}: the server does not say how large it is; choose another mirror")
+            raise UserError(f"{url}: the server does not say how large it is", "choose another mirror")
         _check_space(part.parent, 2 * size - have)
         with writing(part), open(part, "ab" if have else "wb") as file:
             # After the old bytes are gone, before new ones come.
@@ -258,8 +261,8 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{folder}: {decimal(needed)} are needed to fetch and unpack, {decimal(free)} are free; "
-            "free some space or choose another folder"
+            f"{folder}: {decimal(needed)} are needed to fetch and unpack, {decimal(free)} are free",
+            "free some space or choose another folder",
         )
 
 

@@ -28,9 +28,9 @@ def main(options: Options) -> None:
     """
     wanted = options.export
     if wanted.out is None:
-        raise UserError("out=DIR is missing; give a folder that does not exist yet")
+        raise UserError("out=DIR is missing", "give a folder that does not exist yet")
     if wanted.manifest is None and not options.experiment:
-        raise UserError("nothing to export; give experiment=NAME for its synthetic pairs, or manifest=FILE")
+        raise UserError("nothing to export", "give experiment=NAME for its synthetic pairs, or manifest=FILE")
 
     from medaug.cohort.manifest import Manifest
     from medaug.data.cache import content_digests

@@ -64,9 +64,9 @@ def refusal(error: OSError, path: str | os.PathLike[str] | None = None) -> UserE
     # numpy says a short write in words, without a number.
     if error.errno in _FULL or "requested and" in str(error):
         where = "" if named is None else f"{os.fspath(named)}: "
-        return UserError(f"{where}the disk is full; free some space and run the same command again")
+        return UserError(f"{where}the disk is full", "free some space and run the same command again")
     if named is not None and error.errno in _NOT_WRITABLE:
-        return UserError(f"{os.fspath(named)}: cannot be written ({error.strerror}); choose another folder")
+        return UserError(f"cannot be written ({error.strerror})", "choose another folder", path=named)
     return None
 
 

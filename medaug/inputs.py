@@ -43,12 +43,12 @@ def opened(path: str | os.PathLike[str], remedy: str = _CHECK) -> Iterator[io.Bu
         # Without O_NONBLOCK, opening a pipe that nobody writes to never returns.
         stream = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     except FileNotFoundError:
-        raise UserError(f"{os.fspath(path)}: no such file; {remedy}") from None
+        raise UserError("no such file", remedy, path=path) from None
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
         raise _unreadable(path, error, remedy) from error
     with stream as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise UserError(f"{os.fspath(path)}: cannot be read (it is a pipe or device, not a file); {remedy}")
+            raise UserError("cannot be read (it is a pipe or device, not a file)", remedy, path=path)
         try:
             yield file
         except OSError as error:
@@ -65,7 +65,7 @@ def read_bytes(path: str | os.PathLike[str], largest: int = LARGEST_TEXT, remedy
         content = file.read(largest + 1)
     if len(content) > largest:
         limit = f"{largest >> 20} MiB, more than such a file can hold"
-        raise UserError(f"{os.fspath(path)}: is larger than {limit}; check that it is the right file")
+        raise UserError(f"is larger than {limit}", "check that it is the right file", path=path)
     return content
 
 
@@ -78,7 +78,7 @@ def read_text(path: str | os.PathLike[str], largest: int = LARGEST_TEXT, remedy:
     try:
         return read_bytes(path, largest, remedy).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise UserError(f"{os.fspath(path)}: not UTF-8 text; save it as UTF-8, or restore it") from None
+        raise UserError("not UTF-8 text", "save it as UTF-8, or restore it", path=path) from None
 
 
 def read_json_value(path: str | os.PathLike[str], remedy: str = "mend or restore it") -> Any:
@@ -92,7 +92,7 @@ def read_json_value(path: str | os.PathLike[str], remedy: str = "mend or restore
         # json keeps the last of two equal keys: a label value given twice would vanish without a word.
         for key, count in Counter(key for key, _ in pairs).items():
             if count > 1:
-                raise UserError(f'{os.fspath(path)}: key "{key}" occurs twice; remove one')
+                raise UserError(f'key "{key}" occurs twice', "remove one", path=path)
         return dict(pairs)
 
     text = read_text(path)
@@ -100,7 +100,7 @@ def read_json_value(path: str | os.PathLike[str], remedy: str = "mend or restore
         return json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{os.fspath(path)}: not a JSON file ({reason}); {remedy}") from error
+        raise UserError(f"not a JSON file ({reason})", remedy, path=path) from error
 
 
 def read_json(path: str | os.PathLike[str], remedy: str = "mend or restore it") -> dict[str, Any]:
@@ -111,7 +111,7 @@ def read_json(path: str | os.PathLike[str], remedy: str = "mend or restore it") 
     """
     data = read_json_value(path, remedy)
     if not isinstance(data, dict):
-        raise UserError(f"{os.fspath(path)}: not a JSON object; {remedy}")
+        raise UserError("not a JSON object", remedy, path=path)
     return data
 
 
@@ -129,9 +129,9 @@ def read_yaml(path: str | os.PathLike[str], remedy: str = "mend or restore it") 
         content = yaml.load(text, _Loader)
     except (yaml.YAMLError, *_MALFORMED, RecursionError) as error:  # a tag of another type than its value raises any
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{os.fspath(path)}: not YAML ({reason}); {remedy}") from error
+        raise UserError(f"not YAML ({reason})", remedy, path=path) from error
     if not isinstance(content, dict):
-        raise UserError(f"{os.fspath(path)}: not a mapping; {remedy}")
+        raise UserError("not a mapping", remedy, path=path)
     return content
 
 
@@ -146,7 +146,7 @@ def parsing(path: str | os.PathLike[str], remedy: str) -> Iterator[None]:
         yield
     except _MALFORMED as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"{os.fspath(path)}: is damaged ({reason[:120]}); {remedy}") from error
+        raise UserError(f"is damaged ({reason[:120]})", remedy, path=path) from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -174,4 +174,4 @@ def _count(node: yaml.Node, known: dict[int, int]) -> int:
 
 def _unreadable(path: str | os.PathLike[str], error: OSError | ValueError, remedy: str) -> UserError:
     reason = getattr(error, "strerror", None) or str(error)
-    return UserError(f"{os.fspath(path)}: cannot be read ({reason}); {remedy}")
+    return UserError(f"cannot be read ({reason})", remedy, path=path)

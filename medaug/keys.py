@@ -171,4 +171,4 @@ def check_values(options: Options, stage: str, given: Collection[str] = ()) -> N
                 remedy = (
                     "leave one of them out" if when.not_ else "leave it out" if when.values else "give both or neither"
                 )
-                raise UserError(f"{text}: has no effect {'with' if when.not_ else 'without'} {other}; {remedy}")
+                raise UserError(f"{text}: has no effect {'with' if when.not_ else 'without'} {other}", remedy)

@@ -112,10 +112,10 @@ def run(stage_name: str, body: Callable[[Options], None], arguments: Sequence[st
         words = [word for word in arguments if word != "--cfg"]
         for word in words:
             if re.match(r"[+~]*hydra[./]|(train\.)?objective=", word):
-                raise UserError(f"{word}: read by sweeps alone; they are made by `train --multirun`")
+                raise UserError(f"{word}: read by sweeps alone", "they are made by `train --multirun`")
         flags = [word for word in words if word.startswith("-")]
         if flags:
-            raise UserError(f"{flags[0]}: unknown flag; options are written key=value, and --help lists them")
+            raise UserError(f"{flags[0]}: unknown flag", "options are written key=value, and --help lists them")
         options = load_options(stage_name, words)
         if "--cfg" in arguments:
             stage = STAGES[stage_name]
@@ -123,7 +123,9 @@ def run(stage_name: str, body: Callable[[Options], None], arguments: Sequence[st
             sys.stdout.write(OmegaConf.to_yaml(OmegaConf.create(nodes)))
             return 0
         if (count := process_count()) > 1 and not STAGES[stage_name].shared:
-            raise UserError(f"torchrun or srun started {count} processes, and this stage is the work of one; start one")
+            raise UserError(
+                f"torchrun or srun started {count} processes, and this stage is the work of one", "start one"
+            )
         set_up_logging()
         if options.preset == "smoke":
             logger.warning("preset=smoke: shows that the parts fit together; what comes out means nothing")

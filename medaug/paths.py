@@ -53,12 +53,12 @@ def expand_paths(options: Options) -> None:
 def expanded(key: str, text: str) -> str:
     """A path with home folder and variables put in; `key` is named in errors."""
     if not text or "\0" in text:
-        raise UserError(f"{key}={text}: is {'empty' if not text else 'not a path'}; give a path, or leave it out")
+        raise UserError(f"{key}={text}: is {'empty' if not text else 'not a path'}", "give a path, or leave it out")
     path = os.path.expandvars(os.path.expanduser(text))
     if path.startswith("~"):
-        raise UserError(f"{key}={text}: there is no such user; write ./{text} if the folder is really called so")
+        raise UserError(f"{key}={text}: there is no such user", f"write ./{text} if the folder is really called so")
     if unset := re.search(r"\$(\w+|\{\w+\})", path):
-        raise UserError(f"{key}={text}: the variable {unset[0]} is not set; set it, or write the path without it")
+        raise UserError(f"{key}={text}: the variable {unset[0]} is not set", "set it, or write the path without it")
     return path
 
 

@@ -67,7 +67,7 @@ def wait_for_first(
         if not free:
             end = begun + blind if free is None else time.monotonic() + patience
         if time.monotonic() > end and not ready():
-            raise UserError(f"{folder}: the first of {process_count()} processes has ended; start all of them again")
+            raise UserError(f"{folder}: the first of {process_count()} processes has ended", "start all of them again")
         time.sleep(interval)
 
 
@@ -80,5 +80,5 @@ def set_umask(umask: str | None) -> None:
     if umask is None:
         return
     if not re.fullmatch("0*[0-7]{1,3}", umask) or int(umask, 8) & 0o700:
-        raise UserError(f"umask={umask}: not an octal number from 000 to 077; 077 leaves files to their owner alone")
+        raise UserError(f"umask={umask}: not an octal number from 000 to 077", "077 leaves files to their owner alone")
     os.umask(int(umask, 8))

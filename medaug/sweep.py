@@ -79,7 +79,7 @@ def parse(arguments: Sequence[str]) -> Sweep:
     hydra = tuple(word for word in arguments if re.match(r"[+~]*hydra[./]", word))
     for word in hydra:
         if _NOT_TAKEN.match(word):
-            raise UserError(f"{word}: a sweep takes no such key; it takes hydra/launcher, hydra/sweeper and theirs")
+            raise UserError(f"{word}: a sweep takes no such key", "it takes hydra/launcher, hydra/sweeper and theirs")
     optuna = "hydra/sweeper=optuna" in hydra
     fixed: list[str] = []
     values: dict[str, list[str]] = {}
@@ -91,14 +91,14 @@ def parse(arguments: Sequence[str]) -> Sweep:
             else:
                 values[word] = _values(word, override, optuna)
     if not values:
-        raise UserError("--multirun: nothing is swept; give a key several values, as in trainer.seed=0,1")
+        raise UserError("--multirun: nothing is swept", "give a key several values, as in trainer.seed=0,1")
     first = [words[0] for words in values.values()]
     for index, words in enumerate(values.values()):
         for word in words:
             parse_arguments(STAGE, [*fixed, *first[:index], word, *first[index + 1 :]])
     options = load_options(STAGE.name, [*fixed, *first])
     if not optuna and any(_key(word) == "objective" for word in fixed):
-        raise UserError(f"objective={options.train.objective}: read by hydra/sweeper=optuna alone; leave it out")
+        raise UserError(f"objective={options.train.objective}: read by hydra/sweeper=optuna alone", "leave it out")
     return Sweep(
         tuple(fixed), tuple(values), hydra, Path(options.runs) / "sweep", options.train.objective, options.umask
     )
@@ -122,16 +122,16 @@ def _values(word: str, override: Override, optuna: bool) -> list[str]:
     """A `key=value` for each value of a swept word; for both ends of an interval."""
     key, value = override.get_key_element(), override.value()
     if _key(word) in _ONE_FOR_ALL:
-        raise UserError(f"{word}: all jobs of a sweep share this key; give it one value")
+        raise UserError(f"{word}: all jobs of a sweep share this key", "give it one value")
     if isinstance(value, IntervalSweep):
         if not optuna:
-            raise UserError(f"{word}: an interval needs hydra/sweeper=optuna; else name the values, {key}=a,b")
+            raise UserError(f"{word}: an interval needs hydra/sweeper=optuna", f"else name the values, {key}=a,b")
         return [f"{key}={value.start}", f"{key}={value.end}"]
     if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
         raise UserError(f"{word}: name the values, {key}=a,b")
     words = [f"{key}={text}" for text in override.sweep_string_iterator()]
     if optuna and f"{key}=null" in words:
-        raise UserError(f"{word}: optuna cannot choose null; leave it out")
+        raise UserError(f"{word}: optuna cannot choose null", "leave it out")
     return words
 
 
@@ -230,8 +230,8 @@ def run_sweep(arguments: Sequence[str]) -> None:
     set_umask(sweep.umask)
     if "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         raise UserError(
-            "--multirun: this process is one of several that torchrun or srun started; a sweep starts its jobs itself"
-            " (trainer.devices=N, or hydra/launcher=submitit_slurm for nodes)"
+            "--multirun: this process is one of several that torchrun or srun started",
+            "a sweep starts its jobs itself (trainer.devices=N, or hydra/launcher=submitit_slurm for nodes)",
         )
     quoted = str(sweep.folder).replace("'", r"\'")
     settings = [
@@ -283,7 +283,7 @@ def _take_over(folder: Path) -> None:
     leftover = folder / "multirun.yaml"
     if leftover.exists() and not is_marked(folder):
         raise UserError(
-            f"{leftover}: not written by medaug, and the sweep would replace it; move it or choose runs=DIR"
+            f"{leftover}: not written by medaug, and the sweep would replace it", "move it or choose runs=DIR"
         )
     mark(folder)
     for path in _records(folder):

@@ -79,8 +79,8 @@ def withdraw(subject: str, runs: Path, private: Path | None = None, manifest: Pa
         found += _in_experiment(experiment, trained[experiment], who)
     if not any(artefact.certain for artefact in found):
         raise UserError(
-            f"withdraw: no manifest, checkpoint or pair below {runs} knows that subject; give its name as in the "
-            "manifest, or private=FILE with its PatientID, and runs=DIR where the results are"
+            f"withdraw: no manifest, checkpoint or pair below {runs} knows that subject",
+            "give its name as in the manifest, or private=FILE with its PatientID, and runs=DIR where the results are",
         )
     return found
 
@@ -91,7 +91,7 @@ def _identify(subject: str, private: Path | None) -> tuple[_Who, list[Artefact]]
     from medaug.dicom.privacy import load_private
 
     if not private.exists():
-        raise UserError(f"{private}: no such file; give private=FILE that medaug.ingest wrote")
+        raise UserError(f"{private}: no such file", "give private=FILE that medaug.ingest wrote")
     known = load_private(private)
     names = {name for name, patient in known.subjects.items() if subject in {name, patient}}
     if not names:

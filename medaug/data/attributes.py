@@ -117,14 +117,14 @@ class AttributeEncoder:
         for word in words:
             name, colon, text = word.partition(":")
             if not colon:
-                raise UserError(f"attributes: {word} has no value; write {name}:VALUE")
+                raise UserError(f"attributes: {word} has no value", f"write {name}:VALUE")
             if name == SPACING:
-                raise UserError(f"attributes: {SPACING} is the host's, on whose grid the pair lies; leave it out")
+                raise UserError(f"attributes: {SPACING} is the host's, on whose grid the pair lies", "leave it out")
             if name not in known:
                 choice = f"choose of {', '.join(known)}" if known else "train with data.attributes=[NAME,...]"
-                raise UserError(f"attributes: {name} is none that the model can be told; {choice}")
+                raise UserError(f"attributes: {name} is none that the model can be told", choice)
             if name in values:
-                raise UserError(f"attributes: {name} is given twice; give one value")
+                raise UserError(f"attributes: {name} is given twice", "give one value")
             attribute = known[name]
             value: Value
             if attribute.categories:
@@ -133,7 +133,7 @@ class AttributeEncoder:
                 value = _number(text)
                 seen = attribute.low[0] <= value <= attribute.high[0]
             if not seen:
-                raise UserError(f"attributes: {word}: training saw no such {name}; choose of {attribute.seen}")
+                raise UserError(f"attributes: {word}: training saw no such {name}", f"choose of {attribute.seen}")
             values[name] = value
         return values
 
@@ -164,9 +164,9 @@ def check_attributes(names: Sequence[str], cases: Iterable[Case]) -> None:
     there = sorted({SPACING, *(name for case in cases for name in case.attributes)})
     for name in names:
         if name not in there:
-            raise UserError(f"data.attributes: no training case has {name}; there are {', '.join(there)}")
+            raise UserError(f"data.attributes: no training case has {name}", f"there are {', '.join(there)}")
         if names.count(name) > 1:
-            raise UserError(f"data.attributes: {name} is given twice; give it once")
+            raise UserError(f"data.attributes: {name} is given twice", "give it once")
 
 
 def fit_attributes(names: Sequence[str], scans: Sequence[Scan]) -> AttributeEncoder:
@@ -191,7 +191,7 @@ def _fit(name: str, scans: Sequence[Scan]) -> Attribute:
         attribute = Attribute(name, (), *(tuple(each.tolist()) for each in (numbers.mean(0), std, low, high)))
     if len(texts) == 1 or (not texts and attribute.low == attribute.high):
         what = values[0] if isinstance(values[0], str) else " x ".join(f"{number:g}" for number in attribute.low)
-        raise UserError(f"data.attributes: {name} is {what} in all training scans and tells nothing; leave it out")
+        raise UserError(f"data.attributes: {name} is {what} in all training scans and tells nothing", "leave it out")
     return attribute
 
 

@@ -147,8 +147,8 @@ def refuse_changed(stems: Mapping[str, Path], cache: Path) -> dict[str, str]:
         same = {part: now[path] == digests[part] for part, path in parts[name].items()}
         if "image" not in same or not all(same.values()) or _json_digest(about) != digests.get("json"):
             raise UserError(
-                f"{stems[name]}: the prepared scan of {name} was changed after it was written; remove {stems[name]}.*, "
-                "it is made again, and find out what else writes there"
+                f"{stems[name]}: the prepared scan of {name} was changed after it was written",
+                f"remove {stems[name]}.*, it is made again, and find out what else writes there",
             )
     return {name: str(about["digests"]["image"]) for name, about in written.items()}
 

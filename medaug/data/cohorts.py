@@ -36,7 +36,7 @@ def find_cohort(options: DataOptions, phantom_folder: Path) -> Manifest:
     if options.folds is not None:
         cases = hold_out_fold(cases, options.folds, options.fold, options.split_seed)
     elif options.fold != 0:
-        raise UserError(f"data.fold={options.fold}: there are no folds; set data.folds, or leave data.fold out")
+        raise UserError(f"data.fold={options.fold}: there are no folds", "set data.folds, or leave data.fold out")
     if options.labelled is not None:
         cases = hide_labels(cases, options.labelled, options.labelled_seed)
     return replace(manifest, cases=cases)
@@ -52,8 +52,8 @@ def _split_manifest(options: DataOptions, phantom_folder: Path) -> Manifest:
     if options.manifest is None:
         if options.layout in {"pairs", "dicom"}:
             raise UserError(
-                f"data.layout={options.layout}: such a folder needs rules; run medaug.ingest, and train on what it"
-                " writes: data.manifest=FILE.json"
+                f"data.layout={options.layout}: such a folder needs rules",
+                "run medaug.ingest, and train on what it writes: data.manifest=FILE.json",
             )
         layout = read_layout(find_root(options), options.layout)
         if layout.proposed:
@@ -96,8 +96,9 @@ def find_root(options: DataOptions) -> Path:
             return Path(root)
     if not options.roots:
         raise UserError(
-            "data: no scans are named; give data.manifest=FILE.json (made by medaug.ingest) or data.roots=[DIR], or run"
-            " on phantoms: data=phantom (make: DATA=phantom)"
+            "data: no scans are named",
+            "give data.manifest=FILE.json (made by medaug.ingest) or data.roots=[DIR], or run"
+            " on phantoms: data=phantom (make: DATA=phantom)",
         )
     get = f" Get them: {options.source.rstrip('.')}." if options.source else ""
     raise UserError(
@@ -115,13 +116,13 @@ def name_subjects(manifest: Manifest, options: DataOptions | IngestOptions) -> M
     pattern = options.subject_pattern
     table = options.subjects if isinstance(options, IngestOptions) else None
     if table is not None and pattern is not None:
-        raise UserError("subjects and subject_pattern both name the subjects; give one of them")
+        raise UserError("subjects and subject_pattern both name the subjects", "give one of them")
     if table is not None:
         return replace(manifest, cases=read_subjects(Path(table), manifest.cases))
     consecutive = options.subject_consecutive
     if pattern is None and consecutive != 1:
         raise UserError(
-            f"subject_consecutive={consecutive}: of which numbers is not said; give subject_pattern='(\\d+)$' as well"
+            f"subject_consecutive={consecutive}: of which numbers is not said", "give subject_pattern='(\\d+)$' as well"
         )
     if pattern is None:
         return manifest
@@ -145,8 +146,8 @@ def split_cohort(manifest: Manifest, options: DataOptions | IngestOptions, strat
     if isinstance(options, IngestOptions) and options.splits is not None:
         if options.splits_fold and not options.splits.endswith(".json"):
             raise UserError(
-                f"splits_fold={options.splits_fold}: {options.splits} has no folds, only splits_final.json has; leave "
-                "it out"
+                f"splits_fold={options.splits_fold}: {options.splits} has no folds, only splits_final.json has",
+                "leave it out",
             )
         return replace(manifest, cases=read_splits(Path(options.splits), manifest.cases, options.splits_fold))
     drawn = assign_splits(manifest.cases, options.val_fraction, options.test_fraction, options.split_seed, strata)

@@ -70,6 +70,6 @@ def refuse_copies(cases: Mapping[str, Iterable[ModelCase]]) -> None:
 
 def _leak(one: Case, split: str, other: Case, its: str) -> UserError:
     return UserError(
-        f"leak: {other.name} ({its}) holds the scan of {one.name} ({split}); leave one of them out, or give both the "
-        "same subject, and split again"
+        f"leak: {other.name} ({its}) holds the scan of {one.name} ({split})",
+        "leave one of them out, or give both the same subject, and split again",
     )

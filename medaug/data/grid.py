@@ -34,13 +34,13 @@ def check_options(options: DataOptions) -> None:
         ("cache", ("disk", "ram")),
     ):
         if getattr(options, key) not in known:
-            raise UserError(f"data.{key}={getattr(options, key)}: unknown; choose {' or '.join(known)}")
+            raise UserError(f"data.{key}={getattr(options, key)}: unknown", f"choose {' or '.join(known)}")
     check_intensity(options)
     spacing = options.spacing
     if spacing is not None and (len(spacing) != 3 or not all(0 < size < math.inf for size in spacing)):
         raise UserError(f"data.spacing={list(spacing)}: three voxel sizes in mm are needed, such as [1,1,1]")
     if options.max_side is not None and options.max_side < 1:
-        raise UserError(f"data.max_side={options.max_side}: at least 1 voxel is needed; null sets no limit")
+        raise UserError(f"data.max_side={options.max_side}: at least 1 voxel is needed", "null sets no limit")
     shape = options.shape
     if shape is not None and (len(shape) != 3 or min(shape) < 1):
         raise UserError(f"data.shape={list(shape)}: three sides in voxels are needed, or null")
@@ -53,14 +53,14 @@ def check_intensity(options: DataOptions) -> None:
         UserError: as `check_options`.
     """
     if options.intensity not in ("percentile", "window", "zscore"):
-        raise UserError(f"data.intensity={options.intensity}: unknown; choose percentile or window or zscore")
+        raise UserError(f"data.intensity={options.intensity}: unknown", "choose percentile or window or zscore")
     if not _ascending(options.percentiles, 0, 100):
         raise UserError(f"data.percentiles={list(options.percentiles)}: two ascending numbers within 0..100 are needed")
     window = options.window
     if window is not None and not (_ascending(window, -math.inf, math.inf) and all(map(math.isfinite, window))):
         raise UserError(f"data.window={list(window)}: two ascending numbers are needed, such as [-1000,1000]")
     if options.intensity == "window" and window is None:
-        raise UserError("data.intensity=window: no window is given; set data.window, such as [-1000,1000]")
+        raise UserError("data.intensity=window: no window is given", "set data.window, such as [-1000,1000]")
     if not 0 < options.zscore_clip < math.inf:
         raise UserError(f"data.zscore_clip={options.zscore_clip:g}: a number above 0 is needed, such as 4")
 

@@ -103,5 +103,5 @@ def read_truth(manifest: Manifest, scan: Scan, card: Card, drawn: Sequence[int])
     """The real modalities that were drawn, (len(drawn), *model grid) in [-1, 1], each by its own intensities."""
     host = read_modalities(manifest, scan.case, [card.modalities[m] for m in drawn])
     if host.array.shape[1:] != scan.host.shape[1:] or not np.allclose(host.affine, scan.affine, atol=1e-3):
-        raise UserError(f"{scan.case.name}: what is drawn lies on another grid than the rest; resample to one grid")
+        raise UserError(f"{scan.case.name}: what is drawn lies on another grid than the rest", "resample to one grid")
     return card.preprocessing.apply_image(host.array, host.affine, scan.placement.box)[0]

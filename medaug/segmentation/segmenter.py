@@ -143,8 +143,8 @@ def train_segmenter(
 
 def _diverged(name: str, options: SegmenterOptions, step: int) -> UserError:
     return UserError(
-        f"{name}: its loss or a weight is NaN or infinite at step {step}, the training has diverged; lower "
-        f"segmenter.learning_rate={options.learning_rate:g}"
+        f"{name}: its loss or a weight is NaN or infinite at step {step}, the training has diverged",
+        f"lower segmenter.learning_rate={options.learning_rate:g}",
     )
 
 
@@ -170,7 +170,7 @@ def segment(net: nn.Module, image: NDArray | Tensor) -> NDArray:
         logits = net(batch)
     if not_finite(logits) is not None:
         raise UserError(
-            "a segmenter's output is NaN or infinite: its training has diverged; lower segmenter.learning_rate"
+            "a segmenter's output is NaN or infinite: its training has diverged", "lower segmenter.learning_rate"
         )
     return logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
 
@@ -211,5 +211,5 @@ def load_segmenter(path: Path, num_modalities: int, num_classes: int, channels: 
     weights = read_archive(path, "segmenter", remedy)
     load_weights(net, weights, path, remedy)
     if (name := not_finite(net.state_dict())) is not None:
-        raise UserError(f"{path}: {name} holds NaN or infinite values; {remedy}")
+        raise UserError(f"{path}: {name} holds NaN or infinite values", remedy)
     return net.to(choose_device()).eval()

@@ -86,8 +86,8 @@ class GeneratedMasks(Masks):
 def _load(options: MasksOptions, image_model: ImageModel | None) -> GeneratedMasks:
     if image_model is None:
         raise UserError(
-            "masks=generated: while a model trains, its samples are scored on deformed or real masks; leave it out, or "
-            "set trainer.score_every=0"
+            "masks=generated: while a model trains, its samples are scored on deformed or real masks",
+            "leave it out, or set trainer.score_every=0",
         )
     if options.checkpoint is None:
         raise UserError("masks=generated: needs masks.checkpoint=FILE, of a training with task=mask_generator")
@@ -96,19 +96,19 @@ def _load(options: MasksOptions, image_model: ImageModel | None) -> GeneratedMas
     own, model = load_model(path, image_model.device)
     task = model.task
     if task.target != "label" or task.num_images:
-        raise UserError(f"{path}: not a mask generator; give the checkpoint of a training with task=mask_generator")
+        raise UserError(f"{path}: not a mask generator", "give the checkpoint of a training with task=mask_generator")
     if own.schema.labels != card.schema.labels:
-        raise UserError(f"{path}: its labels are not those of {card.experiment}; train it on the same cohort")
+        raise UserError(f"{path}: its labels are not those of {card.experiment}", "train it on the same cohort")
     grids = [(c.preprocessing.shape, c.preprocessing.spacing) for c in (own, card)]
     if grids[0] != grids[1]:
         (shape, spacing), (wanted, at) = grids
         raise UserError(
-            f"{path}: draws on the grid {shape} at {spacing} mm, and the images are on {wanted} at {at} mm; "
-            "train it with the same data options"
+            f"{path}: draws on the grid {shape} at {spacing} mm, and the images are on {wanted} at {at} mm",
+            "train it with the same data options",
         )
     if leaked := sorted({*own.seen.test_subjects(cohort), *own.seen.trained_outside(cohort.subjects("train"))}):
         raise UserError(
-            f"{path}: leak: it saw {', '.join(leaked[:3])}, no training subject here; train it on the same split"
+            f"{path}: leak: it saw {', '.join(leaked[:3])}, no training subject here", "train it on the same split"
         )
     try:
         check(model.process, sampler.name, sampler.spacing, sampler.eta, sampler.num_inference_steps)

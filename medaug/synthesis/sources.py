@@ -27,5 +27,5 @@ def load_masks(options: MasksOptions, model: ImageModel | None = None) -> Masks:
     """
     source = MASK_SOURCES[options.source]
     if options.checkpoint is not None and not source.reads_checkpoint:
-        raise UserError(f"masks.checkpoint: masks={options.source} does not read it; choose masks=generated")
+        raise UserError(f"masks.checkpoint: masks={options.source} does not read it", "choose masks=generated")
     return source.load(options, model)

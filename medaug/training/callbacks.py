@@ -58,8 +58,8 @@ def remove_unfinished(path: Path) -> None:
 def diverged(trainer: Trainer, what: str) -> UserError:
     """What a user reads whose training has diverged."""
     return UserError(
-        f"step {trainer.global_step}: {what} is NaN or infinite, the training has diverged; checkpoints of earlier "
-        "steps are kept. Lower trainer.learning_rate and train again (overwrite=true)"
+        f"step {trainer.global_step}: {what} is NaN or infinite, the training has diverged",
+        "checkpoints of earlier steps are kept. Lower trainer.learning_rate and train again (overwrite=true)",
     )
 
 

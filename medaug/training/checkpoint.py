@@ -151,7 +151,7 @@ def read_checkpoint(path: Path, holds: str = "state_dict") -> tuple[Card, dict[s
             says, or with a weight that is NaN or infinite.
     """
     if not os.path.lexists(path):
-        raise UserError(f"{path}: no checkpoint is there; run medaug.train first")
+        raise UserError(f"{path}: no checkpoint is there", "run medaug.train first")
     contents = read_archive(path, "checkpoint", _REMEDY)
     try:
         if not isinstance(contents, dict):
@@ -159,7 +159,7 @@ def read_checkpoint(path: Path, holds: str = "state_dict") -> tuple[Card, dict[s
         card, _ = contents["medaug"], contents[holds]
         if card["format"] > FORMAT:
             raise UserError(
-                f"{path}: format {card['format']} is newer than this medaug reads ({FORMAT}); update medaug"
+                f"{path}: format {card['format']} is newer than this medaug reads ({FORMAT})", "update medaug"
             )
         made = Card.from_dict(card)
         if holds == "state_dict":
@@ -171,7 +171,7 @@ def read_checkpoint(path: Path, holds: str = "state_dict") -> tuple[Card, dict[s
         }
         raise UserError(f"{path}: {wanted[holds]}") from error
     if (name := not_finite(contents)) is not None:
-        raise UserError(f"{path}: {name} holds NaN or infinite values; {_REMEDY}")
+        raise UserError(f"{path}: {name} holds NaN or infinite values", _REMEDY)
     return made, contents
 
 
@@ -180,7 +180,7 @@ def _check_weights(path: Path, card: Card, contents: dict[str, Any]) -> None:
     with torch.device("meta"):
         expected = card.build().state_dict()
     if (problem := misfit(expected, averaged_weights(contents))) is not None:
-        raise UserError(f"{path}: {problem}; {_REMEDY}")
+        raise UserError(f"{path}: {problem}", _REMEDY)
 
 
 def load_model(path: Path, device: torch.device) -> tuple[Card, DiffusionModel]:
@@ -210,7 +210,7 @@ def load_experiment(path: Path, experiment: str, device: torch.device) -> tuple[
     digest = file_sha256(path)
     card, model = load_model(path, device)
     if card.experiment != experiment:
-        raise UserError(f"{path}: of experiment {card.experiment}, not {experiment}; train that one first")
+        raise UserError(f"{path}: of experiment {card.experiment}, not {experiment}", "train that one first")
     return digest, card, model
 
 
@@ -232,5 +232,5 @@ def refuse_changed_scans(card: Card, contents: Contents) -> None:
     for name, files in contents.items():
         if name in card.contents and list(card.contents[name]) != list(files):
             raise UserError(
-                f"{name}: its files are not those that the generator was trained on; restore them, or train again"
+                f"{name}: its files are not those that the generator was trained on", "restore them, or train again"
             )

@@ -23,15 +23,15 @@ def check_training(options: Options) -> Process:
     """
     if options.network.name == "controlnet" and not options.train.init_from:
         raise UserError(
-            "network=controlnet: needs a base; train one with task=unconditional, then give its last.ckpt "
-            "as init_from=FILE"
+            "network=controlnet: needs a base",
+            "train one with task=unconditional, then give its last.ckpt as init_from=FILE",
         )
     check_trainer(options.trainer)
     if not options.train.dry_run:
         check_processes(options.trainer)
     _check_dropout(options)
     if options.masks.checkpoint is not None:
-        raise UserError("masks.checkpoint: while a model trains, no mask generator is used; leave it out")
+        raise UserError("masks.checkpoint: while a model trains, no mask generator is used", "leave it out")
     check_options(options.data)
     check_codec(options.codec, taken=options.train.init_from is not None)
     require_data(options.data)
@@ -50,4 +50,4 @@ def _check_dropout(options: Options) -> None:
         ("attribute_dropout", options.data.attributes, "data.attributes names none"),
     ):
         if not has and (share := getattr(trainer, key)) != getattr(usual, key):
-            raise UserError(f"trainer.{key}={share:g}: has no effect, {what}; leave it out")
+            raise UserError(f"trainer.{key}={share:g}: has no effect, {what}", "leave it out")

@@ -103,7 +103,7 @@ def _cases(options: Options, manifest: Manifest) -> dict[str, tuple[Case, ...]]:
         if not members:
             labelled = " of labelled scans" if label_wanted or not data.unlabelled else ""
             raise UserError(
-                f"data={data.name}: the {split} split{labelled} is empty; add subjects or change its fraction"
+                f"data={data.name}: the {split} split{labelled} is empty", "add subjects or change its fraction"
             )
     return cases
 

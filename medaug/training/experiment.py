@@ -65,7 +65,7 @@ class Experiment:
                 log.info(line)
         except OutOfMemoryError as error:
             if dry_run:
-                raise UserError(f"a step, not compiled or split, does not fit the device; {LESS_MEMORY}") from error
+                raise UserError("a step, not compiled or split, does not fit the device", LESS_MEMORY) from error
             log.warning("no plan: a step, not compiled or split, does not fit the device; trying")
 
     def train(self, picture: Picture, score: Score | None = None) -> TrainingResult:
@@ -92,4 +92,4 @@ class Experiment:
                 score=score,
             )
         except OutOfMemoryError as error:
-            raise UserError(f"{self.folder}: the device is out of memory; {LESS_MEMORY}") from error
+            raise UserError(f"{self.folder}: the device is out of memory", LESS_MEMORY) from error

@@ -50,20 +50,22 @@ def check_trainer(budget: TrainerOptions) -> None:
             raise UserError(f"trainer.{name}={value:g}: must be above 0")
     if not 0.01 <= budget.ema_sigma_rel <= 0.28:
         raise UserError(
-            f"trainer.ema_sigma_rel={budget.ema_sigma_rel:g}: a share of the training between 0.01 and 0.28; "
-            "0.1 is a good start"
+            f"trainer.ema_sigma_rel={budget.ema_sigma_rel:g}: a share of the training between 0.01 and 0.28",
+            "0.1 is a good start",
         )
     device = device_type(budget)
     if budget.precision == "fp16" and device != "cuda":
-        raise UserError(f"trainer.precision=fp16: needs a CUDA device, and this is {device}; use auto, bf16 or fp32")
+        raise UserError(f"trainer.precision=fp16: needs a CUDA device, and this is {device}", "use auto, bf16 or fp32")
     if budget.precision == "fp16" and budget.strategy == "fsdp":
-        raise UserError("trainer.precision=fp16: its loss scaling does not go with trainer.strategy=fsdp; use bf16")
+        raise UserError("trainer.precision=fp16: its loss scaling does not go with trainer.strategy=fsdp", "use bf16")
     if budget.devices < 1 and (budget.devices != -1 or device == "cpu"):
         raise UserError(
             f"trainer.devices={budget.devices}: on {device}, say how many" + (", or -1 for all" * (device != "cpu"))
         )
     if device == "cuda" and budget.devices > (there := torch.cuda.device_count()):
-        raise UserError(f"trainer.devices={budget.devices}: this machine has {there}; give at most that, or -1 for all")
+        raise UserError(
+            f"trainer.devices={budget.devices}: this machine has {there}", "give at most that, or -1 for all"
+        )
 
 
 def check_processes(budget: TrainerOptions) -> None:
@@ -75,11 +77,11 @@ def check_processes(budget: TrainerOptions) -> None:
     started, needed = process_count(), world_size(budget)
     if started > 1 and started != needed:
         way = "trainer=ddp (or fsdp), trainer.devices per node and trainer.num_nodes"
-        raise UserError(f"{started} processes were started, and the options are for {needed}; give {way} to match")
+        raise UserError(f"{started} processes were started, and the options are for {needed}", f"give {way} to match")
     if started == 1 and budget.num_nodes > 1 and "MASTER_ADDR" not in os.environ:
         raise UserError(
-            f"trainer.num_nodes={budget.num_nodes}: nothing started this training on the other nodes; use torchrun or "
-            "srun (docs/howto/slurm.md)"
+            f"trainer.num_nodes={budget.num_nodes}: nothing started this training on the other nodes",
+            "use torchrun or srun (docs/howto/slurm.md)",
         )
 
 
@@ -97,7 +99,7 @@ def device_type(budget: TrainerOptions) -> str:
         if torch.backends.mps.is_available():
             return "mps"
         if budget.accelerator == "gpu":
-            raise UserError("trainer.accelerator=gpu: torch sees no GPU here; use trainer.accelerator=auto")
+            raise UserError("trainer.accelerator=gpu: torch sees no GPU here", "use trainer.accelerator=auto")
     return "cpu"
 
 

@@ -129,16 +129,18 @@ def resolve_task(options: Mapping[str, Any], modalities: Sequence[str], num_clas
     for key, degradation in (("noise_std", "noise"), ("factor", "low_resolution")):
         value = getattr(chosen, key)
         if chosen.degradation != degradation and value != getattr(TaskOptions(), key):
-            raise UserError(f"task.{key}={value:g}: has no effect without task.degradation={degradation}; leave it out")
+            raise UserError(
+                f"task.{key}={value:g}: has no effect without task.degradation={degradation}", "leave it out"
+            )
     named = (("modalities", chosen.modalities), ("given", [name for name in chosen.given if name != EVERY]))
     for key, names in named:
         if unknown := [name for name in names if name not in modalities]:
-            raise UserError(f"task.{key}: {', '.join(unknown)} is no modality; choose of {', '.join(modalities)}")
+            raise UserError(f"task.{key}: {', '.join(unknown)} is no modality", f"choose of {', '.join(modalities)}")
         if len(set(names)) < len(names):
             raise UserError(f"task.{key}=[{','.join(names)}]: a modality stands there twice")
     if chosen.target == "label":
         if chosen.mask:
-            raise UserError("task.target=label: the mask is what is drawn; set task.mask=false")
+            raise UserError("task.target=label: the mask is what is drawn", "set task.mask=false")
         if chosen.modalities or chosen.degradation != "none":
             raise UserError("task.target=label: task.modalities and task.degradation are for task.target=image")
         drawn = []
@@ -146,11 +148,11 @@ def resolve_task(options: Mapping[str, Any], modalities: Sequence[str], num_clas
         drawn = [name for name in modalities if name in chosen.modalities] or list(modalities)
     given = [name for name in modalities if name not in drawn] if EVERY in chosen.given else chosen.given
     if both := [name for name in given if name in drawn]:
-        raise UserError(f"task.given: {', '.join(both)} is also drawn; name it in one of task.modalities, task.given")
+        raise UserError(f"task.given: {', '.join(both)} is also drawn", "name it in one of task.modalities, task.given")
     if chosen.given and not given:
         raise UserError(
-            f"task.given=[{EVERY}]: every modality is drawn, so none is left to give; set task.modalities to the one "
-            f"that is missing, of {', '.join(modalities)}"
+            f"task.given=[{EVERY}]: every modality is drawn, so none is left to give",
+            f"set task.modalities to the one that is missing, of {', '.join(modalities)}",
         )
     number = {name: i for i, name in enumerate(modalities)}
     return Task(
