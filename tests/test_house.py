@@ -19,7 +19,6 @@ LONG = {
     "audit.main",
     "benchmark.main",
     "comparison.jobs.compare",
-    "dicom.tree.plan_cohort",
     "training.model.DiffusionModel.sample",
 }
 MANY_ARGUMENTS = {

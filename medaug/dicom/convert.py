@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from medaug.cohort.findings import Finding
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import LabelSchema
-from medaug.dicom.book import files_of
+from medaug.dicom.findings import files_of
 from medaug.dicom.headers import scan_tree
 from medaug.dicom.instance import quiet
 from medaug.dicom.labels import list_structures

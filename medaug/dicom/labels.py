@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medaug.cohort.schema import LabelSchema
-from medaug.dicom.book import COHORT, Book
+from medaug.dicom.findings import COHORT, FindingLog
 from medaug.dicom.headers import Series, Tree, is_passed_over
 from medaug.dicom.links import DESCRIBE, Drawing, Label, describe, link_objects
 from medaug.dicom.masks import compile_structures
@@ -27,7 +27,7 @@ def find_labels(
     names: Mapping[str, Name],
     root: Path,
     matched: Mapping[str, Mapping[str, Sequence[Series]]],
-    book: Book,
+    log: FindingLog,
 ) -> dict[str, list[Label]]:
     """Find the labels of each study that is to become a case.
 
@@ -38,7 +38,7 @@ def find_labels(
         names: study UID to its names.
         root: the folder that the glob starts from.
         matched: study UID to modality to series, of the studies that are to become cases.
-        book: gets what is wrong.
+        log: receives the findings.
 
     Raises:
         UserError: the glob or a pattern is none.
@@ -46,15 +46,15 @@ def find_labels(
     globbed = None if rules.label is None else set(_glob(rules.label, root, rules.source))
     if globbed is not None and not globbed:
         remedy = "mend the glob, or take it and the labels out of the rules if there are none"
-        book.add(COHORT, "error", "dicom-label-glob", "no file matches the glob `label` of the rules", remedy, ())
+        log.add(COHORT, "error", "dicom-label-glob", "no file matches the glob `label` of the rules", remedy, ())
     objects = {one: series for series in tree.series if series.modality in DESCRIBE for one in series.instances}
     wanted = {one: series for one, series in objects.items() if globbed is None or globbed.intersection(one.paths)}
     images = {study: [series for found in by.values() for series in found] for study, by in matched.items()}
     labels: dict[str, list[Label]] = defaultdict(list)
     structures = compile_structures(rules.structures, schema, rules.source)
-    for study, found in link_objects(wanted, tree, images, globbed is not None, names, book).items():
+    for study, found in link_objects(wanted, tree, images, globbed is not None, names, log).items():
         labels[study] += [drawing.label for drawing in found]
-        _judge_rivals(names[study].case, structures, found, book)
+        _judge_rivals(names[study].case, structures, found, log)
     folders: dict[str, set[Path]] = defaultdict(set)  # of all studies: a label may belong to one that is left out
     for series in filter(is_image, tree.series):
         folders[series.study_uid] |= {path.parent for path in series.paths}
@@ -63,17 +63,17 @@ def find_labels(
         if len(studies) != 1:
             what = f"a label file lies as near to {len(studies)} studies, so its own cannot be told"
             case = names[studies[0]].case if studies else COHORT
-            book.add(case, "error", "dicom-label-ambiguous", what, "put it into the folder of its study", [path])
+            log.add(case, "error", "dicom-label-ambiguous", what, "put it into the folder of its study", [path])
         elif studies[0] in images:
             labels[studies[0]].append(Label("file", path, "the label file"))
         else:
             what, remedy = "the label file belongs to a study that is left out", "nothing, if that is meant"
-            book.add(names[studies[0]].case, "warning", "dicom-label-unlinked", what, remedy, [path])
+            log.add(names[studies[0]].case, "warning", "dicom-label-unlinked", what, remedy, [path])
     for study, several in labels.items():
         if len(several) > 1 and any(label.kind == "file" for label in several):
             what = f"{len(several)} labels, {' and '.join(label.said for label in several)}"
             remedy = "choose one by the glob `label` in the rules"
-            book.add(names[study].case, "error", "dicom-two-labels", what, remedy, [label.path for label in several])
+            log.add(names[study].case, "error", "dicom-two-labels", what, remedy, [label.path for label in several])
     return labels
 
 
@@ -88,7 +88,7 @@ def _glob(pattern: str, root: Path, source: str) -> list[Path]:
 
 
 def _judge_rivals(
-    case: str, structures: Mapping[str, re.Pattern[str]], drawings: Sequence[Drawing], book: Book
+    case: str, structures: Mapping[str, re.Pattern[str]], drawings: Sequence[Drawing], log: FindingLog
 ) -> None:
     """Find the classes that several SEG and RTSTRUCT draw: nothing says which of them is meant."""
     for name, rule in structures.items():
@@ -98,7 +98,7 @@ def _judge_rivals(
             remedy = (
                 "make its pattern in `structures` match one of them, or choose files by the glob `label` in the rules"
             )
-            book.add(case, "error", "dicom-two-labels", what, remedy, [drawing.label.path for drawing in rivals])
+            log.add(case, "error", "dicom-two-labels", what, remedy, [drawing.label.path for drawing in rivals])
 
 
 def _nearest(path: Path, root: Path, folders: Mapping[str, set[Path]]) -> list[str]:

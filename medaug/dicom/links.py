@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from medaug.dicom.book import Book
+from medaug.dicom.findings import FindingLog
 from medaug.dicom.headers import Series, Tree
 from medaug.dicom.instance import Instance, quiet
 from medaug.dicom.masks import LabelObject
@@ -75,7 +75,7 @@ def link_objects(
     used: Mapping[str, Sequence[Series]],
     are_chosen: bool,
     names: Mapping[str, Name],
-    book: Book,
+    log: FindingLog,
 ) -> dict[str, list[Drawing]]:
     """Find the SEG and RTSTRUCT of each study.
 
@@ -89,9 +89,9 @@ def link_objects(
         used: study UID to the series that rules match.
         are_chosen: the user named the label files.
         names: study UID to its names.
-        book: gets what is wrong.
+        log: receives the findings.
     """
-    drawings = _describe_all(objects, tree, names, book)
+    drawings = _describe_all(objects, tree, names, log)
     linked: dict[str, list[Drawing]] = defaultdict(list)
     unlinked: list[Drawing] = []
     for drawing in drawings:
@@ -107,9 +107,9 @@ def link_objects(
             linked[owner].append(drawing)
             what = f"{drawing.title} is put on other images of the study: no rule matches those that it was drawn on"
             remedy = "make sure that they show the same anatomy in the same place"
-            book.add(names[owner].case, "warning", "dicom-label-frame", what, remedy, [drawing.label.path])
+            log.add(names[owner].case, "warning", "dicom-label-frame", what, remedy, [drawing.label.path])
         else:
-            _report_unlinked(drawing, labelled, names, book)
+            _report_unlinked(drawing, labelled, names, log)
     for study, members in linked.items():
         frames = {series.frame_of_reference for series in used[study]}
         for drawing in members:
@@ -117,12 +117,12 @@ def link_objects(
             if frame and frame not in frames and all(frames):
                 what = f"{drawing.title} lies in another frame of reference than the images"
                 remedy = "make sure that it was drawn on them, or on a scan that is registered to them"
-                book.add(names[study].case, "warning", "dicom-label-frame", what, remedy, [drawing.label.path])
+                log.add(names[study].case, "warning", "dicom-label-frame", what, remedy, [drawing.label.path])
     return linked
 
 
 def _describe_all(
-    objects: Mapping[Instance, Series], tree: Tree, names: Mapping[str, Name], book: Book
+    objects: Mapping[Instance, Series], tree: Tree, names: Mapping[str, Name], log: FindingLog
 ) -> list[Drawing]:
     by_uid: dict[str, list[Series]] = defaultdict(list)  # of series and of their instances
     for image in filter(is_image, tree.series):
@@ -134,7 +134,7 @@ def _describe_all(
             holds = describe(series, instance.path)
         except UserError as error:
             case, what = names[series.study_uid].case, f"{series.title}: {error.what}"
-            book.add(case, "error", "dicom-label-unreadable", what, error.remedy, [instance.path])
+            log.add(case, "error", "dicom-label-unreadable", what, error.remedy, [instance.path])
             continue
         named = _found(by_uid, holds.series_uids) or _found(by_uid, holds.sop_instance_uids)
         label = Label("SEG" if series.modality == "SEG" else "RTSTRUCT", instance.path, series.title)
@@ -165,7 +165,7 @@ def _one_of(studies: set[str], drawing: Drawing) -> str | None:
     return next(iter(studies)) if len(studies) == 1 else None
 
 
-def _report_unlinked(drawing: Drawing, labelled: set[str], names: Mapping[str, Name], book: Book) -> None:
+def _report_unlinked(drawing: Drawing, labelled: set[str], names: Mapping[str, Name], log: FindingLog) -> None:
     study = drawing.series.study_uid
     if drawing.named:
         what = f"{drawing.title} is left out: no rule matches the series that it was drawn on"
@@ -174,7 +174,7 @@ def _report_unlinked(drawing: Drawing, labelled: set[str], names: Mapping[str, N
         what = f"{drawing.title} belongs to no series that a rule matches"
         remedy = "nothing, if that is meant; else widen the rules to the series that it was drawn on"
     severity: Literal["note", "warning"] = "note" if drawing.named and study in labelled else "warning"
-    book.add(names[study].case, severity, "dicom-label-unlinked", what, remedy, [drawing.label.path])
+    log.add(names[study].case, severity, "dicom-label-unlinked", what, remedy, [drawing.label.path])
 
 
 def _titles(series: Sequence[Series]) -> str:

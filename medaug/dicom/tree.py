@@ -11,7 +11,7 @@ from pathlib import Path
 
 from medaug.cohort.findings import Finding, Severity
 from medaug.cohort.schema import LabelSchema
-from medaug.dicom.book import COHORT, Book, files_of
+from medaug.dicom.findings import COHORT, FindingLog, files_of
 from medaug.dicom.headers import Series, Tree
 from medaug.dicom.instance import Instance
 from medaug.dicom.keywords import ATTRIBUTES
@@ -86,10 +86,41 @@ def plan_cohort(
         UserError: the rules name no modality (the line lists what there is), a keyword that is none, or a pattern that
             is no regular expression.
     """
-    book = Book()
-    tree = _without_excluded(tree, rules, names, book)
+    log = FindingLog()
+    tree = _without_excluded(tree, rules, names, log)
     patterns = _compile(tree, rules)
-    _report_unreadable(tree, book)
+    _report_unreadable(tree, log)
+    matched = _match_studies(tree, patterns, names, on_gap, log)
+    labels = find_labels(tree, rules, schema, names, root, matched, log)
+    wrong = {finding.case for finding in log.files if finding.severity == "error"}
+    cases = [
+        PlannedCase(names[study], study, tuple(members[0] for members in found.values()), tuple(labels[study]))
+        for study, found in matched.items()
+        if names[study].case not in wrong
+    ]
+    _judge_polarity(list(patterns), cases, log)
+    if schema.foreground:
+        for case in cases:
+            if not case.labels:
+                what = "the study has no label"
+                remedy = "add one, or leave it as an unlabelled scan"
+                log.add(case.name.case, "warning", "dicom-label-missing", what, remedy, ())
+    return Plan(
+        modalities=tuple(patterns),
+        schema=schema,
+        structures=rules.structures,
+        cases=tuple(cases),
+        findings=tuple(log.files),
+        files=log.files,
+        on_gap=on_gap,
+        on_grid=on_grid,
+    )
+
+
+def _match_studies(
+    tree: Tree, patterns: Mapping[str, Pattern], names: Mapping[str, Name], on_gap: str, log: FindingLog
+) -> dict[str, dict[str, list[Series]]]:
+    """Study UID to modality to the series that its rule matches, of the studies that become cases."""
     studies: dict[str, list[Series]] = defaultdict(list)
     for series in tree.series:
         studies[series.study_uid].append(series)
@@ -99,43 +130,20 @@ def plan_cohort(
         if copied:
             what = f"{len(copied)} file(s) are there several times, byte for byte, and are read once"
             files = [path for one in copied for path in one.paths]
-            book.add(names[study].case, "note", "dicom-copies", what, "nothing, if that is meant", files)
+            log.add(names[study].case, "note", "dicom-copies", what, "nothing, if that is meant", files)
         images = [series for series in studies[study] if is_image(series)]
         if images:
             found = {name: [s for s in images if matches(s.attributes, pattern)] for name, pattern in patterns.items()}
-            if _judge_study(names[study].case, images, found, on_gap, book):
+            if _judge_study(names[study].case, images, found, on_gap, log):
                 matched[study] = found
-    labels = find_labels(tree, rules, schema, names, root, matched, book)
-    wrong = {finding.case for finding in book.files if finding.severity == "error"}
-    cases = [
-        PlannedCase(names[study], study, tuple(members[0] for members in found.values()), tuple(labels[study]))
-        for study, found in matched.items()
-        if names[study].case not in wrong
-    ]
-    _judge_polarity(list(patterns), cases, book)
-    if schema.foreground:
-        for case in cases:
-            if not case.labels:
-                what = "the study has no label"
-                remedy = "add one, or leave it as an unlabelled scan"
-                book.add(case.name.case, "warning", "dicom-label-missing", what, remedy, ())
-    return Plan(
-        modalities=tuple(patterns),
-        schema=schema,
-        structures=rules.structures,
-        cases=tuple(cases),
-        findings=tuple(book.files),
-        files=book.files,
-        on_gap=on_gap,
-        on_grid=on_grid,
-    )
+    return matched
 
 
-def _report_unreadable(tree: Tree, book: Book) -> None:
+def _report_unreadable(tree: Tree, log: FindingLog) -> None:
     for reason, count in Counter(reason for _, reason in tree.unreadable).items():
         files = [path for path, its_reason in tree.unreadable if its_reason == reason]
         what = f"{count} file(s) cannot be read ({reason})"
-        book.add(COHORT, "error", "dicom-unreadable", what, "mend or remove them; the private file lists them", files)
+        log.add(COHORT, "error", "dicom-unreadable", what, "mend or remove them; the private file lists them", files)
 
 
 def matches(attributes: Mapping[str, str], pattern: Pattern) -> bool:
@@ -187,7 +195,7 @@ def _compile_rule(rule: str | Mapping[str, str], where: str) -> Pattern:
     return compiled
 
 
-def _without_excluded(tree: Tree, rules: Rules, names: Mapping[str, Name], book: Book) -> Tree:
+def _without_excluded(tree: Tree, rules: Rules, names: Mapping[str, Name], log: FindingLog) -> Tree:
     """The tree without the files that the rules leave out, file by file: a localizer may share a series with slices."""
     patterns = [_compile_rule(rule, f"{rules.source}: exclude_series") for rule in rules.exclude_series]
     used: set[int] = set()
@@ -202,19 +210,19 @@ def _without_excluded(tree: Tree, rules: Rules, names: Mapping[str, Name], book:
         if excluded:
             what = f"{series.title}: exclude_series leaves out {len(excluded)} of its {len(series.instances)} files"
             files = [path for one in excluded for path in one.paths]
-            book.add(names[series.study_uid].case, "note", "dicom-excluded", what, "nothing, if that is meant", files)
+            log.add(names[series.study_uid].case, "note", "dicom-excluded", what, "nothing, if that is meant", files)
         if instances:
             kept.append(series.keeping(instances))
     for index, rule in enumerate(rules.exclude_series):
         if index not in used:
             text = rule if isinstance(rule, str) else ", ".join(f"{key}:{pattern}" for key, pattern in rule.items())
             remedy = "mend its pattern, or take the rule away"
-            book.add(COHORT, "warning", "dicom-excluded", f"exclude_series: no file matches {text}", remedy, ())
+            log.add(COHORT, "warning", "dicom-excluded", f"exclude_series: no file matches {text}", remedy, ())
     return replace(tree, series=tuple(kept))
 
 
 def _judge_study(
-    case: str, images: Sequence[Series], found: Mapping[str, Sequence[Series]], on_gap: str, book: Book
+    case: str, images: Sequence[Series], found: Mapping[str, Sequence[Series]], on_gap: str, log: FindingLog
 ) -> bool:
     """Find what is wrong with a study's images; returns whether it is to become a case at all."""
     used = {series.uid for members in found.values() for series in members}
@@ -223,39 +231,39 @@ def _judge_study(
         if not used:
             what = f"no series matches a rule, so the study is left out ({listed})"
             remedy = "widen the rules, unless it is meant to be left out"
-            book.add(case, "warning", "dicom-study-not-used", what, remedy, files_of(unused))
+            log.add(case, "warning", "dicom-study-not-used", what, remedy, files_of(unused))
             return False
         what = f"{listed}: no rule matches"
-        book.add(case, "note", "dicom-not-used", what, "nothing, if that is meant", files_of(unused))
+        log.add(case, "note", "dicom-not-used", what, "nothing, if that is meant", files_of(unused))
     if len(patients := {series.patient_id for series in images}) > 1:
         what = f"one study has {len(patients)} PatientIDs"
-        book.add(case, "error", "dicom-two-patients", what, "correct the headers, or leave it out", files_of(images))
+        log.add(case, "error", "dicom-two-patients", what, "correct the headers, or leave it out", files_of(images))
     if "" in patients:
         what = "the study has no PatientID and counts as a subject of its own"
         remedy = "give the subjects with subjects=FILE.csv if a person has several studies"
-        book.add(case, "warning", "dicom-no-patient-id", what, remedy, files_of(images)[:1])
+        log.add(case, "warning", "dicom-no-patient-id", what, remedy, files_of(images)[:1])
     for modality, members in found.items():
         if not members:
             what, remedy = f"no series matches {modality}", f"widen the rule for {modality}, or leave the study out"
-            book.add(case, "error", "dicom-missing-modality", what, remedy, ())
+            log.add(case, "error", "dicom-missing-modality", what, remedy, ())
         elif len(members) > 1:
             what = f"{modality} is matched by {' and '.join(series.title for series in members)}"
-            book.add(case, "error", "dicom-two-series", what, _narrower(modality, members), files_of(members))
+            log.add(case, "error", "dicom-two-series", what, _narrower(modality, members), files_of(members))
     for series in images:
         names = [name for name, members in found.items() if any(member.uid == series.uid for member in members)]
         if len(names) > 1:
             what = f"{series.title} is matched by the rules of {' and '.join(names)}"
-            book.add(case, "error", "dicom-two-rules", what, "narrow one of the rules", files_of([series]))
+            log.add(case, "error", "dicom-two-rules", what, "narrow one of the rules", files_of([series]))
         for problem in series_problems(series) if names else ():
             mended = on_gap == "resample" and problem.code == "gap"
             what = f"{series.title}: {problem.what}"
             severity: Severity = "note" if mended else problem.severity
             remedy = "nothing: it is resampled over the gap" if mended else problem.remedy
-            book.add(case, severity, f"dicom-{problem.code}", what, remedy, files_of([series]))
+            log.add(case, severity, f"dicom-{problem.code}", what, remedy, files_of([series]))
     return True
 
 
-def _judge_polarity(modalities: Sequence[str], cases: Sequence[PlannedCase], book: Book) -> None:
+def _judge_polarity(modalities: Sequence[str], cases: Sequence[PlannedCase], log: FindingLog) -> None:
     """Find scans whose values may be inverted against those of the other cases."""
     for index, modality in enumerate(modalities):
         inverted = [case for case in cases if _is_inverted(case.series[index])]
@@ -271,7 +279,7 @@ def _judge_polarity(modalities: Sequence[str], cases: Sequence[PlannedCase], boo
                 "look whether its contrast is inverted; if so, invert its values first, or leave it out with "
                 "exclude_series=[PhotometricInterpretation:MONOCHROME1]"
             )
-            book.add(case.name.case, "warning", "dicom-monochrome1", what, remedy, files_of([series]))
+            log.add(case.name.case, "warning", "dicom-monochrome1", what, remedy, files_of([series]))
 
 
 def _is_inverted(series: Series) -> bool:

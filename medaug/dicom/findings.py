@@ -1,7 +1,7 @@
-"""What is wrong with a DICOM tree, and which files each finding means.
+"""The findings of a DICOM tree, and the files that each of them is about.
 
-No finding has a name, a number or a path of the user's in it: it names the case by its pseudonym and the series by its
-number. The files that it means are for the private file.
+A finding contains no name, number or path of the user: it gives the case by its pseudonym and the series by its number.
+The files are written to the private file only.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from pathlib import Path
 from medaug.cohort.findings import Finding, Severity
 from medaug.dicom.headers import Series
 
-COHORT = "cohort"  # in place of a case, where the fault is nobody's alone
+COHORT = "cohort"  # in place of a case, where no single case is at fault
 
 
 @dataclass
-class Book:
-    """The findings so far, each with the files that it means."""
+class FindingLog:
+    """The findings so far, each with the files that it is about."""
 
     files: dict[Finding, tuple[Path, ...]] = field(default_factory=dict)
 
     def add(self, case: str, severity: Severity, code: str, what: str, remedy: str, files: Iterable[Path]) -> None:
-        """Note a finding; the files of one that is noted twice are joined."""
+        """Add a finding; if it is there already, its files are added to it."""
         finding = Finding(case, severity, code, what, remedy)
         self.files[finding] = (*self.files.get(finding, ()), *files)
 
 
 def files_of(series: Iterable[Series]) -> list[Path]:
-    """All files of some series."""
+    """Return all files of some series."""
     return [path for one in series for path in one.paths]
