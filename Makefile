@@ -16,7 +16,7 @@ preset = $(if $(PRESET),preset=$(PRESET))
 data = $(if $(DATA),data=$(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo ingest train generate predict export audit benchmark test test-fast fuzz lint format notebooks clean help
+.PHONY: setup demo ingest train generate predict export audit benchmark test test-fast fuzz lint format notebooks docs clean help
 
 setup: $(STAMP) ## make the environment in .venv (again when its requirements change)
 
@@ -39,9 +39,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## the whole loop on phantoms: train, generate, audit, benchmark
 	@$(BIN)/python -m medaug.train experiment=demo $(preset) $(ARGS)
-	@$(BIN)/python -m medaug.generate experiment=demo $(preset)
-	@$(BIN)/python -m medaug.audit experiment=demo $(preset)
-	@$(BIN)/python -m medaug.benchmark experiment=demo $(preset)
+	@$(BIN)/python -m medaug.generate experiment=demo
+	@$(BIN)/python -m medaug.audit experiment=demo
+	@$(BIN)/python -m medaug.benchmark experiment=demo
 
 ingest: $(STAMP) ## files to a checked manifest: ARGS="root=DIR out=FILE.json"
 	@$(BIN)/python -m medaug.ingest $(ARGS)
@@ -91,6 +91,9 @@ notebooks: $(STAMP) ## run the notebooks and keep their output in them
 	if [ -z "$$books" ]; then echo "notebooks: none yet"; exit 0; fi; \
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[notebooks]"; \
 	$(BIN)/python -m nbconvert --to notebook --execute --inplace $$books
+
+docs: $(STAMP) ## write docs/reference/configuration.md from the declarations of the options
+	@$(BIN)/python -m medaug.reference > docs/reference/configuration.md
 
 clean: ## remove caches and builds; never runs, data or .venv
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

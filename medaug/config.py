@@ -8,8 +8,10 @@ line come on top. Every word is checked before anything is composed: a key silen
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import yaml
@@ -24,7 +26,7 @@ from medaug.errors import UserError
 from medaug.inputs import read_yaml
 from medaug.keys import Key, check_values, fits, keys, problem, type_name
 from medaug.options import Options
-from medaug.paths import conf_dir, expand_paths, without_references
+from medaug.paths import conf_dir, expand_paths, expanded, without_references
 from medaug.stages import STAGES, Stage
 from medaug.tables import did_you_mean
 
@@ -135,6 +137,26 @@ def parse_arguments(stage: Stage, arguments: Sequence[str]) -> tuple[dict[str, s
     return chosen, values
 
 
+def trained_preset(runs: Path, experiment: str) -> str | None:
+    """The preset that an experiment's training was started with; None: there is no training, or no record of it.
+
+    Raises:
+        UserError: the training's config.yaml cannot be read.
+    """
+    path = runs / experiment / "train" / "config.yaml"
+    return read_yaml(path, "restore it, or give preset=NAME").get("preset") if os.path.lexists(path) else None
+
+
+def _usual_preset(stage: Stage, experiment: str, values: dict[str, Any]) -> str:
+    """The preset of a command line that names none."""
+    own = read_yaml(conf_dir() / "experiment" / f"{experiment}.yaml")
+    if stage.continues:
+        runs = expanded("runs", str(values.get("runs", own.get("runs", Options.runs))))
+        if (preset := trained_preset(Path(runs), experiment)) is not None:
+            return _checked_choice("preset", str(preset))
+    return str(own.get("preset", Options.preset))
+
+
 def load_options(stage_name: str, arguments: Sequence[str]) -> Options:
     """Compose the options that a stage's command line means.
 
@@ -145,8 +167,7 @@ def load_options(stage_name: str, arguments: Sequence[str]) -> Options:
     chosen, values = parse_arguments(stage, arguments)
     names = {"experiment": chosen.get("experiment", ""), "preset": chosen.get("preset", "")}
     if names["experiment"] and not names["preset"]:
-        file = conf_dir() / "experiment" / f"{names['experiment']}.yaml"
-        names["preset"] = chosen["preset"] = read_yaml(file).get("preset", Options.preset)
+        names["preset"] = chosen["preset"] = _usual_preset(stage, names["experiment"], values)
     ConfigStore.instance().store(name="schema", node=Options)
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):

@@ -6,6 +6,7 @@ leaves a finished one alone, and two different configurations never mix in one f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from medaug.config import trained_preset
 from medaug.errors import UserError
 from medaug.files import atomic_write, file_sha256, write_json
 from medaug.inputs import read_yaml
@@ -24,6 +26,7 @@ from medaug.locks import Lock, take
 from medaug.options import Options
 from medaug.ownership import empty, finished, is_marked, mark
 from medaug.processes import process_count, process_rank
+from medaug.stages import STAGES
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ _FOLDERS = {
     "benchmark": "benchmark",
 }
 _MOST_DIFFERENCES = 5
+_RECORDED_ONLY = ("preset",)  # in config.yaml for later stages, and no part of the identity: its keys are
 _locks: dict[Path, Lock] = {}  # folders that this process holds
 
 
@@ -44,8 +48,15 @@ def stage_folder(options: Options, stage: str) -> Path:
 
 
 def command(stage: str, options: Options) -> str:
-    """The command that runs a stage for the same experiment, preset and folder of results."""
-    words = [f"experiment={options.experiment}", f"preset={options.preset}"]
+    """The command that runs a stage for the same experiment, preset and folder of results.
+
+    Later stages take the preset from the training, so it is left out where the training has recorded it.
+    """
+    words, recorded = [f"experiment={options.experiment}"], None
+    with contextlib.suppress(UserError):
+        recorded = trained_preset(Path(options.runs), options.experiment)
+    if not STAGES[stage].continues or recorded != options.preset:
+        words.append(f"preset={options.preset}")
     if options.runs != Options.runs:
         words.append(f"runs={shlex.quote(options.runs)}")
     return f"python -m medaug.{stage} {' '.join(words)}"
@@ -238,7 +249,7 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def _differences(former: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     old, now = _flat(former), _flat(new)
-    paths = [*old, *(path for path in now if path not in old)]
+    paths = [path for path in dict.fromkeys([*old, *now]) if path not in _RECORDED_ONLY]
     pairs = {path: (old.get(path, "absent"), now.get(path, "absent")) for path in paths}
     return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
 

@@ -14,7 +14,8 @@ from medaug.options import Options
 class Stage:
     """What a stage is for, what it needs, and the nodes or single keys of `Options` that its command line may set.
 
-    `shared`: several processes can work on it together.
+    `shared`: several processes can work on it together. `continues`: it works on the experiment's training, and so
+    takes the preset of that training unless the command line names one.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Stage:
     reads: tuple[str, ...]
     experiment_needed: bool = True
     shared: bool = False
+    continues: bool = False
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -71,6 +73,7 @@ STAGES = {
             "experiment=demo num=16",
             (*_RUN, "overwrite", "checkpoint", "sampler", "masks"),
             shared=True,
+            continues=True,
         ),
         Stage(
             "predict",
@@ -79,6 +82,7 @@ STAGES = {
             "runs/EXP/predictions",
             "experiment=demo inpaint=[oedema] remove=true",
             (*_RUN, "overwrite", "checkpoint", "sampler"),
+            continues=True,
         ),
         Stage(
             "export",
@@ -88,6 +92,7 @@ STAGES = {
             "experiment=demo format=nnunet out=DIR",
             _RUN,
             experiment_needed=False,
+            continues=True,
         ),
         Stage(
             "audit",
@@ -96,6 +101,7 @@ STAGES = {
             "runs/EXP/audit",
             "experiment=demo",
             (*_RUN, "overwrite", "checkpoint", "segmenter"),
+            continues=True,
         ),
         Stage(
             "benchmark",
@@ -104,6 +110,7 @@ STAGES = {
             "runs/EXP/benchmark",
             "experiment=demo",
             (*_RUN, "overwrite", "checkpoint", "segmenter", "arms"),
+            continues=True,
         ),
     )
 }

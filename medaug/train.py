@@ -45,7 +45,7 @@ def main(options: Options) -> None:
             load_masks(options.masks)
     growable = ("trainer.max_steps",) if options.train.resume else ()
     if not options.train.dry_run and not claim(
-        folder, identity, options.overwrite, growable, keep="runs=DIR keeps both"
+        folder, identity | {"preset": options.preset}, options.overwrite, growable, keep="runs=DIR keeps both"
     ):
         return
 
