@@ -31,11 +31,12 @@ def read_pairs(root: Path, rules: Rules) -> Layout:
         UserError: the rules lack a glob or the labels, a glob finds nothing, or a path names no case.
     """
     if not rules.modalities:
-        raise UserError("layout=pairs: no images are named", "give images=GLOB, or modalities in rules=FILE")
+        where = rules.source if rules.is_file else "layout=pairs"
+        raise UserError(f"{where}: no images are named", "give images=GLOB, or modalities in rules=FILE")
     if "labels" not in rules.schema:
         raise UserError("layout=pairs: the label values have no names", _MEANING)
     files = image_files(root)
-    labels = _select(root, files, "label", rules.label) if rules.label is not None else []
+    labels = _select(root, files, "label", rules.label, rules) if rules.label is not None else []
     rest = sorted(set(files) - set(labels))
 
     problems: list[Finding] = []
@@ -45,7 +46,7 @@ def read_pairs(root: Path, rules: Rules) -> Layout:
     for modality, glob in rules.modalities.items():
         if not isinstance(glob, str):
             raise UserError(f"{rules.source}: modality {modality} is no glob", f"write {modality}: 'images/*.nii.gz'")
-        found = _select(root, rest, modality, glob)
+        found = _select(root, rest, modality, glob, rules)
         claimed.update(found)
         for case, file in _by_case(root, found, rules.case, problems).items():
             if file in taken:
@@ -81,14 +82,15 @@ def read_pairs(root: Path, rules: Rules) -> Layout:
     return Layout("pairs", manifest, False, tuple(problems), frozenset(claimed))
 
 
-def _select(root: Path, files: Sequence[str], what: str, glob: str) -> list[str]:
+def _select(root: Path, files: Sequence[str], what: str, glob: str, rules: Rules) -> list[str]:
     """The files that a glob takes; `**` stands for any number of folders."""
     parts = PurePosixPath(glob).parts
     if PurePosixPath(glob).is_absolute() or PureWindowsPath(glob).drive or ".." in parts:
         raise UserError(f"{what}: {glob} is not a path below root", f"write it relative to {root}")
     found = [file for file in files if _matches(PurePosixPath(file).parts, parts)]
     if not found:
-        raise UserError(f"no file {glob} for {what} (of {' '.join(SUFFIXES)})", "check the glob", path=root)
+        remedy = f"check the glob in {rules.source}" if rules.is_file else "check the glob"
+        raise UserError(f"no file {glob} for {what} (of {' '.join(SUFFIXES)})", remedy, path=root)
     return found
 
 

@@ -59,6 +59,11 @@ class Rules:
     schema: Mapping[str, Any] = field(default_factory=dict)
     source: str = "rules"
 
+    @property
+    def is_file(self) -> bool:
+        """Whether a file holds the rules, which `source` then names."""
+        return self.source not in {"rules", COMMAND_LINE}
+
     def __post_init__(self) -> None:
         """Refuse patterns that could not be searched for."""
         patterns = {} if self.case is None else {"case": self.case}

@@ -158,12 +158,16 @@ def read_checkpoint(path: Path, holds: str = "state_dict") -> tuple[Card, dict[s
             raise TypeError(type(contents).__name__)
         card, _ = contents["medaug"], contents[holds]
         if card["format"] > FORMAT:
-            raise UserError(
-                f"{path}: format {card['format']} is newer than this medaug reads ({FORMAT})", "update medaug"
-            )
+            what = f"format {card['format']} is newer than this medaug reads ({FORMAT})"
+            raise UserError(what, "update medaug", path=path)
         made = Card.from_dict(card)
         if holds == "state_dict":
             _check_weights(path, made, contents)
+    except UserError as error:
+        if error.path is not None:
+            raise
+        # Building the model refuses an option that no training can have had, and names only its key.
+        raise UserError(error.what, error.remedy or _REMEDY, path=path) from error
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         wanted = {
             "state_dict": "a checkpoint, but not one of medaug's; give one that medaug.train wrote",
@@ -180,7 +184,7 @@ def _check_weights(path: Path, card: Card, contents: dict[str, Any]) -> None:
     with torch.device("meta"):
         expected = card.build().state_dict()
     if (problem := misfit(expected, averaged_weights(contents))) is not None:
-        raise UserError(f"{path}: {problem}", _REMEDY)
+        raise UserError(problem, _REMEDY, path=path)
 
 
 def load_model(path: Path, device: torch.device) -> tuple[Card, DiffusionModel]:

@@ -93,6 +93,11 @@ def test_every_fault_is_found_in_one_pass(tmp_path: Path) -> None:
     [
         (Rules(schema=LABELS), "no images are named; give images=GLOB"),
         (Rules({"T1": "*_t1.*"}), r"values have no names; .*classes=\[background,tumour\].* never guessed"),
+        (Rules(schema=LABELS, source="r.yaml"), "r.yaml: no images are named; give images=GLOB"),
+        (
+            Rules({"T1": "*_ct.*"}, schema=LABELS, source="r.yaml"),
+            r"no file \*_ct\.\* for T1 .*; check the glob in r.yaml",
+        ),
         (Rules({"T1": "/data/*.nii"}, schema=LABELS), "T1: /data/.* is not a path below root"),
         (Rules({"T1": "C:/data/*.nii"}, schema=LABELS), "is not a path below root"),
         (Rules({"T1": "*_t1.*"}, "../labels/*", schema=LABELS), "label: ../labels/.* is not a path below root"),

@@ -228,6 +228,17 @@ def test_wrong_tensors_are_refused_in_one_line(tmp_path, harm, said):
     assert "\n" not in str(caught.value) and str(path) in str(caught.value) and "restore it" in str(caught.value)
 
 
+def test_an_option_that_no_training_can_have_had_is_refused_with_the_path(tmp_path):
+    path = tmp_path / "last.ckpt"
+    save(path)
+    contents = torch.load(path, weights_only=True)
+    contents["medaug"]["options"]["trainer"]["precision"] = "fp7"
+    torch.save(contents, path)
+    with pytest.raises(UserError, match="last.ckpt: .*precision.*fp7") as caught:
+        load_model(path, torch.device("cpu"))
+    assert caught.value.path == path and caught.value.remedy
+
+
 def test_a_card_of_a_larger_model_takes_no_memory(tmp_path):
     path = tmp_path / "last.ckpt"
     save(path)
