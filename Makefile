@@ -1,4 +1,4 @@
-# make EXP=hippocampus PRESET=cpu ARGS="key=value ..." train: the stages of medaug, in an environment of their own.
+# make train EXP=hippocampus PRESET=cpu ARGS="key=value ..." runs a stage of medaug in its own environment.
 
 EXP =
 PRESET =
@@ -18,9 +18,9 @@ data = $(if $(DATA),data=$(DATA))
 .DEFAULT_GOAL := help
 .PHONY: setup demo ingest train generate predict export audit benchmark test test-fast fuzz lint format notebooks docs clean help
 
-setup: $(STAMP) ## make the environment in .venv (again when its requirements change)
+setup: $(STAMP) ## create the environment in .venv (updates it when requirements change)
 
-# The first of the usual names that is Python 3.11 or newer and can make environments.
+# Use the first of these names that is Python 3.11 or newer and can create environments.
 $(STAMP): pyproject.toml constraints.txt
 	@set -e; found=; \
 	for python in $(PYTHON) python3.13 python3.12 python3.11; do \
@@ -37,13 +37,13 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@; \
 	echo "setup: ready"
 
-demo: $(STAMP) ## the whole loop on phantoms: train, generate, audit, benchmark
+demo: $(STAMP) ## run the whole loop on phantoms: train, generate, audit, benchmark
 	@$(BIN)/python -m medaug.train experiment=demo $(preset) $(ARGS)
 	@$(BIN)/python -m medaug.generate experiment=demo
 	@$(BIN)/python -m medaug.audit experiment=demo
 	@$(BIN)/python -m medaug.benchmark experiment=demo
 
-ingest: $(STAMP) ## files to a checked manifest: ARGS="root=DIR out=FILE.json"
+ingest: $(STAMP) ## turn files into a checked manifest: ARGS="root=DIR out=FILE.json"
 	@$(BIN)/python -m medaug.ingest $(ARGS)
 
 train: $(STAMP) ## learn p(image | mask): EXP=name [PRESET=cpu] [DATA=phantom] [ARGS="key=value"]
@@ -55,38 +55,38 @@ generate: $(STAMP) ## write synthetic image-mask pairs: EXP=name [ARGS="num=200"
 predict: $(STAMP) ## apply a model to real scans: EXP=name [ARGS="split=test"]
 	@$(BIN)/python -m medaug.predict $(experiment) $(preset) $(ARGS)
 
-export: $(STAMP) ## the pairs in another tool's layout: EXP=name ARGS="format=msd out=DIR"
+export: $(STAMP) ## write the pairs in another tool's layout: EXP=name ARGS="format=msd out=DIR"
 	@$(BIN)/python -m medaug.export $(experiment) $(preset) $(ARGS)
 
-audit: $(STAMP) ## do the images obey their masks: EXP=name
+audit: $(STAMP) ## measure whether the images match their masks: EXP=name
 	@$(BIN)/python -m medaug.audit $(experiment) $(preset) $(ARGS)
 
-benchmark: $(STAMP) ## do the pairs help on untouched subjects: EXP=name
+benchmark: $(STAMP) ## measure whether the pairs help on held-out subjects: EXP=name
 	@$(BIN)/python -m medaug.benchmark $(experiment) $(preset) $(ARGS)
 
-# A file of tests stays in one process, for what they share; threads of their own would get in each other's way.
+# All tests of a file run in one process because they share fixtures. One thread per process, so that processes do not compete.
 pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-test: $(STAMP) ## all tests, in JOBS processes at once: [JOBS=2] [ARGS="-k name"]
+test: $(STAMP) ## run all tests in JOBS processes: [JOBS=2] [ARGS="-k name"]
 	@$(pytest) $(ARGS)
 
-test-fast: $(STAMP) ## the tests that take seconds
+test-fast: $(STAMP) ## run only the quick tests
 	@$(pytest) -m "not slow" $(ARGS)
 
-fuzz: $(STAMP) ## 2,000 damaged files of every kind, and what becomes of them: [ARGS="--count 200"]
+fuzz: $(STAMP) ## read 2,000 damaged files of every kind: [ARGS="--count 200"]
 	@$(BIN)/python tests/fuzz_all.py $(ARGS)
 
-lint: $(STAMP) ## ruff, mypy and the order of imports
+lint: $(STAMP) ## run ruff, mypy and the check of the import order
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo --no-cache
 
-format: $(STAMP) ## rewrite the code in the house's format
+format: $(STAMP) ## format the code
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
-notebooks: $(STAMP) ## run the notebooks and keep their output in them
+notebooks: $(STAMP) ## run the notebooks and store their output
 	@set -e; books=$$(find notebooks -maxdepth 1 -name '*.ipynb' 2>/dev/null | sort); \
 	if [ -z "$$books" ]; then echo "notebooks: none yet"; exit 0; fi; \
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[notebooks]"; \
@@ -95,11 +95,11 @@ notebooks: $(STAMP) ## run the notebooks and keep their output in them
 docs: $(STAMP) ## write docs/reference/configuration.md from the declarations of the options
 	@$(BIN)/python -m medaug.reference > docs/reference/configuration.md
 
-clean: ## remove caches and builds; never runs, data or .venv
+clean: ## remove caches and builds, but not runs, data or .venv
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find medaug tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
-help: ## this list
+help: ## show this list
 	@echo 'make TARGET [EXP=name] [PRESET=name] [DATA=name] [ARGS="key=value ..."]'; echo
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)$$/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'\t' '{ printf "  %-10s %s\n", $$1, $$2 }'
-	@echo; echo 'medaug STAGE --help (in .venv/bin) lists the keys that ARGS may hold.'
+	@echo; echo 'medaug STAGE --help (in .venv/bin) lists the keys for ARGS.'
