@@ -1,11 +1,60 @@
-"""medaug: synthetic image-mask pairs for medical segmentation, and the measurement of whether they help."""
+"""medaug: synthetic image-mask pairs for medical segmentation, and the measurement of whether they help.
+
+`__all__` lists the public API, which docs/api.md describes. Each name is imported on first use, so that
+`import medaug` stays fast.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
 
-def __getattr__(name: str) -> str:
-    if name == "__version__":  # looked up when asked for: stages start without it
+if TYPE_CHECKING:
+    from medaug.api import Model, SyntheticPairs, load
+    from medaug.cohort.manifest import Case, Manifest
+    from medaug.cohort.schema import LabelSchema
+    from medaug.dicom.monai_reader import MedaugReader
+    from medaug.errors import UserError
+    from medaug.layouts import read_cohort
+    from medaug.options import GenerateOptions, MasksOptions, SamplerOptions
+
+__all__ = [
+    "Case",
+    "GenerateOptions",
+    "LabelSchema",
+    "Manifest",
+    "MasksOptions",
+    "MedaugReader",
+    "Model",
+    "SamplerOptions",
+    "SyntheticPairs",
+    "UserError",
+    "load",
+    "read_cohort",
+]
+
+_MODULES = {
+    "medaug.api": ("Model", "SyntheticPairs", "load"),
+    "medaug.cohort.manifest": ("Case", "Manifest"),
+    "medaug.cohort.schema": ("LabelSchema",),
+    "medaug.dicom.monai_reader": ("MedaugReader",),
+    "medaug.errors": ("UserError",),
+    "medaug.layouts": ("read_cohort",),
+    "medaug.options": ("GenerateOptions", "MasksOptions", "SamplerOptions"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
         from importlib.metadata import version
 
         return version("medaug")
+    if name in _MODULE_OF:
+        from importlib import import_module
+
+        return getattr(import_module(_MODULE_OF[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

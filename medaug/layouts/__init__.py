@@ -13,6 +13,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from medaug.cohort.manifest import Manifest
 from medaug.errors import UserError
 from medaug.inputs import opened, read_json
 from medaug.layouts.brats import BRATS_FORMATS
@@ -23,7 +24,7 @@ from medaug.layouts.pairs import PAIRS
 from medaug.layouts.rules import NO_RULES, Rules
 from medaug.tables import Table
 
-__all__ = ["LAYOUTS", "PHANTOM_MARK", "Layout", "detect_layout", "read_layout"]
+__all__ = ["LAYOUTS", "PHANTOM_MARK", "Layout", "detect_layout", "read_cohort", "read_layout"]
 
 logger = logging.getLogger(__name__)
 
@@ -127,3 +128,16 @@ def _holds_dicom(root: Path) -> bool:
                 if file.read(132)[128:] == b"DICM":
                     return True
     return False
+
+
+def read_cohort(path: str | os.PathLike[str], layout: str = "auto") -> Manifest:
+    """Read a cohort: a manifest, or a folder in a known layout.
+
+    Args:
+        path: a manifest or MSD dataset.json, or a folder.
+        layout: of a folder; "auto" detects it.
+
+    Raises:
+        UserError: the file is no manifest, or the folder is in no known layout or something in it is wrong.
+    """
+    return read_layout(path, layout).sound() if Path(path).is_dir() else Manifest.load(path)

@@ -122,17 +122,37 @@ def _write_pair(
     """Write one pair; returns its name, its files with their digests, and the host voxels that the model drew."""
     name = f"{card.experiment}_synthetic_{recipe.index:05d}"
     description = "medaug synthetic" + (" phantom" if card.phantom else "")
-    volumes = card.preprocessing.invert_image(image, host.placement)
+    volumes, values = on_host_grid(card, host, mask, image)
     images = [f"imagesTr/{name}_{m:04d}.nii.gz" for m in range(len(volumes))]
     for file, volume in zip(images, volumes, strict=True):
-        write_volume(folder / file, _as_stored(volume, host.dtype), host.affine, description)
+        write_volume(folder / file, volume, host.affine, description)
     label = f"labelsTr/{name}.nii.gz"
-    values = card.schema.to_values(card.preprocessing.invert_label(mask, host.placement))
     write_volume(folder / label, values, host.affine, description)
     # Beyond this box of the host's grid, [start, stop) along each axis, the files hold background.
     region = [list(ends) for ends in card.preprocessing.region(host.placement)]
     contents = {file: file_sha256(folder / file) for file in (*images, label)}
     return {"name": name, "images": images, "label": label, "region": region, "contents": contents}
+
+
+def on_host_grid(
+    card: Card, host: ModelCase, mask: NDArray[np.uint8], image: NDArray[np.float32]
+) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    """A pair as it is written: on its host's grid, in the host's units and voxel type.
+
+    Args:
+        card: of the model.
+        host: of the pair.
+        mask: (X, Y, Z) class indices or IGNORE, in model space.
+        image: (M, X, Y, Z) in [-1, 1], in model space.
+
+    Returns:
+        Image (M, *host shape), and label values (*host shape) as in the cohort's files.
+
+    Raises:
+        UserError: the host's intensities cannot be restored.
+    """
+    volumes = [_as_stored(volume, host.dtype) for volume in card.preprocessing.invert_image(image, host.placement)]
+    return np.stack(volumes), card.schema.to_values(card.preprocessing.invert_label(mask, host.placement))
 
 
 def _as_stored(volume: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -66,12 +66,17 @@ class Job:
         Raises:
             UserError: the model cannot do what the options ask for.
         """
-        device = choose_device()
-        digest, card, model = load_experiment(checkpoint, options.experiment, device)
+        loaded = load_experiment(checkpoint, options.experiment, choose_device())
+        return cls.of(checkpoint, loaded, options, cache)
+
+    @classmethod
+    def of(cls, checkpoint: Path, loaded: tuple[str, Card, DiffusionModel], options: Options, cache: Path) -> Job:
+        """As `load`, with the checkpoint's SHA-256, card and model at hand."""
+        digest, card, model = loaded
         check_task(model.task, card, checkpoint)
         check_options(model.process, card.schema, options.generate, options.sampler, card.attributes)
         cohort = Manifest.load(checkpoint.parent / "manifest.json")
-        masks = load_masks(options.masks, ImageModel(card, cohort, options.sampler, device))
+        masks = load_masks(options.masks, ImageModel(card, cohort, options.sampler, model.codec.mean.device))
         source = options.masks.source
         return cls(model, card, digest, cohort, masks, options.generate, options.sampler, source, cache)
 

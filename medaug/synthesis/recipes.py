@@ -110,18 +110,18 @@ class Recipes:
     checkpoint: str
     attributes: AttributeEncoder = NO_ATTRIBUTES
 
-    def __call__(self, index: int) -> tuple[Recipe, ModelCase, Label]:
-        """Recipe number `index` with its host and its mask (X, Y, Z): a pure function of `self` and `index`.
+    def __call__(self, index: int, first_attempt: int = 0) -> tuple[Recipe, ModelCase, Label]:
+        """Recipe number `index` with its host and its mask (X, Y, Z): a pure function of `self` and the arguments.
 
         Hosts are used in seeded permutations, so that each is used as often as any other. If a mask is not plausible,
         another is made under the next attempt number. The attributes are the host's, except for those that the options
-        replace.
+        replace. `first_attempt` skips attempts that were rejected before.
 
         Raises:
             UserError: no plausible mask in `MOST_ATTEMPTS` attempts, or attributes that the model was not trained with.
         """
         host = self.hosts[shuffled_index(index, len(self.hosts), named_seed(self.generate.seed, "host"))]
-        attempt, seed, mask = self._mask(index, host)
+        attempt, seed, mask = self._mask(index, host, first_attempt)
         generate, sampler = self.generate, self.sampler
         recipe = Recipe(
             index=index,
@@ -144,11 +144,12 @@ class Recipes:
         )
         return recipe, host, mask
 
-    def _mask(self, index: int, host: ModelCase) -> tuple[int, int, Label]:
+    def _mask(self, index: int, host: ModelCase, first_attempt: int) -> tuple[int, int, Label]:
         """The first plausible mask, with the number and the seed of its attempt."""
         assert host.label is not None
         label = np.asarray(host.label)
-        for attempt in range(MOST_ATTEMPTS):
+        reason: str | None = "the image was refused"
+        for attempt in range(first_attempt, MOST_ATTEMPTS):
             seed = named_seed(self.generate.seed, "pair", index, attempt)
             mask = self.masks.make(label, named_seed(seed, "mask"))
             if (reason := self.masks.rejection(mask, label)) is None:

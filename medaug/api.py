@@ -1,0 +1,282 @@
+"""The public API: a trained model, and synthetic pairs made on the fly for any training loop."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from numpy.typing import ArrayLike, NDArray
+from torch.utils.data import IterableDataset, get_worker_info
+
+from medaug.cohort.provenance import Recipe
+from medaug.data.cases import ModelCase
+from medaug.diffusion.noise import named_seed
+from medaug.errors import UserError
+from medaug.files import file_sha256
+from medaug.options import GenerateOptions, MasksOptions, Options, SamplerOptions
+from medaug.processes import choose_device, process_count, process_rank
+from medaug.synthesis.generation import on_host_grid, sample_images
+from medaug.synthesis.job import Job
+from medaug.synthesis.recipes import MOST_ATTEMPTS, Recipes, check_options, check_task
+from medaug.training.checkpoint import Card, load_model
+from medaug.training.model import DiffusionModel
+
+PathLike = str | os.PathLike[str]
+Pair = dict[str, Any]
+"""One image-mask pair, see `SyntheticPairs`."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model that turns masks into images.
+
+    Attributes:
+        path: its checkpoint.
+        sha256: of that file.
+        card: what the model was made of, for and from.
+        network: the torch module.
+    """
+
+    path: Path
+    sha256: str
+    card: Card = field(repr=False)
+    network: DiffusionModel = field(repr=False)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The grid on which the model works: voxels along R, A, S."""
+        return self.card.preprocessing.shape
+
+    @property
+    def spacing(self) -> tuple[float, float, float] | None:
+        """Voxel size of that grid in mm; None if scans keep their own."""
+        return self.card.preprocessing.spacing
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the image channels."""
+        return self.card.modalities
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """Names of the classes by their value in a mask, background (0) first."""
+        return dict(self.card.schema.labels)
+
+    def sample(
+        self,
+        masks: ArrayLike,
+        *,
+        seed: int = 0,
+        guidance_scale: float = GenerateOptions.guidance_scale,
+        sampler: SamplerOptions | None = None,
+        attributes: Mapping[str, str | float] | None = None,
+    ) -> torch.Tensor:
+        """Draw one image for each mask.
+
+        Args:
+            masks: label values (B, X, Y, Z) on the model's grid (`shape`); (X, Y, Z) is one mask.
+            seed: image i depends on its mask, the seed and i alone.
+            guidance_scale: 0 ignores the mask, 1 is the plain conditional model, more exaggerates the mask.
+            sampler: sampler and number of steps; None: the default sampler.
+            attributes: of the scans, by name, if the model was trained with any; unnamed ones are unknown.
+
+        Returns:
+            Images (B, M, X, Y, Z) in [-1, 1], float32, on the CPU.
+
+        Raises:
+            UserError: the masks have another shape or hold a value that is no label, the model needs more than masks,
+                or the options do not fit the model.
+        """
+        indices = self._indices(masks)
+        generate = GenerateOptions(
+            guidance_scale=guidance_scale, attributes=[f"{name}:{value}" for name, value in (attributes or {}).items()]
+        )
+        steps = sampler or SamplerOptions()
+        check_task(self.network.task, self.card, self.path)
+        check_options(self.network.process, self.card.schema, generate, steps, self.card.attributes)
+        known = self.card.attributes.asked(generate.attributes)
+        recipes = [
+            Recipe(
+                index=i,
+                attempt=0,
+                host="",
+                host_subject="",
+                mask_source="given",
+                mask_parameters={},
+                guidance_scale=guidance_scale,
+                sampler=steps.name,
+                num_inference_steps=steps.num_inference_steps,
+                eta=steps.eta,
+                seed=named_seed(seed, "sample", i),
+                checkpoint=self.sha256,
+                spacing=steps.spacing,
+                attributes=known,
+            )
+            for i in range(len(indices))
+        ]
+        return torch.from_numpy(sample_images(self.network, self.card.schema, recipes, list(indices), guidance_scale))
+
+    def _indices(self, masks: ArrayLike) -> NDArray[np.uint8]:
+        """Class indices (B, X, Y, Z) of masks."""
+        array = np.asarray(masks)
+        if array.ndim not in (3, 4) or array.shape[-3:] != self.shape or 0 in array.shape:
+            raise UserError(
+                f"masks: the shape is {array.shape}, and the model needs {self.shape}, or (B, X, Y, Z) for several "
+                "masks; resample them to the model's grid"
+            )
+        return self.card.schema.to_indices(array.reshape(-1, *self.shape), "masks")
+
+
+def load(path: PathLike) -> Model:
+    """Load a trained model, with averaged weights, onto the GPU if there is one.
+
+    Args:
+        path: a run folder (runs/EXPERIMENT, whose best checkpoint is used, else the last), or a checkpoint.
+
+    Raises:
+        UserError: no checkpoint is there, or it is damaged or not medaug's.
+    """
+    checkpoint = _find_checkpoint(Path(path))
+    digest, card, network = _read(checkpoint)
+    return Model(checkpoint, digest, card, network)
+
+
+def _read(checkpoint: Path) -> tuple[str, Card, DiffusionModel]:
+    card, network = load_model(checkpoint, choose_device())
+    return file_sha256(checkpoint), card, network
+
+
+def _find_checkpoint(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for folder in (path / "train", path):
+        for name in ("best.ckpt", "last.ckpt"):
+            if (folder / name).is_file():
+                return folder / name
+    raise UserError(
+        f"{path}: holds no checkpoint (best.ckpt or last.ckpt); give the folder of a training, such as "
+        "runs/EXPERIMENT, or a checkpoint"
+    )
+
+
+class SyntheticPairs(IterableDataset[Pair]):
+    """Synthetic image-mask pairs, made while they are read.
+
+    Each pair is a dictionary as MONAI's transforms expect it:
+
+        image: MetaTensor (M, X, Y, Z), float32, in the host's units, with its affine (mm, RAS).
+        label: MetaTensor (1, X, Y, Z), uint8, label values as in the cohort's files, with the same affine.
+        index: number of the pair.
+        subject: the training subject that lent grid, intensities and (for masks "real" and "deformed") the mask.
+        recipe: JSON text of all that made the pair, see `medaug.cohort.provenance.Recipe`.
+
+    The pairs are those that `medaug.generate` writes with the same options. Processes of a data loader, and of
+    torchrun, share them without making any twice. Neither their number nor the seed of the loader changes a pair, only
+    the order.
+
+    Args:
+        checkpoint: a run folder or a checkpoint, as in `load`; the training's manifest.json lies beside the checkpoint,
+            and its scans are needed too.
+        masks: name of a mask source, or its options.
+        screen: called with each pair; if it returns False, the pair is made again from another seed, up to
+            `MOST_ATTEMPTS` times.
+        seed: root of every pair's own seed.
+        num: number of pairs; None: without end.
+        generate: guidance, attributes and batch size; its `num`, `seed` and `strip` are not used.
+        sampler: sampler and number of steps.
+
+    Raises:
+        UserError: no checkpoint is there, its training scans are missing or were changed, or the options do not fit.
+    """
+
+    def __init__(
+        self,
+        checkpoint: PathLike,
+        masks: str | MasksOptions = "deformed",
+        screen: Callable[[Pair], bool] | None = None,
+        seed: int = 0,
+        num: int | None = None,
+        generate: GenerateOptions | None = None,
+        sampler: SamplerOptions | None = None,
+    ) -> None:
+        if num is not None and num < 1:
+            raise UserError(f"num={num}: at least 1 is needed, or None for pairs without end")
+        self.checkpoint = _find_checkpoint(Path(checkpoint))
+        self.screen = screen
+        self.num = num
+        self._options = Options(
+            experiment="",
+            masks=MasksOptions(source=masks) if isinstance(masks, str) else masks,
+            generate=replace(generate or GenerateOptions(), seed=seed),
+            sampler=sampler or SamplerOptions(),
+        )
+        self._loaded: tuple[Job, Recipes] | None = None
+        self._load()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without model and scans: a spawned process loads them again."""
+        return self.__dict__ | {"_loaded": None}
+
+    def __iter__(self) -> Iterator[Pair]:
+        """This process's share of the pairs."""
+        worker = get_worker_info()
+        number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        mine, all_shares = process_rank() * count + number, process_count() * count
+        size = self._options.generate.batch_size
+        # Pairs of one batch are sampled together, so a batch is never divided: its last digits would change.
+        for start in itertools.count(mine * size, all_shares * size):
+            batch = range(start, start + size if self.num is None else min(start + size, self.num))
+            if not batch:
+                return
+            yield from self._make(batch)
+
+    def _make(self, batch: Sequence[int]) -> Iterator[Pair]:
+        _, recipes = self._load()
+        planned = [recipes(index) for index in batch]
+        for plan, pair in zip(planned, self._sample(planned), strict=True):
+            while self.screen is not None and not self.screen(pair):
+                plan = self._next(plan[0])
+                [pair] = self._sample([plan])
+            yield pair
+
+    def _next(self, refused: Recipe) -> tuple[Recipe, ModelCase, NDArray[np.uint8]]:
+        if refused.attempt + 1 == MOST_ATTEMPTS:
+            raise UserError(
+                f"pair {refused.index}: the screen refused {MOST_ATTEMPTS} attempts; relax it, or train longer"
+            )
+        return self._load()[1](refused.index, refused.attempt + 1)
+
+    def _sample(self, plans: Sequence[tuple[Recipe, ModelCase, NDArray[np.uint8]]]) -> list[Pair]:
+        job, _ = self._load()
+        recipes, _, masks = zip(*plans, strict=True)
+        images = sample_images(job.model, job.card.schema, recipes, masks, recipes[0].guidance_scale)
+        return [
+            _pair(job.card, recipe, host, mask, image)
+            for (recipe, host, mask), image in zip(plans, images, strict=True)
+        ]
+
+    def _load(self) -> tuple[Job, Recipes]:
+        if self._loaded is None:
+            path = self.checkpoint
+            job = Job.of(path, _read(path), self._options, path.parent.parent / "cache")
+            self._loaded = job, job.recipes()
+        return self._loaded
+
+
+def _pair(card: Card, recipe: Recipe, host: ModelCase, mask: NDArray[np.uint8], image: NDArray[np.float32]) -> Pair:
+    volumes, values = on_host_grid(card, host, mask, image)
+    affine = torch.from_numpy(np.array(host.affine))
+    return {
+        "image": MetaTensor(torch.from_numpy(volumes.astype(np.float32)), affine),
+        "label": MetaTensor(torch.from_numpy(values[None].astype(np.uint8)), affine),
+        "index": recipe.index,
+        "subject": recipe.host_subject,
+        "recipe": recipe.to_json(),
+    }
