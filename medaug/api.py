@@ -128,8 +128,8 @@ class Model:
         array = np.asarray(masks)
         if array.ndim not in (3, 4) or array.shape[-3:] != self.shape or 0 in array.shape:
             raise UserError(
-                f"masks: the shape is {array.shape}, and the model needs {self.shape}, or (B, X, Y, Z) for several "
-                "masks; resample them to the model's grid"
+                f"masks: the shape is {array.shape}, and the model needs {self.shape} or (B, *{self.shape})",
+                "resample them to the model's grid",
             )
         return self.card.schema.to_indices(array.reshape(-1, *self.shape), "masks")
 
@@ -161,8 +161,9 @@ def _find_checkpoint(path: Path) -> Path:
             if (folder / name).is_file():
                 return folder / name
     raise UserError(
-        f"{path}: holds no checkpoint (best.ckpt or last.ckpt); give the folder of a training, such as "
-        "runs/EXPERIMENT, or a checkpoint"
+        "holds no checkpoint (best.ckpt or last.ckpt)",
+        "give the folder of a training, such as runs/EXPERIMENT, or a checkpoint",
+        path=path,
     )
 
 
@@ -207,7 +208,7 @@ class SyntheticPairs(IterableDataset[Pair]):
         sampler: SamplerOptions | None = None,
     ) -> None:
         if num is not None and num < 1:
-            raise UserError(f"num={num}: at least 1 is needed, or None for pairs without end")
+            raise UserError(f"num={num}: at least 1 is needed", "give None for pairs without end")
         self.checkpoint = _find_checkpoint(Path(checkpoint))
         self.screen = screen
         self.num = num
@@ -249,7 +250,7 @@ class SyntheticPairs(IterableDataset[Pair]):
     def _next(self, refused: Recipe) -> tuple[Recipe, ModelCase, NDArray[np.uint8]]:
         if refused.attempt + 1 == MOST_ATTEMPTS:
             raise UserError(
-                f"pair {refused.index}: the screen refused {MOST_ATTEMPTS} attempts; relax it, or train longer"
+                f"pair {refused.index}: the screen refused {MOST_ATTEMPTS} attempts", "relax it, or train longer"
             )
         return self._load()[1](refused.index, refused.attempt + 1)
 
