@@ -36,7 +36,8 @@ from medaug.evaluation.statistics import Interval, bootstrap_mean, paired_compar
 from medaug.files import atomic_write
 from medaug.options import Options, SegmenterOptions
 from medaug.runs import claim, finish
-from medaug.segmentation.segmenter import Diet, load_segmenter, save_segmenter, segment, train_segmenter
+from medaug.segmentation.protocol import TrainingSet
+from medaug.segmentation.unet import load_segmenter, save_segmenter, segment, train_segmenter
 from medaug.train import MODEL_NODES
 from medaug.training.checkpoint import Card
 from medaug.training.model import DiffusionModel
@@ -101,7 +102,7 @@ def load_judge(path: Path, cohort: Cohort, steps: int, seed: int = 0) -> nn.Modu
     """The segmenter in `path` (such as the audit's judge.pt), trained on all labelled training scans if absent."""
     options, num_classes = SegmenterOptions(), cohort.manifest.schema.num_classes
     if not path.exists():
-        save_segmenter(train_segmenter(Diet(cohort.train), num_classes, options, steps, seed, "judge"), path)
+        save_segmenter(train_segmenter(TrainingSet(cohort.train), num_classes, options, steps, seed, "judge"), path)
     return load_segmenter(path, len(cohort.manifest.modalities), num_classes, options.channels)
 
 

@@ -22,7 +22,7 @@ _RESULTS = (
     *("tensorboard", "csv", "wandb", "mlflow"),
     *("imagesTr", "labelsTr", "strip.png", "strip.gif"),
     *("metrics.csv", "metrics.json"),
-    *("judge.pt", "faithfulness.json", "faithfulness.csv", "guidance.png"),
+    *("judge.pt", "faithfulness.json", "faithfulness.csv", "measures.csv", "guidance.png"),
     *("jobs", "scores.csv", "comparison.csv", "summary.json", "report.html"),
 )
 # Until all else is gone, so that an interrupted removal can be repeated.

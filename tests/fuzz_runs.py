@@ -32,7 +32,7 @@ from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
 from medaug.launcher import run
 from medaug.runs import claim, finish, finished
-from medaug.segmentation.segmenter import build_segmenter, load_segmenter, save_segmenter
+from medaug.segmentation.unet import build_segmenter, load_segmenter, save_segmenter
 from medaug.training.checkpoint import Card, load_model
 
 TORCH = (objects.tensor_value, objects.tensor_value, objects.zip_member, objects.zip_directory)

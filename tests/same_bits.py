@@ -1,7 +1,7 @@
 """Compare what two versions of medaug make with the same seeds: weights, samples, scores.
 
 python tests/same_bits.py --write FILE.json      run all stages for a few steps and write the digests
-python tests/same_bits.py --against FILE.json    the same, name everything that differs, and end with status 1
+python tests/same_bits.py --against FILE.json    the same, name what is new, differs or is gone; 1 if any is not new
 
 Digests are of arrays and of tables, not of files: a checkpoint's card and a report's words may change.
 """
@@ -89,11 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{len(now)} digests")
     if chosen.against:
         before = json.loads(chosen.against.read_text())
-        differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+        differing = [name for name in before if before[name] != now.get(name)]
         for name in differing:
-            state = "absent now" if name not in now else "new" if name not in before else "differs"
-            print(f"{name}: {state}")
-        print(f"{len(before)} digests before, {len(differing)} differ")
+            print(f"{name}: {'differs' if name in now else 'absent now'}")
+        for name in (new := sorted(now.keys() - before.keys())):  # an added result changes none
+            print(f"{name}: new")
+        print(f"{len(before)} digests before, {len(differing)} differ, {len(new)} new")
         sys.exit(bool(differing))
 
 

@@ -51,7 +51,10 @@ def refuse_leaks(
         if record is None or not record["subjects"]:
             raise UserError(f"leak guard: {case.name} has no provenance; generate the pairs again")
         if record["checkpoint"] != checkpoint:
-            raise UserError(f"leak guard: {case.name} was made by another checkpoint; generate the pairs again")
+            raise UserError(
+                f"leak guard: {case.name} was made by another checkpoint: the model was trained again since, or the "
+                "pairs were made with another checkpoint=; generate the pairs again (overwrite=true)"
+            )
         if tested := set(record.get("mask_validation_subjects", ())) & cohort.subjects("test"):
             raise UserError(
                 f"leak: the mask generator of {case.name} saw test subject(s) {_some(tested)}; train it again"

@@ -1,14 +1,17 @@
-"""How well a segmentation agrees with the truth: Dice and the 95th-percentile Hausdorff distance.
+"""How well a segmentation agrees with the truth: a table of metrics, such as Dice.
 
-What is scored are the schema's structures: its regions, or its foreground classes where it has none. Voxels that the
-truth ignores count in neither mask. Every structure of every case gets a finite value, so that an arm cannot look
-better by failing outright: both masks empty: Dice 1, HD95 0; one of them empty: Dice 0, HD95 the diagonal of the
-volume.
+The schema's structures are scored: its regions, or its foreground classes if it has no regions. Voxels that the truth
+ignores count in neither mask. Every structure of every case must get a finite value, empty masks included, so that an
+arm cannot look better by failing outright.
+
+A metric is one entry of `METRICS` and one function. It then appears in the score files of benchmark and predict, in
+the comparison of arms, on the console and in the report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +19,9 @@ from monai.metrics import compute_hausdorff_distance
 from numpy.typing import NDArray
 
 from medaug.cohort.schema import IGNORE, LabelSchema
+from medaug.tables import Table
+
+Mask = NDArray[np.bool_]
 
 MEAN_FOREGROUND = "mean foreground"
 """The name under which the mean over all structures is reported."""
@@ -33,18 +39,19 @@ def segmentation_scores(
         prediction: class indices (X, Y, Z), 0 = background.
         truth: class indices or IGNORE on the same grid.
         spacing: voxel sides in mm.
-        schema: of the labels; its structures are scored.
+        schema: the labels; its structures are scored.
 
     Returns:
-        (structure, metric, value) with metrics "dice" (0 to 1) and "hd95" (mm).
+        (structure, metric, value) for each structure and each metric of `METRICS`.
 
     Raises:
         ValueError: the grids differ.
     """
-    rows = []
-    for name, (p, t) in _masks(prediction, truth, schema).items():
-        rows += [(name, "dice", dice(p, t)), (name, "hd95", hd95(p, t, spacing))]
-    return rows
+    return [
+        (name, metric, entry.function(p, t, spacing))
+        for name, (p, t) in _masks(prediction, truth, schema).items()
+        for metric, entry in METRICS.items()
+    ]
 
 
 def dice(p: NDArray[np.bool_], t: NDArray[np.bool_]) -> float:
@@ -76,6 +83,58 @@ def hd95(p: NDArray[np.bool_], t: NDArray[np.bool_], spacing: Sequence[float]) -
 def mean_foreground_dice(prediction: NDArray[np.integer], truth: NDArray[np.integer], schema: LabelSchema) -> float:
     """Mean of Dice over the structures of `schema`. Args and errors as `segmentation_scores`."""
     return float(np.mean([dice(p, t) for p, t in _masks(prediction, truth, schema).values()]))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """An entry of the table of metrics.
+
+    Attributes:
+        title: its name in tables and reports, such as "HD95".
+        unit: unit of its values, such as "mm"; empty if they have none.
+        digits: decimals shown.
+        higher_is_better: whether a higher value means better agreement.
+        note: what it is and what empty masks get, for the report.
+        function: (prediction, truth, voxel sides in mm) to a finite value; both masks are (X, Y, Z).
+    """
+
+    title: str
+    unit: str
+    digits: int
+    higher_is_better: bool
+    note: str
+    function: Callable[[Mask, Mask, Sequence[float]], float]
+
+    @property
+    def heading(self) -> str:
+        """Title with unit, such as "HD95 (mm)"."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+
+METRICS: Table[Metric] = Table(
+    "metrics",
+    "metric",
+    Metric,
+    {
+        "dice": Metric(
+            title="Dice",
+            unit="",
+            digits=3,
+            higher_is_better=True,
+            note="1 when prediction and truth are both empty, 0 when one is",
+            function=lambda p, t, spacing: dice(p, t),
+        ),
+        "hd95": Metric(
+            title="HD95",
+            unit="mm",
+            digits=2,
+            higher_is_better=False,
+            note="the larger of the two directed 95th percentiles of distances between surface voxels; 0 when both are "
+            "empty, the diagonal of the volume when one is",
+            function=hd95,
+        ),
+    },
+)
 
 
 def _masks(

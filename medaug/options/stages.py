@@ -181,7 +181,7 @@ class ArmsOptions:
     """What the segmenters of the benchmark train on."""
 
     names: list[str] = option(
-        "arms to compare, each with the one before it",
+        "arms to compare, each with its baseline",
         ["real", "real+classical", "real+classical+synthetic"],
         choices=one_of("real", "real+classical", "real+classical+synthetic", table="arms"),
         items=Items(fewest=2, distinct=True),
@@ -200,6 +200,9 @@ class BenchmarkOptions:
         "one segmenter is trained per arm and seed", [0, 1, 2], items=Items(fewest=1, distinct=True)
     )
     bootstrap_seed: int = option("seed of the intervals", 0, limits=at_least(0))
+    backend: str = option(
+        "what trains the segmenters", "unet", choices=one_of("unet", table="backends"), identity=False
+    )
 
 
 @dataclass

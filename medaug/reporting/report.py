@@ -1,264 +1,149 @@
-"""The benchmark's report: one HTML file without scripts or links, made from result files alone."""
+"""The benchmark's report: one HTML file without scripts or links, made from result types and pictures."""
 
 from __future__ import annotations
 
 import base64
-import itertools
 import json
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
-from numpy.typing import NDArray
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from medaug.csv_files import number, read_csv
-from medaug.errors import UserError, printable
+from medaug.auditing.measures import MEASURES, Measure
+from medaug.auditing.results import FAITHFULNESS, Audit
+from medaug.comparison.results import Benchmark
 from medaug.evaluation.scores import MEAN_FOREGROUND
-from medaug.evaluation.statistics import FEWEST_SUBJECTS, Interval, bootstrap_table
+from medaug.evaluation.statistics import FEWEST_SUBJECTS
 from medaug.files import atomic_write
-from medaug.inputs import parsing, read_bytes, read_json, read_yaml
+from medaug.inputs import read_bytes, read_yaml
 from medaug.pictures import figures
+from medaug.reporting.text import (
+    SMOKE,
+    format_difference,
+    format_evidence,
+    format_interval,
+    metric_of,
+)
 
 log = logging.getLogger(__name__)
 
-DIGITS = {"dice": 3, "hd95": 2}
-NAMES = {"dice": "Dice", "hd95": "HD95"}
-UNITS = {"dice": "", "hd95": " mm"}
 MAX_TRAINING_PICTURES = 4
-FAITHFULNESS = ("ratio", "ratio_low", "floor", "smoke", "judge", "sharpness")
-SMOKE = "Smoke run (preset=smoke): it shows that the parts fit together. Its numbers and verdicts mean nothing."
-_AGAIN = "remove the benchmark's finished.json and run it again, which keeps the jobs that are done"
-
-Scores = dict[tuple[str, str, str], NDArray[np.float64]]
-"""(arm, class, metric) -> table (num_seeds, num_cases), rows and columns in the order of summary.json."""
-
-
-def arm_table(benchmark_folder: Path) -> list[dict[str, Any]]:
-    """Mean and 95% interval of every arm, for all foreground classes together and for each.
-
-    Intervals resample subjects and training seeds (`medaug.evaluation.statistics`). `print_table` and the
-    report show these same rows.
-
-    Returns:
-        One dict per arm and class: "arm", "class", "dice" and "hd95" (`Interval`, HD95 in mm).
-
-    Raises:
-        UserError: result files are missing, unreadable or incomplete.
-    """
-    summary = _read_summary(benchmark_folder / "summary.json")
-    return _arm_rows(summary, _read_scores(benchmark_folder / "scores.csv", summary))
+IMAGES = {
+    "real_validation": "real validation images",
+    "synthetic": "synthetic images",
+    "shuffled": "synthetic images, masks shuffled",
+}
+JUDGED = {
+    "real_validation": "real validation images against their own masks",
+    "synthetic": "synthetic images against their own masks",
+    "shuffled": "synthetic images against other masks (chance)",
+}
 
 
-def print_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Print the rows of `arm_table`: per arm a line for all classes together, then one per class."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption="mean [95% interval over subjects and seeds]")
-    table.add_column("arm, class", overflow="fold")
-    for heading in ("Dice", "HD95 (mm)"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    arm = None
-    for row in rows:
-        if row["arm"] != arm:
-            arm = row["arm"]
-            table.add_row(Text(printable(arm), style="bold"))
-        cells = (Text(format_interval(row[metric], DIGITS[metric])) for metric in DIGITS)
-        table.add_row(Text(f"  {printable(row['class'])}"), *cells)
-    console.print(table)
+def write_report(benchmark: Benchmark, run: Path, out: Path) -> None:
+    """Render a benchmark, with what other stages of the run left, to one HTML file.
 
+    Beside the benchmark, these are shown if they exist: the audit, pictures of the audit and of the training, and the
+    contact sheet of the pairs. An audit of other pairs than the benchmark's is left out.
 
-def print_verdicts(benchmark_folder: Path, console: Console) -> None:
-    """Print what the report says first: that a smoke run means nothing, the verdicts, and the trivial baseline."""
-    summary = _read_summary(benchmark_folder / "summary.json")
-    if summary.get("smoke"):
-        console.print(Text(f"{SMOKE}\n", style="bold"), soft_wrap=True)
-    for c in _headlines(_read_comparisons(benchmark_folder / "comparison.csv")):
-        line = f"{c['arm']} against {c['baseline']}, {c['class']} {c['metric_name']}: {c['result']} ({c['evidence']})"
-        console.print(Text(line), soft_wrap=True)
-    if floor := summary.get("floor"):
-        console.print(Text(f"trivial baseline, {MEAN_FOREGROUND} Dice: {floor[MEAN_FOREGROUND]:.3f}"), soft_wrap=True)
-
-
-def write_report(benchmark_folder: Path, out: Path) -> None:
-    """Render the results of the benchmark, and of the stages in the folders beside it, to one HTML file.
-
-    Needs `summary.json`, `scores.csv` and `comparison.csv`; takes up `../audit/faithfulness.json`,
-    `../audit/*.png`, `../synthetic/contact_sheet.png` and `../train/pictures/*.png` where they exist. An audit of other
-    pairs than the benchmark's is left out.
+    Args:
+        benchmark: results.
+        run: folder of the experiment.
+        out: HTML file to write.
 
     Raises:
-        UserError: result files are missing, unreadable or incomplete.
+        UserError: a result file is damaged, or scores are missing.
     """
-    benchmark_folder = Path(benchmark_folder)
-    run = benchmark_folder.resolve().parent
-    summary = _read_summary(benchmark_folder / "summary.json")
-    scores = _read_scores(benchmark_folder / "scores.csv", summary)
-    rows = _arm_rows(summary, scores)
-    comparisons = _read_comparisons(benchmark_folder / "comparison.csv")
+    run = Path(run).resolve()
     audit = run / "audit"
-    shown = audit.exists() and _of_the_same(audit, benchmark_folder)
+    shown = audit.exists() and _same_pairs(audit, run / "benchmark")
     if audit.exists() and not shown:
         log.warning("%s: of other pairs or another cohort, so the report leaves it out; run medaug.audit again", audit)
-    found = audit / "faithfulness.json"
-    faithfulness = _read_faithfulness(found) if shown and found.exists() else None
+    audited = Audit.load(audit) if shown and (audit / "faithfulness.json").exists() else None
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["interval"] = format_interval
+    environment.filters |= {"interval": format_interval, "difference": format_difference, "evidence": format_evidence}
+    environment.filters["metric"] = metric_of
     template = environment.from_string((files("medaug.reporting") / "report.html.jinja").read_text("utf-8"))
     html = template.render(
-        summary=summary,
-        arms={arm: [row for row in rows if row["arm"] == arm] for arm in summary["arms"]},
-        comparisons=comparisons,
-        headlines=_headlines(comparisons),
-        smoke=SMOKE if summary.get("smoke") or (faithfulness or {}).get("smoke") else None,
-        floor=summary.get("floor"),
-        faithfulness=faithfulness,
+        benchmark=benchmark,
+        metrics={name: metric_of(name) for name in benchmark.scores.metrics},
+        smoke=SMOKE if benchmark.smoke or (audited is not None and audited.smoke) else None,
+        audit=audited,
+        judged=_judged(audited),
+        measures=_measures(audited),
         fewest_subjects=FEWEST_SUBJECTS,
-        num_subjects=len(set(summary["subjects"].values())),
-        dice_plot=_dice_picture(rows, scores),
-        guidance_plot=_guidance_picture(faithfulness),
+        dice_plot=_dice_plot(benchmark),
+        guidance_plot=_guidance_plot(audited),
         pictures=_pictures(run, shown),
-        config=json.dumps(summary.get("config", {}), indent=2, ensure_ascii=False),
-        digits=DIGITS,
+        config=json.dumps(benchmark.config, indent=2, ensure_ascii=False),
     )
     with atomic_write(out) as temporary:
         temporary.write_text(html, "utf-8")
 
 
-def format_interval(interval: Interval, digits: int, signed: bool = False) -> str:
-    """`0.845 [0.830, 0.860]`; "no interval" in the brackets when it could not be estimated."""
-    sign = "+" if signed else ""
-    mean, low, high = (f"{value:{sign}.{digits}f}" for value in (interval.mean, interval.low, interval.high))
-    if math.isnan(interval.low):
-        return f"{mean} [no interval]"
-    return f"{mean} [{low}, {high}]"
+def _judged(audit: Audit | None) -> list[tuple[str, Any]]:
+    """(what was judged, its interval) of the audit's faithfulness."""
+    if audit is None:
+        return []
+    found = [(images, audit.interval("faithfulness", images)) for images in FAITHFULNESS]
+    return [(JUDGED[images], interval) for images, interval in found if interval is not None]
 
 
-def _arm_rows(summary: Mapping[str, Any], scores: Scores) -> list[dict[str, Any]]:
-    subjects = list(summary["subjects"].values())
-    seed = int((summary.get("config", {}).get("benchmark") or {}).get("bootstrap_seed", 0))
-    return [
-        {
-            "arm": arm,
-            "class": name,
-            **{metric: bootstrap_table(scores[arm, name, metric], subjects, seed) for metric in DIGITS},
-        }
-        for arm in summary["arms"]
-        for name in (MEAN_FOREGROUND, *summary["classes"])
-    ]
-
-
-def _read_summary(path: Path) -> dict[str, Any]:
-    summary = read_json(path, _AGAIN)
-    with parsing(path, _AGAIN):
-        for key in ("arms", "classes"):
-            if not all(isinstance(name, str) for name in summary[key]):
-                raise TypeError(f"{key} is {summary[key]!r:.60}")
-        summary["seeds"] = [int(seed) for seed in summary["seeds"]]
-        summary["subjects"] = {case: str(subject) for case, subject in summary["subjects"].items()}
-    return summary
-
-
-def _read_scores(path: Path, summary: Mapping[str, Any]) -> Scores:
-    """Complete tables of every arm, class and metric, the mean over foreground classes added."""
-    values = {
-        (row["arm"], row["class"], row["metric"], row["seed"], row["case"]): number(row["value"], path, _AGAIN)
-        for row in read_csv(path, ("arm", "seed", "case", "class", "metric", "value"), _AGAIN)
-    }
-    scores: Scores = {}
-    for arm, metric in itertools.product(summary["arms"], DIGITS):
-        for name in summary["classes"]:
-            keys = [(arm, name, metric, str(s), c) for s in summary["seeds"] for c in summary["subjects"]]
-            missing = next((key for key in keys if key not in values), None)
-            if missing:
-                raise UserError(
-                    f"{path}: no {metric} of arm {arm}, class {name}, seed {missing[3]}, case {missing[4]}; "
-                    "run the benchmark again to complete it"
-                )
-            scores[arm, name, metric] = np.array([values[key] for key in keys]).reshape(
-                len(summary["seeds"]), len(summary["subjects"])
-            )
-        tables = [scores[arm, name, metric] for name in summary["classes"]]
-        scores[arm, MEAN_FOREGROUND, metric] = np.mean(tables, axis=0)
-    return scores
-
-
-def _read_comparisons(path: Path) -> list[dict[str, Any]]:
-    """Rows of comparison.csv with numbers read and a sentence made."""
-    columns = (
-        "arm", "baseline", "class", "metric", "mean_difference", "low", "high",
-        "num_subjects", "num_seeds", "verdict",
-    )  # fmt: skip
-    rows = []
-    for row in read_csv(path, columns, _AGAIN):
-        metric = row["metric"]
-        mean, low, high = (number(row[key], path, _AGAIN, "nan") for key in ("mean_difference", "low", "high"))
-        subjects, seeds = (int(number(row[key], path, _AGAIN)) for key in ("num_subjects", "num_seeds"))
-        interval = Interval(mean, low, high, subjects, subjects)
-        difference = format_interval(interval, DIGITS.get(metric, 3), signed=True) + UNITS.get(metric, "")
-        rows.append(
-            {
-                **row,
-                "metric_name": NAMES.get(metric, metric),
-                "difference": difference,
-                "result": f"{difference}, {row['verdict']}",
-                "evidence": f"{_count(subjects, 'subject')}, {_count(seeds, 'seed')}",
-            }
+def _measures(audit: Audit | None) -> list[dict[str, Any]]:
+    """The audit's other measures: title, note and rows of (images, value, number of images)."""
+    shown = []
+    for name, groups in (audit.results if audit is not None else {}).items():
+        if name in ("faithfulness", "guidance") or not groups:
+            continue
+        known = name in MEASURES  # or of a package that is no longer installed
+        title, unit, digits = (
+            (MEASURES[name].title, MEASURES[name].unit, MEASURES[name].digits) if known else (name, "", 3)
         )
-    return rows
+        rows = []
+        for group in groups:
+            value = group.interval
+            text = format_interval(value, digits) if not math.isnan(value.low) else f"{value.mean:.{digits}f}"
+            images = IMAGES.get(group.images, group.images.replace("_", " "))
+            rows.append((images, f"{text} {unit}".rstrip(), value.n or ""))
+        note = _explained(MEASURES[name]) if known else ""
+        shown.append({"title": title, "note": note, "rows": rows})
+    return shown
 
 
-def _headlines(comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The comparisons that come first: of all foreground classes together."""
-    return [c for c in comparisons if c["class"] == MEAN_FOREGROUND] or comparisons
-
-
-def _read_faithfulness(path: Path) -> dict[str, Any]:
-    """faithfulness.json with intervals in place of dicts; every part may be absent."""
-    remedy = "remove the folder and run medaug.audit again"
-    stored = read_json(path, remedy)
-    result: dict[str, Any] = {key: stored.get(key) for key in FAITHFULNESS}
-    labels = {
-        "real_validation": "real validation images against their own masks",
-        "synthetic": "synthetic images against their own masks",
-        "shuffled": "synthetic images against other masks (chance)",
+def _explained(measure: Measure) -> str:
+    better = {
+        True: "higher is better",
+        False: "lower is better",
+        None: "synthetic images should have the value of real ones",
     }
-    with parsing(path, remedy):
-        result["rows"] = [(text, _interval(stored[key])) for key, text in labels.items() if stored.get(key)]
-        result["guidance"] = [(float(row["guidance_scale"]), _interval(row)) for row in stored.get("guidance") or []]
-    return result
+    return f"{measure.note}; {better[measure.higher_is_better]}"
 
 
-def _interval(row: Mapping[str, Any]) -> Interval:
-    low, high = (math.nan if row[key] is None else float(row[key]) for key in ("low", "high"))
-    return Interval(float(row["mean"]), low, high, int(row["n"]), int(row["n"]))
-
-
-def _dice_picture(rows: Sequence[Mapping[str, Any]], scores: Scores) -> str:
+def _dice_plot(benchmark: Benchmark) -> str:
     """Per case, Dice is the mean over seeds and foreground classes; the bar is the table's."""
     arms = {
-        row["arm"]: (scores[row["arm"], MEAN_FOREGROUND, "dice"].mean(axis=0), row["dice"])
-        for row in rows
-        if row["class"] == MEAN_FOREGROUND
+        arm: (
+            benchmark.table(arm, MEAN_FOREGROUND, "dice").mean(axis=0),
+            benchmark.mean(arm, MEAN_FOREGROUND, "dice"),
+        )
+        for arm in benchmark.arms
     }
     return _png_uri(figures.png(figures.dice_plot(arms)))
 
 
-def _guidance_picture(faithfulness: Mapping[str, Any] | None) -> str | None:
-    points = dict(faithfulness["guidance"]) if faithfulness else {}
+def _guidance_plot(audit: Audit | None) -> str | None:
+    points = audit.guidance if audit is not None else {}
     return _png_uri(figures.png(figures.guidance_plot(points))) if len(points) > 1 else None
 
 
-def _of_the_same(audit: Path, benchmark: Path) -> bool:
-    """Whether two stages' results are of the same pairs and, where both say of which, of the same cohort."""
+def _same_pairs(audit: Path, benchmark: Path) -> bool:
+    """Whether two stages' results are of the same pairs and, if both recorded it, of the same cohort."""
     one, other = (
         read_yaml(path) if path.exists() else {} for path in (audit / "config.yaml", benchmark / "config.yaml")
     )
@@ -267,7 +152,7 @@ def _of_the_same(audit: Path, benchmark: Path) -> bool:
 
 
 def _pictures(run: Path, audited: bool) -> list[tuple[str, str]]:
-    """(caption, data URI) of the pictures of other stages; of training, a few evenly spaced to the last."""
+    """(caption, data URI) of the pictures of other stages; of a training, a few evenly spaced up to the last."""
     sheet = run / "synthetic" / "contact_sheet.png"
     audit = sorted((run / "audit").glob("*.png"), key=_natural) if audited else []
     training = sorted((run / "train" / "pictures").glob("*.png"), key=_natural)
@@ -291,7 +176,3 @@ def _words(path: Path) -> str:
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Sort key under which step-900 comes before step-1000."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path.name)]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,1 +1,1 @@
-"""The downstream segmenter: what the synthetic pairs are for, and, trained apart, the audit's judge."""
+"""Segmenters: the benchmark trains one per arm and seed; the audit and the scoring of samples train their own."""

@@ -57,8 +57,8 @@ from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.evaluation.texture import CROP, central_box, mean_absolute_gradient
 from medaug.options import GenerateOptions, MasksOptions, SamplerOptions, SegmenterOptions, TrainerOptions
 from medaug.processes import wait_for_first
-from medaug.segmentation.segmenter import (
-    Diet,
+from medaug.segmentation.protocol import TrainingSet
+from medaug.segmentation.unet import (
     encode,
     load_segmenter,
     save_segmenter,
@@ -306,7 +306,9 @@ def _selector(
     if not path.exists():
         seed = named_seed(trainer.seed, "selector")
         steps = trainer.selector_steps
-        save_segmenter(train_segmenter(Diet(labelled), schema.num_classes, segmenter, steps, seed, "selector"), path)
+        save_segmenter(
+            train_segmenter(TrainingSet(labelled), schema.num_classes, segmenter, steps, seed, "selector"), path
+        )
     net = load_segmenter(path, len(labelled[0].image), schema.num_classes, segmenter.channels)
     found = (segment(net, np.array(case.image)) for case in judged)
     dice = float(agreement(found, [np.asarray(case.label) for case in judged], schema).mean())

@@ -1,44 +1,74 @@
-"""What each arm trains on, and which arms may be asked for."""
+"""What each arm trains on, and which arms can be compared."""
 
 from __future__ import annotations
 
 import pytest
 
-from medaug.comparison.arms import ARMS, check_arms, diet, pairs_to_compare
+from medaug.comparison.arms import ARMS, Arm, check_arms, pairs_to_compare
+from medaug.config import load_options
+from medaug.data.transforms import classical
 from medaug.errors import UserError
 from medaug.options import ArmsOptions
 
 REAL, SYNTHETIC = ["r"], ["s"]
+NAMES = list(ARMS)
 
 
 def test_each_arm_adds_one_ingredient():
-    plain, classical, synthetic = (diet(arm, REAL, SYNTHETIC, 0.25) for arm in ARMS)  # type: ignore[arg-type]
-    assert (plain.real, list(plain.synthetic), plain.augment) == (REAL, [], False)
-    assert (classical.real, list(classical.synthetic), classical.augment) == (REAL, [], True)
-    assert (synthetic.real, synthetic.synthetic, synthetic.augment) == (REAL, SYNTHETIC, True)
+    plain, classic, synthetic = (ARMS[arm].training_set(REAL, SYNTHETIC, 0.25) for arm in ARMS)  # type: ignore[arg-type]
+    assert (plain.real, list(plain.synthetic), plain.augment) == (REAL, [], None)
+    assert (classic.real, list(classic.synthetic), classic.augment) == (REAL, [], classical)
+    assert (synthetic.real, synthetic.synthetic, synthetic.augment) == (REAL, SYNTHETIC, classical)
     assert synthetic.synthetic_share == 0.25
 
 
-def test_each_arm_is_held_against_the_one_before():
-    assert pairs_to_compare(ARMS) == [(ARMS[1], ARMS[0]), (ARMS[2], ARMS[1])]
-    assert pairs_to_compare(ARMS[::2]) == [(ARMS[2], ARMS[0])]
+def test_an_arm_without_its_baseline_is_compared_with_the_baseline_of_that():
+    assert pairs_to_compare(NAMES) == [(NAMES[1], NAMES[0]), (NAMES[2], NAMES[1])]
+    assert pairs_to_compare(NAMES[::2]) == [(NAMES[2], NAMES[0])]
+
+
+def test_an_added_arm_names_its_own_baseline(monkeypatch):
+    """No ladder: two arms with the same baseline, in any order, one of them without real scans."""
+    monkeypatch.setitem(ARMS.own, "synthetic", Arm(baseline="real", real=False, synthetic=True))
+    assert pairs_to_compare(["synthetic", "real+classical", "real"]) == [
+        ("synthetic", "real"),
+        ("real+classical", "real"),
+    ]
+    training_set = ARMS["synthetic"].training_set(REAL, SYNTHETIC, 0.25)  # type: ignore[arg-type]
+    assert list(training_set.real) == [] and training_set.num_synthetic(4) == 4
+    check_arms(ArmsOptions(names=["real", "synthetic"]), 1)
+    monkeypatch.setitem(ARMS.own, "apart", Arm(baseline=None))
+    with pytest.raises(UserError, match="none of these arms has another one as its baseline"):
+        check_arms(ArmsOptions(names=["real", "apart"]), 4)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("arms.names=[real,real+gan]", "real\\+gan is not one of real, real\\+classical"),
+        ("arms.names=[real]", "at least 2 values, each given once"),
+        ("arms.names=[]", "at least 2 values, each given once"),
+        ("arms.names=[real,real]", "at least 2 values, each given once"),
+        ("arms.synthetic_share=0", "must be above 0 and below 1"),
+        ("arms.synthetic_share=1", "must be above 0 and below 1"),
+        ("benchmark.seeds=[1,1]", "each given once"),
+        ("benchmark.backend=gan", "not one of unet"),
+    ],
+)
+def test_what_is_no_comparison_is_refused_with_the_options(word, said):
+    with pytest.raises(UserError, match=said):
+        load_options("benchmark", ["experiment=demo", word])
 
 
 @pytest.mark.parametrize(
     ("options", "batch_size", "said"),
     [
-        (ArmsOptions(names=["real", "real+gan"]), 4, "arms.names: real\\+gan is not one of real, real\\+classical"),
-        (ArmsOptions(names=["real"]), 4, "at least two different arms"),
-        (ArmsOptions(names=[]), 4, "at least two different arms"),
-        (ArmsOptions(names=["real", "real"]), 4, "at least two different arms"),
-        (ArmsOptions(synthetic_share=0.0), 4, "synthetic_share=0: a number between 0 and 1"),
-        (ArmsOptions(synthetic_share=1.0), 4, "synthetic_share=1: a number between 0 and 1"),
         (ArmsOptions(synthetic_share=0.2), 2, "synthetic_share=0.2 of segmenter.batch_size=2 leaves no room"),
         (ArmsOptions(synthetic_share=0.9), 4, "synthetic_share=0.9 of segmenter.batch_size=4 leaves no room"),
         (ArmsOptions(), 1, "segmenter.batch_size=1 leaves no room"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(options, batch_size, said):
+def test_a_share_that_leaves_no_room_for_both_is_refused(options, batch_size, said):
     with pytest.raises(UserError, match=said):
         check_arms(options, batch_size)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,16 +13,25 @@ import pytest
 
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import LabelSchema
-from medaug.comparison import jobs as module
-from medaug.comparison.arms import ARMS, diet, pairs_to_compare
-from medaug.comparison.jobs import COMPARISON_COLUMNS, SCORE_COLUMNS, Job, compare, gather, run_job, write_csv
+from medaug.comparison.arms import ARMS as TABLE
+from medaug.comparison.arms import pairs_to_compare
+from medaug.comparison.job import Job
+from medaug.comparison.jobs import TestSet, gather, run_job
+from medaug.comparison.results import COLUMNS as COMPARISON_COLUMNS
+from medaug.comparison.results import Benchmark, save_comparisons
+from medaug.comparison.scores import COLUMNS as SCORE_COLUMNS
+from medaug.comparison.scores import Scores
+from medaug.csv_files import write_csv
 from medaug.data.cases import load_cases, read_case
 from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
 from medaug.evaluation.statistics import paired_comparison
 from medaug.imaging.nifti import write_volume
 from medaug.options import SegmenterOptions
+from medaug.segmentation.backends import BACKENDS
+from medaug.segmentation.protocol import Backend, Problem, TrainingSet
 
+ARMS = list(TABLE)
 CLASSES = ("Anterior", "Posterior")
 METRICS = ("dice", "hd95")
 SEEDS = (0, 1)
@@ -30,6 +40,16 @@ SETS = ("whole", "rim")
 SUBJECTS_OF = {f"case_{i}": f"subject_{i}" for i in range(3)}
 FLOOR = {"mean foreground": 0.25, "Anterior": 0.2, "Posterior": 0.3}
 SHIFT = {ARMS[0]: 0.0, ARMS[1]: 0.1, ARMS[2]: 0.1}
+
+
+def compare(rows, pairs, seeds, subjects, classes, bootstrap_seed, floor, path):
+    """The comparison of rows of scores.csv, as comparison.csv."""
+    keys = [(Job(r["arm"], int(r["seed"])), r["case"], r["class"], r["metric"]) for r in rows]
+    values = {key: float(row["value"]) for key, row in zip(keys, rows, strict=True)}
+    scores = Scores(values, tuple(classes), path, "again")
+    arms = tuple(dict.fromkeys(r["arm"] for r in rows))
+    bench = Benchmark("toy", False, False, arms, tuple(seeds), 1, subjects, floor, 3, 3, bootstrap_seed, {}, scores)
+    save_comparisons(path, bench.compare(pairs).comparisons)
 
 
 @pytest.fixture
@@ -109,18 +129,42 @@ def bench(tmp_path_factory):
     return manifest, space, load_cases(manifest, cases, space, root / "cache")
 
 
-def run(job, folder, bench):
-    manifest, space, loaded = bench
-    options = SegmenterOptions(channels=[4, 8], batch_size=2, num_workers=0)
-    run_job(job, diet(job.arm, loaded, loaded, 0.5), 1, options, loaded, manifest, space, folder)
+OPTIONS = SegmenterOptions(channels=[4, 8], batch_size=2, num_workers=0)
 
 
-def test_scores_are_taken_on_the_scans_own_grid(bench, tmp_path, monkeypatch):
+def gathered(jobs, structures, folder):
+    """The rows of scores.csv."""
+    gather(jobs, structures, folder).save(folder / "scores.csv")
+    with (folder / "scores.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class Told:
+    """A segmenter that is no network: it gives label maps in model space, one after the other."""
+
+    def __init__(self, labels, space):
+        self.labels, self.space = labels, space
+
+    def fit(self, training_set, steps, seed, name):
+        self.fitted = (training_set, steps, seed, name)
+
+    def predict(self, case):
+        return self.space.invert_label(np.array(next(self.labels)), case.placement)
+
+
+def run(job, folder, bench, segmenter=None):
     manifest, space, loaded = bench
-    monkeypatch.setattr(module, "train_segmenter", lambda *a: None)
-    labels = iter([c.label for c in loaded])
-    monkeypatch.setattr(module, "segment", lambda net, image: next(labels))
-    run(Job(ARMS[0], 3), tmp_path, bench)
+    problem = Problem(manifest.modalities, manifest.schema, space)
+    segmenter = segmenter or BACKENDS["unet"].make(problem, OPTIONS)
+    training_set = TABLE[job.arm].training_set(loaded, loaded, 0.5)
+    run_job(job, segmenter, training_set, 1, TestSet(manifest, loaded), folder)
+
+
+def test_scores_are_taken_on_the_scans_own_grid(bench, tmp_path):
+    manifest, space, loaded = bench
+    told = Told(iter([c.label for c in loaded]), space)
+    run(Job(ARMS[0], 3), tmp_path, bench, told)
+    assert told.fitted[1:] == (1, 3, "real, seed 3")
     rows = pd.read_csv(Job(ARMS[0], 3).scores(tmp_path))
     assert tuple(rows.columns) == SCORE_COLUMNS and len(rows) == 3 * 2 * 2
     assert set(rows["class"]) == {"core", "rim"} and set(rows.seed) == {3} and set(rows.arm) == {ARMS[0]}
@@ -135,17 +179,15 @@ def test_scores_are_taken_on_the_scans_own_grid(bench, tmp_path, monkeypatch):
             assert expected > 0.6  # a perfect prediction loses to resampling only
 
 
-def test_regions_are_scored_and_compared_by_name(bench, tmp_path, monkeypatch):
+def test_regions_are_scored_and_compared_by_name(bench, tmp_path):
     manifest, space, loaded = bench
     regions = (("whole", (1, 4)), ("rim", (4,)))
     manifest = replace(manifest, schema=replace(manifest.schema, regions=regions))
-    monkeypatch.setattr(module, "train_segmenter", lambda *a: None)
     labels = iter([np.where(np.array(c.label) == 2, 1, c.label) for c in loaded] * 2)  # the rim is never found
-    monkeypatch.setattr(module, "segment", lambda net, image: next(labels))
     jobs = [Job(arm, 0) for arm in ARMS[:2]]
     for job in jobs:
-        run(job, tmp_path, (manifest, space, loaded))
-    rows = gather(jobs, tmp_path)
+        run(job, tmp_path, (manifest, space, loaded), Told(labels, space))
+    rows = gathered(jobs, SETS, tmp_path)
     dice = {name: [float(r["value"]) for r in rows if (r["class"], r["metric"]) == (name, "dice")] for name in SETS}
     assert min(dice["whole"]) > 0.8 and max(dice["rim"]) == 0 and len(rows) == 2 * 3 * 2 * 2
     compare(
@@ -173,7 +215,7 @@ def test_a_job_is_done_once_and_an_unfinished_one_again(bench, tmp_path):
     after = [job.scores(tmp_path).stat().st_mtime_ns for job in jobs[:3]]
     assert after[0] != stamps[0] and after[1:] == stamps[1:]
     assert [job.scores(tmp_path).read_bytes() for job in jobs[:3]] == contents  # the same arguments, the same scores
-    rows = gather(jobs, tmp_path)
+    rows = gathered(jobs, ("core", "rim"), tmp_path)
     with (tmp_path / "scores.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == rows
     assert len(rows) == len(jobs) * 3 * 2 * 2
@@ -188,7 +230,7 @@ def test_scores_that_were_edited_are_refused_by_the_job_that_wrote_them(bench, t
     assert line == f"{hashlib.sha256(path.read_bytes()).hexdigest()}  scores.csv\n"
     content = path.read_text()
     path.write_text(content.replace("dice,0.", "dice,0.9", 1) if "dice,0." in content else content + "x")
-    for again in (lambda: run(job, tmp_path, bench), lambda: gather([job], tmp_path)):
+    for again in (lambda: run(job, tmp_path, bench), lambda: gather([job], (), tmp_path)):
         with pytest.raises(UserError, match="jobs/real/seed_0/scores.csv: was changed after the job wrote it"):
             again()
     path.unlink()
@@ -202,6 +244,53 @@ def test_scores_that_were_edited_are_refused_by_the_job_that_wrote_them(bench, t
 def test_jobs_do_not_share_a_folder(tmp_path):
     paths = {Job(arm, seed).scores(tmp_path) for arm in ARMS for seed in range(3)}
     assert len(paths) == 9
+    choices = [(None, None), (0, None), (None, 8), (0, 8), (1, 8)]
+    assert len({Job("real", 0, *choice).scores(tmp_path) for choice in choices}) == 5
+    assert Job("real+classical", 2).scores(tmp_path) == tmp_path / "jobs/real_classical/seed_2/scores.csv"
+    assert Job("real", 2, 0, 8).scores(tmp_path) == tmp_path / "jobs/real/fold_0/labelled_8/seed_2/scores.csv"
+
+
+def test_scores_come_back_from_their_file_with_folds_and_label_counts_if_there_are_any(tmp_path):
+    plain = {(Job("real", 0), "a", "x", "dice"): 0.1 + 0.2}
+    for values, extra in ((plain, ()), (plain | {(Job("real", 0, 1, 8), "a", "x", "dice"): 0.5}, ("fold", "labelled"))):
+        Scores(values, ("x",), tmp_path, "").save(tmp_path / "scores.csv")
+        header = (tmp_path / "scores.csv").read_text().splitlines()[0]
+        assert header == ",".join((*SCORE_COLUMNS, *extra))
+        assert Scores.load([tmp_path / "scores.csv"], ("x",), tmp_path, "").values == values
+
+
+class MostFrequent:
+    """A segmenter that is no network: a voxel gets the label that is most frequent among voxels as bright as it is."""
+
+    def __init__(self, problem: Problem, options: SegmenterOptions) -> None:
+        self.problem = problem
+
+    def fit(self, training_set: TrainingSet, steps: int, seed: int, name: str) -> None:
+        values = np.concatenate([self.bins(np.asarray(case.image)) for case in training_set.real], axis=None)
+        labels = np.concatenate([case.label for case in training_set.real], axis=None)
+        counts = np.zeros((10, self.problem.schema.num_classes), int)
+        np.add.at(counts, (values, labels), 1)
+        self.label = counts.argmax(1).astype(np.uint8)
+
+    def bins(self, image):
+        return np.clip((image[0] + 1) * 5, 0, 9).astype(int)
+
+    def predict(self, case):
+        label = self.label[self.bins(np.asarray(case.image))]
+        return self.problem.preprocessing.invert_label(label, case.placement)
+
+
+def test_a_backend_that_is_no_network_runs_a_job(bench, tmp_path, monkeypatch):
+    manifest, space, loaded = bench
+    backend = SimpleNamespace(make=MostFrequent)
+    assert isinstance(backend, Backend)
+    monkeypatch.setitem(BACKENDS.own, "most_frequent", backend)
+    segmenter = BACKENDS["most_frequent"].make(Problem(manifest.modalities, manifest.schema, space), OPTIONS)
+    run(Job(ARMS[0], 0), tmp_path, bench, segmenter)
+    rows = pd.read_csv(Job(ARMS[0], 0).scores(tmp_path))
+    assert (
+        len(rows) == 3 * 2 * 2 and (rows[rows.metric == "dice"].value > 0.6).all()
+    )  # the classes differ in brightness
 
 
 def test_a_csv_is_whole_or_absent(tmp_path):

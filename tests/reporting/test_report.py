@@ -7,54 +7,26 @@ import io
 import json
 import math
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
+from pages import Page
 from rich.console import Console
 
+from medaug.comparison.results import Benchmark
 from medaug.errors import UserError
 from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.evaluation.statistics import Interval, paired_comparison
 from medaug.pictures.figures import guidance_plot, save_figure
-from medaug.reporting.report import arm_table, format_interval, print_table, print_verdicts, write_report
+from medaug.reporting.console import print_table, print_verdicts
+from medaug.reporting.report import write_report
+from medaug.reporting.text import format_interval
 
 ARMS = ["real", "real+classical", "real+classical+synthetic"]
 CLASSES = ["Anterior", "Posterior"]
 NUMBERS = ["mean_difference", "low", "high", "num_subjects", "num_seeds"]
 COLUMNS = ["arm", "baseline", "class", "metric", *NUMBERS, "verdict"]
-
-
-class Page(HTMLParser):
-    """Every table as rows of cell texts, by id; the text; the addresses of pictures; the tags in use."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tables, self.sources, self.tags, self.text, self._cell = {}, [], set(), "", None
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        self.tags.add(tag)
-        if tag == "table":
-            self._table = self.tables.setdefault(attrs.get("id"), [])
-        elif tag == "tr":
-            self._table.append([])
-        elif tag in {"td", "th"}:
-            self._table[-1].append("")
-            self._cell = self._table[-1]
-        elif tag == "img":
-            self.sources.append(attrs["src"])
-
-    def handle_endtag(self, tag):
-        if tag in {"td", "th"}:
-            self._cell = None
-
-    def handle_data(self, data):
-        self.text += data
-        if self._cell is not None:
-            self._cell[-1] += data.strip()
 
 
 def _write_run(run, arms=ARMS, classes=CLASSES, phantom=False, seeds=(0, 1, 2), num_cases=8):
@@ -116,7 +88,7 @@ def _write_csv(path, columns, rows):
 
 
 def _render(folder):
-    write_report(folder, folder / "report.html")
+    write_report(Benchmark.load(folder), folder.parent, folder / "report.html")
     return (folder / "report.html").read_text()
 
 
@@ -143,17 +115,16 @@ def test_intervals_of_the_table_resample_seeds_and_subjects(tmp_path):
     table = scores.groupby(["seed", "case"]).value.mean().unstack()
     subjects = [f"s{int(case.split('_')[1]) // 2}" for case in table.columns]
     expected = paired_comparison(table.to_numpy(), np.zeros(table.shape), subjects, seed=0)
-    row = arm_table(folder)[0]
-    assert (row["arm"], row["class"]) == ("real", MEAN_FOREGROUND)
-    assert (row["dice"].low, row["dice"].high) == pytest.approx((expected.low, expected.high))
-    assert row["dice"].clusters == 4
+    found = Benchmark.load(folder).mean("real", MEAN_FOREGROUND, "dice")
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.clusters == 4
 
 
 def test_the_printed_table_is_the_reports_even_on_a_narrow_terminal(tmp_path):
     folder = _write_run(tmp_path, arms=["[red]real[/red]", "b"])
     page = Page(_render(folder))
     console = Console(file=io.StringIO(), width=80)
-    print_table(arm_table(folder), console)
+    print_table(Benchmark.load(folder), console)
     printed = console.file.getvalue()
     pattern = r"\d+\.\d+ \[\d+\.\d+, \d+\.\d+\]"
     cells = [cell for row in page.tables["arm-table"][1:] for cell in row if re.fullmatch(pattern, cell)]
@@ -176,7 +147,7 @@ def test_a_smoke_run_says_on_top_that_it_means_nothing(tmp_path, smoke):
     folder = _write_run(tmp_path)
     change(folder / "summary.json", smoke=smoke)
     text, console = Page(_render(folder)).text, Console(file=io.StringIO(), width=80)
-    print_verdicts(folder, console)
+    print_verdicts(Benchmark.load(folder), console)
     for shown in (text, console.file.getvalue()):
         assert ("Its numbers and verdicts mean nothing" in shown) is smoke
         assert not smoke or shown.index("Smoke run") < shown.index("mean foreground")
@@ -187,7 +158,7 @@ def test_the_trivial_baseline_is_stated(tmp_path):
     assert "trivial baseline, a mask" not in Page(_render(folder)).text
     change(folder / "summary.json", floor={MEAN_FOREGROUND: 0.25, "Anterior": 0.2, "Posterior": 0.3})
     text, console = " ".join(Page(_render(folder)).text.split()), Console(file=io.StringIO(), width=80)
-    print_verdicts(folder, console)
+    print_verdicts(Benchmark.load(folder), console)
     assert "reaches a Dice of 0.250 (mean foreground), 0.200 (Anterior), 0.300 (Posterior)." in text
     assert "trivial baseline, mean foreground Dice: 0.250" in console.file.getvalue()
     assert "against real, mean foreground HD95: -0.50 [-0.80, -0.20] mm, gain" in console.file.getvalue()
@@ -315,11 +286,11 @@ def test_incomplete_results_are_refused_in_one_line(tmp_path):
         else:
             (folder / "scores.csv").write_text(text)
         with pytest.raises(UserError, match=reason) as caught:
-            write_report(folder, folder / "report.html")
+            _render(folder)
         assert "\n" not in str(caught.value) and "scores.csv" in str(caught.value)
     (folder / "summary.json").write_text("{")
     with pytest.raises(UserError, match=r"summary\.json: not a JSON file"):
-        arm_table(folder)
+        Benchmark.load(folder)
     assert (folder / "report.html").read_text() == "the report before"
 
 

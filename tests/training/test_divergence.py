@@ -13,8 +13,8 @@ from test_fit import BUDGET, CARD, contents, make_cases, train
 from medaug.errors import UserError
 from medaug.networks.finite import not_finite
 from medaug.options import SegmenterOptions
-from medaug.segmentation.segmenter import (
-    Diet,
+from medaug.segmentation.protocol import TrainingSet
+from medaug.segmentation.unet import (
     build_segmenter,
     load_segmenter,
     save_segmenter,
@@ -146,7 +146,7 @@ SMALL = SegmenterOptions(channels=[4, 8], batch_size=2, num_workers=0)
 
 def test_a_segmenter_that_diverges_is_refused_when_trained_applied_and_read(tmp_path):
     cases = make_cases(3, 0)
-    said = refused(train_segmenter, Diet(cases), 2, replace(SMALL, learning_rate=1e30), 6, 0, "judge")
+    said = refused(train_segmenter, TrainingSet(cases), 2, replace(SMALL, learning_rate=1e30), 6, 0, "judge")
     assert said.startswith("judge: its loss or a weight is NaN or infinite") and "segmenter.learning_rate=1e+30" in said
     net = build_segmenter(1, 2, SMALL.channels)
     save_segmenter(net, tmp_path / "judge.pt")

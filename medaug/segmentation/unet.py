@@ -6,9 +6,9 @@ import io
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from monai.losses import DiceLoss
 from monai.networks.nets import UNet
@@ -19,7 +19,6 @@ from torch.nn.functional import cross_entropy
 from medaug.cohort.schema import IGNORE
 from medaug.data.batches import MixedBatches, StepsFrom, TrainingBatches, make_loader
 from medaug.data.cases import ModelCase
-from medaug.data.transforms import classical
 from medaug.diffusion.noise import named_seed
 from medaug.errors import UserError
 from medaug.files import atomic_write
@@ -29,46 +28,63 @@ from medaug.networks.finite import not_finite
 from medaug.options import SegmenterOptions
 from medaug.processes import choose_device
 from medaug.progress import track
+from medaug.segmentation.protocol import Problem, TrainingSet
 from medaug.training.archive import load_weights, read_archive
 from medaug.training.model import has_bf16, sound_in_bf16
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Diet:
-    """What a segmenter trains on.
-
-    Attributes:
-        real: labelled real cases.
-        synthetic: synthetic cases; empty where the arm has none.
-        synthetic_share: of each batch, in 0..1; read only where there are synthetic cases.
-        augment: whether classical augmentation is applied, to real and synthetic alike.
-    """
-
-    real: Sequence[ModelCase]
-    synthetic: Sequence[ModelCase] = ()
-    synthetic_share: float = 0.5
-    augment: bool = True
-
-
-def _batches(diet: Diet, batch_size: int, seed: int) -> MixedBatches:
-    """A fixed share synthetic, the rest real, each in its own seeded order."""
-    num_synthetic = round(batch_size * diet.synthetic_share) if diet.synthetic else 0
-    augment = classical if diet.augment else None
-    parts = ((diet.real, batch_size - num_synthetic, "real"), (diet.synthetic, num_synthetic, "synthetic"))
+def _batches(training_set: TrainingSet, batch_size: int, seed: int) -> MixedBatches:
+    """A fixed share of each batch is synthetic, the rest real; each kind has a seeded order of its own."""
+    num_synthetic = training_set.num_synthetic(batch_size)
+    parts = (
+        (training_set.real, batch_size - num_synthetic, "real"),
+        (training_set.synthetic, num_synthetic, "synthetic"),
+    )
     return MixedBatches(
-        [TrainingBatches(cases, count, named_seed(seed, name), augment) for cases, count, name in parts if count]
+        [
+            TrainingBatches(cases, count, named_seed(seed, name), training_set.augment)
+            for cases, count, name in parts
+            if count
+        ]
     )
 
 
 class _UNet(UNet):
-    """MONAI's U-Net for volumes with any sides: they are padded to what the levels can halve by repeating the edge."""
+    """MONAI's U-Net for volumes of any size: sides that the levels cannot halve are padded by repeating the edge."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, M, X, Y, Z) to logits (B, num_classes, X, Y, Z)."""
         halved = math.prod(self.strides)
         return crop(super().forward(pad_to_multiple(x, (halved, halved, halved))), x.shape[2:])
+
+
+class UNetSegmenter:
+    """The U-Net as a `Segmenter` (`medaug.segmentation.protocol`).
+
+    Args:
+        problem: what is to be segmented.
+        options: size, learning rate, batch size.
+    """
+
+    net: nn.Module  # set by `fit`
+
+    def __init__(self, problem: Problem, options: SegmenterOptions) -> None:
+        self.problem = problem
+        self.options = options
+
+    def fit(self, training_set: TrainingSet, steps: int, seed: int, name: str) -> None:
+        """See `train_segmenter`."""
+        self.net = train_segmenter(training_set, self.problem.schema.num_classes, self.options, steps, seed, name)
+
+    def predict(self, case: ModelCase) -> NDArray[np.uint8]:
+        """Class indices (X, Y, Z) on the scan's own grid; see `segment` for the errors."""
+        return self.problem.preprocessing.invert_label(segment(self.net, np.array(case.image)), case.placement)
+
+    def features(self, case: ModelCase) -> NDArray[np.float32]:
+        """The mean features of the coarsest level, (channels[-1],)."""
+        return encode(self.net, np.array(case.image))
 
 
 def build_segmenter(num_modalities: int, num_classes: int, channels: Sequence[int]) -> nn.Module:
@@ -85,7 +101,7 @@ def build_segmenter(num_modalities: int, num_classes: int, channels: Sequence[in
 
 
 def dice_and_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """Soft Dice over the batch, mean of the foreground classes, plus mean cross-entropy, of the voxels not ignored.
+    """Soft Dice over the batch, averaged over the foreground, plus mean cross-entropy; ignored voxels do not count.
 
     Args:
         logits: (B, num_classes, X, Y, Z).
@@ -94,23 +110,23 @@ def dice_and_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     judged = label != IGNORE
     shares = logits.softmax(1) * judged[:, None]
     dice = DiceLoss(include_background=False, batch=True)(shares, one_hot(label, logits.shape[1]).float())
-    # Not the mean of torch, which is NaN where every voxel is ignored.
+    # torch's own mean is NaN if every voxel is ignored.
     summed = cross_entropy(logits, label, ignore_index=IGNORE, reduction="sum")
     return dice + summed / judged.sum().clamp(min=1)
 
 
 def train_segmenter(
-    diet: Diet, num_classes: int, options: SegmenterOptions, steps: int, seed: int, name: str
+    training_set: TrainingSet, num_classes: int, options: SegmenterOptions, steps: int, seed: int, name: str
 ) -> nn.Module:
     """Train for `steps` optimisation steps; the same arguments give the same segmenter on the same machine.
 
     Args:
-        diet: what it trains on.
-        num_classes: with background.
+        training_set: what it is trained on.
+        num_classes: number of classes, background included.
         options: size, learning rate, batch size.
-        steps: optimisation steps; a cosine decay ends at the last.
+        steps: optimisation steps; the learning rate decays as a cosine until the last one.
         seed: of weights, order and augmentation.
-        name: shown beside the progress bar.
+        name: label of the progress bar.
 
     Raises:
         UserError: the training diverged.
@@ -118,10 +134,14 @@ def train_segmenter(
     device = choose_device()
     with torch.random.fork_rng():
         torch.manual_seed(named_seed(seed, "segmenter weights"))
-        net = build_segmenter(len(diet.real[0].image), num_classes, options.channels).to(device)
+        net = build_segmenter(
+            len((*training_set.real, *training_set.synthetic)[0].image), num_classes, options.channels
+        ).to(device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=options.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    batches = iter(make_loader(_batches(diet, options.batch_size, seed), StepsFrom(0, steps), options.num_workers))
+    batches = iter(
+        make_loader(_batches(training_set, options.batch_size, seed), StepsFrom(0, steps), options.num_workers)
+    )
     for step in track(range(steps), name):
         batch = next(batches)
         image = batch["image"].to(device)
@@ -149,7 +169,7 @@ def _diverged(name: str, options: SegmenterOptions, step: int) -> UserError:
 
 
 def _autocast(net: nn.Module, image: Tensor) -> torch.autocast:
-    """bfloat16 for images (B, M, X, Y, Z) where the processor computes a segmenter in it, and rightly."""
+    """bfloat16 for images (B, M, X, Y, Z), if the device computes in it and computes this network correctly."""
     halvings = len(getattr(net, "strides", ()))
     coarsest = [-(-side // 2**halvings) for side in image.shape[2:]]
     first, last = ([side * 2**level for level in range(halvings + 1)] for side in (coarsest[0], coarsest[2]))
@@ -158,7 +178,7 @@ def _autocast(net: nn.Module, image: Tensor) -> torch.autocast:
 
 
 @torch.no_grad()
-def segment(net: nn.Module, image: NDArray | Tensor) -> NDArray:
+def segment(net: nn.Module, image: NDArray | Tensor) -> NDArray[np.uint8]:
     """Class indices (X, Y, Z) uint8 of an image (M, X, Y, Z) in model space.
 
     Raises:
@@ -176,12 +196,12 @@ def segment(net: nn.Module, image: NDArray | Tensor) -> NDArray:
 
 
 @torch.no_grad()
-def encode(net: nn.Module, image: NDArray | Tensor) -> NDArray:
+def encode(net: nn.Module, image: NDArray | Tensor) -> NDArray[np.float32]:
     """Features (channels[-1],) of an image (M, X, Y, Z) in model space: the coarsest level's mean."""
     device = next(net.parameters()).device
     bottom: nn.Module = net
     while inner := [child for child in bottom.modules() if hasattr(child, "submodule")]:
-        bottom = inner[0].get_submodule("submodule")  # what a skip connection leads around
+        bottom = inner[0].get_submodule("submodule")  # what the skip connection bypasses
     kept: list[Tensor] = []
     hook = bottom.register_forward_hook(lambda module, inputs, output: kept.append(output))
     batch = torch.as_tensor(image)[None].to(device)
@@ -192,8 +212,8 @@ def encode(net: nn.Module, image: NDArray | Tensor) -> NDArray:
 
 
 def save_segmenter(net: nn.Module, path: Path) -> None:
-    """Write the weights, whole or not at all."""
-    # By way of memory: on a full disk torch raises what nobody can tell from a defect.
+    """Write the weights; the file is whole or absent."""
+    # Serialise in memory first: torch.save's disk-full error cannot be told from a bug.
     buffer = io.BytesIO()
     torch.save(net.state_dict(), buffer)
     with atomic_write(path) as temporary:
@@ -201,10 +221,10 @@ def save_segmenter(net: nn.Module, path: Path) -> None:
 
 
 def load_segmenter(path: Path, num_modalities: int, num_classes: int, channels: Sequence[int]) -> nn.Module:
-    """The inverse of `save_segmenter`, on the CPU or the GPU that is there.
+    """Read what `save_segmenter` wrote, to the GPU if there is one.
 
     Raises:
-        UserError: damaged, of another make, or a weight is NaN or infinite.
+        UserError: the file is damaged, its network has another size, or a weight is NaN or infinite.
     """
     net = build_segmenter(num_modalities, num_classes, channels)
     remedy = "remove it, and it is trained again"

@@ -14,11 +14,12 @@ from medaug.cohort.manifest import Case
 from medaug.cohort.schema import IGNORE, LabelSchema
 from medaug.data.cases import ModelCase
 from medaug.data.preprocessing import Placement
+from medaug.data.transforms import classical
 from medaug.errors import UserError
 from medaug.evaluation.scores import mean_foreground_dice
 from medaug.options import SegmenterOptions
-from medaug.segmentation.segmenter import (
-    Diet,
+from medaug.segmentation.protocol import TrainingSet
+from medaug.segmentation.unet import (
     _batches,
     build_segmenter,
     dice_and_cross_entropy,
@@ -54,15 +55,15 @@ CASES = [toy(i) for i in range(6)]
 
 @pytest.mark.slow
 def test_what_is_plain_to_see_is_learned():
-    net = train_segmenter(Diet(CASES, augment=False), 3, TINY, 60, 0, "toy")
+    net = train_segmenter(TrainingSet(CASES, augment=None), 3, TINY, 60, 0, "toy")
     schema = LabelSchema(((0, "background"), (1, "dim"), (2, "bright")))
     unseen = [toy(100 + i) for i in range(4)]
     scores = [mean_foreground_dice(segment(net, case.image), case.label, schema) for case in unseen]
     assert np.mean(scores) > 0.9
 
 
-def weights(seed=0, steps=3, diet=None, options=TINY):
-    net = train_segmenter(diet or Diet(CASES), 3, options, steps, seed, "toy")
+def weights(seed=0, steps=3, training_set=None, options=TINY):
+    net = train_segmenter(training_set or TrainingSet(CASES), 3, options, steps, seed, "toy")
     return torch.cat([p.detach().flatten() for p in net.parameters()])
 
 
@@ -84,7 +85,7 @@ def test_the_number_of_loading_processes_changes_nothing():
 )
 def test_each_batch_holds_the_share_of_synthetic_volumes(batch_size, share, expected):
     real, synthetic = [toy(i, -0.5) for i in range(3)], [toy(i, 0.5) for i in range(5)]
-    batches = _batches(Diet(real, synthetic, share, augment=False), batch_size, 0)
+    batches = _batches(TrainingSet(real, synthetic, share, augment=None), batch_size, 0)
     for step in range(6):
         batch = batches[step]
         assert batch["image"].shape == (batch_size, 1, SIDE, SIDE, SIDE)
@@ -93,19 +94,19 @@ def test_each_batch_holds_the_share_of_synthetic_volumes(batch_size, share, expe
 
 
 def test_without_synthetic_volumes_every_batch_is_real_whatever_the_share():
-    batches = _batches(Diet([toy(0, -0.5)], (), 0.5, augment=False), 4, 0)
+    batches = _batches(TrainingSet([toy(0, -0.5)], (), 0.5, augment=None), 4, 0)
     assert (batches[0]["image"] == -0.5).all() and len(batches[0]["image"]) == 4
 
 
 def test_every_volume_is_used_equally_often():
     synthetic = [toy(i, (i + 1) / 10) for i in range(3)]
-    batches = _batches(Diet([toy(0, -1)], synthetic, 0.5, augment=False), 2, 0)
+    batches = _batches(TrainingSet([toy(0, -1)], synthetic, 0.5, augment=None), 2, 0)
     levels = [round(float(batches[step]["image"].max()), 1) for step in range(9)]
     assert sorted(levels) == [0.1] * 3 + [0.2] * 3 + [0.3] * 3
 
 
 def test_augmentation_moves_image_and_label_or_nothing():
-    plain, augmented = (_batches(Diet(CASES, augment=a), 4, 0) for a in (False, True))
+    plain, augmented = (_batches(TrainingSet(CASES, augment=a), 4, 0) for a in (None, classical))
     assert torch.equal(plain[0]["image"], plain[0]["image"])
     assert torch.equal(augmented[0]["image"], augmented[0]["image"])
     assert not torch.equal(plain[0]["image"], augmented[0]["image"])
@@ -113,7 +114,7 @@ def test_augmentation_moves_image_and_label_or_nothing():
 
 
 def test_a_saved_segmenter_segments_as_before(tmp_path):
-    net = train_segmenter(Diet(CASES), 3, TINY, 2, 0, "toy")
+    net = train_segmenter(TrainingSet(CASES), 3, TINY, 2, 0, "toy")
     save_segmenter(net, tmp_path / "net.pt")
     again = load_segmenter(tmp_path / "net.pt", 1, 3, TINY.channels)
     result = segment(again, CASES[0].image)
@@ -174,13 +175,15 @@ def test_training_takes_ignored_voxels():
     cases = [toy(i) for i in range(3)]
     for case in cases:
         case.label[:4] = IGNORE
-    assert torch.isfinite(weights(diet=Diet(cases))).all()
+    assert torch.isfinite(weights(training_set=TrainingSet(cases))).all()
 
 
 @pytest.mark.parametrize("channels", [[4, 8], [4, 8, 12]])
 def test_features_are_the_mean_of_the_coarsest_level(channels):
     """An independent way down: the units before each skip connection, one after the other."""
-    net = train_segmenter(Diet(CASES), 3, SegmenterOptions(channels=channels, batch_size=2, num_workers=0), 1, 0, "toy")
+    net = train_segmenter(
+        TrainingSet(CASES), 3, SegmenterOptions(channels=channels, batch_size=2, num_workers=0), 1, 0, "toy"
+    )
     x = torch.from_numpy(CASES[0].image)[None]
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_bf16(torch.device("cpu"))):
         down, rest, _ = net.model
@@ -232,7 +235,7 @@ def test_volumes_of_any_sides_are_segmented(shape):
     small = replace(
         case, image=case.image[:, : shape[0], : shape[1], : shape[2]], label=case.label[tuple(map(slice, shape))]
     )
-    net = train_segmenter(Diet([small], augment=True), 3, TINY, 2, 0, "toy")
+    net = train_segmenter(TrainingSet([small], augment=classical), 3, TINY, 2, 0, "toy")
     assert segment(net, small.image).shape == shape
     assert np.isfinite(encode(net, small.image)).all()
 
@@ -241,9 +244,9 @@ def test_a_single_slice_is_not_computed_in_memory_that_nobody_wrote():
     # In bfloat16 on a processor, torch 2.13 leaves the output of a strided convolution with a last side of 1 unwritten.
     case = toy(0)
     flat = replace(case, image=case.image[..., 8:9], label=case.label[..., 8:9])
-    several = [weights(seed, steps=2, diet=Diet([flat])) for seed in (0, 0)]
+    several = [weights(seed, steps=2, training_set=TrainingSet([flat])) for seed in (0, 0)]
     assert torch.equal(*several) and several[0].isfinite().all()
-    net = train_segmenter(Diet([flat]), 3, TINY, 2, 0, "toy")
+    net = train_segmenter(TrainingSet([flat]), 3, TINY, 2, 0, "toy")
     with torch.autocast("cpu", enabled=False):
         expected = net(torch.as_tensor(flat.image)[None]).argmax(1)[0].numpy()
     for _ in range(3):

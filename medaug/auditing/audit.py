@@ -1,0 +1,135 @@
+"""An audit from its inputs to its results."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import nn
+
+from medaug.auditing.measures import MEASURES, Generator, Material
+from medaug.auditing.results import Audit
+from medaug.cohort.provenance import Recipe
+from medaug.comparison.inputs import Inputs
+from medaug.data.cases import ModelCase
+from medaug.data.contents import refuse_copies
+from medaug.errors import UserError
+from medaug.evaluation.baseline import trivial_dice
+from medaug.evaluation.scores import MEAN_FOREGROUND
+from medaug.options import Options
+from medaug.pictures.figures import guidance_picture, save_figure
+from medaug.processes import choose_device
+from medaug.segmentation.protocol import TrainingSet
+from medaug.segmentation.unet import load_segmenter, save_segmenter, train_segmenter
+from medaug.training.checkpoint import load_model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
+
+
+def check_pairs(inputs: Inputs) -> None:
+    """Refuse pairs that cannot be audited.
+
+    Raises:
+        UserError: there is only one.
+    """
+    if len(inputs.pairs.records) < 2:
+        raise UserError(f"{inputs.pairs.manifest.root}: the audit needs at least two pairs; generate more (num=2)")
+
+
+def audit(inputs: Inputs, options: Options, folder: Path) -> Audit:
+    """Train the judge, take every measure, and draw the guidance sweep.
+
+    Args:
+        inputs: generator, pairs and cohort.
+        options: `audit` and `segmenter` are read.
+        folder: keeps the judge (judge.pt) and the picture (guidance.png).
+
+    Raises:
+        UserError: there is no labelled validation scan, two scans of different splits are equal, or the training of
+            the judge failed.
+    """
+    card, model = load_model(inputs.checkpoint, choose_device())
+    train, val, synthetic = inputs.load_real("train"), inputs.load_real("val"), inputs.load_synthetic()
+    if not val:
+        raise UserError(
+            f"{inputs.cohort.root}: no labelled validation scan to hold the judge against; raise data.val_fraction"
+        )
+    refuse_copies({"train": train, "val": val, "synthetic": synthetic})
+    judge = _judge(train, inputs, options, folder / "judge.pt")
+    recipes = {record["name"]: Recipe.from_mapping(record) for record in inputs.pairs.records}
+    material = Material(card.schema, options.audit, val, synthetic, judge, Generator(model, recipes))
+    results = {
+        name: list(measure.function(material)) for name, measure in MEASURES.items() if material.has(measure.needs)
+    }
+    save_figure(_guidance_figure(material, inputs), folder / "guidance.png")
+    labels, subjects = [np.asarray(case.label) for case in train], [case.case.subject for case in train]
+    floor = trivial_dice(labels, subjects, inputs.cohort.schema)[MEAN_FOREGROUND]
+    real, made = (
+        next(g.interval for g in results["faithfulness"] if g.images == i) for i in ("real_validation", "synthetic")
+    )
+    learned = real.mean > floor
+    return Audit(
+        smoke="smoke" in (options.preset, card.preset),
+        results=results,
+        floor=floor,
+        ratio=made.mean / real.mean if learned else None,
+        ratio_low=made.low / real.mean if learned and not np.isnan(made.low) else None,
+        judge={
+            "steps": options.audit.judge_steps,
+            "seed": options.audit.seed,
+            "num_training_cases": len(train),
+        },
+    )
+
+
+def log_audit(result: Audit, path: Path) -> None:
+    """Log the judge's Dice, and a warning if the judge is worthless.
+
+    Args:
+        result: of the audit.
+        path: the file that holds it.
+    """
+    real, synthetic, shuffled = (
+        result.interval("faithfulness", images) for images in ("real_validation", "synthetic", "shuffled")
+    )
+    assert real is not None and synthetic is not None and shuffled is not None
+    log.info(
+        "the judge's mean foreground Dice: %.3f [%.3f, %.3f] on %d synthetic images, %.3f on %d real validation "
+        "images, %.3f with the masks shuffled; %s",
+        *(synthetic.mean, synthetic.low, synthetic.high, synthetic.n, real.mean, real.n, shuffled.mean, path),
+    )
+    if result.ratio is None:
+        log.warning(
+            "the judge's Dice on real images is not above the %.3f of a trivial baseline: it has learned nothing, so "
+            "its numbers say nothing about the images; raise judge_steps",
+            result.floor,
+        )
+
+
+def _judge(train: list[ModelCase], inputs: Inputs, options: Options, path: Path) -> nn.Module:
+    """The judge, trained once and kept in `path`."""
+    num_classes, settings = inputs.cohort.schema.num_classes, options.audit
+    if not path.exists():
+        net = train_segmenter(
+            TrainingSet(train), num_classes, options.segmenter, settings.judge_steps, settings.seed, "judge"
+        )
+        save_segmenter(net, path)
+    return load_segmenter(path, len(inputs.cohort.modalities), num_classes, options.segmenter.channels)
+
+
+def _guidance_figure(material: Material, inputs: Inputs) -> Figure:
+    """The first pairs of the sweep at every guidance scale."""
+    assert material.generator is not None
+    cohort, recipes = inputs.cohort, material.generator.recipes
+    rows = [
+        (f"pair {recipes[case.case.name].index}, {cohort.modalities[0]}", np.asarray(case.label), images)
+        for case, *images in zip(material.swept, *(swept.shown for swept in material.sweep), strict=False)
+    ]
+    title = "Same seed and mask, growing guidance" + (" (phantoms, not patients)" if cohort.phantom else "")
+    scales = [swept.scale for swept in material.sweep]
+    return guidance_picture(rows, scales, title, cohort.schema.foreground, window=(-1.0, 1.0))

@@ -1,0 +1,72 @@
+"""What audit and benchmark measure: a trained generator, its pairs and the cohort behind them, checked for leaks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from medaug.cohort.manifest import Case, Manifest
+from medaug.comparison.guard import guarded_cohort
+from medaug.data.cases import ModelCase, load_cases
+from medaug.files import file_sha256
+from medaug.synthesis.pairs import Pairs
+from medaug.training.checkpoint import Card, read_checkpoint
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A generator with its pairs and cohort.
+
+    Attributes:
+        checkpoint: file of the generator.
+        digest: SHA-256 of that file.
+        card: what the checkpoint says of itself.
+        pairs: made by the generator.
+        cohort: real scans with splits.
+        content: digest of the cohort's splits, schema and files.
+        cache: folder of cases in model space.
+    """
+
+    checkpoint: Path
+    digest: str
+    card: Card
+    pairs: Pairs
+    cohort: Manifest
+    content: str
+    cache: Path
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a result depends on beside its options."""
+        return {"checkpoint": self.digest, "pairs": self.pairs.digest, "cohort": self.content}
+
+    def labelled(self, split: str) -> list[Case]:
+        """The cases of a split that have a label."""
+        return [case for case in self.cohort.split(split) if case.label is not None]
+
+    def load_real(self, split: str) -> list[ModelCase]:
+        """The labelled cases of a split in model space."""
+        return load_cases(self.cohort, self.labelled(split), self.card.preprocessing, self.cache)
+
+    def load_synthetic(self) -> list[ModelCase]:
+        """All pairs in model space."""
+        return load_cases(self.pairs.manifest, self.pairs.manifest.cases, self.card.preprocessing, self.cache)
+
+
+def read_inputs(checkpoint: Path, train: Path, synthetic: Path, command: str) -> Inputs:
+    """Read generator, pairs and cohort, and refuse leaks (`medaug.comparison.guard`).
+
+    Args:
+        checkpoint: of the generator.
+        train: folder of its training; the cache lies beside it.
+        synthetic: folder of the pairs.
+        command: that makes the pairs, for messages.
+
+    Raises:
+        UserError: the pairs are missing, unfinished or of another checkpoint, a file is damaged, or there is a leak.
+    """
+    digest = file_sha256(checkpoint)
+    pairs = Pairs.load(synthetic, command)
+    card, _ = read_checkpoint(checkpoint)
+    cohort, content = guarded_cohort(train, pairs, card, digest)
+    return Inputs(checkpoint, digest, card, pairs, cohort, content, train.parent / "cache")

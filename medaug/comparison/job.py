@@ -1,0 +1,76 @@
+"""One job is one segmenter that is trained and scored, in a folder of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from medaug.errors import UserError
+from medaug.files import atomic_write, file_sha256
+from medaug.inputs import read_text
+
+REMOVE = "remove the scores.csv of that arm and seed below jobs/, and run the benchmark again to repeat the job"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A segmenter to be trained and scored.
+
+    Attributes:
+        arm: name of an arm.
+        seed: of the segmenter's training.
+        fold: which fold validates; None: the splits of the cohort's manifest.
+        labelled: how many training subjects keep their labels; None: all.
+    """
+
+    arm: str
+    seed: int
+    fold: int | None = None
+    labelled: int | None = None
+
+    def __str__(self) -> str:
+        """For messages and the progress bar."""
+        parts = [self.arm, *(f"{name} {value}" for name, value in self._choices), f"seed {self.seed}"]
+        return ", ".join(parts)
+
+    @property
+    def _choices(self) -> list[tuple[str, int]]:
+        pairs = (("fold", self.fold), ("labelled", self.labelled))
+        return [(name, value) for name, value in pairs if value is not None]
+
+    def scores(self, folder: Path) -> Path:
+        """Its score file below the folder of the benchmark."""
+        parts = [self.arm.replace("+", "_"), *(f"{name}_{value}" for name, value in self._choices)]
+        return folder.joinpath("jobs", *parts, f"seed_{self.seed}", "scores.csv")
+
+    def is_done(self, folder: Path) -> bool:
+        """Whether its scores and their digest exist."""
+        path = self.scores(folder)
+        return path.is_file() and _digest_file(path).is_file()
+
+    def mark_done(self, folder: Path) -> None:
+        """Write the digest of its scores, in the form that `sha256sum -c` reads.
+
+        Call this last: a job that was killed before is done again.
+        """
+        path = self.scores(folder)
+        with atomic_write(_digest_file(path)) as temporary:
+            temporary.write_text(_digest_line(path))
+
+    def refuse_edited(self, folder: Path) -> None:
+        """Check its scores against their digest.
+
+        Raises:
+            UserError: the scores are missing, or not what the job wrote.
+        """
+        path = self.scores(folder)
+        if not self.is_done(folder) or read_text(_digest_file(path)) != _digest_line(path):
+            raise UserError(f"{path}: was changed after the job wrote it, or its digest was; {REMOVE}")
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _digest_line(path: Path) -> str:
+    return f"{file_sha256(path)}  {path.name}\n"

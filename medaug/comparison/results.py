@@ -1,0 +1,231 @@
+"""What a benchmark found, as a value that is saved to files and read from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medaug.comparison.job import Job
+from medaug.comparison.scores import Scores
+from medaug.csv_files import number, read_csv, write_csv
+from medaug.evaluation.scores import MEAN_FOREGROUND, METRICS
+from medaug.evaluation.statistics import Interval, bootstrap_table, paired_comparison, verdict
+from medaug.files import write_json
+from medaug.inputs import parsing, read_json
+
+COLUMNS = (
+    "arm",
+    "baseline",
+    "class",
+    "metric",
+    "mean_difference",
+    "low",
+    "high",
+    "num_subjects",
+    "num_seeds",
+    "verdict",
+    "floor",
+)
+_AGAIN = "remove the benchmark's finished.json and run it again, which keeps the jobs that are done"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against its baseline, in one metric of one structure.
+
+    Attributes:
+        arm, baseline: names of arms.
+        structure: a region or class, or `MEAN_FOREGROUND`.
+        metric: name in `METRICS`.
+        difference: arm minus baseline on the same cases and seeds, with its interval.
+        num_seeds: training seeds.
+        verdict: what the interval says, in words.
+        floor: Dice of the trivial baseline; None in files of earlier versions.
+    """
+
+    arm: str
+    baseline: str
+    structure: str
+    metric: str
+    difference: Interval
+    num_seeds: int
+    verdict: str
+    floor: float | None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The results of all jobs of a benchmark, and what they are results of.
+
+    Attributes:
+        experiment: name.
+        phantom: whether the scans were computed, not taken from patients.
+        smoke: whether this run only shows that the parts fit together.
+        arms: names, in the order in which they are shown.
+        seeds: training seeds; every arm has one job for each.
+        steps: optimisation steps of every job.
+        subjects: the subject of each test case.
+        floor: Dice of the trivial baseline by structure; empty in files of earlier versions.
+        num_training_cases: labelled real scans; None in files of earlier versions.
+        num_synthetic: pairs.
+        bootstrap_seed: of the intervals.
+        config: the resolved configuration, for the reader.
+        scores: of every job.
+        comparisons: arms against their baselines.
+    """
+
+    experiment: str
+    phantom: bool
+    smoke: bool
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    steps: int
+    subjects: Mapping[str, str]
+    floor: Mapping[str, float]
+    num_training_cases: int | None
+    num_synthetic: int
+    bootstrap_seed: int
+    config: Mapping[str, Any]
+    scores: Scores
+    comparisons: tuple[Comparison, ...] = ()
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """What is shown, in order: the mean over all structures, then each of them."""
+        return (MEAN_FOREGROUND, *self.scores.structures)
+
+    @property
+    def num_test_subjects(self) -> int:
+        """Subjects of the test cases."""
+        return len(set(self.subjects.values()))
+
+    @property
+    def headlines(self) -> list[Comparison]:
+        """The comparisons that a summary names: those of the mean over all structures."""
+        return [one for one in self.comparisons if one.structure == MEAN_FOREGROUND] or list(self.comparisons)
+
+    def table(self, arm: str, structure: str, metric: str) -> NDArray[np.float64]:
+        """Scores of an arm, (num_seeds, num_cases)."""
+        return self.scores.table([Job(arm, seed) for seed in self.seeds], self.subjects, structure, metric)
+
+    def mean(self, arm: str, structure: str, metric: str) -> Interval:
+        """Mean of an arm's scores, with an interval over subjects and seeds."""
+        return bootstrap_table(self.table(arm, structure, metric), list(self.subjects.values()), self.bootstrap_seed)
+
+    def compare(self, pairs: Iterable[tuple[str, str]]) -> Benchmark:
+        """The same benchmark with paired differences between arms, on the same test cases and seeds.
+
+        If neither arm's mean Dice is above the trivial baseline, no metric of that structure gets a verdict.
+
+        Args:
+            pairs: (arm, baseline).
+        """
+        comparisons = tuple(
+            self._compare(arm, baseline, structure, metric)
+            for arm, baseline in pairs
+            for metric in self.scores.metrics
+            for structure in self.structures
+        )
+        return replace(self, comparisons=comparisons)
+
+    def _compare(self, arm: str, baseline: str, structure: str, metric: str) -> Comparison:
+        floor = self.floor[structure]
+        learned = max(self.table(one, structure, "dice").mean() for one in (arm, baseline)) > floor
+        difference = paired_comparison(
+            self.table(arm, structure, metric),
+            self.table(baseline, structure, metric),
+            list(self.subjects.values()),
+            self.bootstrap_seed,
+        )
+        words = verdict(difference, METRICS[metric].higher_is_better, learned)
+        return Comparison(arm, baseline, structure, metric, difference, len(self.seeds), words, floor)
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write scores.csv, comparison.csv and summary.json; returns their paths.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        self.scores.save(folder / "scores.csv")
+        save_comparisons(folder / "comparison.csv", self.comparisons)
+        summary = {
+            "experiment": self.experiment,
+            "phantom": self.phantom,
+            "smoke": self.smoke,
+            "arms": list(self.arms),
+            "seeds": list(self.seeds),
+            "steps": self.steps,
+            "num_training_cases": self.num_training_cases,
+            "num_test_subjects": self.num_test_subjects,
+            "num_test_cases": len(self.subjects),
+            "subjects": dict(self.subjects),
+            "classes": list(self.scores.structures),
+            "floor": dict(self.floor),
+            "num_synthetic": self.num_synthetic,
+            "config": dict(self.config),
+        }
+        write_json(folder / "summary.json", summary)
+        return [folder / name for name in ("scores.csv", "comparison.csv", "summary.json")]
+
+    @classmethod
+    def load(cls, folder: Path) -> Benchmark:
+        """Read what `save` wrote, by this or an earlier version.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        path, scores = folder / "summary.json", folder / "scores.csv"
+        summary = read_json(path, _AGAIN)
+        with parsing(path, _AGAIN):
+            for key in ("arms", "classes"):
+                if not all(isinstance(name, str) for name in summary[key]):
+                    raise TypeError(f"{key} is {summary[key]!r:.60}")
+            config = dict(summary.get("config") or {})
+            return cls(
+                experiment=str(summary["experiment"]),
+                phantom=bool(summary["phantom"]),
+                smoke=bool(summary.get("smoke")),
+                arms=tuple(summary["arms"]),
+                seeds=tuple(int(seed) for seed in summary["seeds"]),
+                steps=int(summary["steps"]),
+                subjects={case: str(subject) for case, subject in summary["subjects"].items()},
+                floor={name: float(dice) for name, dice in (summary.get("floor") or {}).items()},
+                num_training_cases=summary.get("num_training_cases"),
+                num_synthetic=int(summary["num_synthetic"]),
+                bootstrap_seed=int((config.get("benchmark") or {}).get("bootstrap_seed", 0)),
+                config=config,
+                scores=Scores.load([scores], summary["classes"], scores, _AGAIN),
+                comparisons=tuple(load_comparisons(folder / "comparison.csv")),
+            )
+
+
+def save_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
+    """Write comparison.csv, one comparison per row."""
+    rows = []
+    for one in comparisons:
+        difference = one.difference
+        numbers = (difference.mean, difference.low, difference.high, difference.clusters, one.num_seeds)
+        rows.append((one.arm, one.baseline, one.structure, one.metric, *numbers, one.verdict, one.floor))
+    write_csv(path, COLUMNS, rows)
+
+
+def load_comparisons(path: Path) -> list[Comparison]:
+    """Read what `save_comparisons` wrote.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    comparisons = []
+    for row in read_csv(path, COLUMNS[:-1], _AGAIN):
+        mean, low, high = (number(row[key], path, _AGAIN, "nan") for key in ("mean_difference", "low", "high"))
+        subjects, seeds = (int(number(row[key], path, _AGAIN)) for key in ("num_subjects", "num_seeds"))
+        floor = number(row["floor"], path, _AGAIN) if row.get("floor") else None
+        difference = Interval(mean, low, high, subjects, subjects)
+        names = (row["arm"], row["baseline"], row["class"], row["metric"])
+        comparisons.append(Comparison(*names, difference, seeds, row["verdict"], floor))
+    return comparisons

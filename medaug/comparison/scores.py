@@ -1,0 +1,96 @@
+"""The scores of jobs, case by case, and the file that keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medaug.comparison.job import Job
+from medaug.csv_files import number, read_csv, write_csv
+from medaug.errors import UserError
+from medaug.evaluation.scores import MEAN_FOREGROUND, METRICS
+from medaug.inputs import parsing
+
+COLUMNS = ("arm", "seed", "case", "class", "metric", "value")
+CHOICES = ("fold", "labelled")
+"""Columns that a file has only if a job has a value for them."""
+
+Key = tuple[Job, str, str, str]
+"""(job, case, structure, metric)."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Values by job, case, structure and metric.
+
+    Attributes:
+        values: in the order of the file.
+        structures: what was scored, in order: regions or foreground classes.
+        source: the file that a message about a missing value names.
+        remedy: what that message advises.
+    """
+
+    values: Mapping[Key, float]
+    structures: tuple[str, ...]
+    source: Path
+    remedy: str
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics of `METRICS` that were measured, in its order. Dice always is: verdicts depend on it."""
+        found = {metric for _, _, _, metric in self.values}
+        return [name for name in METRICS if name in found or name == "dice"]
+
+    def table(self, jobs: Sequence[Job], cases: Iterable[str], structure: str, metric: str) -> NDArray[np.float64]:
+        """Values (num_jobs, num_cases) of a structure, or of the mean over all if it is `MEAN_FOREGROUND`.
+
+        Raises:
+            UserError: a value is missing.
+        """
+        cases = list(cases)
+        if structure == MEAN_FOREGROUND:
+            return np.asarray(np.mean([self.table(jobs, cases, one, metric) for one in self.structures], axis=0))
+        try:
+            return np.array([[self.values[job, case, structure, metric] for case in cases] for job in jobs])
+        except KeyError as error:
+            job, case, *_ = error.args[0]
+            raise UserError(
+                f"{self.source}: no {metric} of arm {job.arm}, class {structure}, seed {job.seed}, case {case}; "
+                f"{self.remedy}"
+            ) from None
+
+    def save(self, path: Path) -> None:
+        """Write all values, one per row.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        extra = [name for name in CHOICES if any(getattr(job, name) is not None for job, *_ in self.values)]
+        write_csv(
+            path,
+            (*COLUMNS, *extra),
+            (
+                (job.arm, job.seed, case, structure, metric, value, *(getattr(job, name) for name in extra))
+                for (job, case, structure, metric), value in self.values.items()
+            ),
+        )
+
+    @classmethod
+    def load(cls, paths: Iterable[Path], structures: Iterable[str], source: Path, remedy: str) -> Scores:
+        """Read what `save` wrote, to one or several files. Args as the attributes.
+
+        Raises:
+            UserError: a file is missing or damaged; the line ends with `remedy`.
+        """
+        values: dict[Key, float] = {}
+        for path in paths:
+            for row in read_csv(path, COLUMNS, remedy):
+                with parsing(path, remedy):
+                    choices = {name: int(row[name]) for name in CHOICES if row.get(name)}
+                    job = Job(row["arm"], int(row["seed"]), **choices)
+                values[job, row["case"], row["class"], row["metric"]] = number(row["value"], path, remedy)
+        return cls(values, tuple(structures), source, remedy)

@@ -1,0 +1,95 @@
+"""What a segmenter must be able to do, and what it is trained on. Nothing here needs a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medaug.cohort.schema import LabelSchema
+from medaug.data.batches import Augment
+from medaug.data.cases import ModelCase
+from medaug.data.preprocessing import Preprocessing
+from medaug.data.transforms import classical
+from medaug.options import SegmenterOptions
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a segmenter is trained on.
+
+    Attributes:
+        real: labelled real cases.
+        synthetic: synthetic cases, with their masks as labels.
+        synthetic_share: share of each batch that is synthetic, in 0..1; only used if there are cases of both kinds.
+        augment: augmentation of every volume, real and synthetic alike; None: none.
+    """
+
+    real: Sequence[ModelCase]
+    synthetic: Sequence[ModelCase] = ()
+    synthetic_share: float = 0.5
+    augment: Augment | None = classical
+
+    def num_synthetic(self, batch_size: int) -> int:
+        """How many volumes of a batch are synthetic."""
+        if not (self.real and self.synthetic):
+            return batch_size if self.synthetic else 0
+        return round(batch_size * self.synthetic_share)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be segmented.
+
+    Attributes:
+        modalities: channels of an image.
+        schema: the labels; predictions are class indices of it.
+        preprocessing: the way from a scan's own grid to model space and back.
+    """
+
+    modalities: tuple[str, ...]
+    schema: LabelSchema
+    preprocessing: Preprocessing
+
+
+class Segmenter(Protocol):
+    """A segmenter that is trained once and then applied to cases.
+
+    It need not be a network, or even run in this process. A segmenter may also have a method
+    `features(case) -> (num_features,)`, which nothing requires.
+    """
+
+    def fit(self, training_set: TrainingSet, steps: int, seed: int, name: str) -> None:
+        """Train; the same arguments give the same segmenter on the same machine.
+
+        Args:
+            training_set: cases in model space.
+            steps: optimisation steps, the same in every arm of a benchmark.
+            seed: of everything random.
+            name: of this training, for messages and the progress bar.
+
+        Raises:
+            UserError: the training failed.
+        """
+
+    def predict(self, case: ModelCase) -> NDArray[np.uint8]:
+        """Class indices (X, Y, Z) on the scan's own grid.
+
+        Raises:
+            UserError: the prediction failed.
+        """
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """An entry of the table of backends: makes segmenters of one kind."""
+
+    def make(self, problem: Problem, options: SegmenterOptions) -> Segmenter:
+        """An untrained segmenter for a problem.
+
+        Raises:
+            UserError: the options do not fit this backend.
+        """
