@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TARGETS = (
     "setup demo ingest train generate predict export audit benchmark "
-    "test test-fast fuzz lint format notebooks clean help"
+    "test test-fast fuzz lint format notebooks docs clean help"
 )
 
 
