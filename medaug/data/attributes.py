@@ -1,7 +1,8 @@
-"""Attributes of a scan (site, contrast, grade, voxel size): from what is known of it to what the network is told.
+"""Attributes of a scan (site, contrast, grade, voxel size), encoded as a vector for the network.
 
-Each attribute is some numbers and a "known" flag: a text one-hot among the values of the training split, a number
-standardised by it. What nobody knows, or training never saw, is all zeros.
+Each attribute becomes a few numbers and a "known" flag. A text is one-hot encoded over the values in the training
+split; a number is standardised with the mean and standard deviation of the training split. A value that is missing, or
+that training never saw, is encoded as zeros.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ Scan = tuple[Case, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Attribute:
-    """One attribute, as the training split has it.
+    """One attribute and its values in the training split.
 
     Attributes:
-        name: the manifest's, or "spacing".
-        categories: the values of a text, sorted; empty for numbers.
-        mean, std: of each number, std 1 where it is constant; empty for a text.
-        low, high: least and greatest of each number; empty for a text.
+        name: its name in the manifest, or "spacing".
+        categories: the sorted values of a text attribute; empty for numbers.
+        mean, std: mean and standard deviation of each number (std is 1 if it is constant); empty for a text.
+        low, high: minimum and maximum of each number; empty for a text.
     """
 
     name: str
@@ -50,17 +51,17 @@ class Attribute:
 
     @property
     def size(self) -> int:
-        """Numbers that the network gets."""
+        """How many numbers encode the attribute, flag included."""
         return len(self.categories) + len(self.mean) + 1
 
     @property
     def seen(self) -> str:
-        """What training saw, in words."""
+        """The values that training saw, for messages."""
         ranges = [f"{low:g} to {high:g}" for low, high in zip(self.low, self.high, strict=True)]
         return ", ".join(self.categories or ranges)
 
     def encode(self, value: Value | None) -> list[float]:
-        """The numbers of a value (None: unknown), the flag last."""
+        """Encode a value (None: unknown); the last number is the "known" flag."""
         unseen = value not in self.categories if self.categories else isinstance(value, str)
         if value is None or unseen:
             return [0.0] * self.size
@@ -78,7 +79,7 @@ class AttributeEncoder:
 
     @property
     def size(self) -> int:
-        """A, the length of a vector."""
+        """A, the length of an encoded vector."""
         return sum(attribute.size for attribute in self.attributes)
 
     def to_dict(self) -> list[dict[str, Any]]:
@@ -92,25 +93,25 @@ class AttributeEncoder:
         return cls(tuple(Attribute(entry["name"], *(tuple(entry[key]) for key in numbers)) for entry in values))
 
     def of(self, case: Case, affine: NDArray[np.float64]) -> dict[str, Value]:
-        """What is known of a scan, of the encoder's attributes."""
+        """The values of the encoder's attributes that are known for a scan."""
         found = {attribute.name: _value(attribute.name, case, affine) for attribute in self.attributes}
         return {name: value for name, value in found.items() if value is not None}
 
     def encode(self, values: Mapping[str, Value]) -> Tensor:
-        """(A,) float32 of what is known; an attribute that is missing, or was never seen in training, is all zeros."""
+        """Encode values as a vector (A,), float32; attributes that are missing or new to the model are zeros."""
         numbers = [number for a in self.attributes for number in a.encode(values.get(a.name))]
         return torch.tensor(numbers, dtype=torch.float32)
 
     def hide(self, vector: Tensor, which: Tensor) -> Tensor:
-        """Vectors (B, A) with those of the n attributes unknown that `which` (B, n) bool marks."""
+        """Set attributes to unknown in vectors (B, A), wherever `which` (B, n) bool is true for one of n attributes."""
         sizes = torch.tensor([a.size for a in self.attributes], dtype=torch.long, device=which.device)
         return vector.masked_fill(which.repeat_interleave(sizes, dim=1), 0.0)
 
-    def asked(self, words: Sequence[str]) -> dict[str, Value]:
-        """What a user asks for, each as `name:value`.
+    def requested(self, words: Sequence[str]) -> dict[str, Value]:
+        """Parse the attributes that a user requests, each written as `name:value`.
 
         Raises:
-            UserError: no attribute of the model, twice the same, or a value that training never saw.
+            UserError: the model does not have the attribute, it is given twice, or training never saw the value.
         """
         known = {attribute.name: attribute for attribute in self.attributes if attribute.name != SPACING}
         values: dict[str, Value] = {}
@@ -119,10 +120,12 @@ class AttributeEncoder:
             if not colon:
                 raise UserError(f"attributes: {word} has no value", f"write {name}:VALUE")
             if name == SPACING:
-                raise UserError(f"attributes: {SPACING} is the host's, on whose grid the pair lies", "leave it out")
+                raise UserError(
+                    f"attributes: {SPACING} is fixed by the host's grid and cannot be chosen", "leave it out"
+                )
             if name not in known:
-                choice = f"choose of {', '.join(known)}" if known else "train with data.attributes=[NAME,...]"
-                raise UserError(f"attributes: {name} is none that the model can be told", choice)
+                choice = f"choose from {', '.join(known)}" if known else "train with data.attributes=[NAME,...]"
+                raise UserError(f"attributes: the model has no attribute {name}", choice)
             if name in values:
                 raise UserError(f"attributes: {name} is given twice", "give one value")
             attribute = known[name]
@@ -133,12 +136,12 @@ class AttributeEncoder:
                 value = _number(text)
                 seen = attribute.low[0] <= value <= attribute.high[0]
             if not seen:
-                raise UserError(f"attributes: {word}: training saw no such {name}", f"choose of {attribute.seen}")
+                raise UserError(f"attributes: {word}: training saw no such {name}", f"choose from {attribute.seen}")
             values[name] = value
         return values
 
     def warn_of_unknown(self, scans: Iterable[Scan]) -> None:
-        """Say which attributes count as unknown in which cases, a line per value."""
+        """Warn about attributes that count as unknown, and in which cases; one line per value."""
         cases: dict[tuple[str, str], list[str]] = {}
         for case, affine in scans:
             values = self.of(case, affine)
@@ -156,10 +159,10 @@ NO_ATTRIBUTES = AttributeEncoder()
 
 
 def check_attributes(names: Sequence[str], cases: Iterable[Case]) -> None:
-    """Look whether a cohort has these attributes.
+    """Check that a cohort has these attributes.
 
     Raises:
-        UserError: names one that it has not, and those that there are; or one is given twice.
+        UserError: an attribute is missing (the message lists those that exist) or is given twice.
     """
     there = sorted({SPACING, *(name for case in cases for name in case.attributes)})
     for name in names:
@@ -170,10 +173,10 @@ def check_attributes(names: Sequence[str], cases: Iterable[Case]) -> None:
 
 
 def fit_attributes(names: Sequence[str], scans: Sequence[Scan]) -> AttributeEncoder:
-    """An encoder of these attributes as the training scans have them.
+    """Fit an encoder of these attributes to the training scans.
 
     Raises:
-        UserError: as `check_attributes`, or an attribute has fewer than two values and would tell nothing.
+        UserError: as `check_attributes`, or an attribute has the same value in all scans.
     """
     check_attributes(names, [case for case, _ in scans])
     return AttributeEncoder(tuple(_fit(name, scans) for name in names))
@@ -191,12 +194,12 @@ def _fit(name: str, scans: Sequence[Scan]) -> Attribute:
         attribute = Attribute(name, (), *(tuple(each.tolist()) for each in (numbers.mean(0), std, low, high)))
     if len(texts) == 1 or (not texts and attribute.low == attribute.high):
         what = values[0] if isinstance(values[0], str) else " x ".join(f"{number:g}" for number in attribute.low)
-        raise UserError(f"data.attributes: {name} is {what} in all training scans and tells nothing", "leave it out")
+        raise UserError(f"data.attributes: {name} is {what} in all training scans, so it has no effect", "leave it out")
     return attribute
 
 
 def _value(name: str, case: Case, affine: NDArray[np.float64]) -> Value | None:
-    # To a thousandth of a millimetre: what is stored differs by rounding between scans of one protocol.
+    # Rounded to a thousandth of a millimetre: stored sizes differ by rounding between scans of one protocol.
     return [round(size, 3) for size in oriented_spacing(affine)] if name == SPACING else case.attributes.get(name)
 
 

@@ -1,8 +1,8 @@
-"""Training batches as a pure function of the step: what is resumed equals what was never interrupted.
+"""Training batches as a pure function of the step, so that a resumed run equals an uninterrupted one.
 
-Sample p of the run (p = step * global batch + place in it) takes the case that a seeded permutation of its epoch
-names, and its augmentation, time and noise from generators seeded by p. Nothing depends on the number of workers, on
-the ranks, or on the step at which a run was continued.
+Sample p of the run (p = step * global batch + index in the batch) uses the case that a seeded permutation of its epoch
+gives. Its augmentation, time and noise come from generators seeded by p. Nothing depends on the number of workers, on
+the ranks, or on the step at which a run was resumed.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ Augment = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
 def shuffled_index(position: int, length: int, seed: int) -> int:
-    """Which of `length` items sample `position` takes: every epoch is a permutation of its own."""
+    """The index, of `length` items, that sample `position` uses. Every epoch is another permutation of the items."""
     epoch, place = divmod(position, length)
     return int(np.random.default_rng([seed, epoch]).permutation(length)[place])
 
 
 class TrainingBatches(Dataset[dict[str, Tensor]]):
-    """Item `step` is this rank's batch of that step.
+    """Item `step` is the batch that this rank trains on at that step.
 
-    image (B, M, X, Y, Z) float32 in [-1, 1]; label (B, X, Y, Z) int64; inside (B, Z) bool, the slices that lie in the
-    scan; labelled (B,) bool; attributes (B, A) float32; seed (B,) int64, from which the sample's time, noise and
-    condition dropout are drawn. With `sliced`, for networks that see slices, padding takes no part in the augmentation.
+    image (B, M, X, Y, Z) float32 in [-1, 1]; label (B, X, Y, Z) int64; inside (B, Z) bool, which slices lie in the
+    scan; labelled (B,) bool; attributes (B, A) float32; seed (B,) int64, the seed of the sample's time, noise and
+    condition dropout. With `sliced`, for 2D networks, the augmentation leaves out slices of padding.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
 
 
 class MixedBatches(Dataset[dict[str, Tensor]]):
-    """Item `step` joins that step's batches of several orders: a fixed share of each batch from each."""
+    """Item `step` concatenates the batches of several datasets, so that each has a fixed share of every batch."""
 
     def __init__(self, parts: Sequence[TrainingBatches]) -> None:
         self.parts = parts
@@ -84,7 +84,7 @@ class MixedBatches(Dataset[dict[str, Tensor]]):
 
 
 class FixedBatches(Dataset[dict[str, Tensor]]):
-    """Every case once, in order, each with a seed of its own: validation that means the same at every step."""
+    """Every case once, in order, each with its own fixed seed, so that validation losses can be compared."""
 
     def __init__(
         self, cases: Sequence[ModelCase], batch_size: int, seed: int, attributes: AttributeEncoder = NO_ATTRIBUTES
@@ -106,7 +106,7 @@ class FixedBatches(Dataset[dict[str, Tensor]]):
 
 
 class StepsFrom(Sampler[int]):
-    """Steps `start`..`stop`-1. Its length counts from 0, as the training loop does, also when a run goes on."""
+    """Steps `start`..`stop`-1. The length is `stop`, because the training loop counts from 0 in resumed runs too."""
 
     def __init__(self, start: int, stop: int) -> None:
         self.start = start
@@ -120,7 +120,7 @@ class StepsFrom(Sampler[int]):
 
 
 def as_tensors(case: ModelCase, attributes: AttributeEncoder = NO_ATTRIBUTES) -> dict[str, Tensor]:
-    """The entries of one case: see `TrainingBatches`; a label of zeros where there is none."""
+    """The entries of one case, see `TrainingBatches`; a case without a label gets a label of zeros."""
     image = torch.from_numpy(np.array(case.image))
     label = np.zeros(image.shape[1:], np.uint8) if case.label is None else np.array(case.label)
     inside = torch.zeros(image.shape[3], dtype=torch.bool)
@@ -142,7 +142,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
 def make_loader(
     batches: Dataset[dict[str, Tensor]], steps: StepsFrom, num_workers: int
 ) -> DataLoader[dict[str, Tensor]]:
-    """The batches of these steps, made ahead in `num_workers` processes; 0: in this one, when they are asked for."""
+    """Load the batches of these steps, prefetched by `num_workers` processes; 0 loads them in this process."""
     return DataLoader(
         batches,
         batch_size=None,
@@ -150,16 +150,16 @@ def make_loader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         worker_init_fn=_leave_signals_to_parent,
-        # A generator of its own: what a loader draws for its workers comes from nobody else's stream.
+        # Without its own generator, a loader would draw its workers' seeds from the global random state.
         generator=torch.Generator(),
     )
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """Outlive what Ctrl-C, and SLURM, send to every process: the step in hand may wait for the batch.
+    """Ignore the signals that Ctrl-C and SLURM send to every process: the current step may still need the batch.
 
-    The parent ends its workers when it is done. A second SIGTERM is obeyed, as it is how multiprocessing ends a process
-    that does not listen.
+    The parent ends its workers when it is done. A second SIGTERM ends the worker, because multiprocessing sends one to
+    workers that do not stop.
     """
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

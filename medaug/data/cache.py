@@ -1,8 +1,8 @@
-"""Files of the cache of model-space scans: what an entry is called, who writes it, and when it counts.
+"""The files of the cache of preprocessed scans: their names, their locks, and when an entry is complete.
 
-An entry is `<key>.image.npy`, `<key>.label.npy` (where there is a label) and `<key>.json`, which is written last, says
-that the others are whole, and holds their digests. Any number of processes may use one folder, and any of them may be
-killed at any time.
+An entry is `<key>.image.npy`, `<key>.label.npy` (if there is a label) and `<key>.json`. The JSON file is written last,
+so an entry with one is complete, and holds the digests of the others. Any number of processes may use one folder, and
+any of them may be killed at any time.
 """
 
 from __future__ import annotations
@@ -29,16 +29,15 @@ from medaug.progress import track
 
 _INDEX = "files.index"
 _RESTORE = "restore the file or correct the manifest"
-# A file written twice within the clock's grain keeps its times: what is younger is not remembered.
+# Two writes within the clock's resolution give the same times, so the digest of a newer file is not stored.
 _SETTLED_NS = 2_000_000_000
 
 
 def content_digests(paths: Iterable[Path], cache: Path) -> dict[Path, str]:
     """SHA-256 of each file's bytes, hexadecimal.
 
-    Digests are remembered in the cache under a hash of path, inode, size and the times of change of content and of
-    inode, so that an unchanged file is read once and no path is written down. A program may set the first time, but not
-    the second: what was written anew is read anew.
+    Digests are stored in the cache under a hash of path, inode, size, mtime and ctime, so that an unchanged file is
+    read only once and no path is written down. Programs can set mtime but not ctime, so a rewritten file is read again.
 
     Raises:
         UserError: a file is missing or unreadable.
@@ -70,27 +69,27 @@ def content_digests(paths: Iterable[Path], cache: Path) -> dict[Path, str]:
 
 @contextlib.contextmanager
 def locked(stem: Path, wait: bool) -> Iterator[bool]:
-    """Hold an entry against other processes; yields whether it is held. The lock dies with its process.
+    """Lock an entry; yields whether this process holds the lock. The lock ends with its process.
 
     Args:
         stem: the entry's path without suffix.
-        wait: until it is free; otherwise False is yielded at once where another process holds it.
+        wait: wait until the lock is free; otherwise yield False at once if another process holds it.
     """
     with locks.locked(stem.with_suffix(".lock"), wait) as lock:
         if lock is not None and lock.certain:
-            for leftover in stem.parent.glob(f".tmp-*-{stem.name}.*"):  # of a killed process: the lock is ours
+            for leftover in stem.parent.glob(f".tmp-*-{stem.name}.*"):  # left by a killed process: we hold the lock
                 leftover.unlink(missing_ok=True)
         yield lock is not None
 
 
 def read_entry(stem: Path, memory: bool) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None, dict[str, Any]] | None:
-    """Image, label and what else was written of an entry; None where it is absent, unfinished, or cannot be read.
+    """Read the image, label and JSON values of an entry; None if it is absent, incomplete or unreadable.
 
-    Whether it holds what was written is not looked at: see `refuse_changed`.
+    Digests are not checked here: see `refuse_changed`.
 
     Args:
         stem: the entry's path without suffix.
-        memory: read the arrays into memory; otherwise they are mapped from the disk. Read-only either way.
+        memory: read the arrays into memory; otherwise memory-map them. They are read-only either way.
     """
     about = _read_json(stem.with_suffix(".json"))
     try:
@@ -106,7 +105,7 @@ def read_entry(stem: Path, memory: bool) -> tuple[NDArray[np.float32], NDArray[n
 
 
 def write_entry(stem: Path, image: NDArray[np.float32], label: NDArray[np.uint8] | None, about: dict[str, Any]) -> None:
-    """Write an entry, to be called by whoever holds its lock. `about` is JSON, without "image" and "label"."""
+    """Write an entry; the caller must hold its lock. `about` holds JSON values, without "image" and "label"."""
     digests: dict[str, str | None] = {"image": None, "label": None}
     for name, array in (("image", image), ("label", label)):
         if array is not None:
@@ -120,17 +119,17 @@ def write_entry(stem: Path, image: NDArray[np.float32], label: NDArray[np.uint8]
 
 
 def refuse_changed(stems: Mapping[str, Path], cache: Path) -> dict[str, str]:
-    """Hold entries against the digests that were written with them; each file is read once after it was written.
+    """Check entries against the digests that were written with them; each file is read once after it was written.
 
     Args:
-        stems: name of a case to the path of its entry, without suffix.
+        stems: case name to the path of its entry, without suffix.
         cache: folder of the entries.
 
     Returns:
-        name of a case to the digest of its image in model space.
+        case name to the digest of its image in model space.
 
     Raises:
-        UserError: an entry is not what was written, or was removed meanwhile.
+        UserError: an entry was changed or removed after it was written.
     """
     written: dict[str, dict[str, Any]] = {name: _read_json(stem.with_suffix(".json")) for name, stem in stems.items()}
     parts = {
@@ -147,21 +146,21 @@ def refuse_changed(stems: Mapping[str, Path], cache: Path) -> dict[str, str]:
         same = {part: now[path] == digests[part] for part, path in parts[name].items()}
         if "image" not in same or not all(same.values()) or _json_digest(about) != digests.get("json"):
             raise UserError(
-                f"{stems[name]}: the prepared scan of {name} was changed after it was written",
-                f"remove {stems[name]}.*, it is made again, and find out what else writes there",
+                f"{stems[name]}: the preprocessed scan of {name} was changed after it was written",
+                f"remove {stems[name]}.* to make it again, and find out what else writes there",
             )
     return {name: str(about["digests"]["image"]) for name, about in written.items()}
 
 
 def _json_digest(about: Mapping[str, Any]) -> str:
-    """Of all that an entry's JSON says but for its owners, which may become more."""
+    """Digest of an entry's JSON without its owners, which may be added later."""
     said = {key: value for key, value in about.items() if key != "owners"}
     said["digests"] = {key: value for key, value in said["digests"].items() if key != "json"}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def add_owner(stem: Path, owner: dict[str, str]) -> None:
-    """Add {"case", "subject"} to the entry's "owners": two cases may have one content."""
+    """Add {"case", "subject"} to the entry's "owners": two cases may have the same content."""
     with locked(stem, wait=True):
         about = _read_json(stem.with_suffix(".json"))
         if owner not in about["owners"]:
@@ -174,7 +173,7 @@ def _load(path: Path, shape: list[int], dtype: type[np.generic], memory: bool) -
         if file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:  # np.load also takes archives
             raise ValueError(f"{path}: not an array")
     try:
-        mapped = np.load(path, mmap_mode="r")  # nothing is set aside for a shape that the file cannot hold
+        mapped = np.load(path, mmap_mode="r")  # allocates no memory, even if the header claims a huge shape
     except (SyntaxError, tokenize.TokenError) as error:  # numpy parses the header as Python
         raise ValueError(f"{path}: {error}") from error
     if list(mapped.shape) != shape or mapped.dtype != dtype:

@@ -1,4 +1,4 @@
-"""Cases in model space, preprocessed once and kept beside the run."""
+"""Cases in model space, preprocessed once and cached beside the run."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 CACHE_FORMAT = 4
-"""Of the code: to be raised whenever the same files and preprocessing give other voxels than before."""
-_MANY = 32  # cases, from which on worker processes are worth their start
+"""Increase this whenever the code gives other voxels than before for the same files and preprocessing."""
+_MANY = 32  # with fewer cases, starting worker processes costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class ModelCase:
     """One scan in model space.
 
     Attributes:
-        case: where it comes from.
+        case: the case in the manifest.
         image: (M, X, Y, Z) float32 in [-1, 1].
-        label: (X, Y, Z) uint8 class indices; None where the scan has no label.
-        affine: the host's, (4, 4) mm.
-        dtype: of the host's voxels on disk.
-        placement: the way back to the host's grid.
-        content: digest of the image in model space; "" where nothing was cached.
+        label: (X, Y, Z) uint8 class indices; None if the scan has no label.
+        affine: affine of the scan's own grid, (4, 4) mm.
+        dtype: voxel type on disk.
+        placement: how to return to the scan's own grid.
+        content: digest of the image in model space; "" if it was not cached.
     """
 
     case: Case
@@ -60,12 +60,12 @@ class ModelCase:
 
     @property
     def slices(self) -> slice:
-        """The slices, along the third axis, that the scan fills; the others are padding."""
+        """The slices along the third axis that lie in the scan; the others are padding."""
         return filled(self.placement.resampled[2], self.image.shape[3])
 
 
 def read_case(manifest: Manifest, case: Case) -> tuple[HostImage, NDArray[np.uint8] | None]:
-    """Read a case on the host's grid: its image, and its class indices (X, Y, Z) or None.
+    """Read a case on its own grid: the image, and the class indices (X, Y, Z) or None.
 
     Raises:
         UserError: a file is missing or unreadable, holds NaN, disagrees in shape or geometry with the case's other
@@ -78,22 +78,22 @@ def read_case(manifest: Manifest, case: Case) -> tuple[HostImage, NDArray[np.uin
 def load_cases(
     manifest: Manifest, cases: Iterable[Case], preprocessing: Preprocessing, cache: Path, memory: bool = False
 ) -> list[ModelCase]:
-    """Bring cases into model space, from `cache` where they are there already.
+    """Preprocess cases into model space, or load them from `cache`.
 
-    An entry is found by the content of its files, the label schema, the whole preprocessing and `CACHE_FORMAT`:
-    neither a changed file or option nor a killed run can leave a wrong one. One that was changed later is refused.
-    Several processes may call this at once with one folder: each prepares what no other is at work on, then waits for
-    the rest.
+    The key of an entry is made from the content of the case's files, the label schema, the whole preprocessing and
+    `CACHE_FORMAT`, so neither a changed file or option nor a killed run can give a wrong entry. An entry that was
+    changed after it was written is refused. Several processes may share one folder: each preprocesses cases that no
+    other process is working on, then waits for the rest.
 
     Args:
         manifest: the cohort.
-        cases: of the cohort.
-        preprocessing: fitted.
-        cache: folder of the entries, made if absent; it may be deleted at any time when nobody uses it.
-        memory: keep the arrays in memory; otherwise they are mapped from the disk. Their values are the same.
+        cases: cases of the cohort.
+        preprocessing: the fitted preprocessing.
+        cache: folder of the entries, created if absent; it may be deleted whenever no process uses it.
+        memory: keep the arrays in memory; otherwise memory-map them. The values are the same.
 
     Raises:
-        UserError: as `read_case`; the cache cannot be written, or something else wrote into it.
+        UserError: as `read_case`; the cache cannot be written, or another program wrote into it.
     """
     cases = list(cases)
     files = {case.name: [*manifest.image_paths(case), manifest.label_path(case)] for case in cases}
@@ -123,15 +123,15 @@ def load_cases(
 def read_grids(
     manifest: Manifest, cases: Sequence[Case], crop: str = "none"
 ) -> list[tuple[Sequence[int], NDArray[np.float64]]]:
-    """Spatial shape and affine (mm) of each case, from its headers.
+    """Read the spatial shape and affine (mm) of each case from its header.
 
     Args:
         manifest: the cohort.
-        cases: of the cohort.
-        crop: "body": the shape is that of the crop to the body, for which the voxels are read.
+        cases: cases of the cohort.
+        crop: "body" gives the shape after the crop to the body, which needs the voxels too.
 
     Raises:
-        UserError: a file is missing or not readable.
+        UserError: a file is missing or unreadable.
     """
     if crop == "body":
         return [grid for _, grid in _each(partial(_body_grid, manifest), manifest, cases, "finding the bodies")]
@@ -147,7 +147,7 @@ def _body_grid(manifest: Manifest, case: Case) -> tuple[Sequence[int], NDArray[n
 def _prepare(
     manifest: Manifest, preprocessing: Preprocessing, stems: dict[str, Path], wait: bool, case: Case
 ) -> tuple[bool, str]:
-    """Write an entry where it is not there; returns whether it is there now, and a warning."""
+    """Write an entry unless it exists; returns whether it exists now, and a warning ("": none)."""
     stem = stems[case.name]
     with locked(stem, wait) as held:
         if not held or read_entry(stem, memory=False) is not None:
@@ -173,12 +173,12 @@ def _prepare(
 def _each(
     function: Callable[[Case], R], manifest: Manifest, cases: Sequence[Case], description: str
 ) -> Iterator[tuple[Case, R]]:
-    """Apply a function to every case, in worker processes where there are many; raises what it raises."""
+    """Apply a function to every case, in worker processes if there are many; raises what the function raises."""
     results: Iterable[R | Failure]
     if len(cases) < _MANY:
         results = map(function, track(cases, description))
     else:
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun starts several of us on one machine
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that torchrun started on this machine
         workers = 0 if ranks == 1 else max(1, (os.cpu_count() or 1) // ranks)
         results = isolated(function, cases, description, workers)
     for case, result in zip(cases, results, strict=True):

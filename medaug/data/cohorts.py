@@ -1,4 +1,4 @@
-"""From the options' `data` node to a manifest with splits."""
+"""Finds the cohort that the `data` options name: a manifest with splits."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ log = logging.getLogger(__name__)
 
 
 def find_cohort(options: DataOptions, phantom_folder: Path) -> Manifest:
-    """The cohort that `data` names, its files where they are, split by subject, with the labels that may be seen.
+    """Find the cohort that `data` names and split it by subject; with `labelled`, hide the other labels.
 
     Args:
-        options: a committed manifest (whose splits are kept, unless folds are asked for), a folder in a known
-            layout, or phantoms.
-        phantom_folder: below it phantoms are made, if it is phantoms.
+        options: name a manifest (its splits are kept unless folds are requested), a folder in a known layout, or
+            phantoms.
+        phantom_folder: phantoms are written below it.
 
     Raises:
-        UserError: the data are missing (with where to get them), or something is wrong with them.
+        UserError: the data are missing (the message says where to get them) or faulty.
     """
     manifest = _split_manifest(options, phantom_folder)
     cases = manifest.cases
     if options.folds is not None:
         cases = hold_out_fold(cases, options.folds, options.fold, options.split_seed)
     elif options.fold != 0:
-        raise UserError(f"data.fold={options.fold}: there are no folds", "set data.folds, or leave data.fold out")
+        raise UserError(
+            f"data.fold={options.fold}: has no effect without data.folds", "set data.folds, or leave data.fold out"
+        )
     if options.labelled is not None:
         cases = hide_labels(cases, options.labelled, options.labelled_seed)
     return replace(manifest, cases=cases)
@@ -64,7 +66,7 @@ def _split_manifest(options: DataOptions, phantom_folder: Path) -> Manifest:
 
 
 def require_data(options: DataOptions) -> None:
-    """Look whether the files that `data` names can be there at all, before anything is written for their sake.
+    """Check that the files that `data` names can exist, before anything is written.
 
     Raises:
         UserError: as `find_root` and `check_attributes`, or the manifest cannot be read.
@@ -77,7 +79,7 @@ def require_data(options: DataOptions) -> None:
 
 
 def _stored_manifest(options: DataOptions, name: str) -> Manifest:
-    """A manifest by its name in data_manifests, its files where `roots` say, or by path, with a root of its own."""
+    """Load a manifest by its name in data_manifests (its files lie below `roots`) or by its path (it has a root)."""
     named = manifests_dir() / name
     if named.is_file():
         return Manifest.load(named, find_root(options) if options.roots else None)
@@ -86,10 +88,10 @@ def _stored_manifest(options: DataOptions, name: str) -> Manifest:
 
 
 def find_root(options: DataOptions) -> Path:
-    """The first of the cohort's folders that exists.
+    """The first existing folder of `roots`.
 
     Raises:
-        UserError: none does; the line says where to get the data, where to put them, and how to do without.
+        UserError: none exists; the message says where to get the data, where to put them, and how to run without them.
     """
     for root in options.roots:
         if Path(root).is_dir():
@@ -108,10 +110,11 @@ def find_root(options: DataOptions) -> Path:
 
 
 def name_subjects(manifest: Manifest, options: DataOptions | IngestOptions) -> Manifest:
-    """Name the subjects by the options' rule or table; without one they stay as they are.
+    """Name the subjects by the pattern or table in the options; without either they stay as they are.
 
     Raises:
-        UserError: as `subject_of` and `read_subjects`, or there are both a rule and a table, or half of a rule.
+        UserError: as `subject_of` and `read_subjects`; both a pattern and a table are given; or
+            `subject_consecutive` is given without a pattern.
     """
     pattern = options.subject_pattern
     table = options.subjects if isinstance(options, IngestOptions) else None
@@ -122,7 +125,7 @@ def name_subjects(manifest: Manifest, options: DataOptions | IngestOptions) -> M
     consecutive = options.subject_consecutive
     if pattern is None and consecutive != 1:
         raise UserError(
-            f"subject_consecutive={consecutive}: of which numbers is not said", "give subject_pattern='(\\d+)$' as well"
+            f"subject_consecutive={consecutive}: needs subject_pattern", "give subject_pattern='(\\d+)$' as well"
         )
     if pattern is None:
         return manifest
@@ -133,11 +136,11 @@ def name_subjects(manifest: Manifest, options: DataOptions | IngestOptions) -> M
 
 
 def split_cohort(manifest: Manifest, options: DataOptions | IngestOptions, strata: Strata | None = None) -> Manifest:
-    """Split by subject, as a file that the user brings says or by a draw.
+    """Split a cohort by subject: from the user's file, or at random.
 
     Args:
-        manifest: the cohort, its subjects named; its own splits are not looked at.
-        options: fractions and seed; `IngestOptions` may also bring splits along in a file.
+        manifest: the cohort with its subjects named; its own splits are ignored.
+        options: fractions and seed; `IngestOptions` may also name a file with splits.
         strata: see `medaug.cohort.splits.ranked_strata`.
 
     Raises:
@@ -150,5 +153,5 @@ def split_cohort(manifest: Manifest, options: DataOptions | IngestOptions, strat
                 "leave it out",
             )
         return replace(manifest, cases=read_splits(Path(options.splits), manifest.cases, options.splits_fold))
-    drawn = assign_splits(manifest.cases, options.val_fraction, options.test_fraction, options.split_seed, strata)
-    return replace(manifest, cases=drawn)
+    cases = assign_splits(manifest.cases, options.val_fraction, options.test_fraction, options.split_seed, strata)
+    return replace(manifest, cases=cases)

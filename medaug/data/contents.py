@@ -1,4 +1,4 @@
-"""What the files of a cohort hold, by digest, whatever they are called."""
+"""Digests of a cohort's files: they find equal scans whatever the files are called."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medaug.errors import UserError
 
 
 def case_contents(manifest: Manifest, cases: Iterable[Case], cache: Path) -> dict[str, list[str]]:
-    """The contents of cases, read once: see `content_digests`.
+    """Case name to the digests of its files, see `content_digests`; unchanged files are read only once.
 
     Raises:
         UserError: a file is missing or cannot be read.
@@ -28,16 +28,16 @@ def case_contents(manifest: Manifest, cases: Iterable[Case], cache: Path) -> dic
 
 
 def cohort_digest(manifest: Manifest, contents: Contents) -> str:
-    """SHA-256 of what makes a cohort: its cases with subjects, splits and attributes, the label schema, the contents.
+    """SHA-256 of a cohort: its cases with subjects, splits and attributes, the label schema and the files' contents.
 
-    Its name, its description and where it lies are left out.
+    Name, description and location do not count.
     """
-    said = {key: value for key, value in manifest.to_mapping().items() if key not in {"name", "description"}}
-    return hashlib.sha256(json.dumps([said, contents], sort_keys=True).encode()).hexdigest()
+    values = {key: value for key, value in manifest.to_mapping().items() if key not in {"name", "description"}}
+    return hashlib.sha256(json.dumps([values, contents], sort_keys=True).encode()).hexdigest()
 
 
 def refuse_shared(manifest: Manifest, contents: Contents) -> None:
-    """Refuse a cohort in which an image file of one split is, byte for byte, one of another split.
+    """Refuse a cohort in which two splits contain the same image file, byte for byte.
 
     Raises:
         UserError: names both cases.
@@ -51,10 +51,10 @@ def refuse_shared(manifest: Manifest, contents: Contents) -> None:
 
 
 def refuse_copies(cases: Mapping[str, Iterable[ModelCase]]) -> None:
-    """Refuse scans of different splits that are voxel by voxel the same in model space, however they are stored.
+    """Refuse scans of different splits that are identical in model space, voxel by voxel, however they are stored.
 
     Args:
-        cases: by split; scans of one value throughout are not compared.
+        cases: cases by split; constant scans are not compared.
 
     Raises:
         UserError: names both cases.

@@ -1,6 +1,6 @@
-"""Between a scan's own grid and the model's: orientation, crop, resampling, crop and pad. Intensities play no part.
+"""From a scan's own grid to the model's and back: orientation, crop, resampling, crop and pad. No intensities.
 
-The way back undoes all of it. `ModelGrid.region` is the box of host voxels that the model's grid covers.
+`ModelGrid.region` is the box of host voxels that the model's grid covers.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ RAS = np.array([[0, 1], [1, 1], [2, 1]])
 
 @dataclass(frozen=True)
 class Geometry:
-    """How the grid of one scan was brought to the model's: enough to undo it.
+    """How the grid of one scan (the host) maps to the model's grid; enough to undo it.
 
     Attributes:
         shape: the host's grid, voxels.
         orientation: nibabel orientation (axis, flip) of each host axis.
         resampled: shape after reorientation, crop to the body and resampling, before crop and pad to the model's grid.
-        box: what the crop to the body kept of the reoriented host; None: all of it.
-        coarse: the axis (of R, A, S) of thick slices, across which interpolation is linear; None: there is none.
+        box: the part of the reoriented host that the crop to the body keeps; None: all of it.
+        coarse: the axis (R, A or S: 0, 1 or 2) of thick slices, across which interpolation is linear; None: none.
     """
 
     shape: Shape
@@ -53,17 +53,17 @@ class Geometry:
         return self.box or ((0, x), (0, y), (0, z))
 
     def cropped(self, volume: NDArray[Any]) -> NDArray[Any]:
-        """A volume (X, Y, Z) of the host with its axes in RAS order, cropped to `kept`."""
+        """Bring the axes of a host volume (X, Y, Z) into RAS order and crop it to `kept`."""
         return np.asarray(apply_orientation(volume, np.array(self.orientation))[_slices(self.kept)])
 
 
 @dataclass(frozen=True)
 class ModelGrid:
-    """The grid that all scans are brought to.
+    """The common grid of all scans in model space.
 
     Attributes:
         shape: voxels along R, A, S.
-        spacing: voxel size in mm that scans are resampled to; None keeps every scan's own voxels.
+        spacing: voxel size in mm that scans are resampled to; None keeps each scan's own voxel size.
     """
 
     shape: Shape
@@ -102,9 +102,9 @@ class ModelGrid:
     def restore(
         self, volume: NDArray[Any], geometry: Geometry, fill: float, factor: NDArray[Any] | None = None
     ) -> NDArray[np.float32]:
-        """Bring a volume (*shape) back to the host's grid, float32; outside `region`: `fill`.
+        """Bring a volume (*shape) back to the host's grid, float32; `fill` outside `region`.
 
-        `factor`, on the grid of `geometry.kept`, multiplies the interpolated values.
+        The interpolated values are multiplied by `factor`, which lies on the grid of `geometry.kept`.
         """
         kept = [stop - start for start, stop in geometry.kept]
         values = resample_image(_fit(volume.astype(np.float64), geometry.resampled, None), kept, geometry.coarse)
@@ -113,7 +113,7 @@ class ModelGrid:
         return self._put_back(values, geometry, fill).astype(np.float32)
 
     def restore_label(self, label: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
-        """Bring class indices (*shape) back to the host's grid; outside `region`: 0."""
+        """Bring class indices (*shape) back to the host's grid; 0 outside `region`."""
         kept = [stop - start for start, stop in geometry.kept]
         return self._put_back(resample_label(_fit(label, geometry.resampled, None), kept), geometry, 0)
 
@@ -139,7 +139,7 @@ class ModelGrid:
         return x, y, z
 
     def _put_back(self, values: NDArray[Any], geometry: Geometry, fill: float) -> NDArray[Any]:
-        """The covered part of a volume on the grid of `kept`, in a host's grid that is `fill` elsewhere."""
+        """Put the covered part of a volume on the grid of `kept` into the host's grid, which is `fill` elsewhere."""
         host = np.full(geometry.oriented, fill, values.dtype)
         covered = self._covered(geometry)
         inner = [(a - start, b - start) for (a, b), (start, _) in zip(covered, geometry.kept, strict=True)]
@@ -148,7 +148,7 @@ class ModelGrid:
 
 
 def filled(scan: int, model: int) -> slice:
-    """The part of a side of the model's grid that a resampled scan fills after crop and pad about the centre."""
+    """The part of one side of the model's grid that a resampled scan fills after the central crop and pad."""
     before = max(0, (model - scan) // 2)
     return slice(before, before + min(scan, model))
 
@@ -158,7 +158,7 @@ def _slices(box: Sequence[tuple[int, int]]) -> tuple[slice, ...]:
 
 
 def _fit(volume: NDArray[Any], shape: Sequence[int], fill: float | None) -> NDArray[Any]:
-    """Crop and pad about the centre, with `fill` or (None) the outermost voxels. Its own inverse up to the cropped."""
+    """Crop and pad about the centre, with `fill` or (None) the edge voxels; swapping the shapes undoes the padding."""
     source, pad = [], []
     for old, new in zip(volume.shape, shape, strict=True):
         source.append(filled(new, old))

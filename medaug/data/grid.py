@@ -19,11 +19,11 @@ Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 
 AGREEMENT = 0.02
-"""Voxel sizes within this share of their median are one voxel size: scanners round."""
+"""Voxel sizes within this fraction of their median count as equal, because scanners round them."""
 
 
 def check_options(options: DataOptions) -> None:
-    """Refuse what no cohort could be brought into model space by.
+    """Refuse `data` options that no preprocessing could use.
 
     Raises:
         UserError: names the key, what is wrong, and what is needed.
@@ -47,7 +47,7 @@ def check_options(options: DataOptions) -> None:
 
 
 def check_intensity(options: DataOptions) -> None:
-    """Refuse a scale of intensities that no scan could be brought to.
+    """Refuse intensity options that no scan could be scaled by.
 
     Raises:
         UserError: as `check_options`.
@@ -68,18 +68,18 @@ def check_intensity(options: DataOptions) -> None:
 def fit_grid(
     scans: Sequence[tuple[Sequence[int], NDArray[Any]]], options: DataOptions, multiple: Shape
 ) -> tuple[Shape, Spacing | None]:
-    """The model's grid and voxel size (mm along R, A, S; None: every scan keeps its own).
+    """Choose the shape and voxel size of the model's grid (mm along R, A, S; None: every scan keeps its own).
 
-    Scans are resampled where `spacing` says so, where their voxel sizes differ by more than 2 % from the median (with
-    `resample=auto`), and where a side has more than `max_side` voxels. The target is then the median per axis, after
-    nnU-Net (Isensee et al., Nature Methods 18, 2021): where the median's longest side is more than three times its
-    shortest, the 10th percentile along that axis, but no finer than the other axes.
+    Scans are resampled if `spacing` is set, if (with `resample=auto`) their voxel sizes differ by more than 2 % from
+    the median, and if a side has more than `max_side` voxels. The default voxel size is the median per axis. After
+    nnU-Net (Isensee et al., Nature Methods 18, 2021), if the longest side of the median voxel is more than three times
+    its shortest, that axis uses the 10th percentile instead, but no finer than the other axes.
 
     Args:
         scans: (shape, affine in mm) of every training scan, after the crop.
         options: `spacing`, `resample`, `max_side`, `shape`.
-        multiple: each side is rounded up to a multiple of its number where no shape is given; codec and network pad
-            others.
+        multiple: if no shape is given, each side is rounded up to a multiple of this number; codec and network pad
+            other sizes.
     """
     shapes = np.array([oriented_shape(shape, affine) for shape, affine in scans])
     spacings = np.array([oriented_spacing(affine) for _, affine in scans])
@@ -102,7 +102,7 @@ def fit_grid(
 
 
 def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float] | None) -> Shape:
-    """The shape that fills a grid's field of view with voxels of the size `target`, to the nearest voxel."""
+    """The shape, rounded to whole voxels, that covers the same field of view with voxels of size `target`."""
     if target is not None:
         shape = [max(1, round(n * old / new)) for n, old, new in zip(shape, spacing, target, strict=True)]
     x, y, z = (int(side) for side in shape)
@@ -110,12 +110,12 @@ def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequ
 
 
 def orientation_of(affine: NDArray[Any]) -> NDArray[np.int_]:
-    """nibabel's (axis, flip) of each array axis: the world axis that it runs along, and 1 or -1."""
+    """nibabel's (axis, flip) for each array axis: the world axis that it runs along, and 1 or -1."""
     return np.asarray(io_orientation(affine)).astype(int)
 
 
 def oriented_shape(shape: Sequence[Any], affine: NDArray[Any]) -> list[Any]:
-    """One number per array axis, brought into the order R, A, S."""
+    """Reorder one number per array axis to R, A, S."""
     axes = orientation_of(affine)[:, 0].tolist()
     return [shape[axes.index(axis)] for axis in range(3)]
 

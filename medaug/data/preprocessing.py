@@ -1,11 +1,12 @@
-"""One invertible object between the host's grid and units and model space.
+"""Invertible preprocessing: from a scan's own grid and units (the host's) to model space and back.
 
 Model space: RAS orientation, one grid for the whole cohort, images in [-1, 1] with -1 as background, labels as
-contiguous class indices. The object is fitted on the training split, stored in the checkpoint, and inverted on export.
+contiguous class indices. `Preprocessing` is fitted on the training split, stored in the checkpoint, and inverted when
+images are written.
 
-The steps, in their order: orientation, crop to the body, bias field, intensity limits, resampling, scaling to [-1, 1],
-crop and pad about the centre to the model's grid. Geometry (`medaug.data.geometry`) is separate from intensity: a
-volume without intensities, such as a label or an entropy, needs the geometry alone (`Preprocessing.grid`).
+The steps, in order: orientation, crop to the body, bias field, intensity limits, resampling, scaling to [-1, 1], crop
+and pad about the centre to the model's grid. Geometry (`medaug.data.geometry`) is separate from intensity: a volume
+without intensities, such as a label or an entropy, needs only the geometry (`Preprocessing.grid`).
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ CROP_MARGIN = 3  # voxels of air that stay around the body
 
 @dataclass(frozen=True)
 class Placement(Geometry):
-    """What was done to one case: its geometry and its intensities, enough to undo both.
+    """The geometry and intensity scale of one preprocessed case; enough to undo both.
 
     Attributes:
-        low, high: intensity of -1 and of 1, per modality, in the host's units (after the bias field was divided out).
+        low, high: the intensities that became -1 and 1, per modality, in the host's units (after division by the bias
+            field).
         bias: per modality the logarithm of the bias field on a coarse lattice (A, B, C), as nested tuples; None: none.
     """
 
@@ -43,7 +45,7 @@ class Placement(Geometry):
     bias: tuple[Any, ...] | None = None
 
     def bias_field(self, modality: int) -> NDArray[np.float64] | None:
-        """The bias field of a modality on the grid of `kept`; None: no bias field was divided out."""
+        """The bias field of a modality on the grid of `kept`; None without bias correction."""
         if self.bias is None:
             return None
         return bias_field(np.array(self.bias[modality]), [stop - start for start, stop in self.kept])
@@ -54,7 +56,7 @@ class Placement(Geometry):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Placement:
-        """The inverse of `to_dict`, also after JSON has made lists of its tuples."""
+        """The inverse of `to_dict`; tuples may have become lists in JSON."""
         return cls(**{key: _tuples(value) for key, value in values.items()})
 
 
@@ -64,12 +66,12 @@ class Preprocessing:
 
     Attributes:
         shape: the model's grid, voxels along R, A, S.
-        spacing: voxel size in mm that scans are resampled to; None keeps every scan's own voxels.
-        percentiles, intensity, window, zscore_clip: what becomes -1 and 1, see `Intensity`, judged per volume on the
-            host's voxels that the crop keeps; what lies beyond is clipped.
-        crop: "body" cuts off what lies more than three voxels outside the body (of any modality); "none".
-        bias_correction: divide by N4's estimate of the bias field; the inverse multiplies, so that an exported pair
-            carries its host's bias field again.
+        spacing: voxel size in mm that scans are resampled to; None keeps each scan's own voxel size.
+        percentiles, intensity, window, zscore_clip: which intensities become -1 and 1, see `Intensity`; computed per
+            volume from the host voxels that the crop keeps. Intensities outside are clipped.
+        crop: "body" removes everything more than three voxels outside the body (in any modality); "none" keeps all.
+        bias_correction: divide by N4's estimate of the bias field; the inverse multiplies by it, so that a written
+            pair has its host's bias field again.
     """
 
     shape: Shape
@@ -91,7 +93,7 @@ class Preprocessing:
     ) -> tuple[NDArray[np.float32], Placement]:
         """Bring an image (M, X, Y, Z) in host units into model space: (M, *shape), float32 in [-1, 1].
 
-        `box` takes the place of the crop to the body, so that one image can go where another went.
+        `box` replaces the crop to the body, so that an image can be placed where another one was.
         """
         if box is None and self.crop == "body":
             box = body_box(np.stack([apply_orientation(volume, orientation_of(affine)) for volume in image]))
@@ -117,11 +119,11 @@ class Preprocessing:
         return np.stack([self.grid.fit(volume, BACKGROUND) for volume in scaled]), placement
 
     def apply_label(self, label: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
-        """Bring the class indices (X, Y, Z) of a case into model space, to where its image went: (*shape), uint8."""
+        """Bring the class indices (X, Y, Z) of a case into model space, aligned with its image: (*shape), uint8."""
         return self.grid.place_label(label, geometry)
 
     def invert_image(self, image: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
-        """Bring (M, *shape) in [-1, 1] back to the host's grid and units; outside `region`: the low limit."""
+        """Bring an image (M, *shape) in [-1, 1] back to the host's grid and units; the low limit outside `region`."""
         inverted = []
         for m, (volume, low, high) in enumerate(zip(image, placement.low, placement.high, strict=True)):
             values = low + (volume.astype(np.float64) + 1) / 2 * (high - low)
@@ -129,7 +131,7 @@ class Preprocessing:
         return np.stack(inverted)
 
     def invert_deviation(self, deviation: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
-        """Bring standard deviations (M, *shape) in model space to the host's grid and units; outside `region`: 0."""
+        """Bring standard deviations (M, *shape) in model space to the host's grid and units; 0 outside `region`."""
         inverted = []
         for m, (volume, low, high) in enumerate(zip(deviation, placement.low, placement.high, strict=True)):
             values = volume.astype(np.float64) / 2 * (high - low)  # a deviation has no offset
@@ -137,7 +139,7 @@ class Preprocessing:
         return np.stack(inverted)
 
     def invert_label(self, label: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
-        """Bring class indices (*shape) back to the host's grid; outside `region`: 0."""
+        """Bring class indices (*shape) back to the host's grid; 0 outside `region`."""
         return self.grid.restore_label(label, geometry)
 
     def region(self, geometry: Geometry) -> Box:
@@ -155,7 +157,7 @@ class Preprocessing:
 
 
 def common_scale(placements: Sequence[Placement]) -> tuple[tuple[float, float], ...]:
-    """Per modality the intensities of -1 and of 1, each the median over these scans."""
+    """Per modality the intensities that become -1 and 1, each the median over these scans."""
     low, high = (np.median([getattr(p, end) for p in placements], axis=0).tolist() for end in ("low", "high"))
     return tuple(zip(low, high, strict=True))
 
@@ -163,12 +165,12 @@ def common_scale(placements: Sequence[Placement]) -> tuple[tuple[float, float], 
 def fit_preprocessing(
     scans: Sequence[tuple[Sequence[int], NDArray[Any]]], options: DataOptions, multiple: Shape
 ) -> Preprocessing:
-    """Choose the model space from the training scans and the options, which `check_options` found possible.
+    """Choose the model space from the training scans and the options; call `check_options` first.
 
     Args:
         scans: (shape, affine in mm) of every training scan, after the crop.
-        options: the `data` node.
-        multiple: each side of the model's grid is rounded up to a multiple of its number where no shape is given.
+        options: the `data` options.
+        multiple: if no shape is given, each side of the model's grid is rounded up to a multiple of this number.
     """
     shape, spacing = fit_grid(scans, options, multiple)
     low, high = options.percentiles
@@ -185,7 +187,7 @@ def fit_preprocessing(
 
 
 def body_box(image: NDArray[Any]) -> Box:
-    """The box of (M, X, Y, Z) that holds the body as any modality shows it, and a margin where there is one."""
+    """The box of an image (M, X, Y, Z) that holds the body in every modality, with a margin inside the image."""
     mask = body_mask(image[0])
     for volume in image[1:]:
         mask |= body_mask(volume)

@@ -1,7 +1,7 @@
-"""Resampling between grids that fill one field of view: images by splines, labels without a value that was not there.
+"""Resampling between grids with the same field of view: images by splines, labels without creating new values.
 
-Voxel i of a side of n voxels covers [i / n, (i + 1) / n] of the field of view, so centres map by
-(i + 1/2) * new / old - 1/2; the field of view itself does not move.
+Voxel i of n covers [i / n, (i + 1) / n] of the field of view, so its centre maps to (i + 1/2) * new / old - 1/2; the
+field of view does not move.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ COARSE = 3.0
 
 
 def coarse_axis(*spacings: Sequence[float]) -> int | None:
-    """The axis of thick slices: the longest of the first voxel size (mm) whose sides differ by more than `COARSE`."""
+    """The axis of thick slices: the longest axis of the first voxel size (mm) with a side ratio above `COARSE`."""
     for spacing in spacings:
         if max(spacing) > COARSE * min(spacing):
             return int(np.argmax(spacing))
@@ -27,30 +27,30 @@ def coarse_axis(*spacings: Sequence[float]) -> int | None:
 
 
 def resample_image(volume: NDArray[Any], shape: Sequence[int], coarse: int | None = None) -> NDArray[Any]:
-    """Cubic B-spline interpolation of a volume (X, Y, Z), smoothed first along the axes that it coarsens.
+    """Cubic B-spline interpolation of a volume (X, Y, Z); axes that become coarser are smoothed first.
 
-    Across thick slices a spline rings, and a structure in one slice says little of the next. There interpolation is
-    linear: nnU-Net (Isensee et al., Nature Methods 18, 2021) takes the nearest slice, which the way back would show
-    as steps. Values stay within the volume's range.
+    Across thick slices a spline would ring, so interpolation there is linear. nnU-Net (Isensee et al., Nature Methods
+    18, 2021) uses the nearest slice, but that would leave steps after the inverse. Values stay within the volume's
+    range.
 
     Args:
-        volume: floating point; where `shape` is its own, it is returned untouched.
-        shape: of the new grid, which fills the same field of view.
-        coarse: the axis of thick slices; None: there is none.
+        volume: floating point; it is returned unchanged if it already has this `shape`.
+        shape: shape of the new grid, which has the same field of view.
+        coarse: the axis of thick slices; None: none.
     """
     within = list(shape)
     if coarse is not None:
         within[coarse] = volume.shape[coarse]
-    # Once for the planes, once across them; either does nothing where nothing changes.
+    # First within the slices, then across them; `_resize` returns a volume unchanged if the shape does not change.
     return _resize(_resize(volume, within, 3), shape, 1)
 
 
 def resample_label(label: NDArray[np.uint8], shape: Sequence[int]) -> NDArray[np.uint8]:
-    """Class indices (X, Y, Z) on another grid: every class by itself, linearly, and the largest share wins.
+    """Resample class indices (X, Y, Z): each class is interpolated linearly by itself, and the largest share wins.
 
-    No value appears that was not there, and no class is favoured by its number. A connected component of a class other
-    than 0 that would vanish, though it is at least half as large as a voxel of the new grid, keeps its volume: the
-    voxels of which it fills most are its own. It never takes the last voxel of another class.
+    No new value appears, and no class is favoured by its number. A connected component of a class other than 0 that
+    would vanish, although it is at least half as large as a voxel of the new grid, keeps its volume: it gets the voxels
+    that it fills most. It never gets the last voxel of another class.
     """
     if label.shape == tuple(shape):
         return label
@@ -76,7 +76,7 @@ def _resize(volume: NDArray[Any], shape: Sequence[int], order: int) -> NDArray[A
 
 
 def _keep_components(mask: NDArray[np.bool_], value: int, out: NDArray[np.uint8]) -> None:
-    """Give back to `out` the components of one class that have no voxel in it."""
+    """Restore to `out` the components of one class that have no voxel in it."""
     voxel = mask.size / out.size  # a voxel of the new grid, in voxels of the old
     labels, _ = ndimage.label(mask, np.ones((3, 3, 3)))
     for number, box in enumerate(ndimage.find_objects(labels), start=1):
@@ -88,6 +88,6 @@ def _keep_components(mask: NDArray[np.bool_], value: int, out: NDArray[np.uint8]
         if np.any(out.flat[flat] == value):
             continue
         for index in flat[np.argsort(-counts, kind="stable")][: max(1, round(len(where) / voxel))]:
-            taken = out.flat[index]
-            if taken == 0 or np.count_nonzero(out == taken) > 1:
+            current = out.flat[index]
+            if current == 0 or np.count_nonzero(out == current) > 1:
                 out.flat[index] = value

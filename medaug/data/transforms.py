@@ -22,14 +22,14 @@ from torch import Tensor
 
 
 def light_affine(image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Half of the samples slightly rotated, scaled and shifted; the other half untouched.
+    """Rotate, scale and shift half of the samples slightly; leave the other half untouched.
 
-    Cubic splines, because a diffusion model learns the blur of linear interpolation along with the anatomy.
+    Uses cubic splines, because a diffusion model would learn the blur of linear interpolation.
 
     Args:
         image: (M, X, Y, Z) in [-1, 1].
         label: (X, Y, Z) class indices.
-        seed: names the draw.
+        seed: seed of all random choices.
     """
     rng = np.random.default_rng(seed)
     if rng.random() < 0.5:
@@ -39,9 +39,9 @@ def light_affine(image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tenso
 
 
 def classical(image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """The usual augmentation of segmentation: affine, bias field, noise, blur, brightness and contrast.
+    """The usual augmentation for segmentation: affine, bias field, noise, blur, brightness and contrast.
 
-    Args and value ranges as in `light_affine`.
+    Arguments and value ranges are those of `light_affine`.
     """
     rng = np.random.default_rng(seed)
     if rng.random() < 0.8:
@@ -54,7 +54,7 @@ def classical(image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def random_affine(rng: np.random.Generator, rotation: float, scaling: float) -> NDArray[np.float64]:
-    """A rotation (angle about each axis normal, standard deviation in degrees) times log-normal scaling per axis."""
+    """A rotation (normal angle about each axis, standard deviation in degrees) times log-normal scaling per axis."""
     angles = rng.normal(0, rotation, 3)
     scales = np.exp(rng.normal(0, scaling, 3))
     return np.asarray(Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(scales))
@@ -82,8 +82,8 @@ def _warp(
     """Resample about the centre: output voxel x takes matrix @ (x - centre) + centre + shift."""
     centre = (np.array(label.shape) - 1) / 2
     offset = centre + shift - matrix @ centre
-    # Splines are filtered as if mirrored at the border; any other continuation has the volume padded for it, which
-    # costs more than the filter.
+    # The spline filter assumes mirrored borders; with any other mode scipy pads the volume first, which costs more
+    # than the filter.
     mode = "mirror" if order > 1 else "nearest"
     volumes = [affine_transform(v, matrix, offset, order=order, mode=mode) for v in image.numpy()]
     warped = affine_transform(label.numpy(), matrix, offset, order=0, mode=mode)

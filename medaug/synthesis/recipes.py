@@ -50,11 +50,12 @@ def check_options(
         check_guidance(None if interval is None else (interval[0], interval[1]), generate.guidance_rescale)
     except ValueError as error:
         raise UserError(f"sampler: {error}") from error
-    attributes.asked(generate.attributes)
+    attributes.requested(generate.attributes)
     unknown = [name for name in generate.negative_classes if name not in schema.foreground]
     if unknown:
         raise UserError(
-            f"negative_classes: {', '.join(unknown)} is no class of the masks; choose of {', '.join(schema.foreground)}"
+            f"negative_classes: {', '.join(unknown)} is not a class of the masks",
+            f"choose from {', '.join(schema.foreground)}",
         )
     unread = [
         name
@@ -140,7 +141,7 @@ class Recipes:
             guidance_interval=generate.guidance_interval,
             guidance_rescale=generate.guidance_rescale,
             negative_classes=generate.negative_classes,
-            attributes=self.attributes.of(host.case, host.affine) | self.attributes.asked(generate.attributes),
+            attributes=self.attributes.of(host.case, host.affine) | self.attributes.requested(generate.attributes),
         )
         return recipe, host, mask
 

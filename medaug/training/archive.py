@@ -1,4 +1,4 @@
-"""Archives of weights (`torch.save`): read without running code, whole or not at all."""
+"""Reads archives of weights (`torch.save`) without running code from them, and refuses damaged ones."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from medaug.errors import UserError
 from medaug.inputs import opened
 
 LARGEST_PICKLE = 64 << 20
-"""Bytes of what an archive holds beside its tensors; that of a training takes less than a hundredth of it."""
+"""Maximum bytes of an archive's pickle (everything but its tensors); medaug's take less than a hundredth of it."""
 _SLACK = 1 << 20
 _FOLDER = 0x10
-"""The attribute of a folder in an archive: torch reads nothing of it, and hands out what memory held before."""
+"""Marks a folder in an archive; torch does not read a part with this mark and returns uninitialised memory."""
 
 
 def read_archive(path: Path, what: str, remedy: str) -> Any:
-    """The contents of an archive: tensors, mapped from the disk, and plain values.
+    """Read an archive: memory-mapped tensors and plain values.
 
-    Every byte of it is held against the check sums, which torch writes and does not look at. Nothing in it may be
-    packed or larger than the file, so that a small file cannot ask for much memory.
+    Every byte is checked against the archive's checksums, which torch writes but does not verify. No part may be
+    compressed or larger than the file, so that a small file cannot allocate much memory.
 
     Args:
         path: the file.
-        what: what it should be, for messages: "checkpoint".
-        remedy: what the user is advised to do where it is damaged.
+        what: what the file should be, for messages, such as "checkpoint".
+        remedy: what the user should do if it is damaged.
 
     Raises:
-        UserError: it cannot be read, is cut short, damaged or no archive of this kind.
+        UserError: the file cannot be read, is truncated or damaged, or is not such an archive.
     """
     with opened(path, remedy) as file:
         try:
@@ -50,10 +50,10 @@ def read_archive(path: Path, what: str, remedy: str) -> Any:
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Any], path: Path, remedy: str) -> None:
-    """Give a module its weights, if they are exactly what it needs.
+    """Load weights into a module if they match it exactly.
 
     Raises:
-        UserError: a tensor is missing, or one too many, or has another shape or type; the file is named.
+        UserError: a tensor is missing, unexpected, or has the wrong shape or type; names the file.
     """
     if (problem := misfit(module.state_dict(), weights)) is not None:
         raise UserError(f"{path}: {problem}", remedy)
@@ -61,7 +61,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, Any], path: Path, reme
 
 
 def misfit(expected: Mapping[str, Tensor], weights: Any) -> str | None:
-    """Say what is wrong with weights where a module expects others of the same names; None: nothing is."""
+    """Describe the first difference between the weights and those that a module expects; None if they match."""
     if not isinstance(weights, Mapping):
         return "holds no weights"
     if missing := expected.keys() - weights.keys():
@@ -81,10 +81,10 @@ def misfit(expected: Mapping[str, Tensor], weights: Any) -> str | None:
 
 
 def check_optimizers(optimizers: Iterable[Optimizer], path: Path, remedy: str) -> None:
-    """Refuse what an optimiser restored from a file where it does not fit the weights that it is of.
+    """Refuse optimiser state from a file if its shapes do not match the weights.
 
     Raises:
-        UserError: the file is named.
+        UserError: names the file.
     """
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -96,7 +96,7 @@ def check_optimizers(optimizers: Iterable[Optimizer], path: Path, remedy: str) -
 
 
 def _storages(contents: Any) -> dict[int, int]:
-    """Bytes of the memory behind all tensors, by its address: tensors may share it."""
+    """Address to size in bytes of the memory of all tensors; several tensors may share memory."""
     if isinstance(contents, Tensor):
         if contents.layout != torch.strided:
             return {}
@@ -109,19 +109,19 @@ def _storages(contents: Any) -> dict[int, int]:
 
 
 def _check_parts(archive: zipfile.ZipFile, size: int) -> int:
-    """Refuse parts that are damaged or larger than the file; returns the bytes of those that hold tensors."""
+    """Refuse parts that are damaged or larger than the file; returns the total bytes of those that hold tensors."""
     parts = archive.infolist()
     if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(part.file_size for part in parts) > size:
-        raise zipfile.BadZipFile("its parts are packed, or overlap")
+        raise zipfile.BadZipFile("its parts are compressed, or overlap")
     for part in parts:
         if part.external_attr & _FOLDER:
             raise zipfile.BadZipFile(f"{part.filename} is marked as a folder")
         if part.filename.endswith("/data.pkl"):
             if part.file_size > LARGEST_PICKLE:
                 raise zipfile.BadZipFile(f"{part.filename} takes {part.file_size >> 20} MiB")
-            # The one plain type that torch makes of any size without reading its content.
+            # The only plain type that torch creates with any size without reading its content.
             if b"bytearray" in archive.read(part):
                 raise zipfile.BadZipFile(f"{part.filename} holds a bytearray")
     if (damaged := archive.testzip()) is not None:
-        raise zipfile.BadZipFile(f"bad check sum of {damaged}")
+        raise zipfile.BadZipFile(f"bad checksum of {damaged}")
     return sum(part.file_size for part in parts if "/data/" in part.filename)

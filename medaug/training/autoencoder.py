@@ -1,8 +1,9 @@
-"""The first training stage: what makes a codec ready, before the diffusion begins.
+"""The first training stage: fits or trains the codec before diffusion training begins.
 
-`identity` and `haar` are measured. `kl` is trained in the same run folder on the absolute error and the KL divergence,
-and on request against a patch discriminator (Esser et al. 2021; Rombach et al. 2022). Like the diffusion it resumes
-exactly: a batch and its noise are functions of the step, and `codec.ckpt` holds all else.
+`identity` and `haar` only need their statistics measured. `kl` is an autoencoder, trained in the same run folder with
+the absolute error, the KL divergence and, optionally, a patch discriminator (Esser et al. 2021; Rombach et al. 2022).
+It resumes exactly, like diffusion training: a batch and its noise are functions of the step, and `codec.ckpt` holds
+everything else.
 """
 
 from __future__ import annotations
@@ -55,21 +56,21 @@ def prepare_codec(
     logger: Logger,
     picture: Picture | None = None,
 ) -> None:
-    """Give the codec its statistics and, for `kl`, its weights: from `codec.checkpoint`, or trained into `codec.ckpt`.
+    """Set the codec's statistics and, for `kl`, load its weights from `codec.checkpoint` or train them.
 
-    Of several processes the first one trains and the others wait for its file.
+    Training writes `codec.ckpt`. With several processes, rank 0 trains and the others wait for its file.
 
     Args:
-        codec: as built, on the CPU, where it is left.
-        data: scans, and card of the run; scans without a label take part.
-        target: what is coded: a batch's images or whatever else (B, M, X, Y, Z) the diffusion draws.
-        folder: of the run.
-        budget: seed, augmentation, precision and intervals; and steps and batch size where the codec's are null.
-        logger: takes losses and validation errors as `codec/...`.
+        codec: the untrained codec, on the CPU; it stays there.
+        data: scans and card of the run; scans without a label are used too.
+        target: gives what is encoded: a batch's images, or another target (B, M, X, Y, Z) of the diffusion model.
+        folder: folder of the run.
+        budget: seed, augmentation, precision and intervals; also steps and batch size if the codec's own are null.
+        logger: receives losses and validation errors as `codec/...`.
         picture: draws the reconstruction of a validation case beside the original, at every validation.
 
     Raises:
-        UserError: a codec's checkpoint that cannot be read, continued or reused.
+        UserError: a codec checkpoint that cannot be read, resumed or reused.
         SystemExit: stopped by a signal after saving; the status is 128 + the signal's number.
     """
     card = data.card
@@ -83,18 +84,18 @@ def prepare_codec(
         if (contents := _read(path, card))["codec"] is None:
             raise UserError(f"codec.checkpoint={path}: its training is unfinished; run it to its end first")
         load_weights(codec, contents["codec"], path, "remove it to train the codec again")
-        log.info("the codec is %s: validation %s", path, _told(contents["validation"]))
+        log.info("the codec is %s: validation %s", path, _describe(contents["validation"]))
     else:
         codec.fit(_coded(case, target, card.sliced) for case in data.train)
 
 
 def _coded(case: ModelCase, target: Callable[[Batch], Tensor], sliced: bool) -> Tensor:
-    """What is coded of a case, (M, X, Y, Z), without padding where it is coded slice by slice."""
+    """The part of a case that is encoded, (M, X, Y, Z); without slices of padding if it is encoded slice by slice."""
     return target(collate([as_tensors(case)]))[0][..., case.slices if sliced else slice(None)]
 
 
 def _without_padding(image: Tensor, inside: Tensor) -> Tensor:
-    """(B, M, X, Y, Z) with the slices outside each scan, by `inside` (B, Z), replaced by slices of the scan itself."""
+    """Replace slices outside each scan, where `inside` (B, Z) is false, by slices of the scan: (B, M, X, Y, Z)."""
     turns = [slices.nonzero()[:, 0] for slices in inside.cpu()]
     index = torch.stack(
         [
@@ -106,21 +107,21 @@ def _without_padding(image: Tensor, inside: Tensor) -> Tensor:
 
 
 def _read(path: Path, card: Card) -> dict[str, Any]:
-    """Contents of a codec's checkpoint that fits the run: its make, its model space, and whom it has seen."""
+    """Read a codec checkpoint; refuses another architecture or model space, and training on other subjects."""
     former, contents = read_checkpoint(path, "codec")
     then, now = _make(former), _make(card)
     if different := [f"{key} {then[key]}, not {now[key]}" for key in then if then[key] != now[key]]:
-        raise UserError(f"{path}: another codec than this run's ({'; '.join(different)}); give both the same")
+        raise UserError(f"{path}: not the codec of this run ({'; '.join(different)}); set both to the same")
     if other := former.seen.trained_outside(card.subjects["train"]):
         raise UserError(
-            f"{path}: saw {other[0]} ({len(other)} in all), no training subject here; "
+            f"{path}: saw {other[0]} ({len(other)} in all), which is not a training subject here; "
             "leave out codec.checkpoint and train a codec on this split"
         )
     return contents
 
 
 def _make(card: Card) -> dict[str, Any]:
-    """All that two runs must share for a codec to serve both; it does not depend on the shape of the grid."""
+    """Everything that two runs must share to use the same codec; the shape of the grid may differ."""
     codec = CodecOptions(**card.options["codec"])
     space = card.preprocessing.to_dict()
     del space["shape"]
@@ -135,12 +136,12 @@ def _make(card: Card) -> dict[str, Any]:
     }
 
 
-def _told(validation: dict[str, float]) -> str:
+def _describe(validation: dict[str, float]) -> str:
     return f"PSNR {validation['psnr']:.1f} dB, mean absolute error {validation['absolute_error']:.4f}"
 
 
 class _FirstStage:
-    """The loop, and all that it needs to go on where it was stopped."""
+    """The training loop of the autoencoder, with all the state that it needs to resume."""
 
     def __init__(
         self,
@@ -167,7 +168,7 @@ class _FirstStage:
                 in_channels=image_channels,
                 channels=options.channels[0],
                 num_layers_d=2,
-                kernel_size=3,  # the usual 4 wants sides above 8
+                kernel_size=3,  # the usual 4 needs sides above 8
                 norm="INSTANCE",  # batches are small
             )
         self.parts: dict[str, nn.Module] = {"autoencoder": self.net.to(self.device)}
@@ -179,7 +180,7 @@ class _FirstStage:
         }
 
     def run(self) -> None:
-        """Train to the last step and leave the codec, with its statistics, in the checkpoint."""
+        """Train to the last step and save the codec, with its statistics, in the checkpoint."""
         start = 0
         if self.path.exists():
             contents = _read(self.path, self.card)
@@ -228,7 +229,8 @@ class _FirstStage:
             if signals.received is not None:
                 signals.leave(f"stopped at step {done} of the first stage", first=True)
             if done % self.budget.validate_every == 0:
-                log.info("first stage, step %d of %d: validation %s", done, self.steps, _told(self._validate(done)))
+                found = _describe(self._validate(done))
+                log.info("first stage, step %d of %d: validation %s", done, self.steps, found)
 
     def _batches(self, start: int) -> Iterator[Batch]:
         size = self.options.batch_size or self.budget.batch_size
@@ -237,7 +239,7 @@ class _FirstStage:
         return iter(make_loader(data, StepsFrom(start, self.steps), self.budget.num_workers))
 
     def _step(self, step: int, batch: Batch) -> dict[str, Tensor]:
-        """One step of the autoencoder and, from half of the steps on, of the discriminator; returns the losses."""
+        """One step of the autoencoder and, in the second half of the training, of the discriminator; returns losses."""
         image = self.target(batch).to(self.device)
         if self.card.sliced:
             image = _without_padding(image, batch["inside"])
@@ -254,13 +256,13 @@ class _FirstStage:
             loss = loss + self.options.adversarial_weight * losses["adversarial"]
         self._descend("autoencoder", loss, step)
         if adversarial:
-            drawn = self._verdict(output.detach(), real=False, for_discriminator=True)
-            losses["critic"] = 0.5 * (drawn + self._verdict(image, real=True, for_discriminator=True))
+            fake = self._verdict(output.detach(), real=False, for_discriminator=True)
+            losses["critic"] = 0.5 * (fake + self._verdict(image, real=True, for_discriminator=True))
             self._descend("critic", losses["critic"], step)
         return losses
 
     def _verdict(self, image: Tensor, *, real: bool, for_discriminator: bool) -> Tensor:
-        """Least squares between the discriminator's verdict on each patch and what it should be (Mao et al. 2017)."""
+        """Least-squares loss of the discriminator's output on each patch (Mao et al. 2017)."""
         with self._autocast(image):
             verdict = self.critic(self.net.slices(image))[-1]
         criterion = PatchAdversarialLoss(criterion="least_squares")
@@ -268,7 +270,7 @@ class _FirstStage:
 
     def _descend(self, name: str, loss: Tensor, step: int) -> None:
         part, optimizer = self.parts[name], self.optimizers[name]
-        for group in optimizer.param_groups:  # a cosine to a tenth
+        for group in optimizer.param_groups:  # cosine decay to a tenth
             group["lr"] = self.options.learning_rate * (0.55 + 0.45 * math.cos(math.pi * step / self.steps))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -283,7 +285,7 @@ class _FirstStage:
 
     @torch.no_grad()
     def _validate(self, step: int) -> dict[str, float]:
-        """Mean absolute error and PSNR (of the range -1 to 1) of the posterior's mean, mean over held-out cases."""
+        """Mean absolute error and PSNR (range -1 to 1) of the posterior's mean, averaged over validation cases."""
         errors, decibels = [], []
         batches = FixedBatches(self.val, 1, self.seed)
         for i in range(len(batches)):
@@ -309,7 +311,7 @@ class _FirstStage:
     def _save(self, contents: dict[str, Any]) -> None:
         if not_finite(contents) is not None:
             raise self._diverged(contents["step"])
-        # By way of memory: on a full disk torch raises what nobody can tell from a defect.
+        # Serialise in memory first: torch.save's disk-full error cannot be told from a bug.
         buffer = io.BytesIO()
         torch.save({"medaug": self.card.to_dict(), **contents}, buffer)
         with atomic_write(self.path) as temporary:

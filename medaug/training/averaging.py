@@ -1,4 +1,4 @@
-"""The average of the weights that is evaluated, saved and sampled from."""
+"""The moving average of the weights, which is used for evaluation, checkpoints and sampling."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from medaug.training.hardware import is_sharded, shard
 
 
 def power_function_exponent(sigma_rel: float) -> float:
-    """The exponent gamma of the profile t^gamma whose standard deviation is the share sigma_rel of its length.
+    """The exponent gamma of the profile t^gamma whose standard deviation is sigma_rel times its length.
 
     It solves sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), as the largest root of a cubic (Karras et al.
     2024, "Analyzing and improving the training dynamics of diffusion models", appendix C). sigma_rel is in
-    (0, 1 / sqrt(12)); at its upper end all steps count alike.
+    (0, 1 / sqrt(12)); at the upper end all steps have equal weight.
     """
     inverse = sigma_rel**-2
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 
 def power_function_average(sigma_rel: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
-    """The `multi_avg_fn` of an `AveragedModel`: moves averages, in place, to the weights of the step after `number`.
+    """The `multi_avg_fn` of an `AveragedModel`: updates the averages in place after step `number` + 1.
 
-    After step t they move by 1 - beta(t), beta(t) = (1 - 1 / t)^(gamma + 1) (Karras et al. 2024, section 3.1).
+    After step t they move towards the weights by 1 - beta(t), beta(t) = (1 - 1 / t)^(gamma + 1) (Karras et al. 2024,
+    section 3.1).
     """
     gamma = power_function_exponent(sigma_rel)
 
@@ -42,23 +43,23 @@ def power_function_average(sigma_rel: float) -> Callable[[list[Tensor], list[Ten
 
 
 class PowerFunctionAverage(WeightAveraging):
-    """Moving average with the power-function profile: a weight of step s counts as s^gamma in the average at step t.
+    """Moving average with the power-function profile: the weights of step s have weight s^gamma in the average.
 
-    See `power_function_average`. It is as wide a part of the training at every step, so that it needs no warm-up:
-    beta(1) = 0.
+    See `power_function_average`. The average always covers the same fraction of the training so far, so it needs no
+    warm-up: beta(1) = 0.
 
-    Weights that are split over devices (`shard`) are averaged where they lie; their checkpoint is the same file.
+    Weights that are split over devices (`shard`) are averaged on their devices; the checkpoint is still one file.
     """
 
     def __init__(self, sigma_rel: float) -> None:
-        # The codec's statistics are measured, not trained: averaging buffers would only round them.
+        # The codec's statistics are measured, not trained: averaging buffers would only add rounding errors.
         super().__init__(use_buffers=False, multi_avg_fn=power_function_average(sigma_rel))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Copy the model before it is split, then split the copy alike."""
+        """Copy the model before it is split, then split the copy in the same way."""
         if stage == "fit":
             mesh, pl_module._device_mesh = pl_module._device_mesh, None  # process groups cannot be copied
-            # The model itself is moved there later. Splitting moves the copy part by part.
+            # The model itself is moved there later. If weights are split, `shard` moves the copy part by part.
             device = trainer.strategy.root_device if mesh is None else pl_module.device
             self._average_model = AveragedModel(pl_module, device, use_buffers=False, **self._kwargs)
             pl_module._device_mesh = mesh
@@ -66,7 +67,7 @@ class PowerFunctionAverage(WeightAveraging):
                 shard(self._average_model.get_submodule("module.model.network"), mesh)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the averaged weights in the place of the current ones, which go beside them."""
+        """Save the averaged weights as "state_dict", and the current weights beside them."""
         average = self._average_model
         if average is None or not is_sharded(average):
             return super().on_save_checkpoint(trainer, pl_module, checkpoint)
@@ -76,11 +77,11 @@ class PowerFunctionAverage(WeightAveraging):
         checkpoint["averaging_state"] = {"n_averaged": average.n_averaged}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Restore both."""
+        """Restore the averaged and the current weights."""
         average = self._average_model
         if average is None or not is_sharded(average):
             return super().on_load_checkpoint(trainer, pl_module, checkpoint)
-        average.module.load_state_dict(pl_module.state_dict())  # what the strategy took from "state_dict"
+        average.module.load_state_dict(pl_module.state_dict())  # which the strategy loaded from "state_dict"
         whole = StateDictOptions(full_state_dict=True)
         set_model_state_dict(pl_module, checkpoint["current_model_state"], options=whole)
         average.n_averaged.copy_(checkpoint["averaging_state"]["n_averaged"])

@@ -1,4 +1,4 @@
-"""Whole checkpoints, a clean stop, the validation curve, and a progress bar that tells what a user wants to know."""
+"""Lightning callbacks: atomic checkpoints, a clean stop on signals, the validation curve, and progress reports."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _REMOVE = "restore it, or remove it to begin a new curve"
 
 
 def stepped(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether this batch completes an optimisation step; with accumulation, not every one does."""
+    """Whether this batch completes an optimisation step; with gradient accumulation not every batch does."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 def save_whole(trainer: Trainer, path: Path) -> None:
-    """Write a checkpoint, whole or not at all. All ranks take part in saving; the first one writes.
+    """Write a checkpoint atomically. All ranks take part in saving; rank 0 writes.
 
     Raises:
-        UserError: a weight is NaN or infinite; a checkpoint that is there already is left as it is.
+        UserError: a weight is NaN or infinite; an existing checkpoint is left as it is.
     """
     averages = [c._average_model for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
     networks = [trainer.lightning_module, *averages]
     weights = [network.state_dict() for network in networks if network is not None]
     damaged = torch.tensor(not_finite(weights) is not None, dtype=torch.int32, device=trainer.lightning_module.device)
-    if trainer.world_size > 1:  # each may hold another part of the weights
+    if trainer.world_size > 1:  # each rank may hold a different part of the weights
         damaged = trainer.strategy.reduce(damaged, reduce_op="max")
     if damaged:
         raise diverged(trainer, "a weight")
@@ -50,13 +50,13 @@ def save_whole(trainer: Trainer, path: Path) -> None:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove what processes that were killed while they saved left of `path`, which nobody else may be writing now."""
+    """Delete temporary files of `path` left by killed writers; no other process may be writing it now."""
     for leftover in path.parent.glob(f".tmp-*-{path.name}"):
         leftover.unlink()
 
 
 def diverged(trainer: Trainer, what: str) -> UserError:
-    """What a user reads whose training has diverged."""
+    """The error to raise when a training has diverged; `what` is NaN or infinite."""
     return UserError(
         f"step {trainer.global_step}: {what} is NaN or infinite, the training has diverged",
         "checkpoints of earlier steps are kept. Lower trainer.learning_rate and train again (overwrite=true)",
@@ -64,31 +64,31 @@ def diverged(trainer: Trainer, what: str) -> UserError:
 
 
 class StopAtDivergence(Callback):
-    """Ends the training at the first step, or validation, whose loss is NaN or infinite.
+    """Ends the training at the first step or validation whose loss is NaN or infinite.
 
-    It must come before `SampleScoring` and `LastCheckpoint` in the list of callbacks, so that nothing of that step is
-    scored or saved. All ranks see the same loss and end together.
+    It must come before `SampleScoring` and `LastCheckpoint` in the list of callbacks, so that the step is neither
+    scored nor saved. All ranks see the same loss and end together.
     """
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the loss of the step."""
+        """Check the loss of the step."""
         if stepped(trainer, batch_idx) and not torch.isfinite(trainer.callback_metrics["train/loss"]):
             raise diverged(trainer, "the loss")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the validation's losses."""
+        """Check the validation losses."""
         losses = {name: loss for name, loss in trainer.callback_metrics.items() if name.startswith("val/")}
         if not_finite(losses) is not None:
             raise diverged(trainer, "the validation loss")
 
 
 class LastCheckpoint(Callback):
-    """Keeps `last.ckpt` whole: every so many steps, at the last one, and when the run is asked to stop.
+    """Writes `last.ckpt` every `every` steps, at the last step, and when a signal stops the run.
 
-    A signal (see `StopSignals`) ends the run after the step in hand; `signals.received` then holds its number, on every
-    rank. `started` says whether training has begun, everything in the checkpoint restored.
+    A signal (see `StopSignals`) ends the run after the current step; `signals.received` then holds its number, on every
+    rank. `started` becomes true when training begins, after everything in the checkpoint was restored.
     It must come after the weight averaging in the list of callbacks.
     """
 
@@ -99,7 +99,7 @@ class LastCheckpoint(Callback):
         self.signals = StopSignals()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for the signals, in place of Lightning, whose SIGTERM leaves in the middle of the loop."""
+        """Replace Lightning's signal handlers, because its SIGTERM handler exits in the middle of the loop."""
         self.started = True
         check_optimizers(trainer.optimizers, self.path, RESTORE)
         self.signals.listen()
@@ -109,7 +109,7 @@ class LastCheckpoint(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where it is due."""
+        """Save if a checkpoint is due."""
         if not stepped(trainer, batch_idx):
             return
         step, stop = trainer.global_step, self._agreed(trainer, pl_module)
@@ -118,10 +118,10 @@ class LastCheckpoint(Callback):
             if stop:
                 self.signals.received = stop
                 trainer.should_stop = True
-                trainer.limit_val_batches = 0  # whoever asks to stop does not wait for a validation
+                trainer.limit_val_batches = 0  # stop without another validation
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the signals back; one that came since the last step is told to all ranks."""
+        """Restore the signal handlers, and share a signal that came since the last step with all ranks."""
         self.signals.release()
         self.signals.received = self._agreed(trainer, pl_module)
 
@@ -129,15 +129,16 @@ class LastCheckpoint(Callback):
         """The signal that any rank has received."""
         number = self.signals.received
         if trainer.world_size > 1:
-            told = torch.tensor(number or 0, device=pl_module.device)
-            number = int(trainer.strategy.reduce(told, reduce_op="max")) or None
+            own = torch.tensor(number or 0, device=pl_module.device)
+            number = int(trainer.strategy.reduce(own, reduce_op="max")) or None
         return number
 
 
 class ValidationCurve(Callback):
-    """A line of `validation.csv` per validation: step and every `val/` metric, however often the run is killed.
+    """Writes a row of `validation.csv` per validation: the step and every `val/` metric.
 
-    A run that goes on repeats what came after its checkpoint, and makes up for a validation that was due at it.
+    A resumed run replaces the rows after its checkpoint and catches up on a validation that was due at its checkpoint,
+    so the file is the same however often the run was killed.
     """
 
     def __init__(self, path: Path, every: int) -> None:
@@ -145,13 +146,13 @@ class ValidationCurve(Callback):
         self.every = every
 
     def missing(self, trainer: Trainer) -> bool:
-        """Whether the validation that was due at this step is not on record; the same on all ranks."""
+        """Whether the validation due at this step is missing from the file; the same on all ranks."""
         step = trainer.global_step
         absent = step > 0 and step % self.every == 0 and step not in self._rows()
         return bool(trainer.strategy.broadcast(absent))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make up for a validation that the checkpoint was not given the time for."""
+        """Run a validation that was due at the checkpoint but did not finish."""
         if self.missing(trainer):
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.restarting = False
@@ -170,7 +171,7 @@ class ValidationCurve(Callback):
         write_csv(self.path, columns, [[line.get(name, "") for name in columns] for line in rows])
 
     def loss(self) -> float | None:
-        """The latest `val/loss` on record, whichever process computed it; None: there is none."""
+        """The latest `val/loss` in the file, whichever process computed it; None if there is none."""
         rows = self._rows()
         return number(rows[max(rows)]["loss"], self.path, _REMOVE) if rows else None
 
@@ -182,25 +183,25 @@ class ValidationCurve(Callback):
 
 
 class Progress(RichProgressBar):
-    """Lightning's bar with step, time spent and left, loss, and samples per second."""
+    """Lightning's progress bar with step, elapsed and remaining time, loss, and samples per second."""
 
     def __init__(self, batch_size: int) -> None:
         super().__init__(refresh_rate=1, leave=False)
         self._rate = Rate(batch_size)
 
     def _get_train_description(self, current_epoch: int) -> str:
-        # Batches are numbered by step, so that a run is one epoch to Lightning whatever it is to the cohort.
+        # To Lightning a run is a single epoch, so its epoch number means nothing.
         return "training"
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Loss and throughput; the version number of the logger says nothing to a user."""
+        """Loss and throughput, without the logger's version number."""
         metrics = dict(super().get_metrics(trainer, pl_module))
         metrics.pop("v_num", None)
         return metrics | {"samples/s": f"{self._rate(trainer):.1f}"}
 
 
 class ProgressLines(Callback):
-    """The same for a log file: a line now and then, with step, loss, samples per second and the time left."""
+    """Progress for a log file: a line every `seconds`, with step, loss, samples per second and remaining time."""
 
     def __init__(self, batch_size: int, seconds: float = 30.0) -> None:
         self._rate = Rate(batch_size)
@@ -211,7 +212,7 @@ class ProgressLines(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Say it where it is due."""
+        """Log a line if one is due."""
         if not stepped(trainer, batch_idx):
             return
         rate = self._rate(trainer)
@@ -230,7 +231,7 @@ class ProgressLines(Callback):
 
 
 class Rate:
-    """Samples per second of all devices together, since the first call."""
+    """Samples per second over all devices, since the first call."""
 
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size

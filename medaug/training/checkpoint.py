@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself, and how it is read without running anybody's code."""
+"""The model card in a checkpoint, and reading checkpoints without running code from them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from medaug.training.tasks import resolve_task
 log = logging.getLogger(__name__)
 
 FORMAT = 2
-"""1 held the bare `labels` of a schema."""
+"""Format 1 stored only the `labels` of a schema."""
 
 
 _REMEDY = "restore it or train again"
@@ -33,13 +33,13 @@ _REMEDY = "restore it or train again"
 
 @dataclass(frozen=True)
 class Base:
-    """The checkpoint that a training began from.
+    """The checkpoint that a training was initialised from.
 
     Attributes:
-        experiment: its name.
-        sha256: of the file.
-        subjects: per split, whom its training and all that came before saw.
-        contents: SHA-256 of the files that they read; empty in checkpoints from before.
+        experiment: name of its experiment.
+        sha256: SHA-256 of the checkpoint file.
+        subjects: per split, the subjects that its training and all earlier ones saw.
+        contents: SHA-256 of the files that they read; empty in checkpoints of older versions.
     """
 
     experiment: str
@@ -50,23 +50,23 @@ class Base:
 
 @dataclass(frozen=True)
 class Card:
-    """Everything but the weights: what the model was made of, for, and from.
+    """The model card: everything in a checkpoint but the weights.
 
     Attributes:
-        experiment: its name.
-        options: plain `data`, `task`, `codec`, `network`, `process` and `trainer` nodes.
-        preprocessing: fitted on the training split.
-        schema: of the labels.
-        modalities: of the images.
+        experiment: name of the experiment.
+        options: the `data`, `task`, `codec`, `network`, `process` and `trainer` options as plain dictionaries.
+        preprocessing: preprocessing fitted on the training split.
+        schema: label schema.
+        modalities: modalities of the cohort, in order.
         subjects: per split, the subjects that training (`train`) and model selection (`val`) saw.
-        phantom: whether the cohort is phantoms.
-        attributes: that the model is told, fitted on the training split.
-        base: what the training began from (`init_from`); None: from random weights.
-        scale: per modality the intensities of -1 and 1 in the scan's units, medians over the training split: the units
-            of a modality that a scan never had. Empty in checkpoints from before.
-        contents: per case that training and model selection saw, the SHA-256 of its files. Empty in checkpoints from
-            before.
-        preset: that it was trained with; "" in checkpoints from before.
+        phantom: whether the cohort consists of phantoms.
+        attributes: encoder of the attributes that the model is conditioned on, fitted on the training split.
+        base: the checkpoint that the training was initialised from (`init_from`); None: random weights.
+        scale: per modality, the intensities that become -1 and 1 in the scan's units, medians over the training split.
+            Generated modalities that the scan does not have use them. Empty in checkpoints of older versions.
+        contents: per case that training and model selection saw, the SHA-256 of its files. Empty in checkpoints of
+            older versions.
+        preset: preset of the training; "" in checkpoints of older versions.
     """
 
     experiment: str
@@ -84,12 +84,12 @@ class Card:
 
     @property
     def sliced(self) -> bool:
-        """Whether the network sees every axial slice by itself."""
+        """Whether the network is 2D and processes each axial slice by itself."""
         return bool(self.options["network"]["spatial_dims"] == 2)
 
     @property
     def seen(self) -> Seen:
-        """What this training, and every training before it, saw."""
+        """What this training and the trainings that it was initialised from saw."""
         own = Seen(self.subjects, frozenset(digest for files in self.contents.values() for digest in files))
         return own if self.base is None else own | Seen(self.base.subjects, frozenset(self.base.contents))
 
@@ -131,7 +131,7 @@ class Card:
         )
 
     def build(self) -> DiffusionModel:
-        """An untrained model of this make."""
+        """Build an untrained model with this card's options."""
         task = resolve_task(self.options.get("task", {}), self.modalities, self.schema.num_classes)
         precision = self.options["trainer"]["precision"]
         return DiffusionModel(
@@ -140,18 +140,18 @@ class Card:
 
 
 def read_checkpoint(path: Path, holds: str = "state_dict") -> tuple[Card, dict[str, Any]]:
-    """Card and whole contents of a checkpoint; tensors and plain values only are accepted.
+    """Read the card and all contents of a checkpoint; only tensors and plain values are accepted.
 
-    `holds` is what it must hold: "state_dict" of a training, "codec" of its first stage.
+    `holds` is the entry that it must have: "state_dict" for a training, "codec" for its first stage.
 
-    Every byte of them is held against the check sums of the archive, so that no damage becomes a weight.
+    Every byte is checked against the archive's checksums, so that damaged weights are never used.
 
     Raises:
-        UserError: absent, truncated, not medaug's, from a newer version, with weights of another model than its card
-            says, or with a weight that is NaN or infinite.
+        UserError: the file is absent, truncated, not medaug's or from a newer version; its weights do not match its
+            card; or a weight is NaN or infinite.
     """
     if not os.path.lexists(path):
-        raise UserError(f"{path}: no checkpoint is there", "run medaug.train first")
+        raise UserError(f"{path}: no such checkpoint", "run medaug.train first")
     contents = read_archive(path, "checkpoint", _REMEDY)
     try:
         if not isinstance(contents, dict):
@@ -180,7 +180,7 @@ def read_checkpoint(path: Path, holds: str = "state_dict") -> tuple[Card, dict[s
 
 
 def _check_weights(path: Path, card: Card, contents: dict[str, Any]) -> None:
-    """Refuse weights that are not those of the model on the card, before either takes any memory."""
+    """Refuse weights that do not match the model on the card, before memory is allocated for either."""
     with torch.device("meta"):
         expected = card.build().state_dict()
     if (problem := misfit(expected, averaged_weights(contents))) is not None:
@@ -188,7 +188,7 @@ def _check_weights(path: Path, card: Card, contents: dict[str, Any]) -> None:
 
 
 def load_model(path: Path, device: torch.device) -> tuple[Card, DiffusionModel]:
-    """The averaged (EMA) model of a checkpoint, ready to sample.
+    """Load the averaged (EMA) model of a checkpoint, ready to sample.
 
     Raises:
         UserError: as `read_checkpoint`.
@@ -206,24 +206,24 @@ def averaged_weights(contents: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def load_experiment(path: Path, experiment: str, device: torch.device) -> tuple[str, Card, DiffusionModel]:
-    """SHA-256, card and averaged model of an experiment's checkpoint.
+    """Load the SHA-256, card and averaged model of an experiment's checkpoint.
 
     Raises:
-        UserError: as `read_checkpoint`; or it is another experiment's.
+        UserError: as `read_checkpoint`; or the checkpoint belongs to another experiment.
     """
     digest = file_sha256(path)
     card, model = load_model(path, device)
     if card.experiment != experiment:
-        raise UserError(f"{path}: of experiment {card.experiment}, not {experiment}", "train that one first")
+        raise UserError(f"{path}: belongs to experiment {card.experiment}, not {experiment}", "train that one first")
     return digest, card, model
 
 
 def refuse_changed_scans(card: Card, contents: Contents) -> None:
-    """Refuse scans whose files are not those that a training read under the same case names.
+    """Refuse scans whose files changed since a training read them.
 
     Args:
-        card: of the trained model; a warning says so if it recorded no contents.
-        contents: of the cases as they are now.
+        card: card of the trained model; if it recorded no contents, only a warning is logged.
+        contents: current contents of the cases.
 
     Raises:
         UserError: names the case.

@@ -1,4 +1,4 @@
-"""What a training refuses before anything is written for it."""
+"""Checks of a training's options, made before anything is written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medaug.training.hardware import check_processes, check_trainer
 
 
 def check_training(options: Options) -> Process:
-    """Refuse options that no training could follow, or that would have no effect.
+    """Refuse options that do not work together or would have no effect.
 
     Returns:
         The process that the options describe.
@@ -42,11 +42,11 @@ def check_training(options: Options) -> Process:
 
 
 def _check_dropout(options: Options) -> None:
-    """Refuse to drop a condition that the task does not have."""
+    """Refuse dropout of a condition that the task does not have."""
     trainer, task, usual = options.trainer, options.task, TrainerOptions()
     for key, has, what in (
         ("class_dropout", task.mask, "task.mask=false, so there are no classes"),
-        ("image_dropout", task.given or task.degradation != "none", "this task is given no images"),
+        ("image_dropout", task.given or task.degradation != "none", "this task has no input images"),
         ("attribute_dropout", options.data.attributes, "data.attributes names none"),
     ):
         if not has and (share := getattr(trainer, key)) != getattr(usual, key):

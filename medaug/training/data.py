@@ -1,4 +1,4 @@
-"""What a training reads: its cohort, in model space, and the card that describes its model."""
+"""Loads the data of a training: its cohort in model space, and the card of its model."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class TrainingData:
     """The scans of a training, and the card of the model that is trained on them.
 
     Attributes:
-        card: of the model.
-        train, val: cases in model space; those without a label take part if the options say so.
+        card: card of the model.
+        train, val: cases in model space; cases without a label are included if the options say so.
     """
 
     card: Card
@@ -49,13 +49,13 @@ def load_training_data(
     """Find the cohort, choose the model space, and bring the scans into it.
 
     Args:
-        options: of the run.
+        options: options of the run.
         identity: the options that the model depends on, as plain containers, for its card.
-        folder: of the run; phantoms and the cache of scans lie beside it.
-        base: checkpoint that the training begins from.
+        folder: folder of the run; phantoms and the cache of scans lie beside it.
+        base: checkpoint that the training is initialised from.
 
     Returns:
-        The data, the cohort with its splits, and the task with its modalities as numbers.
+        The data, the cohort with its splits, and the task with its modalities as indices.
 
     Raises:
         UserError: the scans are missing or cannot be read, a split is empty, or one scan is in two splits.
@@ -85,14 +85,14 @@ def load_training_data(
     if task.mask and options.trainer.condition_dropout == 0 and all(case.label is not None for case in loaded["train"]):
         log.warning(
             "trainer.condition_dropout=0 and every scan has a label: the null condition is not trained, so guidance "
-            "means nothing; generate with guidance_scale=1"
+            "cannot work; generate with guidance_scale=1"
         )
     attributes.warn_of_unknown((c.case, c.affine) for split in loaded.values() for c in split)
     return TrainingData(card, loaded["train"], loaded["val"]), manifest, task
 
 
 def _cases(options: Options, manifest: Manifest) -> dict[str, tuple[Case, ...]]:
-    """The cases that take part in training and validation."""
+    """The cases used for training and validation."""
     data, label_wanted = options.data, options.task.target == "label"
     cases = {split: manifest.split(split) for split in ("train", "val")}
     if label_wanted:
@@ -109,7 +109,7 @@ def _cases(options: Options, manifest: Manifest) -> dict[str, tuple[Case, ...]]:
 
 
 def _multiple(options: Options) -> tuple[int, int, int]:
-    """What each side of the model's grid is to be a multiple of, so that codec and network need no padding."""
+    """What each side of the model's grid must be a multiple of, so that codec and network need no padding."""
     x, y, z = codec_stride(options.codec, options.network.spatial_dims)
     halved = 2 ** (len(options.network.channels) - 1)
     return x * halved, y * halved, z * halved if options.network.spatial_dims == 3 else 1
@@ -122,7 +122,7 @@ def _load(
     preprocessing: Preprocessing,
     cache: Path,
 ) -> tuple[dict[str, list[ModelCase]], dict[str, list[str]]]:
-    """The cases in model space, and the digests of their files; refuses scans that lie in two splits."""
+    """Load the cases in model space and the digests of their files; refuses scans that are in two splits."""
     memory = options.data.cache == "ram"
     loaded = {split: load_cases(manifest, members, preprocessing, cache, memory) for split, members in cases.items()}
     # Test scans may be on another machine; the benchmark reads all of them.

@@ -1,4 +1,4 @@
-"""A training from its options to its result."""
+"""A training, from its options to its result."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Experiment:
     """A training in a run folder.
 
     Attributes:
-        options: of the run.
+        options: options of the run.
         data: scans and card.
         manifest: the cohort with its splits.
-        task: of the model.
-        folder: of the run.
-        base: checkpoint that the training begins from.
+        task: task of the model.
+        folder: folder of the run.
+        base: checkpoint that the training is initialised from; None: random weights.
     """
 
     options: Options
@@ -47,15 +47,15 @@ class Experiment:
 
     @classmethod
     def load(cls, options: Options, identity: dict[str, Any], folder: Path, base: Path | None) -> Experiment:
-        """Load the data; arguments and errors as of `load_training_data`."""
+        """Load the data; arguments and errors are those of `load_training_data`."""
         data, manifest, task = load_training_data(options, identity, folder, base)
         return cls(options, data, manifest, task, folder, base)
 
     def show_plan(self, scored: bool) -> None:
-        """Log what the training will cost, once per run.
+        """Log the plan of the training (time and memory), once per run.
 
         Raises:
-            UserError: with dry_run, if a step does not fit the device.
+            UserError: with dry_run, if a step does not fit into the device's memory.
         """
         dry_run = self.options.train.dry_run
         if process_rank() != 0 or (not dry_run and (self.folder / "last.ckpt").exists()):
@@ -66,14 +66,14 @@ class Experiment:
         except OutOfMemoryError as error:
             if dry_run:
                 raise UserError("a step, not compiled or split, does not fit the device", LESS_MEMORY) from error
-            log.warning("no plan: a step, not compiled or split, does not fit the device; trying")
+            log.warning("no plan: a step, not compiled or split, does not fit the device; training anyway")
 
     def train(self, picture: Picture, score: Score | None = None) -> TrainingResult:
         """Write the cohort's `manifest.json` and train.
 
         Args:
             picture: draws samples.
-            score: scores samples; None: they are not scored.
+            score: scores samples; None: no scoring.
 
         Raises:
             UserError: as `fit`, or the device is out of memory.

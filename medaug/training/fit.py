@@ -1,4 +1,4 @@
-"""One training run: model, data, callbacks, and where it goes on."""
+"""One training run: model, data, callbacks and resuming."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a finished training reports: the same however often it was stopped.
+    """The result of a finished training; it is the same however often the run was stopped.
 
     Attributes:
-        step: of the optimiser, at the end.
-        parameters: of the network.
-        training_cases, labelled_cases, validation_cases: their numbers; the labelled ones are training cases.
-        validation_loss: of the averaged weights at the end; None: there was no validation.
+        step: last optimisation step.
+        parameters: number of parameters of the network.
+        training_cases, labelled_cases, validation_cases: how many there are; labelled cases are training cases.
+        validation_loss: validation loss of the averaged weights at the end; None: there was no validation.
         best: step and score of `best.ckpt`; None if no samples were scored.
     """
 
@@ -79,16 +79,16 @@ def fit(
     """Prepare the codec, then train to `budget.max_steps`, from `last.ckpt` or from the weights of `init_from`.
 
     Args:
-        data: scans, and card of the model.
-        folder: of the run.
-        budget: the `trainer` node.
+        data: scans and card of the model.
+        folder: folder of the run.
+        budget: the `trainer` options.
         logger: name of the logger.
         picture: draws samples at every validation and, while a codec trains, its reconstructions.
-        init_from: a checkpoint whose weights the training begins from.
+        init_from: checkpoint whose weights the training is initialised with.
         score: scores samples every `budget.score_every` steps; the checkpoint with the best score is `best.ckpt`.
 
     Raises:
-        UserError: a checkpoint that cannot be continued, an option that cannot be met, or a training that diverged.
+        UserError: a checkpoint that cannot be resumed, an option that cannot be satisfied, or a diverged training.
         SystemExit: stopped by a signal after saving; the status is 128 + the signal's number.
     """
     check_trainer(budget)
@@ -142,7 +142,7 @@ def _run(
         warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # not every training is a SLURM job
         progress: Callback = (Progress if sys.stderr.isatty() else ProgressLines)(budget.batch_size * budget.accumulate)
         average = PowerFunctionAverage(budget.ema_sigma_rel)
-        # Scoring exchanges the averaged weights, and must come before the checkpoint: see SampleScoring.
+        # Scoring swaps in the averaged weights, and must come before the checkpoint: see SampleScoring.
         scorers = [] if scoring is None else [scoring]
         trainer = make_trainer(budget, folder, writer, [average, StopAtDivergence(), *scorers, last, curve, progress])
         resumed = path.exists()
@@ -152,7 +152,7 @@ def _run(
             if last.started or not resumed or isinstance(error, OutOfMemoryError):
                 raise
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(f"{path}: cannot be continued from ({reason:.120}); {RESTORE}") from error
+            raise UserError(f"{path}: cannot be resumed ({reason:.120}); {RESTORE}") from error
         if last.signals.received is None and curve.missing(trainer):  # killed between the last step and its validation
             trainer.validate(module, datamodule=data, verbose=False)
     return trainer
@@ -189,7 +189,9 @@ def make_trainer(budget: TrainerOptions, folder: Path, logger: Logger, callbacks
 def _check(path: Path, card: Card, budget: TrainerOptions) -> None:
     former, contents = read_checkpoint(path)
     if former.experiment != card.experiment:
-        raise UserError(f"{path}: of experiment {former.experiment}, not {card.experiment}; remove it to begin again")
+        raise UserError(
+            f"{path}: belongs to experiment {former.experiment}, not {card.experiment}; remove it to begin again"
+        )
     then, now = former.to_dict(), card.to_dict()
     parts = ("subjects", "labels", "modalities", "preprocessing", "attributes")
     if changed := [key for key in parts if then[key] != now[key]]:

@@ -1,4 +1,4 @@
-"""Attributes of scans as numbers: what is told, what is unknown, and what is refused."""
+"""Encoding attributes of scans as numbers: known values, unknown values, and refusals."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ ENCODER = fit_attributes(["site", "spacing", "grade"], SCANS)
 UNKNOWN = [0.0] * 3, [0.0] * 4, [0.0] * 2
 
 
-def encoded(*told):
-    case, affine = told
+def encoded(*scan):
+    case, affine = scan
     return ENCODER.encode(ENCODER.of(case, affine)).tolist()
 
 
@@ -52,7 +52,7 @@ def test_texts_are_one_hot_numbers_are_standardised_and_flags_say_what_is_known(
 
 
 def test_spacing_is_along_the_axes_of_the_model():
-    """A sagittal scan, whose files have the slices first, is told like an axial one of the same voxels turned."""
+    """A sagittal scan is encoded like an axial scan with the same voxel size."""
     case, _ = scan("s")
     affine = np.array([[0.0, -2, 0, 5], [0, 0, 3, 6], [5, 0, 0, 7], [0, 0, 0, 1]])
     assert ENCODER.of(case, affine) == {"spacing": [2.0, 3.0, 5.0]}
@@ -62,7 +62,7 @@ def test_plain_values_make_the_same_encoder():
     assert AttributeEncoder.from_dict(json.loads(json.dumps(ENCODER.to_dict()))) == ENCODER
 
 
-def test_a_value_that_training_never_saw_is_unknown_and_said(caplog):
+def test_a_value_that_training_never_saw_is_unknown_and_warned_about(caplog):
     site, spacing, grade = UNKNOWN
     new = scan("v", (1, 1, 4), site="Basel", grade=3.0)
     vector = encoded(*new)
@@ -84,42 +84,42 @@ def test_a_text_where_training_had_numbers_is_unknown(caplog):
 
 
 @given(st.lists(st.tuples(*[st.booleans()] * 3), min_size=1, max_size=5), st.randoms())
-def test_hiding_is_the_same_as_never_having_known(which, random):
+def test_hidden_attributes_equal_unknown_attributes(which, random):
     names = ["site", "spacing", "grade"]
-    told = [ENCODER.of(*random.choice(SCANS)) for _ in which]
-    vectors = torch.stack([ENCODER.encode(values) for values in told])
+    known = [ENCODER.of(*random.choice(SCANS)) for _ in which]
+    vectors = torch.stack([ENCODER.encode(values) for values in known])
     before = vectors.clone()
     rest = [
         ENCODER.encode({name: v for name, v in values.items() if not hidden[names.index(name)]})
-        for values, hidden in zip(told, which, strict=True)
+        for values, hidden in zip(known, which, strict=True)
     ]
     assert torch.equal(ENCODER.hide(vectors, torch.tensor(which)), torch.stack(rest))
     assert torch.equal(vectors, before)
     assert NO_ATTRIBUTES.hide(torch.zeros(3, 0), torch.zeros(3, 0, dtype=torch.bool)).shape == (3, 0)
 
 
-def test_what_is_asked_for():
-    assert ENCODER.asked(["site:Aachen", "grade:2.5"]) == {"site": "Aachen", "grade": 2.5}
-    assert ENCODER.asked([]) == NO_ATTRIBUTES.asked([]) == {}
+def test_requested_attributes_are_parsed():
+    assert ENCODER.requested(["site:Aachen", "grade:2.5"]) == {"site": "Aachen", "grade": 2.5}
+    assert ENCODER.requested([]) == NO_ATTRIBUTES.requested([]) == {}
 
 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["site:Basel"], "site:Basel: training saw no such site; choose of Aachen, Zurich"),
+        (["site:Basel"], "site:Basel: training saw no such site; choose from Aachen, Zurich"),
         (["site:"], "training saw no such site"),
         (["site"], "site has no value; write site:VALUE"),
-        (["grade:9"], "grade:9: training saw no such grade; choose of 2 to 4"),
+        (["grade:9"], "grade:9: training saw no such grade; choose from 2 to 4"),
         (["grade:nan"], "training saw no such grade"),
         (["grade:high"], "grade:high: training saw no such grade"),
-        (["contrast:yes"], "contrast is none that the model can be told; choose of site, grade"),
-        (["spacing:1"], "spacing is the host's"),
+        (["contrast:yes"], "the model has no attribute contrast; choose from site, grade"),
+        (["spacing:1"], "spacing is fixed by the host's grid"),
         (["site:Aachen", "site:Zurich"], "site is given twice"),
     ],
 )
-def test_what_cannot_be_asked_for(words, reason):
+def test_unusable_requests_are_refused(words, reason):
     with pytest.raises(UserError, match=reason) as error:
-        ENCODER.asked(words)
+        ENCODER.requested(words)
     assert "\n" not in str(error.value) and "; " in str(error.value)
 
 
@@ -128,18 +128,18 @@ def test_what_cannot_be_asked_for(words, reason):
     [
         (["stie"], SCANS, "no training case has stie; there are contrast, grade, site, spacing"),
         (["site", "site"], SCANS, "site is given twice"),
-        (["contrast"], SCANS, "contrast is yes in all training scans and tells nothing; leave it out"),
+        (["contrast"], SCANS, "contrast is yes in all training scans, so it has no effect; leave it out"),
         (["grade"], SCANS[1:], "grade is 4 in all training scans"),
         (["spacing"], SCANS[::2], "spacing is 1 x 1 x 3 in all training scans"),
     ],
 )
-def test_what_cannot_be_learnt(names, scans, reason):
+def test_unusable_attributes_are_refused(names, scans, reason):
     with pytest.raises(UserError, match=reason) as error:
         fit_attributes(names, scans)
     assert "\n" not in str(error.value)
 
 
-def test_spacing_needs_no_manifest_that_names_it():
+def test_spacing_need_not_be_in_the_manifest():
     check_attributes(["spacing"], [SCANS[0][0]])
     with pytest.raises(UserError, match="no training case has site; there are spacing"):
         check_attributes(["site"], [scan("x")[0]])

@@ -22,7 +22,7 @@ ATTRIBUTES = AttributeEncoder((Attribute("site", ("A", "B", "C")), Attribute("n"
 
 
 def make_cases(num: int, labelled=lambda i: True) -> list[ModelCase]:
-    """Case i is filled with i / 100, so that a sample says where it comes from."""
+    """Case i is filled with i / 100, so that a sample shows which case it comes from."""
     placement = Placement((4, 4, 4), ((0, 1), (1, 1), (2, 1)), (4, 4, 4), (0.0,), (1.0,))
     return [
         ModelCase(
@@ -62,8 +62,8 @@ def test_epochs_and_seeds_differ():
     assert len({order(epoch, seed) for epoch in range(3) for seed in range(3)}) == 9
 
 
-def test_batches_walk_through_the_epochs():
-    """Batches of 3 over 7 cases: each seven samples in a row are all seven cases, whatever the batch borders."""
+def test_batches_run_through_the_epochs():
+    """Batches of 3 over 7 cases: every seven consecutive samples are all seven cases, across batch borders."""
     batches = TrainingBatches(make_cases(7), 3, seed=5)
     seen = [i for step in range(7) for i in origin(batches[step])]
     assert all(sorted(seen[start : start + 7]) == list(range(7)) for start in (0, 7, 14))
@@ -81,7 +81,7 @@ def test_a_batch_depends_on_its_step_alone(augment):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_two_ranks_make_the_batches_of_one(workers):
+def test_two_ranks_together_give_the_batches_of_one(workers):
     cases = make_cases(5, labelled=lambda i: i != 3)
 
     def batches(size, rank, world):
@@ -93,7 +93,7 @@ def test_two_ranks_make_the_batches_of_one(workers):
     assert all(same(a, joined([b, c])) for a, b, c in zip(single, first, second, strict=True))
 
 
-def test_a_run_that_goes_on_gets_the_rest():
+def test_a_resumed_run_gets_the_remaining_batches():
     data = TrainingBatches(make_cases(5), 2, 0)
     whole = list(DataLoader(data, batch_size=None, sampler=StepsFrom(0, 7)))
     rest = list(DataLoader(data, batch_size=None, sampler=StepsFrom(3, 7)))
@@ -121,17 +121,17 @@ def test_every_sample_has_the_attributes_of_its_case(batches):
     batch = batches[0]
     of = [min(range(7), key=lambda i: abs(i / 100 - float(image.mean()))) for image in batch["image"]]
     assert sorted(of) == list(range(7))
-    told = [[*(float(c == i % 3) for c in range(3)), 1.0, (i - 2) / 0.5, 1.0] for i in of]
-    torch.testing.assert_close(batch["attributes"], torch.tensor(told))
+    encoded = [[*(float(c == i % 3) for c in range(3)), 1.0, (i - 2) / 0.5, 1.0] for i in of]
+    torch.testing.assert_close(batch["attributes"], torch.tensor(encoded))
 
 
-def test_cases_are_not_written_to():
+def test_cases_are_not_modified():
     cases = make_cases(3)
     TrainingBatches(cases, 3, 0)[0]["image"].zero_()
     assert [float(case.image.max()) for case in cases] == pytest.approx([0, 0.01, 0.02])
 
 
-def test_validation_takes_every_case_once_with_fixed_seeds():
+def test_validation_uses_every_case_once_with_fixed_seeds():
     one, two = FixedBatches(make_cases(5), 2, 3), FixedBatches(make_cases(5), 5, 3)
     batches = list(DataLoader(one, batch_size=None))
     assert [origin(batch) for batch in batches] == [[0, 1], [2, 3], [4]]
@@ -141,13 +141,13 @@ def test_validation_takes_every_case_once_with_fixed_seeds():
 
 
 def padded(case: ModelCase, filling: float) -> ModelCase:
-    """The case on a grid of 7 slices, of which it fills 2 to 5."""
+    """A case on a grid of 7 slices that fills slices 2 to 5."""
     image = np.full((1, 4, 4, 7), filling, np.float32)
     image[..., 1:5] = np.random.default_rng(0).uniform(-1, 1, (4, 4, 4))
     return replace(case, image=image, label=np.zeros((4, 4, 7), np.uint8))
 
 
-def test_padding_takes_no_part_in_what_is_seen_slice_by_slice():
+def test_padding_is_not_augmented_for_2d_networks():
     cases = [[padded(case, filling) for case in make_cases(3)] for filling in (-1, 0.7)]
     one, other = (TrainingBatches(some, 12, 0, light_affine, sliced=True)[0] for some in cases)
     assert one["inside"].tolist() == [[False, True, True, True, True, False, False]] * 12
@@ -157,7 +157,7 @@ def test_padding_takes_no_part_in_what_is_seen_slice_by_slice():
     assert not torch.equal(one["image"][..., 1:5], other["image"][..., 1:5])  # volumes are moved as a whole
 
 
-def test_a_single_slice_is_moved_within_itself():
+def test_a_single_slice_is_augmented_within_its_plane():
     case = replace(make_cases(1)[0], image=np.random.default_rng(0).uniform(-1, 1, (1, 9, 9, 1)).astype(np.float32))
     case = replace(case, label=(case.image[0] > 0).astype(np.uint8))
     batch = TrainingBatches([case], 20, 0, light_affine, sliced=True)[0]

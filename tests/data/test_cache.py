@@ -35,7 +35,7 @@ NAMES = "abcdef"
 
 @pytest.fixture
 def manifest(tmp_path):
-    """Six scans of two modalities, every second one labelled; the files are old enough to be remembered."""
+    """Six scans of two modalities, every second one labelled; the files are old enough to store their digests."""
     root, rng, cases = tmp_path / "data", np.random.default_rng(0), []
     for i, name in enumerate(NAMES):
         images = tuple(f"{name}_{m}.nii.gz" for m in (0, 1))
@@ -95,8 +95,8 @@ def test_entries_are_found_by_content_not_by_time_or_path(manifest, tmp_path, re
     assert len(entries(cache)) == len(NAMES) and not list(cache.glob("*.lock"))
 
 
-def test_changed_content_is_seen_behind_an_unchanged_name_size_and_second(manifest, tmp_path, reads):
-    """Uncompressed, so that the size stays; written again at once, so that the clock may not have moved."""
+def test_changed_content_is_noticed_with_the_same_name_size_and_time(manifest, tmp_path, reads):
+    """The file is not compressed, so its size stays; it is rewritten at once, so its times may stay as well."""
     case = Case("n", ("n.nii",), None, "n")
     one = replace(manifest, modalities=("T1",), cases=(case,))
     for value in range(5):
@@ -133,8 +133,8 @@ def test_files_are_hashed_once(manifest, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("part", ["image.npy", "label.npy", "json"])
-def test_an_entry_that_something_else_wrote_is_refused_by_name(manifest, tmp_path, part):
-    """Overwritten in place, with the size and the time of change that it had."""
+def test_an_entry_changed_by_another_program_is_refused_by_name(manifest, tmp_path, part):
+    """The file is overwritten in place and keeps its size and modification time."""
     cache, case = tmp_path / "cache", manifest.cases[0]
     load_cases(manifest, [case], PREPROCESSING, cache)
     (path,) = cache.glob(f"*.{part}")
@@ -144,7 +144,9 @@ def test_an_entry_that_something_else_wrote_is_refused_by_name(manifest, tmp_pat
         path.write_bytes(content.replace(old, new) if part == "json" else content[:-4] + new)
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     stem = path.name.split(".")[0]
-    with pytest.raises(UserError, match=rf"{stem}: the prepared scan of a was changed after it was written; remove"):
+    with pytest.raises(
+        UserError, match=rf"{stem}: the preprocessed scan of a was changed after it was written; remove"
+    ):
         load_cases(manifest, [case], PREPROCESSING, cache)
     for leftover in cache.glob(f"{stem}.*"):
         leftover.unlink()
@@ -172,7 +174,7 @@ def test_an_entry_from_before_digests_is_made_again(manifest, tmp_path, reads):
     assert reads == ["a", "a"] and "digests" in json.loads(path.read_text())
 
 
-def test_a_file_that_was_replaced_is_seen_behind_its_old_time(manifest, tmp_path, monkeypatch):
+def test_a_replaced_file_is_noticed_despite_its_old_time(manifest, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_SETTLED_NS", 0)
     path = Path(manifest.root, "x.nii")
     path.write_bytes(b"one")
@@ -190,7 +192,7 @@ def test_no_path_is_written_into_the_cache(manifest, tmp_path):
     assert b"nii" not in written and manifest.root.encode() not in written
 
 
-def test_everything_that_shapes_a_case_is_in_its_key(manifest, tmp_path, reads):
+def test_everything_that_affects_a_case_is_in_its_key(manifest, tmp_path, reads):
     cache = tmp_path / "cache"
     case = manifest.cases[0]
     load_cases(manifest, [case], PREPROCESSING, cache)
@@ -217,14 +219,14 @@ def test_everything_that_shapes_a_case_is_in_its_key(manifest, tmp_path, reads):
         load_cases(as_label, as_label.cases, PREPROCESSING, cache)
 
 
-def test_the_code_that_wrote_an_entry_is_in_its_key(manifest, tmp_path, reads, monkeypatch):
+def test_the_cache_format_is_in_the_key(manifest, tmp_path, reads, monkeypatch):
     load_cases(manifest, manifest.cases[:1], PREPROCESSING, tmp_path / "cache")
     monkeypatch.setattr(module, "CACHE_FORMAT", module.CACHE_FORMAT + 1)
     load_cases(manifest, manifest.cases[:1], PREPROCESSING, tmp_path / "cache")
     assert reads == ["a", "a"]
 
 
-def test_every_case_of_one_content_is_an_owner(manifest, tmp_path, reads):
+def test_cases_with_the_same_content_are_all_owners(manifest, tmp_path, reads):
     cache, first = tmp_path / "cache", manifest.cases[0]
     twin = replace(first, name="twin", subject="other")
     load_cases(manifest, [first], PREPROCESSING, cache)
@@ -264,7 +266,7 @@ def test_memory_and_disk_hold_the_same_bits(manifest, tmp_path):
     assert all(np.isfinite(case.image).all() for case in memory)
 
 
-def test_a_case_that_fails_leaves_nothing_that_counts(manifest, tmp_path, monkeypatch):
+def test_a_failing_case_leaves_no_valid_entry(manifest, tmp_path, monkeypatch):
     cache, case = tmp_path / "cache", manifest.cases[0]
     save = np.save
 
@@ -344,7 +346,7 @@ def test_two_ranks_share_the_work(manifest, tmp_path):
 
 
 @pytest.mark.parametrize("hang", [".image.npy", ".label.npy"])
-def test_killed_in_the_middle_and_run_again(manifest, tmp_path, reads, hang):
+def test_a_killed_process_leaves_no_wrong_entry(manifest, tmp_path, reads, hang):
     cache = tmp_path / "cache"
     rank = start_rank(manifest, cache, hang=hang)
     go(rank)
@@ -360,7 +362,7 @@ def test_killed_in_the_middle_and_run_again(manifest, tmp_path, reads, hang):
     assert not list(cache.glob(".tmp-*")) and len(entries(cache)) == len(NAMES)
 
 
-def test_who_waits_for_a_killed_process_takes_over(manifest, tmp_path):
+def test_a_waiting_process_takes_over_from_a_killed_one(manifest, tmp_path):
     cache = tmp_path / "cache"
     killed = start_rank(manifest, cache, hang=".image.npy")
     go(killed)
@@ -378,14 +380,14 @@ def test_who_waits_for_a_killed_process_takes_over(manifest, tmp_path):
     assert len(entries(cache)) == len(NAMES)
 
 
-def test_a_cache_that_cannot_be_written_is_one_line(manifest, tmp_path):
+def test_an_unwritable_cache_is_one_line(manifest, tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UserError, match="cannot be written") as caught:
         load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "cache")
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_system_without_locks_is_told_of_once(manifest, tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_locks_is_warned_about_once(manifest, tmp_path, monkeypatch, caplog):
     def flock(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 

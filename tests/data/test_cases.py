@@ -75,7 +75,7 @@ def test_grids_are_those_of_the_files(manifest):
         np.testing.assert_allclose(affine, AFFINE)
 
 
-def test_grids_of_the_crop_are_what_the_crop_keeps(manifest):
+def test_cropped_grids_have_the_shape_that_the_crop_keeps(manifest):
     cropping = replace(PREPROCESSING, crop="body")
     for case, (shape, _) in zip(manifest.cases, read_grids(manifest, manifest.cases, "body"), strict=True):
         host, _ = read_case(manifest, case)
@@ -83,7 +83,7 @@ def test_grids_of_the_crop_are_what_the_crop_keeps(manifest):
         assert placement.resampled == tuple(shape)
 
 
-def test_many_cases_in_worker_processes_are_those_of_one(manifest, tmp_path, monkeypatch):
+def test_worker_processes_give_the_same_cases_as_one_process(manifest, tmp_path, monkeypatch):
     alone = load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "one")
     monkeypatch.setattr(module, "_MANY", 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(os.cpu_count()))  # one worker is enough to be another process

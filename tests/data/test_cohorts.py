@@ -16,7 +16,7 @@ from medaug.layouts import read_layout
 from medaug.options import DataOptions, IngestOptions
 
 
-def test_missing_data_is_one_line_with_the_ways_out(tmp_path):
+def test_missing_data_is_one_line_with_remedies(tmp_path):
     places = [str(tmp_path / "here"), str(tmp_path / "there")]
     options = DataOptions(name="brats", roots=places, source="register at example.org")
     with pytest.raises(UserError) as caught:
@@ -27,7 +27,7 @@ def test_missing_data_is_one_line_with_the_ways_out(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_first_folder_that_exists_is_taken(tmp_path):
+def test_the_first_existing_folder_is_used(tmp_path):
     (tmp_path / "second").mkdir()
     (tmp_path / "third").mkdir()
     options = DataOptions(roots=[str(tmp_path / name) for name in ("first", "second", "third")])
@@ -88,7 +88,7 @@ def test_no_data_at_all_is_one_line(tmp_path):
 
 
 def _msd(root, num):
-    """Empty files will do: nothing here looks into them."""
+    """The files may be empty, because these tests never read them."""
     root.mkdir(parents=True)
     training = [{"image": f"i/case_{n:02d}.nii.gz", "label": f"l/case_{n:02d}.nii.gz"} for n in range(num)]
     content = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "a"}, "training": training}
@@ -123,7 +123,7 @@ def test_an_attribute_that_no_manifest_has_is_refused_before_anything_is_read(tm
         require_data(DataOptions(manifest=str(path), attributes=["site", "scanner"]))
 
 
-def test_folds_partition_what_is_not_for_testing(tmp_path):
+def test_folds_partition_the_cases_outside_the_test_split(tmp_path):
     root = str(_msd(tmp_path / "msd", 20))
     plain = find_cohort(DataOptions(roots=[root]), tmp_path)
     inside = {c.name for c in plain.cases if c.split != "test"}
@@ -159,13 +159,13 @@ def test_folds_and_hidden_labels_of_a_committed_manifest(tmp_path):
         ({"folds": 1}, "folds=1: .* at least 2"),
         ({"folds": 5, "fold": 5}, "fold=5: there are folds 0 to 4"),
         ({"folds": 17}, "folds=17: there are 16 subjects"),
-        ({"fold": 2}, "data.fold=2: there are no folds; set data.folds"),
+        ({"fold": 2}, "data.fold=2: has no effect without data.folds; set data.folds"),
         ({"labelled": 15}, "labelled=15: 14 training subjects have labels"),
         ({"labelled": 0}, "labelled=0: 14 training subjects have labels"),
         ({"subject_consecutive": 2}, "subject_consecutive=2: .* give subject_pattern="),
     ],
 )
-def test_folds_and_numbers_that_cannot_be(tmp_path, options, reason):
+def test_impossible_folds_and_numbers_are_refused(tmp_path, options, reason):
     with pytest.raises(UserError, match=reason):
         find_cohort(DataOptions(roots=[str(_msd(tmp_path / "msd", 20))], **options), tmp_path)
 
@@ -178,7 +178,7 @@ def _brats(root, names, suffixes):
     return str(root)
 
 
-def test_proposed_labels_are_said_in_one_line_and_declared_ones_are_not(tmp_path, caplog):
+def test_proposed_labels_are_logged_and_declared_ones_are_not(tmp_path, caplog):
     caplog.set_level(logging.INFO, "medaug.data.cohorts")
     names = [f"BraTS20_{n:03d}" for n in range(10)]
     root = _brats(tmp_path / "old", names, ("_t1", "_t1ce", "_t2", "_flair", "_seg"))
@@ -191,7 +191,7 @@ def test_proposed_labels_are_said_in_one_line_and_declared_ones_are_not(tmp_path
     assert not [r for r in caplog.records if r.name == "medaug.data.cohorts"]
 
 
-def test_new_brats_names_want_their_year(tmp_path):
+def test_new_brats_names_need_their_year(tmp_path):
     names = [f"BraTS-GLI-{n:05d}-{visit}" for n in range(10) for visit in (100, 101)]
     root = _brats(tmp_path / "new", names, ("-t1n", "-t1c", "-t2w", "-t2f", "-seg"))
     with pytest.raises(UserError, match="data.layout="):
@@ -206,7 +206,7 @@ def test_an_incomplete_case_keeps_training_from_starting(tmp_path):
         find_cohort(DataOptions(roots=[root]), tmp_path)
 
 
-def test_subjects_and_splits_of_files_are_brought_along(tmp_path):
+def test_subjects_and_splits_are_read_from_files(tmp_path):
     manifest = read_layout(_msd(tmp_path / "msd", 8)).sound()
     (tmp_path / "subjects.csv").write_text(
         "case,subject\n" + "".join(f"case_{n:02d},patient {n // 2}\n" for n in range(8))

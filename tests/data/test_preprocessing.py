@@ -19,7 +19,7 @@ ALL = (0.0, 100.0)  # percentiles that clip nothing
 
 
 def oriented_affine(axes, flips, spacing=(1.0, 1.0, 1.0)):
-    """An affine whose array axis i runs along world axis axes[i], backwards where flips[i]."""
+    """An affine whose array axis i runs along world axis axes[i], reversed if flips[i]."""
     affine = np.eye(4)
     affine[:3, :3] = 0
     for i, (axis, flip) in enumerate(zip(axes, flips, strict=True)):
@@ -68,7 +68,7 @@ def test_inverse_is_exact_where_nothing_was_resampled_or_clipped(axes, flips, sh
 
 
 @given(axes, flips, st.tuples(*[st.integers(4, 9)] * 3), st.tuples(*[st.integers(2, 9)] * 3))
-def test_crop_loses_only_what_lies_outside(axes, flips, shape, model_shape):
+def test_crop_loses_only_voxels_outside_the_grid(axes, flips, shape, model_shape):
     rng = np.random.default_rng(2)
     image = rng.integers(1, 100, (1, *shape)).astype(np.float32)
     label = rng.integers(1, 4, shape).astype(np.uint8)
@@ -98,7 +98,7 @@ def test_percentiles_clip_and_a_constant_volume_stays_finite():
 
 
 def model_affine(affine, placement, model_shape):
-    """World coordinates of the model's voxels, from what the placement says was done."""
+    """World coordinates of the model's voxels, computed from the placement."""
     host = nib.Nifti1Image(np.zeros(placement.shape, np.uint8), affine)
     matrix = nib.as_closest_canonical(host).affine
     shift, zoom, centre = np.eye(4), np.eye(4), np.eye(4)
@@ -125,7 +125,7 @@ def centroid(volume, affine):
     st.sampled_from([(24, 24, 24), (40, 16, 32)]),
 )
 @settings(max_examples=25)
-def test_a_marker_keeps_its_place_in_the_world(axes, flips, spacing, crop, model_shape):
+def test_a_marker_keeps_its_world_coordinates(axes, flips, spacing, crop, model_shape):
     affine = oriented_affine(axes, flips, (1.0, 1.2, 1.4))
     affine[:3, :3] = nib.eulerangles.euler2mat(0.1, -0.05, 0.08) @ affine[:3, :3]
     shape, place = (30, 26, 22), np.array([17.3, 12.2, 9.6])
@@ -160,16 +160,16 @@ def test_beyond_the_region_is_background_and_never_the_host(crop, spacing, model
     space = Preprocessing(model_shape, spacing, ALL, crop=crop)
     model, placement = space.apply_image(image[None], affine)
     region = tuple(slice(start, stop) for start, stop in space.region(placement))
-    drawn = np.zeros(shape, bool)
-    drawn[region] = True
+    covered = np.zeros(shape, bool)
+    covered[region] = True
     restored = space.invert_image(np.ones_like(model), placement)[0]
-    np.testing.assert_allclose(restored[drawn], placement.high[0], rtol=1e-5)
-    assert np.all(restored[~drawn] == np.float32(placement.low[0]))
-    assert np.array_equal(space.invert_label(np.ones(model_shape, np.uint8), placement) == 1, drawn)
+    np.testing.assert_allclose(restored[covered], placement.high[0], rtol=1e-5)
+    assert np.all(restored[~covered] == np.float32(placement.low[0]))
+    assert np.array_equal(space.invert_label(np.ones(model_shape, np.uint8), placement) == 1, covered)
     if crop == "body" and model_shape == (40, 40, 40):
         assert region == (slice(3, 23), slice(2, 28), slice(1, 18))  # three voxels of air round the body
     if model_shape == (40, 40, 40) and crop == "none":
-        assert drawn.all()
+        assert covered.all()
 
 
 @given(
@@ -200,7 +200,7 @@ def test_every_voxel_type_comes_back(dtype, axes, flips, shape, intensity, seed)
         assert np.array_equal(np.rint(restored[clear]), image[clear])
 
 
-def test_zscore_looks_at_the_foreground_alone():
+def test_zscore_uses_only_the_foreground():
     rng = np.random.default_rng(0)
     image = np.zeros((32, 32, 32), np.float32)
     image[8:24, 8:24, 8:24] = rng.normal(500, 20, (16, 16, 16))
@@ -267,7 +267,7 @@ def test_real_volumes_come_back_voxel_for_voxel(medaug_data: Path):
 
 
 def test_inverse_error_lies_below_that_of_plain_interpolation(medaug_data: Path):
-    """Forced to 1.5 mm and back, against scipy's cubic splines down and up between the same grids."""
+    """Resampling to 1.5 mm and back, compared with scipy's cubic splines between the same grids."""
     files = sorted((medaug_data / "Task04_Hippocampus" / "imagesTr").glob("[!.]*.nii*"))[:20]
     ours, plain = [], []
     for file in files:

@@ -52,35 +52,35 @@ def test_fitted_grid_holds_every_scan_and_honours_max_side(axes, grids, max_side
         assert (fitted.spacing is None) == (max(max(shape) for shape, _ in grids) <= max_side)
 
 
-def test_scans_that_agree_keep_their_voxels():
+def test_scans_with_equal_voxel_sizes_keep_them():
     scans = [scan((1, 1, 1), (10, 11, 12)), scan((1.01, 1, 0.995), (20, 9, 8))]
     fitted = fit_preprocessing(scans, DataOptions(percentiles=[0, 100]), (8,) * 3)
     assert fitted == Preprocessing((24, 16, 16), None, (0.0, 100.0))
 
 
-def test_scans_that_differ_go_to_the_median():
+def test_scans_with_different_voxel_sizes_get_the_median():
     assert fitted_spacing([(1, 1, 1), (1, 1, 1.2), (0.8, 1, 1.5)]) == (1.0, 1.0, 1.2)
     assert fitted_spacing([(1, 1, 1), (1, 1, 1.2), (0.8, 1, 1.5)], resample="never") is None
 
 
-def test_thick_slices_go_to_the_tenth_percentile_but_no_finer_than_the_planes():
+def test_thick_slices_get_the_tenth_percentile_but_no_finer_than_in_plane():
     thick = [(0.7, 0.8, z) for z in (2.0, 3.0, 4.0, 5.0, 6.0)]
     assert fitted_spacing(thick) == pytest.approx((0.7, 0.8, np.percentile([2, 3, 4, 5, 6], 10)))
     mixed = [(0.7, 0.8, z) for z in (0.5, 0.5, 4.0, 5.0, 6.0)]
     assert fitted_spacing(mixed) == pytest.approx((0.7, 0.8, 0.8))
 
 
-def test_a_given_voxel_size_is_taken():
+def test_a_given_voxel_size_is_used():
     assert fitted_spacing([(1, 1, 1), (2, 2, 2)], spacing=[1.5, 1.5, 3.0], resample="never") == (1.5, 1.5, 3.0)
     assert fit_preprocessing([scan((1, 1, 1))], DataOptions(spacing=[2, 2, 2]), (4,) * 3).shape == (20, 20, 20)
 
 
 @pytest.mark.parametrize("shape", [(16, 24, 8), (15, 12, 1)])
-def test_a_given_shape_is_taken_whether_it_divides_or_not(shape):
+def test_a_given_shape_is_used_even_if_not_divisible(shape):
     assert fit_preprocessing([scan((1, 1, 1))], DataOptions(shape=list(shape)), (8,) * 3).shape == shape
 
 
-def test_what_shapes_the_model_space_comes_from_the_options():
+def test_the_model_space_follows_the_options():
     options = DataOptions(
         intensity="window", window=[-1000, 1000], zscore_clip=3, crop="body", bias_correction=True, percentiles=[1, 99]
     )
@@ -140,7 +140,7 @@ def test_hippocampi_keep_their_voxels(medaug_data):
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=4))
-def test_no_slice_is_added_where_slices_are_seen_one_by_one(depths):
+def test_no_slice_is_added_for_2d_networks(depths):
     scans = [scan((1, 1, 3), (13, 16, depth)) for depth in depths]
     assert fit_preprocessing(scans, DataOptions(), (8, 8, 1)).shape == (16, 16, max(depths))
 

@@ -26,7 +26,7 @@ def itk_resample(volume, shape, interpolator):
 
 
 @pytest.mark.parametrize("shape", [(48, 40, 32), (30, 20, 17), (24, 50, 16)])
-def test_refined_images_are_simpleitks_cubic_splines(shape):
+def test_refined_images_equal_simpleitks_cubic_splines(shape):
     volume = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(24, 20, 16)), 0.7)
     inner = tuple(
         slice(round(6 * new / old), -round(6 * new / old)) for new, old in zip(shape, volume.shape, strict=True)
@@ -48,7 +48,7 @@ def test_a_ramp_stays_on_its_ramp(shape):
 
 
 def test_coarsening_does_not_alias():
-    """Stripes of two voxels are finer than a grid of a third can show: it must show grey, not broad stripes."""
+    """A grid three times coarser cannot represent stripes of two voxels: it must show grey, not broad stripes."""
     stripes = np.where(grid((48, 16, 16))[..., 0] % 4 < 2, 1.0, -1.0)
     assert np.abs(resample_image(stripes, (16, 16, 16))[2:-2]).max() < 0.35
     plain = ndimage.zoom(stripes, (1 / 3, 1, 1), order=3, grid_mode=True, mode="nearest")
@@ -78,7 +78,7 @@ def test_across_thick_slices_interpolation_is_linear():
     assert not np.allclose(resample_image(volume, (6, 6, 40))[3, 3], expected, atol=0.02)
 
 
-def test_thick_slices_are_told_from_either_grid():
+def test_thick_slices_are_found_in_either_grid():
     assert coarse_axis((1, 1, 3), (1, 1, 1)) is None
     assert coarse_axis((1, 1, 3.1), (1, 1, 1)) == 2
     assert coarse_axis((1, 1, 1), (5, 1, 1)) == 0
@@ -99,7 +99,7 @@ labels = st.builds(
 
 @given(labels, st.tuples(*[st.integers(2, 20)] * 3))
 @settings(max_examples=60)
-def test_no_label_value_appears_that_was_not_there(label, shape):
+def test_no_new_label_value_appears(label, shape):
     found = resample_label(label, shape)
     assert found.shape == shape and found.dtype == np.uint8
     assert set(np.unique(found)) <= set(np.unique(label)) | {0} - ({0} if 0 not in label else set())
@@ -113,7 +113,7 @@ def test_no_label_value_appears_that_was_not_there(label, shape):
 )
 @settings(max_examples=60)
 def test_a_lone_lesion_of_half_a_voxel_is_kept(old, new, values, seed):
-    """Single voxels, one per class and far apart: the hardest lesions that there are."""
+    """Single voxels, one per class and far apart: the hardest lesions to keep."""
     rng = np.random.default_rng(seed)
     label = np.zeros(old, np.uint8)
     corners = rng.permutation([(0, 0, 0), (-1, -1, -1), (0, -1, 0)])
@@ -136,7 +136,7 @@ def test_a_lesion_of_less_than_half_a_voxel_is_not_blown_up():
 
 
 def test_a_thin_shell_keeps_its_volume():
-    """An enhancing rim one voxel thick, where no coarse voxel is filled to the half by it."""
+    """An enhancing rim one voxel thick, which fills no coarse voxel to one half."""
     distance = np.linalg.norm(grid((30, 30, 30)) - 14.5, axis=-1)
     label = np.where(distance < 8, 1, np.where(distance < 9, 2, 0)).astype(np.uint8)
     found = resample_label(label, (8, 8, 8))
@@ -144,7 +144,7 @@ def test_a_thin_shell_keeps_its_volume():
     assert 0.3 * expected < np.sum(found == 2) < 3 * expected
 
 
-def test_a_rescued_class_never_takes_anothers_last_voxel():
+def test_a_kept_component_never_takes_the_last_voxel_of_another_class():
     label = np.zeros((4, 4, 4), np.uint8)
     label[:2, :2, :2] = 1
     label[1, 1, 1] = 2

@@ -39,7 +39,7 @@ def test_ranges_types_and_classes_are_kept(augment, seed):
     assert set(mask.unique().tolist()) <= set(label.unique().tolist())
 
 
-def test_half_of_the_light_ones_are_untouched():
+def test_half_of_the_light_augmentations_change_nothing():
     image, label = make_sample((6, 6, 6))
     untouched = sum(light_affine(image, label, seed)[0] is image for seed in range(200))
     assert 75 < untouched < 125  # 3.5 standard deviations

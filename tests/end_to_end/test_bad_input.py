@@ -137,7 +137,7 @@ def test_ingest_lists_every_planted_fault_and_writes_no_manifest(stage, tmp_path
 def test_the_checkpoint_of_another_experiment(demo, stage, tmp_path):
     shutil.copytree(demo.folder / "train", tmp_path / "runs" / "hippocampus" / "train")
     done = stage("generate", "experiment=hippocampus", "preset=smoke")
-    assert_refused(done, "generate", "last.ckpt: of experiment demo, not hippocampus", "train that one first")
+    assert_refused(done, "generate", "last.ckpt: belongs to experiment demo, not hippocampus", "train that one first")
     assert [p.name for p in (tmp_path / "runs" / "hippocampus").iterdir()] == ["train"]
 
 

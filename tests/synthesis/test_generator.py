@@ -150,7 +150,7 @@ def test_a_generator_that_does_not_fit_is_named_in_one_line(tmp_path, made, aske
 def test_a_generator_must_be_named_and_be_there(tmp_path):
     with pytest.raises(UserError, match="masks=generated: needs masks.checkpoint=FILE"):
         load(None)
-    with pytest.raises(UserError, match="no checkpoint is there"):
+    with pytest.raises(UserError, match="no such checkpoint"):
         load(str(tmp_path / "absent.ckpt"))
     assert isinstance(load(None, source="deformed"), DeformedMasks)
 

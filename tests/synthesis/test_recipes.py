@@ -89,7 +89,7 @@ def test_the_recipe_says_what_was_done():
     assert Recipe.from_json(recipe.to_json()) == recipe
 
 
-def told(index: int, generate: GenerateOptions) -> tuple[dict, ModelCase]:
+def attributes_of(index: int, generate: GenerateOptions) -> tuple[dict, ModelCase]:
     known = {0: {"site": "A", "grade": 1.0}, 1: {"site": "B", "grade": 4.0}, 2: {"grade": 2.0, "age": 30.0}}
     hosts = [
         dataclasses.replace(h, case=dataclasses.replace(h.case, attributes=known[i % 3])) for i, h in enumerate(HOSTS)
@@ -102,10 +102,10 @@ def told(index: int, generate: GenerateOptions) -> tuple[dict, ModelCase]:
 
 def test_attributes_are_the_hosts_unless_others_are_asked_for():
     for index in range(len(HOSTS)):
-        attributes, chosen = told(index, GenerateOptions())
+        attributes, chosen = attributes_of(index, GenerateOptions())
         assert attributes == {name: v for name, v in chosen.case.attributes.items() if name != "age"}
-        asked, _ = told(index, GenerateOptions(attributes=["site:B"]))
-        assert asked == attributes | {"site": "B"}
+        requested, _ = attributes_of(index, GenerateOptions(attributes=["site:B"]))
+        assert requested == attributes | {"site": "B"}
     assert write(0)[0].attributes == {}
 
 
@@ -125,11 +125,11 @@ def test_attempts_are_counted_and_each_has_a_seed_of_its_own(monkeypatch):
 
 
 def test_a_host_that_no_deformation_suits_is_named_in_one_line(monkeypatch):
-    asked = []
-    monkeypatch.setattr(DeformedMasks, "rejection", lambda self, mask, label: asked.append(1) or "class 1 vanished")
+    calls = []
+    monkeypatch.setattr(DeformedMasks, "rejection", lambda self, mask, label: calls.append(1) or "class 1 vanished")
     with pytest.raises(UserError, match=r"case_\d: no plausible mask in 100 attempts \(the last: class 1 vanished\)"):
         write(0)
-    assert len(asked) == MOST_ATTEMPTS
+    assert len(calls) == MOST_ATTEMPTS
 
 
 SCHEMA = LabelSchema(((0, "background"), (1, "organ"), (2, "lesion")))
@@ -159,10 +159,14 @@ def test_options_that_work_are_let_through():
         ({"guidance_interval": [0.5]}, {}, "guidance_interval has 1 values; give two times"),
         ({"guidance_interval": [0.8, 0.2]}, {}, r"guidance_interval is \[0.8, 0.2\]"),
         ({"guidance_rescale": 2.0}, {}, "guidance_rescale is 2"),
-        ({"negative_classes": ["organ", "tumour"]}, {}, "tumour is no class of the masks; choose of organ, lesion"),
-        ({"negative_classes": ["background"]}, {}, "background is no class of the masks"),
+        (
+            {"negative_classes": ["organ", "tumour"]},
+            {},
+            "tumour is not a class of the masks; choose from organ, lesion",
+        ),
+        ({"negative_classes": ["background"]}, {}, "background is not a class of the masks"),
         ({"guidance_scale": 1.0, "negative_classes": ["organ"]}, {}, "negative_classes: guidance_scale=1 is no guid"),
-        ({"attributes": ["site:A"]}, {}, r"site is none that the model can be told; train with data.attributes=\[NAME"),
+        ({"attributes": ["site:A"]}, {}, r"the model has no attribute site; train with data.attributes=\[NAME"),
         ({"guidance_scale": 1.0, "guidance_interval": [0.1, 0.5]}, {}, "guidance_interval: guidance_scale=1"),
     ],
 )

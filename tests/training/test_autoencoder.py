@@ -241,7 +241,7 @@ def test_a_trained_codec_is_reused_on_the_same_or_more_subjects(whole, tmp_path)
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"train": 4}, "saw 4 \\(1 in all\\), no training subject here"),
+        ({"train": 4}, "saw 4 \\(1 in all\\), which is not a training subject here"),
         ({"modalities": ("T2",)}, "modalities \\['T1'\\], not \\['T2'\\]"),
         ({"preprocessing": Preprocessing(SHAPE, None, (1.0, 99.0))}, "percentiles"),
     ],
@@ -262,7 +262,7 @@ def test_a_codec_of_another_make_an_unfinished_one_and_other_files_are_refused(w
     path = whole[0] / "codec.ckpt"
     other = make_card(CodecOptions("kl", channels=[8, 8], latent_channels=3, checkpoint=str(path)))
     assert "codec.latent_channels 2, not 3" in refused(path, other)
-    assert "no checkpoint is there" in refused(tmp_path / "absent.ckpt")
+    assert "no such checkpoint" in refused(tmp_path / "absent.ckpt")
     fit(
         TrainingData(make_card(replace(CODEC, max_steps=1)), make_cases(5, 0), make_cases(2, 1)),
         tmp_path,

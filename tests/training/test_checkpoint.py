@@ -145,7 +145,7 @@ def folder(path):
 @pytest.mark.parametrize(
     ("harm", "named"),
     [
-        (missing, "no checkpoint is there"),
+        (missing, "no such checkpoint"),
         (empty, "not a whole checkpoint"),
         (truncated, "not a whole checkpoint"),
         (cut_to_the_head, "not a whole checkpoint"),

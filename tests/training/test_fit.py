@@ -313,7 +313,7 @@ def test_nothing_left_to_do_gives_the_same_summary_which_is_json(tmp_path):
 
 def test_another_experiments_checkpoint_is_refused(tmp_path):
     train(tmp_path, budget=replace(BUDGET, max_steps=2))
-    with pytest.raises(UserError, match="of experiment toy, not other"):
+    with pytest.raises(UserError, match="belongs to experiment toy, not other"):
         train(tmp_path, card=replace(CARD, experiment="other"))
 
 
