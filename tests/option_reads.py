@@ -13,15 +13,17 @@ from pathlib import Path
 
 import medaug
 from medaug.keys import keys
+from medaug.options import Options
 
 Paths = frozenset[str]
 Environment = dict[str, Paths]
 Function = ast.FunctionDef
-Place = tuple[str, ast.FunctionDef | ast.ClassDef]
+Place = tuple[str, ast.FunctionDef | ast.ClassDef | ast.Module]
 
 ROOT = Path(medaug.__file__).parent
 KEYS = frozenset(keys())
 NODES = frozenset(path.split(".")[0] for path in KEYS if "." in path)
+_TYPES = {node: type(getattr(Options(), node)).__name__ for node in NODES}
 
 
 @cache
@@ -57,6 +59,43 @@ def _methods(name: str) -> tuple[Place, ...]:
     return tuple((m, f) for m, c in classes for f in c.body if isinstance(f, Function) and f.name == name)
 
 
+def _owner(module: str, value: ast.AST) -> Place | None:
+    """The class that an expression names, or whose method it stands in as `cls`, or the module that it names."""
+    if not isinstance(value, ast.Name):
+        return None
+    if value.id == "cls":
+        return _enclosing()[value]
+    if (imported := ".".join(_imported(module).get(value.id, ("", "")))) in _trees():
+        return imported, _trees()[imported]
+    place = _definition(module, value.id)
+    return place if place is not None and isinstance(place[1], ast.ClassDef) else None
+
+
+@cache
+def _enclosing() -> dict[ast.AST, Place]:
+    """The class around every node that stands in one."""
+    return {
+        node: (module, around)
+        for module, tree in _trees().items()
+        for around in ast.walk(tree)
+        if isinstance(around, ast.ClassDef)
+        for node in ast.walk(around)
+    }
+
+
+@cache
+def _takers(annotation: str) -> tuple[tuple[Place, str], ...]:
+    """Every function and method with a parameter of this type, and the parameter's name."""
+    return tuple(
+        ((module, node), argument.arg)
+        for module, tree in _trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, Function)
+        for argument in node.args.posonlyargs + node.args.args
+        if argument.annotation is not None and ast.unparse(argument.annotation) == annotation
+    )
+
+
 class Reader:
     """Collects the keys that are read from one function on; see `reads`."""
 
@@ -78,13 +117,19 @@ class Reader:
                 for target, value in _assigned(node):
                     if paths := self._paths(value, known):
                         known[ast.unparse(target)] = known.get(ast.unparse(target), Paths()) | paths
+        entries = {
+            ast.unparse(target)
+            for node in nodes
+            for target, value in _assigned(node)
+            if isinstance(value, ast.Subscript) and ast.unparse(value.value).isupper()
+        }
         texts = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
         self.words |= texts | {n.attr for n in nodes if isinstance(n, ast.Attribute)}
         for node in nodes:
             if isinstance(node, ast.Attribute):
                 self.read |= self._paths(node, known) & KEYS
             elif isinstance(node, ast.Call):
-                self._call(module, node, known, texts)
+                self._call(module, node, known, texts, entries)
         return known
 
     def _paths(self, node: ast.AST, known: Environment) -> Paths:
@@ -99,7 +144,7 @@ class Reader:
             return self._paths(node.args[0], known)
         return Paths()
 
-    def _call(self, module: str, call: ast.Call, known: Environment, texts: set[str]) -> None:
+    def _call(self, module: str, call: ast.Call, known: Environment, texts: set[str], entries: set[str]) -> None:
         name = ast.unparse(call.func)
         if name == "getattr":
             tails = [call.args[1].value] if isinstance(call.args[1], ast.Constant) else sorted(texts)
@@ -114,11 +159,21 @@ class Reader:
         if given:
             for place in self._callees(module, function):
                 self._enter(place, dict(given))
+            if isinstance(function, ast.Attribute) and ast.unparse(function.value) in entries:
+                # An entry of a table may do with the options whatever takes options of that type.
+                for _, paths in given:
+                    for path in paths & NODES:
+                        for place, name in _takers(_TYPES[path]):
+                            self._enter(place, {name: Paths({path})})
 
     def _callees(self, module: str, function: ast.AST) -> Iterator[Place]:
         if isinstance(function, ast.Name):
-            found = _definition(module, function.id)
+            found = _owner(module, function) or _definition(module, function.id)
             yield from [found] if found else []
+        elif isinstance(function, ast.Attribute) and (owner := _owner(module, function.value)):
+            where, body = owner
+            named = [node for node in body.body if isinstance(node, Function) and node.name == function.attr]
+            yield from ((where, node) for node in named) if named else _methods(function.attr)
         elif isinstance(function, ast.Attribute):
             yield from _methods(function.attr)
 
