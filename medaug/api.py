@@ -101,7 +101,7 @@ class Model:
         steps = sampler or SamplerOptions()
         check_task(self.network.task, self.card, self.path)
         check_options(self.network.process, self.card.schema, generate, steps, self.card.attributes)
-        known = self.card.attributes.asked(generate.attributes)
+        known = self.card.attributes.requested(generate.attributes)
         recipes = [
             Recipe(
                 index=i,
@@ -141,7 +141,7 @@ def load(path: PathLike) -> Model:
         path: a run folder (runs/EXPERIMENT, whose best checkpoint is used, else the last), or a checkpoint.
 
     Raises:
-        UserError: no checkpoint is there, or it is damaged or not medaug's.
+        UserError: no such checkpoint, or it is damaged or not medaug's.
     """
     checkpoint = _find_checkpoint(Path(path))
     digest, card, network = _read(checkpoint)
@@ -194,7 +194,7 @@ class SyntheticPairs(IterableDataset[Pair]):
         sampler: sampler and number of steps.
 
     Raises:
-        UserError: no checkpoint is there, its training scans are missing or were changed, or the options do not fit.
+        UserError: no such checkpoint, its training scans are missing or were changed, or the options do not fit.
     """
 
     def __init__(

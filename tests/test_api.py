@@ -115,7 +115,7 @@ def test_masks_that_the_model_cannot_use(run, masks, said):
 def test_bad_places_and_options(run, tmp_path):
     with pytest.raises(medaug.UserError, match="holds no checkpoint"):
         medaug.load(tmp_path)
-    with pytest.raises(medaug.UserError, match="absent.ckpt: no checkpoint is there"):
+    with pytest.raises(medaug.UserError, match="absent.ckpt: no such checkpoint"):
         medaug.SyntheticPairs(tmp_path / "absent.ckpt")
     with pytest.raises(medaug.UserError, match="num=0: at least 1"):
         medaug.SyntheticPairs(run, num=0)
