@@ -1,4 +1,4 @@
-"""From one scan to its predicted volumes, on its own grid, and their scores."""
+"""Predicts the volumes of one scan, on its own grid, and scores them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from medaug.training.checkpoint import Card
 from medaug.training.model import DiffusionModel
 
 Score = tuple[str, str, float | None]
-"""What is scored, the metric, its value (None: undefined for this scan)."""
+"""Structure or modality, metric, and value (None: undefined for this scan)."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Predictor:
 
     @property
     def refine(self) -> int:
-        """Into how many voxels along each axis each voxel of a scan is split first, for super-resolution; else 1."""
+        """How many voxels per axis each voxel of a scan is first split into: super-resolution's factor, else 1."""
         task = self.model.task
         return task.factor if task.degradation == "low_resolution" and not self.options.degrade else 1
 
@@ -87,7 +87,7 @@ class Predictor:
         return torch.cat(drawn)
 
     def _given(self, scan: Scan) -> Tensor | None:
-        """The images that the model is given, (1, num_images, *model grid)."""
+        """The images in the model's condition, (1, num_images, *model grid)."""
         if not self.model.task.num_images:
             return None
         seed = named_seed(self.options.seed, "degrade", scan.case.name)
@@ -195,5 +195,5 @@ def class_probabilities(votes: NDArray[np.float32], scan: Scan, card: Card) -> N
 
 
 def file_part(name: str) -> str:
-    """A name as part of a file's: letters, digits, dot, dash and underscore stay, all else becomes a dash."""
+    """Make a name safe for file names: letters, digits, dot, dash and underscore stay, others become a dash."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)

@@ -1,4 +1,4 @@
-"""What medaug.predict does: from a trained model and scans to volumes, scores and a picture."""
+"""The work of medaug.predict: from a trained model and scans to volumes, scores and a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model drew of real scans, beside what it was told and the truth."""
+"""A picture of a model's predictions beside its input and the truth."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def predictions_picture(
     """One slice per row, all in model space.
 
     Args:
-        shown: scan, folder of its results, and their files by what they are.
-        card, task: of the model.
-        request: what was asked of it.
+        shown: scan, folder of its results, and their files by kind.
+        card, task: the model's.
+        request: the request to the model.
         title: heading.
     """
     rows: list[tuple[Any, ...]] = []

@@ -1,4 +1,4 @@
-"""What is asked of a trained model, refused before anything is written where it cannot be done."""
+"""The request to a trained model, checked before anything is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medaug.training.model import DiffusionModel
 from medaug.training.tasks import Task
 
 FEW = 8
-"""Samples of a label map where nothing else is asked: fewer say little of how sure a model is."""
+"""Default number of samples of a label map; fewer say little about the model's uncertainty."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Request:
     """A model applied to cases, see `check_request`.
 
     Attributes:
-        manifest: of the cases.
-        cases: in order.
-        told: modalities, as numbers of the model's, that are read from the scans.
-        truth: whether the scans have what is drawn, to compare with.
-        redrawn: class indices whose voxels are inpainted; none: the model's own task.
-        num_samples: per case.
+        manifest: manifest of the cases.
+        cases: the cases, in order.
+        told: indices of the model's modalities that are read from the scans.
+        truth: whether the scans contain the real version of what the model generates, for comparison.
+        redrawn: class indices whose voxels are inpainted; empty: the model's own task.
+        num_samples: samples per case.
     """
 
     manifest: Manifest
@@ -41,15 +41,15 @@ class Request:
 def check_request(
     card: Card, model: DiffusionModel, cohort: Path, predict: PredictOptions, sampler: SamplerOptions
 ) -> Request:
-    """What the options ask of a model.
+    """Check the options against the model and the scans, and make the request.
 
     Args:
-        card, model: of the checkpoint.
+        card, model: card and model of the checkpoint.
         cohort: manifest of the training.
         predict, sampler: options.
 
     Raises:
-        UserError: names the option, what is wrong, and the way out.
+        UserError: names the option, what is wrong, and the remedy.
     """
     task = model.task
     for name, least in (("num_samples", 1), ("batch_size", 1), ("margin", 0), ("resample", 1)):
@@ -92,7 +92,7 @@ def check_request(
 
 
 def _check_task(task: Task, predict: PredictOptions) -> None:
-    """Refuse what the model's task would not read."""
+    """Refuse options that have no effect on the model's task."""
     if predict.degrade and task.degradation == "none":
         raise UserError("degrade=true: the model enhances no scans, so there is nothing to degrade; leave it out")
     if predict.probabilities and task.target != "label":

@@ -1,4 +1,4 @@
-"""The predictions of a run: which there are, their scores, and the means over subjects."""
+"""The predictions of a run, their scores, and the means over subjects."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Predictions:
 
     @classmethod
     def load(cls, folder: Path) -> Predictions:
-        """Those that are on record in the folder of a run, finished or not."""
+        """Load the recorded predictions in the folder of a run, finished or not."""
         found = provenance.read(folder / RECORD, provenance.PREDICTION).values()
         return cls(tuple(sorted(found, key=lambda record: record["index"])))
 

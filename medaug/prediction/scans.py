@@ -1,4 +1,4 @@
-"""Real scans as a model is told of them. What it draws is read apart, for the comparison alone."""
+"""Reads real scans as input of a model. The real version of its output is read separately, only for comparison."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from medaug.training.checkpoint import Card
 
 @dataclass(frozen=True)
 class Scan:
-    """The modalities of one case that a model is told.
+    """The modalities of one case that are input of a model.
 
     Attributes:
-        case: where it comes from.
-        told: which of the model's modalities they are.
+        case: the case in the manifest.
+        told: indices of the model's modalities that are input.
         host: (len(told), X, Y, Z) float32, on the scan's grid in its units.
-        affine: of that grid, (4, 4) mm.
-        image: (M, *model grid) float32 in [-1, 1]; the modalities that are not told are 0.
-        placement: the way back to the scan's grid, of the modalities that are told.
-        label: (*model grid) uint8 class indices, where the model is told them; else None.
+        affine: affine of that grid, (4, 4) mm.
+        image: (M, *model grid) float32 in [-1, 1]; modalities that are not input are 0.
+        placement: how to return to the scan's grid, for the input modalities.
+        label: (*model grid) uint8 class indices; None if the label is not input of the model.
     """
 
     case: Case
@@ -47,7 +47,7 @@ class Scan:
         return Volume(self.host[0], self.affine, self.host.dtype).header
 
     def placement_of(self, drawn: Sequence[int], card: Card) -> Placement:
-        """The way back for what was drawn: each modality in the scan's units, or in usual ones where it had none."""
+        """How to return generated modalities to the scan's grid: in the scan's units, or the cohort's if not input."""
         if set(drawn) <= set(self.told):
             places = [self.told.index(m) for m in drawn]
             bias = self.placement.bias
@@ -61,7 +61,7 @@ class Scan:
         return replace(self.placement, low=low, high=high, bias=None)
 
     def field_of_view(self, volume: NDArray[Any]) -> NDArray[Any]:
-        """What a volume (..., *model grid) holds of the scan, without the padding around it."""
+        """Crop a volume (..., *model grid) to the part that the scan covers, without padding."""
         for axis, (scan, model) in enumerate(zip(self.placement.resampled, volume.shape[-3:], strict=True), start=-3):
             start = max(0, (model - scan) // 2)
             volume = np.take(volume, range(start, start + min(scan, model)), axis)
@@ -71,15 +71,15 @@ class Scan:
 def read_scan(
     manifest: Manifest, case: Case, card: Card, told: tuple[int, ...], label: bool = False, refine: int = 1
 ) -> Scan:
-    """Read what a model is told of a case, and nothing else.
+    """Read a model's input from a case, and nothing else.
 
     Args:
-        manifest: of the case.
+        manifest: manifest of the case.
         case: a scan.
-        card: of the model.
-        told: modalities to read, as numbers of the model's.
-        label: whether the model is told the label map.
-        refine: split each voxel into so many along each axis first, trilinearly, as super-resolution was trained.
+        card: card of the model.
+        told: indices of the model's modalities to read.
+        label: whether the label map is input of the model.
+        refine: first split each voxel into this many along each axis, trilinearly, as in training of super-resolution.
 
     Raises:
         UserError: as `read_images`; or the label does not fit.

@@ -1,4 +1,4 @@
-"""Mask source "deformed": the masks of training scans, moved and bent at random."""
+"""Mask source "deformed": masks of training scans, deformed at random."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medaug.options import MasksOptions
 from medaug.synthesis.masks import ImageModel, Label, Masks, MaskSource, touches_border
 
 LARGEST_CHANGE = 2.0
-"""A class may become this many times larger or smaller."""
+"""A class may become at most this many times larger or smaller."""
 
 
 class DeformedMasks(Masks):
@@ -48,10 +48,10 @@ DEFORMED = MaskSource(_load)
 
 
 def deform(label: Label, options: MasksOptions, seed: int) -> Label:
-    """Rotate, scale and shift about the foreground's centre, then displace smoothly.
+    """Rotate, scale and shift a mask about the centre of its foreground, then add a smooth displacement.
 
     Each class is interpolated linearly by itself and the largest share wins, so borders stay smooth and no new value
-    appears. Ignored voxels move along, as a class of their own.
+    appears. Ignored voxels are deformed as a separate class.
     """
     rng = np.random.default_rng(seed)
     matrix = random_affine(rng, options.rotation, options.scaling)
@@ -65,7 +65,7 @@ def deform(label: Label, options: MasksOptions, seed: int) -> Label:
     centre = (where.mean(axis=0) if len(where) else (np.array(label.shape) - 1) / 2)[:, None, None, None]
     positions = np.einsum("ij,j...->i...", matrix, grid - centre) + centre + shift[:, None, None, None] + displacement
     classes = np.unique(label)
-    # Beyond the grid lies background; "grid-constant" interpolates across its border, where "constant" would cut.
+    # Outside the grid is background; "grid-constant" interpolates across the border, where "constant" would cut off.
     sampled = partial(map_coordinates, coordinates=positions, order=1, mode="grid-constant")
     shares = np.stack([sampled((label == value).astype(np.float32), cval=value == 0) for value in classes])
     return classes[shares.argmax(axis=0)].astype(np.uint8)
@@ -74,8 +74,8 @@ def deform(label: Label, options: MasksOptions, seed: int) -> Label:
 def rejection(mask: Label, original: Label) -> str | None:
     """Why a deformed mask is not plausible; None if it is.
 
-    A class vanished, changed its volume more than twofold, or was pushed against the border of the grid. Ignored voxels
-    may do all of that.
+    A mask is rejected if a class vanished, changed its volume more than twofold, or was pushed against the border of
+    the grid. None of this applies to ignored voxels.
     """
     for value in np.unique(original[foreground(original)]):
         before, after = int((original == value).sum()), int((mask == value).sum())

@@ -1,4 +1,4 @@
-"""Mask source "generated": a second model, trained with task=mask_generator, that turns noise into label maps."""
+"""Mask source "generated": label maps sampled from a second model, trained with task=mask_generator."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from medaug.training.model import DiffusionModel
 
 @dataclass(frozen=True)
 class GeneratedMasks(Masks):
-    """Masks from a trained mask generator. The host gives its grid and intensities alone.
+    """Masks from a trained mask generator. The host provides only its grid and intensities.
 
     Attributes:
         model: generates label maps without any condition.
-        sampler: options.
+        sampler: sampler options.
         checkpoint: SHA-256 of the model's checkpoint.
-        seen: by its training.
-        volumes: per foreground class, the least and the most voxels of it in a training mask; see `fitted`.
+        seen: what the model's training saw.
+        volumes: per foreground class, the fewest and the most voxels in a training mask; see `fitted`.
         at_border: whether a training mask touches the border of the grid.
     """
 
@@ -47,14 +47,14 @@ class GeneratedMasks(Masks):
         return {"checkpoint": self.checkpoint}
 
     def fitted(self, labels: Sequence[Label]) -> GeneratedMasks:
-        """The same generator, with the volumes of classes and contact with the border measured on training masks."""
+        """Return this generator with `volumes` and `at_border` measured on the training masks."""
         number = self.model.task.num_classes
         counts = np.stack([np.bincount(label.ravel(), minlength=number)[1:number] for label in labels])
         volumes = tuple((int(least), int(most)) for least, most in zip(counts.min(0), counts.max(0), strict=True))
         return replace(self, volumes=volumes, at_border=any(touches_border(label) for label in labels))
 
     def make(self, label: Label, seed: int) -> Label:
-        """A mask of the label's shape; neither its values nor other masks of a batch have any influence."""
+        """Sample a mask with the shape of the label; the label's values are not used."""
         planes = self.model.sample(
             torch.zeros(1, *label.shape, dtype=torch.long, device=self.model.codec.mean.device),
             [seed],
@@ -69,8 +69,8 @@ class GeneratedMasks(Masks):
     def rejection(self, mask: Label, label: Label) -> str | None:
         """Why a mask is not plausible; None if it is.
 
-        A class has fewer or more voxels than in any training mask (none, although every training mask has it), or
-        foreground touches the border of the grid, although it does in no training mask.
+        A mask is rejected if a class is missing that every training mask has, if a class has fewer or more voxels than
+        in any training mask, or if foreground touches the border of the grid and does so in no training mask.
         """
         for value, (least, most) in enumerate(self.volumes, start=1):
             number = int((mask == value).sum())
@@ -108,7 +108,7 @@ def _load(options: MasksOptions, image_model: ImageModel | None) -> GeneratedMas
         )
     if leaked := sorted({*own.seen.test_subjects(cohort), *own.seen.trained_outside(cohort.subjects("train"))}):
         raise UserError(
-            f"{path}: leak: it saw {', '.join(leaked[:3])}, no training subject here", "train it on the same split"
+            f"{path}: leak: it saw {', '.join(leaked[:3])}, not a training subject here", "train it on the same split"
         )
     try:
         check(model.process, sampler.name, sampler.spacing, sampler.eta, sampler.num_inference_steps)

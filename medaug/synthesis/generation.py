@@ -1,4 +1,4 @@
-"""The loop from recipes to files: a pair is whole or absent, and a finished pair is never made again."""
+"""Turns recipes into files of pairs: a pair is complete or absent, and a finished pair is never made again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from medaug.training.model import DiffusionModel
 log = logging.getLogger(__name__)
 
 Plan = Callable[[int], tuple[Recipe, ModelCase, NDArray[np.uint8]]]
-"""Pair number to its recipe, its host and its mask (X, Y, Z) in model space."""
+"""A function of a pair's index that returns its recipe, its host and its mask (X, Y, Z) in model space."""
 
 
 def sample_images(
@@ -79,16 +79,16 @@ def generate_pairs(
     folder: Path,
     mask_seen: Seen | None = None,
 ) -> None:
-    """Write pairs 0..num-1 below `folder` (imagesTr, labelsTr, provenance.jsonl); those on record are left alone.
+    """Write pairs 0..num-1 below `folder` (imagesTr, labelsTr, provenance.jsonl); recorded pairs are left as they are.
 
-    Each pair lies on its host's grid, in the host's units and voxel type. A pair counts as made when its record is on
+    Each pair lies on its host's grid, in the host's units and voxel type. A pair is finished once its record is on
     disk, and the record is written after both files. `mask_seen` is what the training of a mask generator saw.
 
-    Which pairs are sampled together depends on their indices alone, because the batch decides the last digits of
-    floating point. A batch that was interrupted is therefore sampled again as a whole, and only its missing pairs are
-    written: the same command gives the same bits however often it was stopped.
+    The composition of a batch changes the last digits of floating-point results, so it depends only on the pairs'
+    indices. An interrupted batch is sampled again as a whole, and only its missing pairs are written. The same command
+    therefore gives the same bits however often it was stopped.
 
-    Of several processes, number `rank` makes the pairs rank, rank + count, ..., and keeps records of its own.
+    With several processes, each makes the pairs rank, rank + count, ... and keeps its own records.
     """
     rank, count = process_rank(), process_count()
     record = provenance.rank_file(folder, rank)
@@ -119,7 +119,7 @@ def _write_pair(
     mask: NDArray[np.uint8],
     image: NDArray[np.float32],
 ) -> dict[str, Any]:
-    """Write one pair; returns its name, its files with their digests, and the host voxels that the model drew."""
+    """Write one pair; returns its name, its files with their digests, and the host voxels that the model generated."""
     name = f"{card.experiment}_synthetic_{recipe.index:05d}"
     description = "medaug synthetic" + (" phantom" if card.phantom else "")
     volumes, values = on_host_grid(card, host, mask, image)
@@ -156,7 +156,7 @@ def on_host_grid(
 
 
 def _as_stored(volume: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The host's voxel type; integers are rounded and kept within their range.
+    """Convert a volume to the host's voxel type; for integer types, values are rounded and clipped to their range.
 
     Raises:
         UserError: NaN or infinite values, which an integer type would turn into numbers.

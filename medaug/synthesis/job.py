@@ -1,4 +1,4 @@
-"""What medaug.generate does: from a trained model to pairs, their contact sheet and a denoising strip."""
+"""The work of medaug.generate: from a trained model to pairs, their contact sheet and a denoising strip."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _SHOWN = 16  # pairs on the contact sheet
 
 @dataclass(frozen=True)
 class Job:
-    """A trained model and the pairs that it is to make.
+    """A trained model and the pairs to make with it.
 
     Attributes:
-        model, card: of the checkpoint.
-        checkpoint: its SHA-256.
-        cohort: that the model was trained on.
-        masks: where the masks come from.
+        model, card: model and card of the checkpoint.
+        checkpoint: SHA-256 of the checkpoint.
+        cohort: the cohort that the model was trained on.
+        masks: the source of masks.
         generate, sampler: options.
         source: name of the mask source.
         cache: folder of scans in model space.
@@ -56,15 +56,15 @@ class Job:
 
     @classmethod
     def load(cls, checkpoint: Path, options: Options, cache: Path) -> Job:
-        """Load the model and, if there is one, the mask generator; nothing is written.
+        """Load the model and the mask generator, if there is one; nothing is written.
 
         Args:
-            checkpoint: of the model, with the `manifest.json` of its training beside it.
+            checkpoint: checkpoint of the model; the `manifest.json` of its training must lie beside it.
             options: `generate`, `masks`, `sampler`.
             cache: folder of scans in model space.
 
         Raises:
-            UserError: the model cannot do what the options ask for.
+            UserError: the model does not support the options.
         """
         loaded = load_experiment(checkpoint, options.experiment, choose_device())
         return cls.of(checkpoint, loaded, options, cache)
@@ -106,7 +106,7 @@ class Job:
         return Recipes(hosts, masks, self.generate, self.sampler, self.source, checkpoint, card.attributes)
 
     def show_denoising(self, recipes: Recipes, stem: Path) -> None:
-        """Write `stem`.png and .gif: how pair 0 emerges from noise, in `generate.strip` frames."""
+        """Write `stem`.png and .gif, which show pair 0 emerging from noise in `generate.strip` frames."""
         recipe, _, mask = recipes(0)
         seen: list[tuple[float, np.ndarray]] = []
         last = sample_images(
@@ -121,14 +121,14 @@ class Job:
         denoising_strip([*frames, (0.0, last[0, 0])], busiest_slice(mask), stem)
 
     def make(self, recipes: Recipes, folder: Path) -> dict[str, Any] | None:
-        """Make this process's share of the pairs; whoever finds all on record writes manifest and contact sheet.
+        """Make this process's share of the pairs; the process that finishes last writes manifest and contact sheet.
 
         Args:
             recipes: from `recipes`.
-            folder: of the run.
+            folder: folder of the run.
 
         Returns:
-            The summary of the finished run; None if other processes are still at work.
+            The summary of the finished run; None if other processes are still working.
         """
         num = self.generate.num
         generate_pairs(self.model, self.card, recipes, num, self.generate.batch_size, folder, self.masks.seen)

@@ -1,4 +1,4 @@
-"""What every source of masks for synthetic pairs offers; the sources are entries of `medaug.synthesis.sources`."""
+"""The interface of mask sources for synthetic pairs; the table of sources is in `medaug.synthesis.sources`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Label = NDArray[np.uint8]
 
 
 class Masks(ABC):
-    """Masks for pairs; each is a function of a training label and a seed alone.
+    """Masks for pairs; each mask depends only on a training label and a seed.
 
     Attributes:
-        parameters: what a recipe records of the source, JSON values only.
+        parameters: parameters of the source that a recipe records, JSON values only.
         remedy: what a user can do if no mask is plausible.
-        seen: what a model that makes the masks saw in its training; None: there is no such model.
-        checkpoint: SHA-256 of that model's checkpoint; None: there is no such model.
+        seen: what the training of the mask model saw; None: the source uses no model.
+        checkpoint: SHA-256 of the mask model's checkpoint; None: the source uses no model.
     """
 
     parameters: Mapping[str, Any]
@@ -38,26 +38,26 @@ class Masks(ABC):
 
     @abstractmethod
     def make(self, label: Label, seed: int) -> Label:
-        """A mask on the grid of a training case's label."""
+        """Make a mask on the grid of a training case's label."""
 
     def rejection(self, mask: Label, label: Label) -> str | None:
         """Why a mask is not plausible; None if it is."""
         return None
 
     def fitted(self, labels: Sequence[Label]) -> Masks:
-        """The same source, after it has learned from all training labels what is plausible."""
+        """Return this source with its plausibility limits fitted to the training labels."""
         return self
 
 
 @dataclass(frozen=True)
 class ImageModel:
-    """The model that will draw images for the masks.
+    """The model that will generate images for the masks.
 
     Attributes:
-        card: of its checkpoint.
-        cohort: that it was trained on, with its splits.
-        sampler: options.
-        device: to sample on.
+        card: card of its checkpoint.
+        cohort: the cohort that it was trained on, with its splits.
+        sampler: sampler options.
+        device: device to sample on.
     """
 
     card: Card
@@ -71,8 +71,8 @@ class MaskSource:
     """An entry of the table of mask sources.
 
     Attributes:
-        load: makes the masks from the options; raises a UserError that names the key if the options do not fit. Without
-            an image model (None) samples are scored while it trains.
+        load: makes the masks from the options; raises a UserError that names the key if the options do not fit. The
+            image model is None while it trains, when the masks are for scoring its samples.
         reads_checkpoint: whether the source reads `masks.checkpoint`.
     """
 
@@ -81,5 +81,5 @@ class MaskSource:
 
 
 def touches_border(mask: Label) -> bool:
-    """Whether foreground lies at the border of the grid."""
+    """Whether foreground touches the border of the grid."""
     return any(bool(np.take(foreground(mask), index, axis).any()) for axis in range(3) for index in (0, -1))

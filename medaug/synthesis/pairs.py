@@ -1,4 +1,4 @@
-"""The synthetic pairs of a run: which there are, where they came from, and whether they were changed."""
+"""The synthetic pairs of a run, with their provenance and checks that they were not changed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Pairs:
     """A synthetic dataset.
 
     Attributes:
-        manifest: of the pairs, all for training, each under its host's subject.
-        records: their provenance.
+        manifest: manifest of the pairs; all are in the training split, each under its host's subject.
+        records: provenance of the pairs.
     """
 
     manifest: Manifest
@@ -35,17 +35,17 @@ class Pairs:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of manifest and records, and so of the digests of all files."""
+        """SHA-256 of manifest and records, which include the digests of all files."""
         return pairs_digest(self.manifest, self.records)
 
     @classmethod
     def collect(cls, card: Card, folder: Path, num: int) -> Pairs:
-        """Those of pairs 0..num-1 that are whole in `folder`.
+        """Collect those of the pairs 0..num-1 that are finished in `folder`.
 
         Args:
-            card: of the model that draws their images.
-            folder: of the run.
-            num: how many there are to be.
+            card: card of the model that generates their images.
+            folder: folder of the run.
+            num: number of requested pairs.
         """
         records = tuple(r for r in provenance.read_all(folder, PAIR).values() if r["index"] < num)
         notice = "Phantoms, not patients. " if card.phantom else ""
@@ -61,18 +61,18 @@ class Pairs:
         return cls(manifest, records)
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Write `manifest.json`; returns what `load` checks, to be kept in the run's summary."""
+        """Write `manifest.json`; returns the values for the run's summary that `load` checks."""
         self.manifest.save(folder / "manifest.json")
         stored = Manifest.load(folder / "manifest.json")
         return {"pairs": len(stored.cases), "digest": pairs_digest(stored, self.records)}
 
     @classmethod
     def load(cls, folder: Path, command: str = "make generate") -> Pairs:
-        """The pairs of a finished run of medaug.generate.
+        """Load the pairs of a finished run of medaug.generate.
 
         Args:
-            folder: of the run.
-            command: that makes the pairs, for messages.
+            folder: folder of the run.
+            command: the command that makes the pairs, for messages.
 
         Raises:
             UserError: nothing is there, the run is unfinished, or the manifest or the provenance was changed later.
@@ -98,10 +98,10 @@ class Pairs:
         return pairs
 
     def refuse_changed(self, digests: Mapping[Path, str]) -> None:
-        """Refuse files that are not the generated ones; warn about pairs whose record has no digests.
+        """Refuse files that changed since they were generated; warn about pairs whose records have no digests.
 
         Args:
-            digests: SHA-256 of the files as they are now, by path.
+            digests: current SHA-256 of the files, by path.
 
         Raises:
             UserError: names the file.
@@ -127,7 +127,7 @@ class Pairs:
 
 
 def pairs_digest(manifest: Manifest, records: Sequence[Mapping[str, Any]]) -> str:
-    """SHA-256 of what is said of the pairs, their contents included."""
+    """SHA-256 of the manifest and the records of pairs; the records include the digests of the files."""
     return hashlib.sha256(json.dumps([manifest.to_mapping(), records], sort_keys=True).encode()).hexdigest()
 
 
@@ -142,12 +142,12 @@ def _known(record: Mapping[str, Any]) -> dict[str, str | float]:
 
 
 def _differs(case: Case, record: Mapping[str, Any]) -> str:
-    """What a manifest says of a pair otherwise than its record; "" where they agree."""
-    said = {
+    """The first field in which the manifest entry of a pair differs from its record; "" if they agree."""
+    fields = {
         "image": (list(case.images), record.get("images")),
         "label": (case.label, record.get("label")),
         "subject": (case.subject, record.get("host_subject")),
         "split": (case.split, "train"),
         "attributes": (dict(case.attributes), _known(record) if "attributes" in record else None),
     }
-    return next((name for name, (ours, theirs) in said.items() if theirs is not None and ours != theirs), "")
+    return next((name for name, (ours, theirs) in fields.items() if theirs is not None and ours != theirs), "")

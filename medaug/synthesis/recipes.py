@@ -1,4 +1,4 @@
-"""Recipes: what each pair will be made of, decided before anything is sampled."""
+"""Recipes: everything that determines a pair, decided before anything is sampled."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def check_options(
     sampler: SamplerOptions,
     attributes: AttributeEncoder = NO_ATTRIBUTES,
 ) -> None:
-    """Refuse options that the model cannot obey, or that would have no effect, before anything is written.
+    """Refuse options that the model does not support or that would have no effect, before anything is written.
 
     Args:
-        process, schema, attributes: of the model.
+        process, schema, attributes: the model's.
         generate, sampler: options.
 
     Raises:
-        UserError: names the option and the way out.
+        UserError: names the option and the remedy.
     """
     interval = generate.guidance_interval
     if interval is not None and len(interval) != 2:
@@ -70,14 +70,14 @@ def check_options(
 
 
 def check_task(task: Task, card: Card, path: Path) -> None:
-    """Refuse a model that does not draw whole scans from masks alone.
+    """Refuse a model that does not generate all modalities from masks alone.
 
     Args:
-        task, card: of the model.
-        path: of its checkpoint.
+        task, card: the model's.
+        path: path of its checkpoint.
 
     Raises:
-        UserError: names the way out.
+        UserError: names the checkpoint and the remedy.
     """
     if task.target == "label" and not task.num_images:
         raise UserError(
@@ -92,15 +92,15 @@ def check_task(task: Task, card: Card, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Recipes:
-    """All that decides what each pair will be made of.
+    """Makes the recipe of each pair.
 
     Attributes:
         hosts: labelled training cases.
-        masks: where masks come from.
+        masks: the source of masks.
         generate, sampler: options.
         source: name of the mask source, for the record.
-        checkpoint: SHA-256 of the checkpoint that draws the images.
-        attributes: of the model.
+        checkpoint: SHA-256 of the checkpoint that generates the images.
+        attributes: attribute encoder of the model.
     """
 
     hosts: Sequence[ModelCase]
@@ -114,9 +114,9 @@ class Recipes:
     def __call__(self, index: int, first_attempt: int = 0) -> tuple[Recipe, ModelCase, Label]:
         """Recipe number `index` with its host and its mask (X, Y, Z): a pure function of `self` and the arguments.
 
-        Hosts are used in seeded permutations, so that each is used as often as any other. If a mask is not plausible,
-        another is made under the next attempt number. The attributes are the host's, except for those that the options
-        replace. `first_attempt` skips attempts that were rejected before.
+        Hosts are used in seeded permutations, so all are used equally often. If a mask is not plausible, another is
+        made with the next attempt number. Attributes are the host's, unless the options replace them.
+        `first_attempt` skips attempts that were rejected before.
 
         Raises:
             UserError: no plausible mask in `MOST_ATTEMPTS` attempts, or attributes that the model was not trained with.
@@ -146,7 +146,7 @@ class Recipes:
         return recipe, host, mask
 
     def _mask(self, index: int, host: ModelCase, first_attempt: int) -> tuple[int, int, Label]:
-        """The first plausible mask, with the number and the seed of its attempt."""
+        """The number and seed of the first attempt that gives a plausible mask, and the mask."""
         assert host.label is not None
         label = np.asarray(host.label)
         reason: str | None = "the image was refused"

@@ -1,28 +1,27 @@
-"""What samples are worth while a model trains: do they obey their masks, do they look real, are they new?
+"""Scores samples while a model trains: do they match their masks, do they look real, are they new?
 
-Samples are made from training masks and compared with training and validation scans; test subjects are never looked at.
-What is chosen by these numbers is chosen with the help of the validation subjects, and a checkpoint says that it saw
-them.
+Samples are made from training masks and compared with training and validation scans; test subjects are never used. A
+checkpoint chosen by these numbers depends on the validation subjects, and its card says that it saw them.
 
 The samples are `trainer.score_num` images for masks of labelled training scans, as `generate` makes them from
 `masks`. The numbers, means over the samples:
 
-- `dice`: a selecting segmenter's segmentation against the mask; `faithfulness`: that over its Dice on real
-  validation scans. It is trained on the labelled training scans, kept in `selector.pt`, and used for nothing else:
-  what audit and benchmark report comes from other segmenters.
-- `spectral_discrepancy` d from the training scans, mean over modalities; `fidelity` is 1 / (1 + d): 1/2 where
-  samples are a standard deviation of real scans away (`medaug.evaluation.fidelity`).
-- `gradient`: mean absolute gradient over that of validation scans.
+- `dice`: Dice between the mask and what a selecting segmenter finds in the sample; `faithfulness`: `dice` divided by
+  the segmenter's Dice on real validation scans. The segmenter is trained on the labelled training scans, saved as
+  `selector.pt`, and used for nothing else: audit and benchmark use other segmenters.
+- `spectral_discrepancy` d from the training scans, mean over modalities; `fidelity` is 1 / (1 + d), so 1/2 if
+  samples are one standard deviation of real scans away (`medaug.evaluation.fidelity`).
+- `gradient`: mean absolute gradient, divided by that of validation scans.
 - `kernel_distance` to the validation scans in the selecting segmenter's features, in standard deviations of the
   training scans.
-- `similarity` to the nearest training scan; `near_copies`: share of samples above the threshold that validation
-  scans give; `near_copies_p`: the probability of so many among new scans (`medaug.evaluation.memorisation`).
-- `score`, 0..1: the harmonic mean of faithfulness (at most 1) and fidelity, so that the weaker of the two decides,
-  times the share of samples that are no near copies over that of new scans (at most 1): a copy is worth
-  nothing, however real it looks.
+- `similarity` to the nearest training scan; `near_copies`: share of samples above the threshold set by validation
+  scans; `near_copies_p`: the probability of so many among new scans (`medaug.evaluation.memorisation`).
+- `score`, 0..1: the harmonic mean of faithfulness (at most 1) and fidelity, which the lower of the two dominates,
+  times the share of samples that are not near copies, relative to new scans (at most 1). Copies count as worthless,
+  however real they look.
 
-Without a selecting segmenter (too few labelled scans, or it fails on real ones) its numbers are left out and
-fidelity stands for both.
+Without a selecting segmenter (too few labelled scans, or it fails on real ones) its numbers are left out, and fidelity
+replaces the harmonic mean.
 """
 
 from __future__ import annotations
@@ -77,24 +76,24 @@ from medaug.training.scoring import Score
 log = logging.getLogger(__name__)
 
 FEWEST_LABELLED = 4
-"""Labelled training scans from which a selecting segmenter is worth its training."""
+"""Minimum number of labelled training scans to train the selecting segmenter."""
 
 LEAST_DICE = 0.3
-"""On real validation scans; a segmenter below it says nothing about samples."""
+"""Minimum Dice of the selecting segmenter on real validation scans; a worse one cannot judge samples."""
 
 Image = NDArray[np.float32]
 """(M, X, Y, Z) in [-1, 1]."""
 
 
 def check_scoring(process: Process, trainer: TrainerOptions) -> None:
-    """Refuse what would fail at the first scoring, long after the training began.
+    """Refuse options that would fail at the first scoring, long after training began.
 
     Args:
-        process: of the model.
-        trainer: its `score_` keys and `selector_steps`.
+        process: process of the model.
+        trainer: its `score_` keys and `selector_steps` are checked.
 
     Raises:
-        UserError: names the key and the way out.
+        UserError: names the key and the remedy.
     """
     for key, least in (("score_every", 1), ("score_num", 2), ("score_inference_steps", 1), ("selector_steps", 1)):
         if (value := getattr(trainer, key)) < least:
@@ -112,7 +111,7 @@ def _sampler(process: Process, trainer: TrainerOptions) -> SamplerOptions:
 
 @dataclass(frozen=True)
 class _Samples:
-    """What is sampled at every scoring: always the same recipes and masks, so that scores can be compared."""
+    """The samples of every scoring: always the same recipes and masks, so that scores can be compared."""
 
     plans: Sequence[tuple[Recipe, ModelCase, Label]]
     card: Card
@@ -141,18 +140,18 @@ def sample_score(
     folder: Path,
     measures: bool = True,
 ) -> Score:
-    """The scoring that a training calls: averaged model and step to named numbers, the same samples at every step.
+    """Make the scoring function of a training: averaged model and step to named numbers, same recipes at every step.
 
-    See the module for what the numbers are.
+    The numbers are described in the module's docstring.
 
     Args:
-        data: of the training; cases may have no label.
+        data: data of the training; cases may have no label.
         trainer: `score_num`, `score_inference_steps`, `score_guidance_scale`, `selector_steps`, `batch_size`, `seed`.
         segmenter: size of the selecting segmenter.
-        masks: where the masks come from.
-        folder: of the run.
-        measures: False on a process that only takes part in sampling, because weights may be split between them. It
-            waits until the first process, for which it is True, is ready.
+        masks: the mask source and its options.
+        folder: folder of the run.
+        measures: True on rank 0. False on a rank that only takes part in sampling, because weights may be split; it
+            waits until rank 0 is ready.
 
     Raises:
         UserError: as `Recipes`; there are too few training scans, or their grid is too small for spectra.
@@ -160,7 +159,7 @@ def sample_score(
     samples = _samples(data, trainer, masks)
     ready = folder / ".scoring"
     if not measures:
-        # Not in a collective, which may time out before the selector is trained.
+        # Not with a collective operation, which may time out before the selector is trained.
         wait_for_first(folder, ready.exists)
         return lambda model, step: {} if samples.draw(model) else {}
     ready.unlink(missing_ok=True)
@@ -184,7 +183,7 @@ def sample_score(
 
 
 def _samples(data: TrainingData, trainer: TrainerOptions, masks: MasksOptions) -> _Samples:
-    """Decide what is sampled; refuses training scans that no sample could be compared with."""
+    """Choose the recipes to sample; refuses training scans that samples cannot be compared with."""
     card, train, labelled = data.card, data.train, data.labelled
     if not labelled:
         raise UserError("trainer.score_every: no training scan has a label to take a mask from; set it to 0")
@@ -204,7 +203,7 @@ def _samples(data: TrainingData, trainer: TrainerOptions, masks: MasksOptions) -
 
 
 def _without_padding(image: Image, host: ModelCase) -> Image:
-    """A sample with background in the slices that lie outside its host, which no 2D network was trained on."""
+    """Set the slices of a sample outside its host to background: 2D networks are not trained on them."""
     empty = np.full_like(image, BACKGROUND)
     empty[..., host.slices] = image[..., host.slices]
     return empty
@@ -212,7 +211,7 @@ def _without_padding(image: Image, host: ModelCase) -> Image:
 
 @dataclass(frozen=True)
 class _Real:
-    """What real scans look like: spectra of the training scans, sharpness and novelty of the validation scans."""
+    """Statistics of real scans: spectra of the training scans, sharpness and similarity of the validation scans."""
 
     spectrum_mean: NDArray[np.float64]
     spectrum_std: NDArray[np.float64]
@@ -238,7 +237,7 @@ class _Real:
 
 
 def _real(train: Sequence[ModelCase], val: Sequence[ModelCase]) -> _Real:
-    # The many training scans say better than the few validation scans how spectra vary.
+    # There are more training than validation scans, so they give a better estimate of how spectra vary.
     spectra = _spectra([case.image for case in train])
     neighbours = TrainingNeighbours(case.image for case in train)
     held_out = [np.asarray(case.image) for case in val]
@@ -263,7 +262,7 @@ def _gradient(images: Sequence[Image]) -> float:
 
 @dataclass(frozen=True)
 class _Selector:
-    """A segmenter that helps to choose a checkpoint, with what it makes of real scans."""
+    """The selecting segmenter, with its Dice and features on real scans."""
 
     net: nn.Module
     dice: float
@@ -292,7 +291,7 @@ def _selector(
     segmenter: SegmenterOptions,
     folder: Path,
 ) -> _Selector | None:
-    """Trained once; None, and a warning, where there would be nothing to learn from it."""
+    """Train the selecting segmenter, or load it; None, with a warning, if it could not judge samples."""
     judged = [case for case in val if case.label is not None]
     if len(labelled) < FEWEST_LABELLED or not judged:
         log.warning(

@@ -16,14 +16,14 @@ MASK_SOURCES = Table(
 
 
 def load_masks(options: MasksOptions, model: ImageModel | None = None) -> Masks:
-    """The masks that the options ask for.
+    """Load the mask source that the options name.
 
     Args:
-        options: the `masks` node.
-        model: that draws the images; None: one that still trains, for the scoring of its samples.
+        options: the `masks` options.
+        model: the model that generates the images; None: it is still training, and its samples are scored.
 
     Raises:
-        UserError: names the key, what is wrong, and the way out.
+        UserError: names the key, what is wrong, and the remedy.
     """
     source = MASK_SOURCES[options.source]
     if options.checkpoint is not None and not source.reads_checkpoint:

@@ -1,4 +1,4 @@
-"""Devices, precision and strategies: what an option asks for, and what the machine can do of it."""
+"""Devices, precision and strategies: checks the options against the machine, and builds Lightning's strategy."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ COMPILE = ("auto", "true", "false")
 
 
 def check_trainer(budget: TrainerOptions) -> None:
-    """Refuse what cannot be trained, or would have no effect, before anything is written.
+    """Refuse options that cannot be trained with or would have no effect, before anything is written.
 
     Raises:
-        UserError: the option, why, and the way out.
+        UserError: names the option, the reason and the remedy.
     """
     for name, among in (
         ("precision", PRECISIONS),
@@ -69,10 +69,10 @@ def check_trainer(budget: TrainerOptions) -> None:
 
 
 def check_processes(budget: TrainerOptions) -> None:
-    """Refuse a launcher that started other processes than those that are to train together.
+    """Refuse to train if the launcher started another number of processes than the options need.
 
     Raises:
-        UserError: how many there are, how many are needed, and the way out.
+        UserError: says how many there are, how many are needed, and the remedy.
     """
     started, needed = process_count(), world_size(budget)
     if started > 1 and started != needed:
@@ -86,10 +86,10 @@ def check_processes(budget: TrainerOptions) -> None:
 
 
 def device_type(budget: TrainerOptions) -> str:
-    """The kind of device that `trainer.accelerator` means here: cpu, cuda or mps.
+    """The kind of device that `trainer.accelerator` selects on this machine: cpu, cuda or mps.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such device.
     """
     if budget.accelerator not in ("auto", "cpu", "gpu"):
         raise UserError(f"trainer.accelerator={budget.accelerator}: not one of auto, cpu, gpu")
@@ -104,18 +104,18 @@ def device_type(budget: TrainerOptions) -> str:
 
 
 def world_size(budget: TrainerOptions) -> int:
-    """Processes that train together, one per device."""
+    """The number of processes that train together, one per device."""
     devices = torch.cuda.device_count() if budget.devices == -1 else budget.devices
     return max(devices, 1) * budget.num_nodes
 
 
 def compiles(budget: TrainerOptions) -> bool:
-    """Whether the network is compiled; `auto` means on CUDA, for on a processor it takes minutes and gains nothing."""
+    """Whether the network is compiled; `auto` compiles on CUDA only: on a CPU it takes minutes and gains nothing."""
     return budget.compile == "true" or (budget.compile == "auto" and device_type(budget) == "cuda")
 
 
 def make_strategy(budget: TrainerOptions) -> str | Strategy:
-    """Lightning's strategy; fsdp is PyTorch's FSDP2, whose checkpoint is gathered into one file."""
+    """Lightning's strategy; fsdp is PyTorch's FSDP2 with its checkpoint gathered into one file."""
     if budget.strategy != "fsdp":
         return budget.strategy
     return ModelParallelStrategy(
@@ -124,15 +124,15 @@ def make_strategy(budget: TrainerOptions) -> str | Strategy:
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Split the weights over the mesh's data-parallel devices; each block's are gathered while it computes."""
+    """Split the weights over the mesh's data-parallel devices; those of a block are gathered while it computes."""
     units = [block for module in network.modules() if isinstance(module, nn.ModuleList) for block in module]
     for unit in (*reversed(units), network):  # inner ones first
-        # After a validation, too: the average is exchanged with what is split.
+        # After validation too: the averaged weights are swapped with the split ones.
         fully_shard(unit, mesh=mesh["data_parallel"], reshard_after_forward=True)
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether `shard` was applied somewhere in it."""
+    """Whether `shard` was applied to any part of the module."""
     return any(isinstance(m, FSDPModule) for m in module.modules())
 
 
@@ -144,5 +144,5 @@ class ScaledGradients(MixedPrecision):
 
     @contextmanager
     def forward_context(self) -> Iterator[None]:
-        """Leave precision to the model."""
+        """Open no autocast here; the model sets its own precision."""
         yield

@@ -1,4 +1,4 @@
-"""Beginning a training from the weights of an earlier one (`init_from`)."""
+"""Initialises a training with the weights of an earlier one (`init_from`)."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from medaug.training.tasks import Task, resolve_task
 
 log = logging.getLogger(__name__)
 
-# Of a base that is not trained again all must agree, heads and groups too, which leave no trace in a tensor's shape.
+# A frozen base must match in all of these; heads and groups do not show in the shapes of tensors.
 _BASE = ("spatial_dims", "channels", "attention", "num_res_blocks", "num_head_channels", "norm_num_groups")
 
 
 @dataclass(frozen=True)
 class Initialised:
-    """What became of a network's tensors.
+    """How many of a network's tensors were initialised from a checkpoint.
 
     Attributes:
-        taken: how many begin from the checkpoint.
-        total: how many there are.
-        new: the parts of the network that hold the others, which begin as without a checkpoint.
+        loaded: number of tensors loaded from the checkpoint.
+        total: number of all tensors.
+        new: the parts of the network with tensors that were not loaded; they keep their own initialisation.
     """
 
-    taken: int
+    loaded: int
     total: int
     new: tuple[str, ...]
 
     def __str__(self) -> str:
-        told = f"{self.taken} of {self.total} tensors of the network begin from it"
-        return f"{told}; new: {', '.join(self.new)}" if self.new else told
+        text = f"{self.loaded} of {self.total} tensors of the network begin from it"
+        return f"{text}; new: {', '.join(self.new)}" if self.new else text
 
 
 def initialise(model: DiffusionModel, path: Path) -> Initialised:
-    """Give a model the averaged weights of a checkpoint wherever they fit, and the whole codec with its statistics.
+    """Load the averaged weights of a checkpoint into a model wherever they fit, and the whole codec with statistics.
 
-    What fits is the network's to say: see `ConditionalUNet.adopt` and, for a ControlNet, `ControlledUNet.adopt`.
+    The network decides which weights fit: see its `adopt` method.
 
     Raises:
-        UserError: as `read_checkpoint`; a codec of another make, another target, other coordinates, nothing that fits;
-            for a ControlNet another process, another U-Net, or no whole base.
+        UserError: as `read_checkpoint`; another codec, target or coordinates option; no weights that fit; for a
+            ControlNet, another process or U-Net, or an incomplete base.
     """
     card, contents = read_checkpoint(path)
     weights, own = averaged_weights(contents), model.state_dict()
@@ -80,14 +80,14 @@ def initialise(model: DiffusionModel, path: Path) -> Initialised:
             )
     prefix = "network."
     network = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    if card.attributes != model.attributes:  # of equal length they would fit, and mean something else
+    if card.attributes != model.attributes:  # their weights could fit by shape but mean other attributes
         network = {name: value for name, value in network.items() if ".class_embedding." not in name}
-    same_planes = _told(task) == _told(model.task)
+    same_planes = _planes(task) == _planes(model.task)
     try:
         adopted = {prefix + name: value for name, value in model.network.adopt(network, same_planes).items()}
     except ValueError as error:
         raise UserError(f"init_from={path}: {error}") from error
-    if all(value.ndim < 2 for value in adopted.values()):  # biases of the same length mean nothing
+    if all(value.ndim < 2 for value in adopted.values()):  # biases fit other networks of the same width by chance
         raise UserError(f"init_from={path}: no weight of its network fits this one; set the same network.* keys")
     model.load_state_dict(own | codec | adopted)
     names = [name for name in own if name.startswith(prefix)]
@@ -95,16 +95,16 @@ def initialise(model: DiffusionModel, path: Path) -> Initialised:
     return Initialised(len(adopted), len(names), tuple(parts))
 
 
-def _told(task: Task) -> tuple[object, ...]:
-    """What the planes of a task's condition are: as many of them may be masks in one task and images in another."""
+def _planes(task: Task) -> tuple[object, ...]:
+    """What the planes of a task's condition mean; the same number may be masks in one task and images in another."""
     return task.num_masks, task.given, task.num_images
 
 
 def read_base(path: Path, manifest: Manifest) -> Base:
-    """What the card of a training on `manifest` says about the checkpoint that it begins from.
+    """Describe the checkpoint that a training on `manifest` is initialised from, for the training's card.
 
-    Warns where the checkpoint saw subjects of the test split, which the benchmark will refuse, and where it has as many
-    modalities or classes under other names, which begin in their order.
+    Warns if the checkpoint saw subjects of the test split, because the benchmark will refuse the model, and if its
+    modalities or classes have other names, because they are matched by order.
     """
     card, _ = read_checkpoint(path)
     names = (
@@ -137,10 +137,10 @@ def read_base(path: Path, manifest: Manifest) -> Base:
 
 
 def base_digest(base: Path, folder: Path) -> str:
-    """SHA-256 of the checkpoint that a training in `folder` begins from.
+    """SHA-256 of the checkpoint that a training in `folder` is initialised from.
 
     Raises:
-        UserError: there is no such file, or the training itself writes it.
+        UserError: there is no such file, or it lies in the run's own folder.
     """
     if not base.is_file() or folder.resolve() in base.resolve().parents:
         reason = "lies in the folder of this very run" if base.is_file() else "no such file"

@@ -30,32 +30,32 @@ from medaug.training.model import Dropout
 
 
 class Picture(Protocol):
-    """Draws samples beside the batch that they were made for."""
+    """Draws samples beside the batch that they were sampled for."""
 
     def __call__(self, step: int, batch: dict[str, Tensor], sample: Tensor, made: str = "synthetic") -> Path:
         """Write a PNG and return its path.
 
         Args:
-            step: of the training.
+            step: training step.
             batch: on the CPU.
             sample: (B, num_targets, X, Y, Z), on the CPU.
-            made: "synthetic", or "reconstruction" if a codec coded and decoded the targets.
+            made: "synthetic", or "reconstruction" if a codec encoded and decoded the targets.
         """
 
 
 PICTURED = 3
 PICTURE_STEPS = 12
 NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Times at which every validation case is judged with the same noise: the middles of fifths of [0, 1]."""
+"""Times at which the validation loss is computed, with the same noise each time: the centres of fifths of [0, 1]."""
 
 
 def make_optimizer(module: nn.Module, budget: TrainerOptions) -> torch.optim.AdamW:
-    """AdamW for all weights of a module that are trained; a ControlNet's base is not."""
+    """AdamW for all trainable weights of a module; a ControlNet's base is frozen."""
     return torch.optim.AdamW(
         [p for p in module.parameters() if p.requires_grad],
         lr=budget.learning_rate,
         weight_decay=budget.weight_decay,
-        fused=budget.precision != "fp16",  # Lightning does not clip for one that undoes loss scaling by itself
+        fused=budget.precision != "fp16",  # fused AdamW unscales fp16 losses itself, and Lightning then cannot clip
     )
 
 
@@ -63,8 +63,8 @@ class DiffusionModule(LightningModule):
     """Trains a `DiffusionModel`.
 
     Args:
-        card: what the model is made of; it is written into every checkpoint.
-        budget: learning rate, its schedule, condition dropout, seed.
+        card: card of the model; it is written into every checkpoint.
+        budget: learning rate and its schedule, condition dropout, seed.
         picture: draws samples beside real images at every validation.
     """
 
@@ -74,7 +74,7 @@ class DiffusionModule(LightningModule):
         self.budget = budget
         self.picture = picture
         self.dropout = Dropout.of(budget)
-        # The weights' own stream: building the model draws from nothing else and disturbs nothing else.
+        # Build the model with its own seed, and leave the global random state as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(named_seed(self.budget.seed, "weights"))
             self.model = card.build()
@@ -82,14 +82,14 @@ class DiffusionModule(LightningModule):
         self._losses: list[Tensor] = []
 
     def configure_model(self) -> None:
-        """Split the network's weights over the devices (fsdp) and compile it, where that is asked for."""
+        """Split the network's weights over the devices (fsdp) and compile it, if the options say so."""
         if self.device_mesh is not None and not isinstance(self.model.network, FSDPModule):
             shard(self.model.network, self.device_mesh)
         if compiles(self.budget):
             self.model.network.compile()  # in place: its weights keep their names
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Mean loss of the batch; the curve shows the mean over all batches of the step, on all devices."""
+        """Mean loss of the batch; the logged loss is the mean over all batches of the step, on all devices."""
         loss = self.model.loss(batch, self.dropout).mean()
         self._losses.append(loss.detach())
         if stepped(self.trainer, batch_idx):
@@ -102,9 +102,9 @@ class DiffusionModule(LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Loss of the averaged weights on held-out subjects, at the same times and noise every time; pictures.
+        """Loss of the averaged weights on validation subjects, with the same times and noise every time; pictures.
 
-        `val/loss` at a time of each case's own, `val/loss_t0.1` and so on with all of them at that time.
+        `val/loss` uses a fixed time per case; `val/loss_t0.1` and so on use that time for all cases.
         """
         size = len(batch["image"])
         self.log("val/loss", self.model.loss(batch).mean(), prog_bar=True, batch_size=size)
@@ -127,7 +127,7 @@ class DiffusionModule(LightningModule):
             attributes=few["attributes"],
             labelled=few["labelled"],
         )
-        if not self.trainer.is_global_zero:  # it took part because the weights may be split
+        if not self.trainer.is_global_zero:  # all ranks must sample, because the weights may be split
             return
         path = picture(self.global_step, {key: value.cpu() for key, value in few.items()}, samples.cpu())
         if isinstance(self.logger, TensorBoardLogger):
@@ -137,7 +137,7 @@ class DiffusionModule(LightningModule):
             self.logger.experiment.add_image("samples", pixels, self.global_step, dataformats="HWC")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, linear warm-up, then a cosine decay to a tenth or a constant rate."""
+        """AdamW with linear warm-up, then a cosine decay to a tenth or a constant learning rate."""
         optimizer = make_optimizer(self, self.budget)
         warmup, last, cosine = self.budget.warmup_steps, self.budget.max_steps, self.budget.schedule == "cosine"
 
@@ -150,12 +150,12 @@ class DiffusionModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the card, so that the checkpoint needs nothing beside it."""
+        """Add the card, so that the checkpoint is complete by itself."""
         checkpoint["medaug"] = self.card.to_dict()
 
 
 class DiffusionData(LightningDataModule):
-    """Training batches from the one that the run stands at, and fixed validation batches."""
+    """Training batches from the current step on, and fixed validation batches."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class DiffusionData(LightningDataModule):
         self.sliced = sliced
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """`trainer.accumulate` batches per step; which samples a batch holds depends on its number alone."""
+        """`trainer.accumulate` batches per step; the samples of a batch depend only on its number."""
         trainer = self.trainer
         assert trainer is not None
         ranks, accumulate = (trainer.global_rank, trainer.world_size), self.budget.accumulate
@@ -195,10 +195,10 @@ def training_batches(
     attributes: AttributeEncoder = NO_ATTRIBUTES,
     sliced: bool = False,
 ) -> TrainingBatches | MixedBatches:
-    """The batches that a rank trains on, by step: cases as they come, or with a share of each batch labelled.
+    """The batches that a rank trains on, by step; with `labelled_share`, that share of each batch is labelled.
 
     Raises:
-        UserError: `labelled_share` cannot be met.
+        UserError: `labelled_share` cannot be satisfied.
     """
     augment = light_affine if budget.augment else None
     if budget.labelled_share is None:

@@ -1,4 +1,4 @@
-"""What a training is going to cost, said before it starts."""
+"""Estimates the time and memory of a training before it starts."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from medaug.training.model import DiffusionModel, Dropout
 from medaug.training.module import NOISE_LEVELS, PICTURE_STEPS, PICTURED, make_optimizer, training_batches
 
 STATE_BYTES = 20
-"""Per parameter, in float32: the weight, its gradient, AdamW's two moments, its average."""
+"""Bytes per trained parameter, in float32: the weight, its gradient, AdamW's two moments, its average."""
 
 FROZEN_BYTES = 8
-"""Per weight that is not trained (a ControlNet's base, a codec): itself and its copy beside the average."""
+"""Bytes per frozen weight (a ControlNet's base, a codec): the weight and its copy in the averaged model."""
 
 MEASURED_STEPS, MEASURED_SECONDS = 3, 20.0
 
@@ -30,17 +30,17 @@ class Plan:
     """Size, time and memory of a training.
 
     Attributes:
-        subjects, scans, labelled: of one epoch.
-        shape: of the model's grid, voxels.
-        slices: axial slices of an epoch, where the network sees each by itself; None: it sees volumes.
-        steps: of the optimiser.
-        step_samples: in one step, on all devices together.
-        parameters: of the network.
-        step_seconds: one step, all passes of `trainer.accumulate`.
-        validation_seconds: all validations of the run, with their pictures.
-        memory: bytes per device that a step needs at least: weights, state of the optimiser, and the activations
-            that wait for the backward pass. On a processor the peak was 1.1 to 1.9 times that.
-        uncounted: what else takes time.
+        subjects, scans, labelled: number of subjects, scans and labelled scans in one epoch.
+        shape: the model's grid, voxels.
+        slices: axial slices of an epoch for a 2D network; None for a 3D network.
+        steps: optimisation steps.
+        step_samples: samples per step, on all devices together.
+        parameters: number of parameters of the network.
+        step_seconds: seconds per step, with all passes of `trainer.accumulate`.
+        validation_seconds: seconds of all validations of the run, with their pictures.
+        memory: minimum bytes per device for a step: weights, optimiser state, and the activations saved for the
+            backward pass. On a CPU the measured peak was 1.1 to 1.9 times that.
+        uncounted: what takes time but is not counted.
     """
 
     subjects: int
@@ -57,7 +57,7 @@ class Plan:
     uncounted: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The plan as text, one string per line."""
         grid = "x".join(map(str, self.shape))
         slices = "" if self.slices is None else f", {self.slices} slices"
         training = self.steps * self.step_seconds
@@ -73,13 +73,13 @@ class Plan:
 
 
 def make_plan(data: TrainingData, budget: TrainerOptions, scored: bool = False) -> Plan:
-    """Measure a few steps on a model that is thrown away.
+    """Measure a few steps with a temporary model.
 
-    Nothing of the run is touched: the model is another one, and no random state is drawn from or left changed.
+    The run is not affected: its model is another object, and no random state is used or changed.
 
     Args:
-        data, budget: of the run.
-        scored: whether it scores samples.
+        data, budget: data and `trainer` options of the run.
+        scored: whether the run scores samples.
     """
     card, train, val = data.card, data.train, data.val
     device = torch.device(device_type(budget))
@@ -122,9 +122,9 @@ def make_plan(data: TrainingData, budget: TrainerOptions, scored: bool = False) 
 
 
 def saved_bytes(model: DiffusionModel, batch: dict[str, Tensor], dropout: Dropout) -> int:
-    """Bytes that one forward pass keeps for its backward pass, the weights themselves left out."""
+    """Bytes that one forward pass saves for the backward pass, without the weights themselves."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, Tensor] = {}  # the tensors as well, so that no address is used twice
+    kept: dict[int, Tensor] = {}  # keeps the tensors alive, so that no address is reused
 
     def pack(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor
@@ -136,7 +136,7 @@ def saved_bytes(model: DiffusionModel, batch: dict[str, Tensor], dropout: Dropou
 
 
 def _measure(model: DiffusionModel, batch: dict[str, Tensor], budget: TrainerOptions) -> tuple[float, float]:
-    """Seconds of one pass forward, backward and through the optimiser, and of one forward without gradients."""
+    """Seconds of one training step (forward, backward, optimiser), and of one forward pass without gradients."""
     optimizer, dropout = make_optimizer(model, budget), Dropout.of(budget)
     training: list[float] = []
     forward: list[float] = []

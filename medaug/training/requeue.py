@@ -1,6 +1,6 @@
-"""SLURM: a job whose time is nearly up goes back into the queue, and on its next turn goes on from its checkpoint.
+"""SLURM: requeues a job whose time limit is near, so that it resumes from its checkpoint.
 
-It is the only handling of those signals: Lightning's, which writes a checkpoint of its own, is switched off.
+Lightning's own handling of those signals, which writes a separate checkpoint, is switched off.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ log = logging.getLogger(__name__)
 
 
 def job() -> str | None:
-    """The SLURM job that this process belongs to, as `scontrol` takes it; None outside of one."""
+    """The SLURM job of this process, in the form that `scontrol` expects; None outside SLURM."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
 
 
 def signals() -> tuple[signal.Signals, ...]:
-    """What `sbatch --signal` sends before the time is up: USR1 by custom, USR2 by submitit; none outside of SLURM."""
+    """The signals that announce the time limit: USR1 by convention, USR2 from submitit; none outside SLURM."""
     return (signal.SIGUSR1, signal.SIGUSR2) if job() else ()
 
 
 def listen(first: bool) -> None:
-    """Requeue at once and leave when a signal comes while there is nothing to save, that is before training begins.
+    """Before training begins, when there is nothing to save: requeue and exit as soon as a signal comes.
 
     Args:
-        first: this process speaks for all that train together.
+        first: whether this process is rank 0, which requeues the job.
     """
 
     def leave(number: int, frame: object) -> None:
@@ -47,9 +47,9 @@ def listen(first: bool) -> None:
 
 
 def requeue() -> None:
-    """Put this process's job back into the queue; SLURM then ends it. Where that is refused, say so and go on."""
+    """Requeue this process's job; SLURM then ends it. If SLURM refuses, log a warning and return."""
     for number in signals():
-        signal.signal(number, signal.SIG_IGN)  # launchers pass a signal on that SLURM has sent to every process anyway
+        signal.signal(number, signal.SIG_IGN)  # launchers forward a signal that SLURM has already sent to every process
     command = shutil.which("scontrol")
     why = "there is no scontrol on this machine"
     if command:
@@ -62,7 +62,7 @@ def requeue() -> None:
 
 
 def environment() -> SLURMEnvironment | None:
-    """Lightning's view of processes that `srun` started, without its own requeuing; None for other processes."""
+    """Lightning's environment for processes started by `srun`, without its requeuing; None for other processes."""
     from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
     if not job() or TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():

@@ -24,25 +24,27 @@ log = logging.getLogger(__name__)
 _REMOVE = "restore it, or remove it and best.ckpt to score from here on"
 
 Score = Callable[[DiffusionModel, int], dict[str, float]]
-"""The averaged model, in evaluation mode, and the step, to named numbers: `score` in 0..1, to be maximised, and
-`near_copies`, the share of samples that are near copies of training scans, with `near_copies_p`, the probability of so
-many among new scans. It must draw from no global random state."""
+"""A function of the averaged model (in evaluation mode) and the step that returns named numbers: `score` in 0..1,
+higher is better; `near_copies`, the share of samples that are near copies of training scans; and `near_copies_p`, the
+probability of so many among new scans. It must not use the global random state."""
 
 
 class SampleScoring(Callback):
-    """Every so many steps, and at the last, scores samples of the averaged weights.
+    """Scores samples of the averaged weights every `every` steps and at the last step.
 
-    `scores.csv` gets a row, the logger `sample/<name>`, and `best.ckpt`, a checkpoint like `last.ckpt`, is written
-    where the score exceeds all former ones: of equals the earliest is kept, which has memorised least.
+    Each scoring adds a row to `scores.csv` and logs `sample/<name>`. If the score is higher than all earlier ones,
+    `best.ckpt`, a checkpoint like `last.ckpt`, is written. With equal scores the earliest is kept, because it has
+    memorised least.
 
-    It must come after the weight averaging and before `LastCheckpoint` in the list of callbacks, so that a step that a
-    run goes on from has been scored. `best.ckpt` is written before the row, and holds its own score. So a killed run
-    repeats what is not on record, compares with the best that is, and ends with the files of one never interrupted.
+    This callback must come after the weight averaging and before `LastCheckpoint` in the list of callbacks, so that a
+    step that a run resumes from has been scored. `best.ckpt` is written before the row and contains its own score. A
+    killed run therefore repeats the scorings that are not in the file, compares them with the best one so far, and ends
+    with the same files as an uninterrupted run.
 
     Args:
-        folder: of the run.
-        every: steps.
-        score: computes the numbers. It is called on all processes, because weights may be split; the first one's count.
+        folder: folder of the run.
+        every: steps between scorings.
+        score: computes the numbers. It is called on all ranks, because weights may be split; rank 0's numbers are used.
     """
 
     def __init__(self, folder: Path, every: int, score: Score) -> None:
@@ -54,7 +56,7 @@ class SampleScoring(Callback):
         self._rows: list[dict[str, float]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find what is on record, and the best so far; all processes read, so that damage ends them all."""
+        """Read the earlier scores and the best so far; all ranks read, so that a damaged file ends all of them."""
         rows, found = _read(self.table), self.checkpoint.exists()
         best = self._best() if found else None
         self._rows, self.best = trainer.strategy.broadcast((rows, best))
@@ -64,7 +66,7 @@ class SampleScoring(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Score where it is due and not on record yet."""
+        """Score if a scoring is due and not in the file yet."""
         step = trainer.global_step
         due = stepped(trainer, batch_idx) and (step % self.every == 0 or step == trainer.max_steps)
         if not due or step in {row["step"] for row in self._rows}:
@@ -82,8 +84,8 @@ class SampleScoring(Callback):
         _write(self.table, self._rows)
         for logger in trainer.loggers:
             logger.log_metrics({f"sample/{name}": value for name, value in numbers.items()}, step)
-        told = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items())
-        log.info("samples at step %d: %s%s", step, told, "; the best so far" if better else "")
+        text = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items())
+        log.info("samples at step %d: %s%s", step, text, "; the best so far" if better else "")
         if numbers["near_copies_p"] < ALARM and not warned:
             log.warning(
                 "step %d: %.0f%% of the samples are near copies of training scans, more than new scans would be "
@@ -101,16 +103,16 @@ class SampleScoring(Callback):
             return {"step": int(state["step"]), "score": float(state["score"])}
 
     def state_dict(self) -> dict[str, Any]:
-        """Step and score of the best checkpoint so far; that of `best.ckpt` itself are its own."""
+        """Step and score of the best checkpoint so far; in `best.ckpt` these are its own."""
         return dict(self.best or {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """All that a run knows of its best which was stopped after its last step, and trains no more."""
+        """Restore the best score; a run that was stopped after its last step learns it only from here."""
         self.best = state_dict or None
 
     def _averaged_score(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         averaging = next(callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging))  # type: ignore[attr-defined]
-        # Exchanged with the averaged weights, and back, as for a validation.
+        # Swap in the averaged weights, and swap back below, as a validation does.
         averaging.on_validation_epoch_start(trainer, pl_module)
         modes = {module: module.training for module in pl_module.modules()}
         pl_module.eval()

@@ -1,4 +1,4 @@
-"""A training that is asked to stop ends after the step in hand."""
+"""Signal handlers that stop a training after the current step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class StopSignals:
     """Listens for SIGINT (Ctrl-C), SIGTERM and, in a SLURM job, SIGUSR1 and SIGUSR2.
 
     Attributes:
-        received: the number of the signal that came, else None.
+        received: number of the first signal received; None: none so far.
     """
 
     def __init__(self) -> None:
@@ -25,21 +25,21 @@ class StopSignals:
         self._handlers: dict[int, Any] = {}
 
     def listen(self) -> None:
-        """Take the signals."""
+        """Install the handlers."""
         for number in (signal.SIGINT, signal.SIGTERM, *requeue.signals()):
             self._handlers[number] = signal.signal(number, self._on_signal)
 
     def release(self) -> None:
-        """Give them back to whoever had them."""
+        """Restore the previous handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     def leave(self, where: str, first: bool) -> NoReturn:
-        """End the process with status 128 + the signal's number, its SLURM job back in the queue if the signal says so.
+        """Exit with status 128 + the signal's number; requeue the SLURM job first if the signal came from SLURM.
 
         Args:
-            where: told to the user, such as "stopped at step 7".
-            first: this process speaks for all that train together.
+            where: where training stopped, for the log, such as "stopped at step 7".
+            first: whether this process is rank 0, which requeues the job.
         """
         assert self.received is not None
         log.info("%s; the same command goes on from there", where)

@@ -1,4 +1,4 @@
-"""What a model draws, and what it is told: one machine for every task, by configuration alone.
+"""Tasks: what a model generates and what it is conditioned on, set by configuration alone.
 
 image            mask -> image
 unconditional    nothing -> image, the base of a ControlNet
@@ -32,17 +32,17 @@ EVERY = "all"
 
 @dataclass(frozen=True)
 class Task:
-    """`TaskOptions` with modalities as their numbers in a cohort, see `resolve_task`.
+    """`TaskOptions` with modalities as indices into a cohort's modalities, see `resolve_task`.
 
     Attributes:
-        target: what is drawn, "image" or "label".
-        drawn: modalities that are drawn; none where the target is the label.
-        given: modalities that are a condition as they are.
+        target: what the model generates, "image" or "label".
+        drawn: modalities that the model generates; empty if the target is the label.
+        given: modalities that are a condition, unchanged.
         mask: whether the label map is a condition.
-        degradation: the drawn modalities are also given, degraded so; see `degrade`.
-        noise_std: noise: in units of the model's intensities.
-        factor: low_resolution: voxels per axis that become one.
-        num_classes: of the label map, with background.
+        degradation: if not "none", degraded versions of the generated modalities are a condition too; see `degrade`.
+        noise_std: for "noise": standard deviation of the noise, in the model's intensity range [-1, 1].
+        factor: for "low_resolution": this many voxels per axis are averaged into one.
+        num_classes: number of classes of the label map, with background.
     """
 
     target: str
@@ -56,36 +56,36 @@ class Task:
 
     @property
     def num_targets(self) -> int:
-        """Volumes that are drawn: modalities, or foreground classes."""
+        """Number of volumes that the model generates: modalities, or foreground classes."""
         return len(self.drawn) if self.target == "image" else self.num_classes - 1
 
     @property
     def num_images(self) -> int:
-        """Images that are given."""
+        """Number of images in the condition."""
         return len(self.given) + (len(self.drawn) if self.degradation != "none" else 0)
 
     @property
     def num_masks(self) -> int:
-        """Foreground classes that are given."""
+        """Number of foreground classes in the condition."""
         return self.num_classes - 1 if self.mask else 0
 
     def target_of(self, image: Tensor, label: Tensor) -> Tensor:
-        """What is drawn: (B, num_targets, X, Y, Z) in [-1, 1].
+        """The volumes that the model learns to generate: (B, num_targets, X, Y, Z) in [-1, 1].
 
         Args:
             image: (B, M, X, Y, Z) in [-1, 1], all modalities of the cohort.
             label: (B, X, Y, Z) class indices or IGNORE. As a target each foreground class is a plane of -1 and 1
-                (after the analog bits of Chen et al. 2023), 0 where it is ignored.
+                (after the analog bits of Chen et al. 2023), 0 at ignored voxels.
         """
         return image[:, list(self.drawn)] if self.target == "image" else signed_planes(label, self.num_classes)
 
     def images_of(self, image: Tensor, seeds: Tensor | Sequence[int], degraded: bool = True) -> Tensor:
-        """The images that are given: (B, num_images, X, Y, Z).
+        """The images in the condition: (B, num_images, X, Y, Z).
 
         Args:
             image: (B, M, X, Y, Z) in [-1, 1], all modalities of the cohort.
             seeds: one per sample, for the noise of a degradation.
-            degraded: whether the drawn modalities are still to be degraded, or are of poor quality by themselves.
+            degraded: True degrades the generated modalities first; False uses them as they are (already poor scans).
         """
         images = image[:, list(self.given)]
         if self.degradation == "none":
@@ -94,7 +94,7 @@ class Task:
         return torch.cat([images, self.degrade(poor, seeds) if degraded else poor], dim=1)
 
     def degrade(self, image: Tensor, seeds: Tensor | Sequence[int]) -> Tensor:
-        """Image (B, C, X, Y, Z) as a poorer scan: with Gaussian noise, or averaged to coarse voxels and back."""
+        """Degrade an image (B, C, X, Y, Z): add Gaussian noise, or average to coarse voxels and interpolate back."""
         if self.degradation == "noise":
             draws = generators([named_seed(int(seed), "degradation") for seed in seeds])
             return image + self.noise_std * standard_normal(draws, image.shape[1:], image.device)
@@ -102,20 +102,20 @@ class Task:
         return interpolate(interpolate(image, coarse, mode="area"), image.shape[2:], mode="trilinear")
 
     def label_of(self, target: Tensor) -> Tensor:
-        """Class indices (B, X, Y, Z) of a drawn label map (B, num_targets, X, Y, Z): the inverse of `target_of`."""
+        """Class indices (B, X, Y, Z) of a generated label map (B, num_targets, X, Y, Z); inverts `target_of`."""
         background = torch.zeros_like(target[:, :1])
         return torch.cat([background, target], dim=1).argmax(1)
 
     def judged(self, label: Tensor) -> Tensor | None:
-        """Where the target is known: (B, X, Y, Z) bool; None: everywhere."""
+        """The voxels where the target is known: (B, X, Y, Z) bool; None: all of them."""
         return label != IGNORE if self.target == "label" else None
 
 
 def resolve_task(options: Mapping[str, Any], modalities: Sequence[str], num_classes: int) -> Task:
-    """The task that the plain `task` node of the options (empty: mask to image) means for a cohort.
+    """Turn the plain `task` options (empty: mask to image) into the task for a cohort.
 
     Raises:
-        UserError: names the key, what is wrong, and the way out.
+        UserError: names the key, what is wrong, and the remedy.
     """
     chosen = TaskOptions(**{f.name: options[f.name] for f in fields(TaskOptions) if f.name in options})
     if chosen.target not in TARGETS:
@@ -135,12 +135,17 @@ def resolve_task(options: Mapping[str, Any], modalities: Sequence[str], num_clas
     named = (("modalities", chosen.modalities), ("given", [name for name in chosen.given if name != EVERY]))
     for key, names in named:
         if unknown := [name for name in names if name not in modalities]:
-            raise UserError(f"task.{key}: {', '.join(unknown)} is no modality", f"choose of {', '.join(modalities)}")
+            raise UserError(
+                f"task.{key}: {', '.join(unknown)} is not a modality of the cohort",
+                f"choose from {', '.join(modalities)}",
+            )
         if len(set(names)) < len(names):
-            raise UserError(f"task.{key}=[{','.join(names)}]: a modality stands there twice")
+            raise UserError(f"task.{key}=[{','.join(names)}]: a modality is given twice", "name each once")
     if chosen.target == "label":
         if chosen.mask:
-            raise UserError("task.target=label: the mask is what is drawn", "set task.mask=false")
+            raise UserError(
+                "task.target=label: the model generates the mask, so it cannot be a condition", "set task.mask=false"
+            )
         if chosen.modalities or chosen.degradation != "none":
             raise UserError("task.target=label: task.modalities and task.degradation are for task.target=image")
         drawn = []
@@ -148,10 +153,12 @@ def resolve_task(options: Mapping[str, Any], modalities: Sequence[str], num_clas
         drawn = [name for name in modalities if name in chosen.modalities] or list(modalities)
     given = [name for name in modalities if name not in drawn] if EVERY in chosen.given else chosen.given
     if both := [name for name in given if name in drawn]:
-        raise UserError(f"task.given: {', '.join(both)} is also drawn", "name it in one of task.modalities, task.given")
+        raise UserError(
+            f"task.given: {', '.join(both)} is also generated", "name it in one of task.modalities, task.given"
+        )
     if chosen.given and not given:
         raise UserError(
-            f"task.given=[{EVERY}]: every modality is drawn, so none is left to give",
+            f"task.given=[{EVERY}]: every modality is generated, so none is left as a condition",
             f"set task.modalities to the one that is missing, of {', '.join(modalities)}",
         )
     number = {name: i for i, name in enumerate(modalities)}

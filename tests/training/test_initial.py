@@ -72,7 +72,7 @@ def test_the_same_make_is_taken_whole_with_the_codecs_statistics(tmp_path):
     former, model = save(tmp_path / "a.ckpt", CARD), CARD.build()
     report = initialise(model, tmp_path / "a.ckpt")
     assert all(torch.equal(value, former.state_dict()[name]) for name, value in model.state_dict().items())
-    assert report.taken == report.total == len(model.network.state_dict()) and report.new == ()
+    assert report.loaded == report.total == len(model.network.state_dict()) and report.new == ()
     assert str(report) == f"{report.total} of {report.total} tensors of the network begin from it"
 
 
@@ -83,7 +83,7 @@ def test_a_mask_added_to_an_unconditional_model_changes_nothing_at_first(tmp_pat
     former = save(tmp_path / "a.ckpt", unconditional(card))
     model = card.build()
     report = initialise(model, tmp_path / "a.ckpt")
-    assert report.taken == report.total
+    assert report.loaded == report.total
     x, t, condition = told(model, 9)
     expected = former.network(x, t, told(model, 0)[2])
     assert expected.std() > 0
@@ -125,11 +125,11 @@ def test_a_wider_or_another_network_says_what_is_new(tmp_path):
     save(tmp_path / "a.ckpt", CARD)
     spade = card_of(name="spade").build()
     report = initialise(spade, tmp_path / "a.ckpt")
-    assert report.new == ("unet.up_blocks",) and 0 < report.taken < report.total
-    assert f"{report.taken} of {report.total} tensors" in str(report) and str(report).endswith("new: unet.up_blocks")
+    assert report.new == ("unet.up_blocks",) and 0 < report.loaded < report.total
+    assert f"{report.loaded} of {report.total} tensors" in str(report) and str(report).endswith("new: unet.up_blocks")
     deeper = card_of(channels=[8, 8, 16], attention=[False] * 3).build()
     report = initialise(deeper, tmp_path / "a.ckpt")
-    assert "unet.down_blocks" in report.new and "unet.time_embed" not in report.new and report.taken < report.total
+    assert "unet.down_blocks" in report.new and "unet.time_embed" not in report.new and report.loaded < report.total
 
 
 def test_a_controlnet_begins_from_its_base(tmp_path):

@@ -149,7 +149,7 @@ def test_ignored_voxels_do_not_count_where_the_label_is_drawn():
         (GENERATOR | {"degradation": "noise"}, "task.target=label"),
         ({"modalities": ["t3"]}, "task.modalities: t3"),
         ({"modalities": ["t1", "t1"]}, "twice"),
-        ({"given": ["t1"]}, "task.given: t1 is also drawn"),
+        ({"given": ["t1"]}, "task.given: t1 is also generated"),
         ({"given": ["all"]}, "task.modalities"),
         ({"degradation": "blur"}, "task.degradation=blur"),
         (DENOISE | {"noise_std": 0.0}, "task.noise_std=0"),
@@ -158,7 +158,7 @@ def test_ignored_voxels_do_not_count_where_the_label_is_drawn():
         (DENOISE | {"factor": 3}, "task.factor=3: has no effect"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(options, key):
+def test_impossible_tasks_are_refused_in_one_line(options, key):
     with pytest.raises(UserError, match="task") as refusal:
         resolve_task(options, MODALITIES, 3)
     assert key in str(refusal.value) and "\n" not in str(refusal.value)
