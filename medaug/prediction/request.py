@@ -112,7 +112,8 @@ def _redrawn(card: Card, task: Task, predict: PredictOptions) -> tuple[int, ...]
         raise UserError("remove=true: the model is told no mask that a class could be removed from; leave it out")
     if unknown := [name for name in predict.inpaint if name not in card.schema.foreground]:
         raise UserError(
-            f"inpaint: {', '.join(unknown)} is no class of the masks; choose of {', '.join(card.schema.foreground)}"
+            f"inpaint: {', '.join(unknown)} is not a class of the masks",
+            f"choose from {', '.join(card.schema.foreground)}",
         )
     return tuple(card.schema.names.index(name) for name in predict.inpaint)
 

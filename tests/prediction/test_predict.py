@@ -301,7 +301,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(run, tmp_path, monkeypatch)
     [
         ({}, {}, r"told nothing of a scan, so there is nothing to predict; inpaint=\[CLASS\]"),
         ({"target": "label", "mask": False}, {}, "nothing to predict; use medaug.generate"),
-        ({}, {"inpaint": ["lesion"]}, "inpaint: lesion is no class of the masks; choose of shell, core"),
+        ({}, {"inpaint": ["lesion"]}, "inpaint: lesion is not a class of the masks; choose from shell, core"),
         ({}, {"remove": True}, r"remove=true: it goes with inpaint=\[CLASS\]"),
         ({"mask": False}, {"inpaint": ["core"], "remove": True}, "remove=true: the model is told no mask"),
         (SEGMENTATION, {"inpaint": ["core"]}, "inpaint: only models that draw images from masks"),
