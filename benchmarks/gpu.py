@@ -39,7 +39,7 @@ from typing import Any
 import torch
 from common import HERE, about, machine, spread
 from plain import PlainDDPM, Training
-from quality import evaluations, plain_sampling, sampling
+from quality import drawing, evaluations, plain_sampling, sampling
 from roofline import TARGET, counted, least_times, measured_bandwidth, measured_peak, random_batch, seconds
 from torch import Tensor
 
@@ -155,7 +155,8 @@ class Bench:
             model.zero_grad(set_to_none=True)
         label = torch.randint(0, CLASSES, (1, *size.side), device=self.device)
         repeats = 1 if max(size.side) > 256 else max(self.repeats // 2, 2)
-        row["sampling"] = fitting(lambda: self.timed(lambda: model.sample(label, [0], **settings), repeats))
+        draw = drawing(model, settings)
+        row["sampling"] = fitting(lambda: self.timed(lambda: draw(label, [0]), repeats))
         return row
 
 

@@ -23,10 +23,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from medaug.data.batches import StepsFrom, make_loader
 from medaug.data.cases import ModelCase
-from medaug.diffusion.guidance import guided
+from medaug.diffusion.guidance import Guidance, guided
 from medaug.diffusion.noise import generators, named_seed, standard_normal
-from medaug.diffusion.process import Process, predicted_sample
-from medaug.diffusion.samplers import ddpm, times
+from medaug.diffusion.process import build_process, predicted_sample
+from medaug.diffusion.samplers import ddpm
+from medaug.diffusion.spacings import trailing
 from medaug.files import atomic_write
 from medaug.networks.condition import one_hot
 from medaug.options import NetworkOptions, Options, TrainerOptions
@@ -58,7 +59,7 @@ class PlainDDPM(nn.Module):
         )
         self.scheduler = DDPMScheduler(num_train_timesteps=TIMESTEPS, schedule="linear_beta")
         self.inferer = DiffusionInferer(self.scheduler)
-        self.process = Process("linear", "epsilon", TIMESTEPS)
+        self.process = build_process("linear", "epsilon", num_train_timesteps=TIMESTEPS)
 
     def loss(self, batch: Batch, condition_dropout: float) -> Tensor:
         """Squared error of epsilon per sample (B,); a share of the masks is dropped."""
@@ -93,15 +94,15 @@ class PlainDDPM(nn.Module):
                 output = self.network(torch.cat([x, condition], dim=1), (TIMESTEPS * t).round() - 1)
             return predicted_sample(self.process, output.float(), x, t)
 
-        both = guided(denoise, planes, torch.zeros_like(planes), guidance_scale, rescale=guidance_rescale)
+        both = guided(denoise, planes, torch.zeros_like(planes), Guidance(guidance_scale, rescale=guidance_rescale))
         draws = generators(seeds)
         shape = (self.num_modalities, *label.shape[1:])
 
         def noise() -> Tensor:
             return standard_normal(draws, shape, label.device)
 
-        x = noise()
-        for state in ddpm(lambda x, t: both(x, t).clamp(-1, 1), x, self.process, times(num_inference_steps), noise):
+        x, grid = noise(), trailing(self.process, num_inference_steps)
+        for state in ddpm(lambda x, t: both(x, t).clamp(-1, 1), x, self.process, grid, noise):
             x = state
         return x.clamp(-1, 1)
 

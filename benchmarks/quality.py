@@ -29,7 +29,9 @@ from medaug.data.batches import as_tensors, collate
 from medaug.data.cases import ModelCase, load_cases, read_grids
 from medaug.data.cohorts import find_cohort
 from medaug.data.preprocessing import Preprocessing, fit_preprocessing
+from medaug.diffusion.guidance import Guidance
 from medaug.diffusion.noise import named_seed
+from medaug.diffusion.samplers import SAMPLERS, Sampling
 from medaug.evaluation.faithfulness import agreement
 from medaug.evaluation.fidelity import spectral_discrepancy, texture
 from medaug.evaluation.statistics import Interval, bootstrap_mean, paired_comparison
@@ -188,7 +190,7 @@ def as_plain(interval: Interval) -> dict[str, float]:
 
 
 def sampling(experiment: str, words: Sequence[str] = ()) -> dict[str, Any]:
-    """What `DiffusionModel.sample` takes, as `medaug.generate` would take it for these words of its command line."""
+    """The settings of samples, by key, that `medaug.generate` reads from these words of its command line."""
     options = load_options("generate", [f"experiment={experiment}", *words])
     generate, sampler = options.generate, options.sampler
     return {
@@ -209,13 +211,20 @@ def plain_sampling(settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
 
 
 def evaluations(sampler: str, steps: int) -> int:
-    """How often a sampler asks the denoiser; guided, each is a forward of two branches."""
-    return 2 * steps - 1 if sampler == "heun" else steps
+    """How often a sampler evaluates the denoiser; with guidance, each is a forward pass of two branches."""
+    return SAMPLERS[sampler].evaluations(steps)
 
 
 def drawing(model: DiffusionModel | PlainDDPM, settings: Mapping[str, Any]) -> Draw:
     """The model's `sample` with these settings."""
-    return lambda label, seeds: model.sample(label, seeds, **settings)
+    if isinstance(model, PlainDDPM):
+        return lambda label, seeds: model.sample(label, seeds, **settings)
+    interval = settings["guidance_interval"]
+    sampling = Sampling(settings["sampler"], settings["num_inference_steps"], settings["spacing"], settings["eta"])
+    guidance = Guidance(
+        settings["guidance_scale"], interval and (interval[0], interval[1]), settings["guidance_rescale"]
+    )
+    return lambda label, seeds: model.sample(label, seeds, sampling, guidance)
 
 
 def train(words: Sequence[str], folder: Path) -> float:

@@ -190,10 +190,15 @@ def part(options: Options, *names: str) -> dict[str, Any]:
     """Nodes or keys of the options (`"data"`, `"trainer.seed"`) as plain containers: the identity of a run.
 
     Keys that change no result (where the files lie, how many processes read them) are left out, so that a run
-    can be moved and resumed elsewhere.
+    can be moved and resumed elsewhere. So are `parameters` where there are none: runs of earlier versions lack them.
     """
-    wanted = [key for key in keys().values() if key.identity]
+    wanted = [key for key in keys().values() if key.identity and not _is_empty_parameters(options, key.path)]
     return nested(options, [k.path for k in wanted if any(k.path == n or k.path.startswith(n + ".") for n in names)])
+
+
+def _is_empty_parameters(options: Options, path: str) -> bool:
+    group, _, name = path.partition(".")
+    return name == "parameters" and not getattr(options, group).parameters
 
 
 def nested(options: Options, paths: Iterable[str]) -> dict[str, Any]:

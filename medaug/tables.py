@@ -27,12 +27,23 @@ class Table(Generic[Entry]):
     Args:
         name: of the table, such as "samplers"; installed packages add to it by the group `medaug.samplers`.
         noun: what one entry is called in messages, such as "sampler".
-        kind: class or runtime-checkable protocol of the entries; an installed entry that is no instance is refused.
+        kind: class or runtime-checkable protocol of the entries; an installed entry of another kind is refused.
         entries: the package's own, which an installed package cannot replace.
+        key: the option that chooses an entry, such as "sampler.name", for messages.
+        classes: whether entries are subclasses of `kind`, and not instances of it.
     """
 
-    def __init__(self, name: str, noun: str, kind: type[Any], entries: Mapping[str, Entry]) -> None:
-        self.name, self.noun, self.kind = name, noun, kind
+    def __init__(
+        self,
+        name: str,
+        noun: str,
+        kind: type[Any],
+        entries: Mapping[str, Entry],
+        *,
+        key: str = "",
+        classes: bool = False,
+    ) -> None:
+        self.name, self.noun, self.kind, self.key, self.classes = name, noun, kind, key, classes
         self.own = dict(entries)
         self._loaded: dict[EntryPoint, Entry] = {}
 
@@ -46,7 +57,8 @@ class Table(Generic[Entry]):
         if name in self.own:
             return self.own[name]
         if (point := installed(self.name).get(name)) is None:
-            raise UserError(f"{name}: no such {self.noun}{did_you_mean(name, self)} (all: {', '.join(self)})")
+            said = f"{self.key}={name}" if self.key else name
+            raise UserError(f"{said}: no such {self.noun}{did_you_mean(name, self)} (all: {', '.join(self)})")
         if point not in self._loaded:
             self._loaded[point] = self._load(point)
         return self._loaded[point]
@@ -76,8 +88,13 @@ class Table(Generic[Entry]):
         except Exception as error:  # the package's code may raise anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(f"{where} cannot be imported ({reason}); {remedy}") from error
-        if not isinstance(entry, self.kind):
-            raise UserError(f"{where} is of type {type(entry).__name__}, but must be a {self.kind.__name__}; {remedy}")
+        if self.classes:
+            right = isinstance(entry, type) and issubclass(entry, self.kind)
+            wanted = f"a class derived from {self.kind.__name__}"
+        else:
+            right, wanted = isinstance(entry, self.kind), f"a {self.kind.__name__}"
+        if not right:
+            raise UserError(f"{where} is of type {type(entry).__name__}, but must be {wanted}; {remedy}")
         return cast(Entry, entry)
 
 
@@ -111,6 +128,35 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
     """`; did you mean X?` with the one or two names that are spelt most like `word`; empty where none is near."""
     close = difflib.get_close_matches(word, sorted(names), n=2, cutoff=0.5)
     return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def parse_parameters(words: Iterable[str]) -> dict[str, Any]:
+    """Options of an installed entry, each given as "name:value", by name.
+
+    A value that reads as a number is one (an integer where it has neither point nor exponent), `true` and `false` are
+    booleans, all else is text.
+
+    Raises:
+        ValueError: a word that is not of this form, or a name that is given twice.
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        name, colon, text = word.partition(":")
+        if not (name and colon and text) or name in found:
+            raise ValueError(f"parameters has {word!r}; write each option once, as in [strength:0.5]")
+        found[name] = _parsed(text)
+    return found
+
+
+def _parsed(text: str) -> int | float | bool | str:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _package(point: EntryPoint) -> str:

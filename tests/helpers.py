@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from medaug.diffusion.guidance import Guidance
+from medaug.diffusion.process import Process
+from medaug.diffusion.samplers import Sampling
+from medaug.training.model import Context, DiffusionModel
 
 
 def model_options(process: dict[str, Any] | None = None, codec: str = "haar", **network: Any) -> dict[str, Any]:
@@ -41,3 +48,33 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         return {key: leaf for name, child in items for key, leaf in leaves(child, f"{path}/{name}").items()}
     return {path: value}
+
+
+def samples(
+    model: DiffusionModel,
+    label: Tensor,
+    seeds: Sequence[int],
+    *,
+    sampler: str,
+    num_inference_steps: int,
+    guidance_scale: float = 1.0,
+    context: Context | None = None,
+    **more: Any,
+) -> Tensor:
+    """`DiffusionModel.sample` with the values of a command line."""
+    sampling = Sampling(sampler, num_inference_steps, more.pop("spacing", "trailing"), more.pop("eta", 0.0))
+    guidance = Guidance(guidance_scale, *(more.pop(key, default) for key, default in GUIDANCE))
+    return model.sample(label, seeds, sampling, guidance, context or Context(), **more)
+
+
+GUIDANCE = (("guidance_interval", None), ("guidance_rescale", 0.0), ("negative_classes", ()))
+
+
+def times(steps: int) -> Tensor:
+    """Trailing times from 1 to 0, as a schedule without a shift has them."""
+    return torch.arange(steps, -1, -1, dtype=torch.float64) / steps
+
+
+def spaced_times(process: Process, steps: int, spacing: str = "trailing") -> Tensor:
+    """The times of a sampling."""
+    return Sampling(steps=steps, spacing=spacing).times(process)

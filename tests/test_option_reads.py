@@ -41,6 +41,12 @@ def test_a_stage_reads_what_it_accepts(stage):
 
 def test_what_is_read_is_found_through_names_calls_and_constructors():
     train, predict = reads("train").read, reads("predict").read
-    assert {"trainer.learning_rate", "trainer.score_num", "segmenter.channels", "codec.levels", "data.fold"} <= train
+    assert {
+        "trainer.learning_rate",
+        "segmenter.channels",
+        "codec.checkpoint",
+        "data.fold",
+        "trainer.score_num",
+    } <= train
     assert {"predict.margin", "sampler.eta", "predict.batch_size"} <= predict
     assert "generate.num" not in train | predict

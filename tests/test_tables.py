@@ -79,3 +79,11 @@ def test_removing_the_package_removes_its_entries(
     assert "blue" in colours
     monkeypatch.setattr(sys, "path", before)
     assert "blue" not in colours
+
+
+def test_a_table_of_classes_takes_derived_classes_only(install: Install) -> None:
+    table: Table[type[int]] = Table("numbers", "number", int, {}, classes=True)
+    install("more", "class Even(int): ...\nTEN = 10", numbers={"even": "Even", "ten": "TEN"})
+    assert issubclass(table["even"], int)
+    with pytest.raises(UserError, match="is of type int, but must be a class derived from int; "):
+        table["ten"]

@@ -51,10 +51,11 @@ class Recipe:
         guidance_rescale: 0 to 1, how far guided contrast is brought back.
         negative_classes: names of the classes without which the mask is what guidance leads away from; empty: from no
             mask at all.
-        attributes: what the model is told of the scan, by name: texts, numbers, and "spacing" as three voxel sizes in
-            mm along R, A, S. What is not named is unknown.
+        attributes: what the model knows of the scan, by name: texts, numbers, and "spacing" as three voxel sizes in
+            mm along R, A, S. Attributes that are not named are unknown.
+        parameters: further options of the sampler, by name.
 
-    The last five came later; a recipe without them is from when there was nothing but their defaults.
+    The fields with defaults were added later; a recipe without them was made with their defaults.
     """
 
     index: int
@@ -74,6 +75,7 @@ class Recipe:
     guidance_rescale: float = 0.0
     negative_classes: list[str] = field(default_factory=list)
     attributes: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, float] = field(default_factory=dict)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the fields as a dictionary of JSON values."""

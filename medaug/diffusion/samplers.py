@@ -1,113 +1,127 @@
 """Samplers: from noise at t = 1 to a sample at t = 0, over any `denoise(x_t, t) -> x_0`.
 
-Each sampler is a generator that yields x after every step; `sample` runs one to its end. Samplers never ask
-what the network predicts or how it is guided. In their formulas a step goes from time t to time s < t; in the
-code these are `now` and `then`. A step's weights are Python floats (float64), x keeps its own dtype.
+Each sampler is a generator that yields x after every step, and an entry of `SAMPLERS`; `sample` runs one to its end.
+Samplers do not know what the network predicts or how it is guided. In their formulas a step goes from time t to time
+s < t; in the code these are `now` and `then`. The weights of a step are Python floats (float64), x keeps its own dtype.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from medaug.diffusion.process import Process
-from medaug.diffusion.schedules import RHO
+from medaug.diffusion.spacings import SPACINGS
+from medaug.tables import Table
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # x_t (B, ...), t (B,) -> x_0 (B, ...)
 Noise = Callable[[], Tensor]  # standard normal, of x's shape, dtype and device
-Sampler = Callable[[Denoise, Tensor, Process, Tensor, Noise], Iterator[Tensor]]
-
-SPACINGS = ("trailing", "uniform", "karras")
 
 
 LARGEST_FIRST_GROWTH = 50
-"""By how much the first step may multiply an error of the network: bfloat16 rounds to 1 in 256."""
+"""The largest factor by which the first step may multiply an error of the network: bfloat16 rounds to 1 in 256."""
 
 
-def check(
-    process: Process,
-    name: str,
-    spacing: str = "trailing",
-    eta: float = 0.0,
-    num_inference_steps: int | None = None,
-) -> None:
-    """Refuse a sampler that cannot go with a process, and options that it would not read.
+@dataclass(frozen=True)
+class Sampler:
+    """An entry of `SAMPLERS`.
 
-    Every sampler goes with every process at every spacing, but for karras spacing where sigma / alpha has no largest
-    value (rectified flow, zero terminal SNR), and for epsilon where the first step is too long: x_0 is
-    (x - sigma epsilon) / alpha, so that a step from t to s multiplies an error of epsilon by about alpha_s / alpha_t.
-    From cosine's alpha of 5e-5 on, that is too much in fewer than about 640 steps.
-    Without `num_inference_steps` their number is not looked at.
-    Raises ValueError, with the way out.
+    Attributes:
+        steps: a generator function `steps(denoise, x, process, times, noise, **options)` that yields x (B, ...) after
+            each step between neighbouring times. `times` are float64 (N + 1,), strictly decreasing, the last one 0;
+            `noise()` is a fresh standard normal tensor like x.
+        options: the keyword arguments of `steps`, all numbers, with the range that each must lie in.
+        evaluations: how often N steps evaluate the denoiser.
     """
-    if name not in SAMPLERS:
-        raise ValueError(f"sampler {name!r} is unknown; choose one of {', '.join(SAMPLERS)}")
-    if spacing not in SPACINGS:
-        raise ValueError(f"spacing {spacing!r} is unknown; choose one of {', '.join(SPACINGS)}")
-    if eta != 0 and name != "ddim":
-        raise ValueError(f"eta is {eta:g}, but only the sampler ddim reads it; leave it at 0 for {name}")
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta is {eta:g}, but must lie in [0, 1]")
-    if spacing == "karras" and process.ends_in_pure_noise:
-        what = f"{process.noise_schedule}{' with zero_terminal_snr' if process.zero_terminal_snr else ''}"
-        raise ValueError(
-            f"spacing karras cannot go with {what}: sigma / alpha is infinite at t = 1; use trailing or uniform"
-        )
-    if num_inference_steps is None:
-        return
-    first, second, *_ = process.alpha(spaced_times(process, num_inference_steps, spacing)).tolist()
-    if process.prediction_type == "epsilon" and second / first > LARGEST_FIRST_GROWTH:
-        raise ValueError(
-            f"{num_inference_steps} steps of spacing {spacing} cannot go with prediction_type epsilon and "
-            f"{process.noise_schedule}: the first one multiplies the network's error by {second / first:.0f}; use "
-            "spacing karras or more steps, or train with v_prediction"
-        )
+
+    steps: Callable[..., Iterator[Tensor]]
+    options: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    evaluations: Callable[[int], int] = lambda steps: steps
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a sample is made from noise.
+
+    Attributes:
+        name: of the sampler, in `SAMPLERS`.
+        steps: number of steps.
+        spacing: where the steps lie, in `SPACINGS`.
+        eta: option of ddim: 0 is deterministic, 1 as noisy as ddpm.
+        parameters: further options of the sampler, by name.
+    """
+
+    name: str = "dpmpp_2m"
+    steps: int = 8
+    spacing: str = "trailing"
+    eta: float = 0.0
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def options(self) -> dict[str, float]:
+        """Options for the sampler that differ from its defaults."""
+        return ({"eta": self.eta} if self.eta else {}) | dict(self.parameters)
+
+    def check(self, process: Process) -> None:
+        """Refuse a sampler that cannot go with a process, and options that it does not read.
+
+        Every sampler goes with every process at every spacing, except for karras spacing where sigma / alpha has no
+        largest value (rectified flow, zero terminal SNR), and for a prediction that divides by alpha (epsilon) where
+        the first step is too long: x_0 is (x - sigma epsilon) / alpha, so that a step from t to s multiplies an error
+        of epsilon by about alpha_s / alpha_t. With cosine's alpha of 5e-5 at t = 1 that is too much in fewer than about
+        640 steps.
+
+        Raises:
+            UserError: an unknown sampler or spacing.
+            ValueError: what cannot work, with the way out.
+        """
+        check_options(self.name, self.options)
+        first, second, *_ = process.alpha(self.times(process)).tolist()
+        if process.prediction.divides_by_alpha and second / first > LARGEST_FIRST_GROWTH:
+            raise ValueError(
+                f"{self.steps} steps of spacing {self.spacing} cannot go with prediction_type "
+                f"{process.prediction.name} and {process.schedule.name}: the first one multiplies the network's error "
+                f"by {second / first:.0f}; use spacing karras or more steps, or train with v_prediction"
+            )
+
+    def times(self, process: Process) -> Tensor:
+        """The times between which the steps go: float64 (steps + 1,), strictly decreasing from 1 to exactly 0.
+
+        Raises:
+            UserError: an unknown spacing.
+            ValueError: a number of steps below 1, or a spacing that does not go with the process.
+        """
+        if self.steps < 1:
+            raise ValueError(f"num_inference_steps is {self.steps}, but must be at least 1")
+        return SPACINGS[self.spacing](process, self.steps)
+
+
+def check_options(name: str, options: Mapping[str, float]) -> None:
+    """Refuse options that the sampler called `name` does not read, or outside their range.
+
+    Raises:
+        UserError: an unknown sampler.
+        ValueError: names the option and the way out.
+    """
+    ranges = SAMPLERS[name].options
+    for option, value in options.items():
+        if option not in ranges:
+            readers = [other for other, entry in SAMPLERS.own.items() if option in entry.options]
+            only = f"; only {', '.join(readers)} does" if readers else ""
+            raise ValueError(f"{option} is {value:g}, but the sampler {name} does not read it{only}; leave it out")
+        least, most = ranges[option]
+        if not least <= value <= most:
+            raise ValueError(f"{option} is {value:g}, but must lie in [{least:g}, {most:g}]")
 
 
 def safe_spacing(process: Process) -> str:
     """A spacing that goes with the process at few steps."""
-    return "karras" if process.prediction_type == "epsilon" else "trailing"
-
-
-def times(num_inference_steps: int) -> Tensor:
-    """The times 1 - k/N, k = 0 ... N, between which N steps go: float64 (N + 1,), from 1 down to exactly 0.
-
-    This is "trailing" spacing, which starts at the noisiest time (Lin et al. 2024, section 3.3).
-    Raises ValueError when num_inference_steps is below 1.
-    """
-    if num_inference_steps < 1:
-        raise ValueError(f"num_inference_steps is {num_inference_steps}, but must be at least 1")
-    return torch.arange(num_inference_steps, -1, -1, dtype=torch.float64) / num_inference_steps
-
-
-def spaced_times(process: Process, num_inference_steps: int, spacing: str = "trailing") -> Tensor:
-    """The times between which N steps go: float64 (N + 1,), strictly decreasing from 1 to exactly 0.
-
-    trailing  1 - k/N, see `times`
-    uniform   N times evenly from 1 to the least time that the process is trained at, then 0
-    karras    N levels of sigma / alpha, evenly spaced in their seventh root from that of t = 1 to that of the least
-              time (Karras et al. 2022, eq. 5), then 0
-
-    The first two are shifted where the process is (`Process.shifted`).
-    Raises ValueError as `times` and `check` do.
-    """
-    check(process, "ddim", spacing)
-    trailing = times(num_inference_steps)
-    if spacing == "trailing":
-        return process.shifted(trailing)
-    ends = torch.tensor([1.0, process.schedule.least_time], dtype=torch.float64)
-    if spacing == "karras":
-        ends = (process.sigma(ends) / process.alpha(ends)) ** (1 / RHO)
-    first, last = ends.tolist()
-    grid = torch.linspace(first, last, num_inference_steps, dtype=torch.float64)
-    grid = _time_of(process, grid**RHO) if spacing == "karras" else process.shifted(grid)
-    return torch.cat([torch.ones(1, dtype=torch.float64), grid[1:], torch.zeros(1, dtype=torch.float64)])
+    return "karras" if process.prediction.divides_by_alpha else "trailing"
 
 
 @torch.no_grad()
@@ -118,19 +132,19 @@ def sample(
     process: Process,
     times: Tensor,
     noise: Noise,
-    eta: float = 0.0,
+    options: Mapping[str, float] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Run the sampler called `name` from x (B, ...) at times[0] to times[-1]; returns (B, ...) like x.
 
     x: float32 or float64; where times start at 1, normal with deviation `process.schedule.initial_std`.
     times: (N + 1,), strictly decreasing. noise: called for each fresh standard normal tensor like x.
-    eta: for ddim alone, see there. progress: called after each step with the number of steps done.
-    Raises ValueError as `check`.
+    options: of the sampler; None: its defaults. progress: called after each step with the number of steps done.
+    Raises as `check_options`.
     """
-    check(process, name, eta=eta)
-    sampler = partial(ddim, eta=eta) if name == "ddim" else SAMPLERS[name]
-    for done, state in enumerate(sampler(denoise, x, process, times, noise), start=1):
+    options = options or {}
+    check_options(name, options)
+    for done, state in enumerate(SAMPLERS[name].steps(denoise, x, process, times, noise, **options), start=1):
         x = state
         if progress is not None:
             progress(done)
@@ -199,11 +213,10 @@ def dpmpp_2m_sde(denoise: Denoise, x: Tensor, process: Process, times: Tensor, n
 
 
 def heun(denoise: Denoise, x: Tensor, process: Process, times: Tensor, noise: Noise) -> Iterator[Tensor]:
-    """Heun's method (Karras et al. 2022, algorithm 1), deterministic, two evaluations a step but for one to t = 0.
+    """Heun's method (Karras et al. 2022, algorithm 1), deterministic, two evaluations per step (to t = 0: one).
 
-    The probability flow is dx = x_0 d alpha + epsilon d sigma, x_0 and epsilon being what the denoiser says at x.
-    Euler's step takes both from where it starts; it is that of `ddim`. Heun's takes the mean of them there and where
-    Euler's leads:
+    The probability flow is dx = x_0 d alpha + epsilon d sigma, with the denoiser's x_0 and epsilon at x. Euler's step
+    takes both at its start, as `ddim` does. Heun's step takes their mean at the start and at the end of Euler's step:
 
     x_s = x_t + (alpha_s - alpha_t) (x_0 + x_0') / 2 + (sigma_s - sigma_t) (epsilon + epsilon') / 2.
 
@@ -223,13 +236,19 @@ def heun(denoise: Denoise, x: Tensor, process: Process, times: Tensor, noise: No
         yield x
 
 
-SAMPLERS: dict[str, Sampler] = {
-    "ddpm": ddpm,
-    "ddim": ddim,
-    "dpmpp_2m": dpmpp_2m,
-    "dpmpp_2m_sde": dpmpp_2m_sde,
-    "heun": heun,
-}
+SAMPLERS: Table[Sampler] = Table(
+    "samplers",
+    "sampler",
+    Sampler,
+    {
+        "ddpm": Sampler(ddpm),
+        "ddim": Sampler(ddim, {"eta": (0.0, 1.0)}),
+        "dpmpp_2m": Sampler(dpmpp_2m),
+        "dpmpp_2m_sde": Sampler(dpmpp_2m_sde),
+        "heun": Sampler(heun, evaluations=lambda steps: 2 * steps - 1),
+    },
+    key="sampler.name",
+)
 
 
 @dataclass(frozen=True)
@@ -268,8 +287,8 @@ def _multistep(
 ) -> Iterator[Tensor]:
     """x after each `step(now, then, x, D)`, D being x_0 extrapolated over lambda as `dpmpp_2m` says.
 
-    Nowhere is it extrapolated further than one step behind: at a much longer step than the last one, as uniform
-    spacing has towards its end, the formula is unstable.
+    It is never extrapolated further than the length of the step before: at a much longer step than the last one, as
+    uniform spacing has towards its end, the formula is unstable.
     """
     x0_behind, h_behind = x, math.inf  # nothing behind the first step: its weight below is 0
     for now, then in pairwise(_levels(process, times)):
@@ -279,16 +298,6 @@ def _multistep(
         x = step(now, then, x, x0 + weight * (x0 - x0_behind))
         x0_behind, h_behind = x0, h
         yield x
-
-
-def _time_of(process: Process, ratio: Tensor) -> Tensor:
-    """The times at which sigma / alpha has the given values, float64 of any shape, by bisection."""
-    low, high = torch.zeros_like(ratio), torch.ones_like(ratio)
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = process.sigma(middle) < ratio * process.alpha(middle)
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return (low + high) / 2
 
 
 def _posterior_std(now: _Level, then: _Level) -> float:

@@ -1,5 +1,6 @@
-"""Noise schedules: alpha(t) and sigma(t) of x_t = alpha x_0 + sigma epsilon, the times to train at, and what of x and
-t a network is shown.
+"""Noise schedules: alpha(t) and sigma(t) of x_t = alpha x_0 + sigma epsilon, training times and network inputs.
+
+Each schedule is one frozen dataclass whose fields are the `process` options that it reads, and an entry of `SCHEDULES`.
 
 Time t runs over [0, 1]: t = 0 is clean (alpha 1, sigma 0), t = 1 the noisiest. Results are float32, or float64 if t is.
 """
@@ -10,9 +11,12 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from medaug.tables import Table
 
 MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: keeps the last step of the cosine schedule finite
 MIN_ALPHA_BAR = 2.4e-9  # what MAX_BETA leaves of the cosine schedule of 1000 steps at t = 1
@@ -20,18 +24,22 @@ RHO = 7.0  # Karras et al. 2022, table 1: the power in which noise levels are ev
 
 
 class Schedule(ABC):
-    """What all schedules have in common.
+    """A noise schedule. Subclasses are frozen dataclasses; their fields are options of `process`.
 
-    initial_std: standard deviation of x at t = 1, from which sampling starts.
-    least_time: the smallest time that sampling stops at before it goes to 0.
+    name: in `SCHEDULES`.
+    variance_explodes: whether sigma grows far beyond the standard deviation of the data.
+    initial_std: standard deviation of x at t = 1, where sampling starts.
+    least_time: the smallest time at which a sampler evaluates the network before it steps to 0.
     """
 
+    name: ClassVar[str]
+    variance_explodes: ClassVar[bool] = False
     initial_std: float = 1.0
     least_time: float = 1e-3  # Song et al. 2021 (VP-SDE), appendix C
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
-        """Weight of x_0 at times t in [0, 1]: same shape, from 1 down."""
+        """Weight of x_0 at times t in [0, 1]: same shape, falling from 1."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
@@ -39,14 +47,28 @@ class Schedule(ABC):
 
     @abstractmethod
     def training_times(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw n times to train at, float32 (n,), on the generator's device."""
+        """n random training times, float32 (n,), on the generator's device."""
+
+    @property
+    def ends_in_pure_noise(self) -> bool:
+        """Whether alpha is 0 at t = 1, so that sigma / alpha is infinite there."""
+        return False
+
+    @property
+    def title(self) -> str:
+        """The name in messages."""
+        return self.name
+
+    def shifted(self, t: Tensor) -> Tensor:
+        """Evenly spaced times t in [0, 1] to the times that this schedule samples at; here the same."""
+        return t
 
     def input_scale(self, t: Tensor) -> Tensor:
-        """What x_t is multiplied by before a network sees it: the shape of t; 1 where x_t has unit variance anyway."""
+        """The factor on x_t in the network's input: the shape of t; 1 where x_t has unit variance anyway."""
         return torch.ones_like(t)
 
     def network_time(self, t: Tensor) -> Tensor:
-        """How a network is told the time: the shape of t, of order 1."""
+        """The time as the network gets it: the shape of t, of order 1."""
         return t
 
 
@@ -55,9 +77,25 @@ class RectifiedFlow(Schedule):
     """alpha = 1 - t, sigma = t (Liu et al. 2022, eq. 1).
 
     Training times are logit-normal(0, 1), shifted (Esser et al. 2024, section 3.1).
+
+    time_shift: s > 0. Training and sampling times t become s t / (1 + (s - 1) t), which divides alpha / sigma by s
+        (Esser et al. 2024, eq. 23). Large volumes need s above 1: many voxels that agree show their common shape
+        through noise that hides each of them, so that shape is decided at noisier times.
+
+    Raises ValueError for a shift that is not above 0.
     """
 
-    time_shift: float
+    name: ClassVar[str] = "rectified_flow"
+    time_shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.time_shift <= 0:
+            raise ValueError(f"time_shift is {self.time_shift:g}, but must be above 0")
+
+    @property
+    def ends_in_pure_noise(self) -> bool:
+        """Always."""
+        return True
 
     def alpha(self, t: Tensor) -> Tensor:
         """1 - t."""
@@ -69,30 +107,51 @@ class RectifiedFlow(Schedule):
 
     def training_times(self, n: int, generator: torch.Generator) -> Tensor:
         """Shifted logit-normal times."""
-        return shifted(torch.randn(n, generator=generator, device=generator.device).sigmoid(), self.time_shift)
+        return self.shifted(torch.randn(n, generator=generator, device=generator.device).sigmoid())
+
+    def shifted(self, t: Tensor) -> Tensor:
+        """s t / (1 + (s - 1) t), s being `time_shift`: 0 and 1 stay where they are."""
+        return self.time_shift * t / (1 + (self.time_shift - 1) * t)
 
 
 @dataclass(frozen=True)
 class VariancePreserving(Schedule):
-    """alpha^2 = alpha_bar(t), sigma^2 = 1 - alpha_bar(t), for the betas of a linear or a cosine schedule.
+    """alpha^2 = alpha_bar(t), sigma^2 = 1 - alpha_bar(t), with the betas of a subclass.
 
-    With `steps` T, alpha_bar is a table, see `_log_alpha_bar_table`: time i of it (0 <= i < T) sits at t = (i + 1) / T,
-    and log alpha_bar is linear in between. Training times are uniform over the table (Ho et al. 2020, algorithm 1).
+    num_train_timesteps: T, the number of noise levels. alpha_bar is then a table, see `_log_alpha_bar_table`: entry i
+        (0 <= i < T) is at t = (i + 1) / T, and log alpha_bar is linear in between. Training times are uniform over the
+        table (Ho et al. 2020, algorithm 1). None: the closed form that the tables approach for large T, see
+        `_log_alpha_bar`; training times are uniform over (0, 1].
+    zero_terminal_snr: makes t = 1 pure noise, as sampling assumes, by shifting and scaling alpha (Lin et al. 2024,
+        algorithm 1).
 
-    Without steps it is the closed form that the tables approach for large T, see `_log_alpha_bar`, and training times
-    are uniform over (0, 1].
-
-    `zero_terminal_snr` makes t = 1 pure noise by shifting and scaling alpha (Lin et al. 2024, algorithm 1).
+    Raises ValueError for a number of noise levels that is too small.
     """
 
-    shape: str
-    steps: int | None
-    zero_terminal_snr: bool
+    num_train_timesteps: int | None = 1000
+    zero_terminal_snr: bool = False
+
+    def __post_init__(self) -> None:
+        steps = self.num_train_timesteps
+        if steps is not None and steps < 1:
+            raise ValueError(f"num_train_timesteps is {steps}, but must be at least 1, or null")
+        if steps == 1 and self.zero_terminal_snr:
+            raise ValueError("num_train_timesteps is 1, but zero_terminal_snr needs at least 2")
+
+    @property
+    def ends_in_pure_noise(self) -> bool:
+        """With zero terminal SNR."""
+        return self.zero_terminal_snr
+
+    @property
+    def title(self) -> str:
+        """The name, and whether the terminal SNR is zero."""
+        return f"{self.name} with zero_terminal_snr" if self.zero_terminal_snr else self.name
 
     @property
     def least_time(self) -> float:  # type: ignore[override]
         """The first time of the table."""
-        return 1 / self.steps if self.steps else Schedule.least_time
+        return 1 / self.num_train_timesteps if self.num_train_timesteps else Schedule.least_time
 
     def alpha(self, t: Tensor) -> Tensor:
         """The square root of alpha_bar."""
@@ -105,21 +164,46 @@ class VariancePreserving(Schedule):
 
     def training_times(self, n: int, generator: torch.Generator) -> Tensor:
         """Uniform times, of the table or of (0, 1]."""
-        if self.steps is None:
+        if (steps := self.num_train_timesteps) is None:
             return 1 - torch.rand(n, generator=generator, device=generator.device)
-        return torch.randint(1, self.steps + 1, (n,), generator=generator, device=generator.device) / self.steps
+        return torch.randint(1, steps + 1, (n,), generator=generator, device=generator.device) / steps
 
     def _log_alpha_bar(self, t: Tensor) -> Tensor:
-        dtype = arithmetic_dtype(t)
-        if self.steps is None:
-            return _log_alpha_bar(self.shape, self.zero_terminal_snr, t.double()).to(dtype)
+        dtype, steps = arithmetic_dtype(t), self.num_train_timesteps
+        if steps is None:
+            return _log_alpha_bar(self.name, self.zero_terminal_snr, t.double()).to(dtype)
         t = t.to(dtype)
-        table = _log_alpha_bar_table(self.shape, self.steps, self.zero_terminal_snr, dtype, t.device)
-        position = t * self.steps
-        below = position.long().clamp(0, self.steps - 1)
+        table = _log_alpha_bar_table(self.name, steps, self.zero_terminal_snr, dtype, t.device)
+        position = t * steps
+        below = position.long().clamp(0, steps - 1)
         low, high, share = table[below], table[below + 1], position - below
         # to zero signal it is alpha that is linear
         return torch.where(high.isinf(), low + 2 * torch.log1p(-share), torch.lerp(low, high, share))
+
+
+@dataclass(frozen=True)
+class Linear(VariancePreserving):
+    """Beta from 1e-4 to 0.02 (Ho et al. 2020, section 4).
+
+    Raises ValueError for 20 noise levels or fewer.
+    """
+
+    name: ClassVar[str] = "linear"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_train_timesteps is not None and self.num_train_timesteps <= 20:
+            raise ValueError(
+                f"num_train_timesteps is {self.num_train_timesteps}, but the linear schedule needs more than "
+                "20: its last beta is 20 / num_train_timesteps and must stay below 1"
+            )
+
+
+@dataclass(frozen=True)
+class Cosine(VariancePreserving):
+    """alpha_bar = cos^2 (Nichol & Dhariwal 2021, eq. 17)."""
+
+    name: ClassVar[str] = "cosine"
 
 
 @dataclass(frozen=True)
@@ -128,18 +212,34 @@ class VarianceExploding(Schedule):
 
     sigma(t) = (a + t (b - a))^rho - sigma_min, with a = sigma_min^(1 / rho), b = (sigma_max + sigma_min)^(1 / rho): the
     paper's even steps in sigma^(1 / rho), moved down by sigma_min so that t = 0 is clean.
-    In training log sigma is normal, within [sigma_min, sigma_max]. A network sees c_in x and c_noise.
+    In training log sigma is normal, within [sigma_min, sigma_max]. The network's inputs are c_in x and c_noise.
+
+    sigma_data is 1 because a codec's coefficients are standardised. The paper's images had 0.5, and its mean of
+    log sigma, -1.2, is at sigma_data 1 the same share of signal as -1.2 + log 2.
+
+    Raises ValueError for noise levels that do not rise from above 0, and for deviations that are not above 0.
     """
 
-    sigma_min: float
-    sigma_max: float
-    sigma_data: float
-    log_sigma_mean: float
-    log_sigma_std: float
+    name: ClassVar[str] = "edm"
+    variance_explodes: ClassVar[bool] = True
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    sigma_data: float = 1.0
+    log_sigma_mean: float = -0.5
+    log_sigma_std: float = 1.2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(
+                f"sigma_min and sigma_max are {self.sigma_min:g} and {self.sigma_max:g}, but must rise from above 0"
+            )
+        for name in ("sigma_data", "log_sigma_std"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name):g}, but must be above 0")
 
     @property
     def initial_std(self) -> float:  # type: ignore[override]
-        """sigma_max, beside which x_0 does not count."""
+        """sigma_max; x_0 is negligible beside it."""
         return self.sigma_max
 
     @property
@@ -181,9 +281,14 @@ class VarianceExploding(Schedule):
         return torch.expm1(torch.log1p(sigma / self.sigma_min) / RHO) / self._slope
 
 
-def shifted(t: Tensor, shift: float) -> Tensor:
-    """Times s t / (1 + (s - 1) t) for t in [0, 1], s being `shift`: 0 and 1 stay where they are."""
-    return shift * t / (1 + (shift - 1) * t)
+SCHEDULES: Table[type[Schedule]] = Table(
+    "schedules",
+    "noise schedule",
+    Schedule,
+    {entry.name: entry for entry in (Linear, Cosine, RectifiedFlow, VarianceExploding)},
+    key="process.noise_schedule",
+    classes=True,
+)
 
 
 def arithmetic_dtype(x: Tensor) -> torch.dtype:

@@ -8,8 +8,16 @@ from medaug.networks.conditional import ConditionalUNet, UNetShape
 from medaug.networks.controlnet import ControlledUNet
 from medaug.networks.spade import SpadeUNet
 from medaug.networks.unet import ConcatUNet
+from medaug.tables import Table
 
-NETWORKS: dict[str, type[ConditionalUNet]] = {"unet": ConcatUNet, "spade": SpadeUNet, "controlnet": ControlledUNet}
+NETWORKS: Table[type[ConditionalUNet]] = Table(
+    "networks",
+    "network",
+    ConditionalUNet,
+    {"unet": ConcatUNet, "spade": SpadeUNet, "controlnet": ControlledUNet},
+    key="network.name",
+    classes=True,
+)
 
 AUTOMATIC_STEM = 32
 LARGEST_BLOCK_WITHOUT_STEM = 8
@@ -21,24 +29,23 @@ def build_network(
     """An untrained network.
 
     Args:
-        options: the plain `network` node; one from before a key existed has the value that the key then had.
+        options: the plain `network` node; keys that an older checkpoint lacks have the value that they had then.
         in_channels: channels of x in codec space.
         condition_channels: channels of the condition's planes, 0 for none.
         attribute_channels: length of the condition's attributes, 0 for none.
-        block: voxels per block of the codec. `stem` null puts a stem in where that is above 8, since each voxel of a
-            block is a plane of its own.
+        block: voxels per block of the codec. `stem` null adds a stem where that is above 8, since each voxel of a block
+            is a plane of its own.
 
     Raises:
+        UserError: an unknown name.
         ValueError: names the key of what cannot be built.
     """
     rest = dict(options)
-    name = rest.pop("name", "unet")
-    if name not in NETWORKS:
-        raise ValueError(f"network.name={name}: not one of {', '.join(NETWORKS)}")
+    kind = NETWORKS[rest.pop("name", "unet")]
     if (stem := rest.pop("stem", None)) is None:
         stem = AUTOMATIC_STEM if block > LARGEST_BLOCK_WITHOUT_STEM else 0
     elif stem and not condition_channels:
         raise ValueError(f"network.stem={stem}: this task has no condition for a stem; leave it out")
     channels, attention = tuple(rest.pop("channels")), tuple(rest.pop("attention"))
     shape = UNetShape(channels=channels, attention=attention, stem=stem, **rest)
-    return NETWORKS[name](shape, in_channels, condition_channels, attribute_channels)
+    return kind(shape, in_channels, condition_channels, attribute_channels)

@@ -1,95 +1,22 @@
-"""Changes of variables in which the diffusion runs: the image itself, its Haar coefficients, or learned latents.
+"""Changes of variables in which the diffusion runs: the image itself or its Haar coefficients.
 
-A codec cuts the volume into blocks of `stride` voxels and makes one position of each. `identity` and `haar` mix each
-block's voxels by an orthogonal matrix and are exactly invertible; nothing is trained. `kl` is a trained autoencoder
-(`medaug.networks.autoencoder`). Whatever it is, each channel is standardised by the training data.
+A codec maps each block of `stride` voxels to one position. `BlockCodec` mixes the voxels of a block by an orthogonal
+matrix: it is exactly invertible, and nothing is trained. A trained autoencoder is another codec
+(`medaug.networks.autoencoder`). Every codec standardises its channels by the training data. The codecs by name are in
+`medaug.networks.codec_table`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
-from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from medaug.errors import UserError
-from medaug.options import CodecOptions
-
 Stride = tuple[int, int, int]
-
-CODECS = ("identity", "haar", "kl")
-MAKE = ("name", "levels", "channels", "latent_channels")
-"""The keys that say what a codec is; the others say how it is trained."""
-
-
-def check_codec(options: CodecOptions, taken: bool = False) -> None:
-    """Refuse what makes no codec, and keys that have no effect on the one that is chosen.
-
-    Args:
-        options: the codec's.
-        taken: it comes trained, from the checkpoint that `init_from` names.
-
-    Raises:
-        UserError: names the key, what is wrong, and what is needed.
-    """
-    name = options.name
-    if name not in CODECS:
-        raise UserError(f"codec.name={name}: not one of {', '.join(CODECS)}")
-    read = {"identity": {"name"}, "haar": {"name", "levels"}}.get(name, {f.name for f in fields(options)} - {"levels"})
-    why = f"codec={name}"
-    if name == "kl" and (taken or options.checkpoint is not None):
-        read = {*MAKE, *(() if taken else ("checkpoint",))} - {"levels"}
-        why = f"{'init_from' if taken else 'codec.checkpoint'}, whose codec is used as it is"
-    usual = CodecOptions()
-    for key in (f.name for f in fields(options)):
-        if key not in read and getattr(options, key) != getattr(usual, key):
-            raise UserError(f"codec.{key}={getattr(options, key)}: has no effect with {why}; leave it out")
-    if options.levels not in (1, 2, 3):
-        raise UserError(f"codec.levels={options.levels}: 1, 2 or 3 levels of the transform are possible")
-    if len(options.channels) < 2 or min(options.channels) < 1:
-        raise UserError(
-            f"codec.channels={list(options.channels)}: at least two levels of at least 1 feature are needed"
-        )
-    for key, least in (("latent_channels", 1), ("max_steps", 1), ("batch_size", 1), ("kl_weight", 0)):
-        value = getattr(options, key)
-        if value is not None and not least <= value < math.inf:
-            raise UserError(f"codec.{key}={value:g}: at least {least} is needed")
-    if not 0 <= options.adversarial_weight < math.inf:
-        raise UserError(f"codec.adversarial_weight={options.adversarial_weight:g}: at least 0 is needed; 0 is off")
-    if not 0 < options.learning_rate < math.inf:
-        raise UserError(f"codec.learning_rate={options.learning_rate:g}: a number above 0 is needed")
-
-
-def codec_stride(options: CodecOptions, spatial_dims: int) -> Stride:
-    """Voxels per block along each axis; a 2D network leaves the third axis as it is."""
-    halvings = {"identity": 0, "haar": options.levels, "kl": len(options.channels) - 1}[options.name]
-    side = 2**halvings
-    return side, side, side if spatial_dims == 3 else 1
-
-
-def build_codec(options: dict[str, Any], image_channels: int, spatial_dims: int) -> Codec:
-    """The codec of a plain `codec` node: before `fit` it standardises nothing, and `kl` is untrained.
-
-    Args:
-        options: keys of `CodecOptions`; absent ones have their defaults.
-        image_channels: M of the images.
-        spatial_dims: of the network; with 2 every axial slice is coded by itself.
-
-    Raises:
-        UserError: see `check_codec`.
-    """
-    chosen = CodecOptions(**options)
-    check_codec(chosen)
-    stride = codec_stride(chosen, spatial_dims)
-    if chosen.name == "kl":
-        from medaug.networks.autoencoder import LatentCodec
-
-        return LatentCodec(stride, image_channels, chosen.channels, chosen.latent_channels)
-    return BlockCodec(stride, image_channels)
 
 
 class Codec(nn.Module):
@@ -224,18 +151,15 @@ def space_to_depth(x: Tensor, stride: Stride) -> Tensor:
 
     Sides that do not divide by the stride are rounded up (`pad_to_multiple`).
     """
-    x = pad_to_multiple(x, stride)
-    b, c, *sides = x.shape
-    split = [part for side, s in zip(sides, stride, strict=True) for part in (side // s, s)]
-    blocks = x.reshape(b, c, *split).permute(0, 1, 3, 5, 7, 2, 4, 6)
-    return blocks.reshape(b, c * math.prod(stride), *(side // s for side, s in zip(sides, stride, strict=True)))
+    sx, sy, sz = stride
+    blocks = "b c (x sx) (y sy) (z sz) -> b (c sx sy sz) x y z"
+    return rearrange(pad_to_multiple(x, stride), blocks, sx=sx, sy=sy, sz=sz)
 
 
 def depth_to_space(x: Tensor, stride: Stride) -> Tensor:
-    """The inverse of `space_to_depth`; it keeps what that padded."""
-    b, c, *sides = x.shape
-    blocks = x.reshape(b, c // math.prod(stride), *stride, *sides).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return blocks.reshape(b, -1, *(side * s for side, s in zip(sides, stride, strict=True)))
+    """The inverse of `space_to_depth`; it keeps the padding."""
+    sx, sy, sz = stride
+    return rearrange(x, "b (c sx sy sz) x y z -> b c (x sx) (y sy) (z sz)", sx=sx, sy=sy, sz=sz)
 
 
 def pad_to_multiple(x: Tensor, stride: Stride) -> Tensor:

@@ -161,7 +161,7 @@ class ProcessOptions:
     )
     sigma_max: float = option("most noise, where sampling starts", 80.0, limits=above(0), applies_when=_EDM)
     sigma_data: float = option(
-        "standard deviation of the data, which the codec makes 1", 1.0, limits=above(0), applies_when=_EDM
+        "schedule and prediction edm: standard deviation of the data, which the codec makes 1", 1.0, limits=above(0)
     )
     log_sigma_mean: float = option("mean of the logarithm of the noise in training", -0.5, applies_when=_EDM)
     log_sigma_std: float = option("standard deviation of that logarithm", 1.2, limits=above(0), applies_when=_EDM)
@@ -169,4 +169,7 @@ class ProcessOptions:
         "loss weight per time: uniform, or min_snr (noisy times count less)",
         "uniform",
         choices=one_of("uniform", "min_snr", table="loss_weights"),
+    )
+    parameters: list[str] = option(
+        "options of a schedule, prediction or loss weight that another package adds, as in [power:2]", []
     )

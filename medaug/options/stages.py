@@ -50,6 +50,7 @@ class SamplerOptions:
         "trailing",
         choices=one_of("trailing", "uniform", "karras", table="spacings"),
     )
+    parameters: list[str] = option("options of a sampler that another package adds, as in [strength:0.5]", [])
 
 
 @dataclass

@@ -12,17 +12,18 @@ from scipy.ndimage import binary_dilation
 from torch import Tensor
 
 from medaug.cohort.schema import IGNORE
+from medaug.diffusion.guidance import Guidance
 from medaug.diffusion.inpainting import Inpainting
 from medaug.diffusion.noise import named_seed
 from medaug.evaluation.images import psnr, ssim
 from medaug.evaluation.scores import segmentation_scores
 from medaug.evaluation.uncertainty import auroc, entropy
 from medaug.imaging.cases import read_indices
-from medaug.options import PredictOptions, SamplerOptions
+from medaug.options import PredictOptions
 from medaug.prediction.request import Request
 from medaug.prediction.scans import Scan, read_truth
 from medaug.training.checkpoint import Card
-from medaug.training.model import DiffusionModel
+from medaug.training.model import Context, DiffusionModel
 
 Score = tuple[str, str, float | None]
 """Structure or modality, metric, and value (None: undefined for this scan)."""
@@ -44,7 +45,6 @@ class Predictor:
     model: DiffusionModel
     request: Request
     options: PredictOptions
-    sampler: SamplerOptions
 
     @property
     def refine(self) -> int:
@@ -65,7 +65,7 @@ class Predictor:
         device = self.model.codec.mean.device
         seeds = [named_seed(self.options.seed, "predict", scan.case.name, k) for k in range(self.request.num_samples)]
         encoder = self.model.attributes
-        told = encoder.encode(encoder.of(scan.case, scan.affine)).to(device)
+        attributes = encoder.encode(encoder.of(scan.case, scan.affine)).to(device)
         size, drawn = self.options.batch_size, []
         for some in (seeds[i : i + size] for i in range(0, len(seeds), size)):
             labels = torch.from_numpy(label).long()[None].expand(len(some), -1, -1, -1)
@@ -74,13 +74,9 @@ class Predictor:
                 self.model.sample(
                     labels.to(device),
                     some,
-                    guidance_scale=self.options.guidance_scale,
-                    sampler=self.sampler.name,
-                    num_inference_steps=self.sampler.num_inference_steps,
-                    eta=self.sampler.eta,
-                    spacing=self.sampler.spacing,
-                    images=images,
-                    attributes=told.expand(len(some), -1),
+                    self.request.sampling,
+                    Guidance(self.options.guidance_scale),
+                    Context(images, attributes.expand(len(some), -1)),
                     inpainting=inpainting,
                 ).cpu()
             )

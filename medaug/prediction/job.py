@@ -58,7 +58,7 @@ class Job:
         digest, card, model = load_experiment(checkpoint, options.experiment, choose_device())
         request = check_request(card, model, checkpoint.parent / "manifest.json", options.predict, options.sampler)
         contents = case_contents(request.manifest, request.cases, cache)
-        return cls(Predictor(card, model, request, options.predict, options.sampler), digest, contents)
+        return cls(Predictor(card, model, request, options.predict), digest, contents)
 
     @property
     def identity(self) -> dict[str, Any]:

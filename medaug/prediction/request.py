@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medaug.cohort.manifest import SPLITS, Case, Manifest
-from medaug.diffusion.samplers import check
+from medaug.diffusion.samplers import Sampling
 from medaug.errors import UserError
 from medaug.options import PredictOptions, SamplerOptions
 from medaug.training.checkpoint import Card
 from medaug.training.model import DiffusionModel
+from medaug.training.sampling import check_sampling
 from medaug.training.tasks import Task
 
 FEW = 8
@@ -28,6 +29,7 @@ class Request:
         truth: whether the scans contain the real version of what the model generates, for comparison.
         redrawn: class indices whose voxels are inpainted; empty: the model's own task.
         num_samples: samples per case.
+        sampling: sampler, steps and spacing.
     """
 
     manifest: Manifest
@@ -36,6 +38,7 @@ class Request:
     truth: bool
     redrawn: tuple[int, ...]
     num_samples: int
+    sampling: Sampling
 
 
 def check_request(
@@ -56,10 +59,7 @@ def check_request(
         value = getattr(predict, name)
         if value is not None and value < least:
             raise UserError(f"{name}={value}: at least {least} is needed")
-    try:
-        check(model.process, sampler.name, sampler.spacing, sampler.eta, sampler.num_inference_steps)
-    except ValueError as error:
-        raise UserError(f"sampler: {error}") from error
+    sampling = check_sampling(model.process, sampler)
     _check_task(task, predict)
     redrawn = _redrawn(card, task, predict)
     told = {*task.given, *(task.drawn if redrawn or task.degradation != "none" else ())}
@@ -88,6 +88,7 @@ def check_request(
         truth=not redrawn and drawn_too and (task.degradation == "none" or predict.degrade),
         redrawn=redrawn,
         num_samples=predict.num_samples or (FEW if task.target == "label" else 1),
+        sampling=sampling,
     )
 
 

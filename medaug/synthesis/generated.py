@@ -11,13 +11,14 @@ import numpy as np
 import torch
 
 from medaug.cohort.seen import Seen
-from medaug.diffusion.samplers import check
+from medaug.diffusion.samplers import Sampling
 from medaug.errors import UserError
 from medaug.files import file_sha256
-from medaug.options import MasksOptions, SamplerOptions
+from medaug.options import MasksOptions
 from medaug.synthesis.masks import ImageModel, Label, Masks, MaskSource, touches_border
 from medaug.training.checkpoint import load_model
 from medaug.training.model import DiffusionModel
+from medaug.training.sampling import check_sampling
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class GeneratedMasks(Masks):
 
     Attributes:
         model: generates label maps without any condition.
-        sampler: sampler options.
+        sampling: sampler, steps and spacing.
         checkpoint: SHA-256 of the model's checkpoint.
         seen: what the model's training saw.
         volumes: per foreground class, the fewest and the most voxels in a training mask; see `fitted`.
@@ -34,7 +35,7 @@ class GeneratedMasks(Masks):
     """
 
     model: DiffusionModel
-    sampler: SamplerOptions
+    sampling: Sampling
     checkpoint: str
     seen: Seen
     volumes: tuple[tuple[int, int], ...] = ()
@@ -58,11 +59,7 @@ class GeneratedMasks(Masks):
         planes = self.model.sample(
             torch.zeros(1, *label.shape, dtype=torch.long, device=self.model.codec.mean.device),
             [seed],
-            guidance_scale=1.0,
-            sampler=self.sampler.name,
-            num_inference_steps=self.sampler.num_inference_steps,
-            eta=self.sampler.eta,
-            spacing=self.sampler.spacing,
+            self.sampling,
         )
         return self.model.task.label_of(planes)[0].cpu().numpy().astype(np.uint8)
 
@@ -110,11 +107,7 @@ def _load(options: MasksOptions, image_model: ImageModel | None) -> GeneratedMas
         raise UserError(
             f"{path}: leak: it saw {', '.join(leaked[:3])}, not a training subject here", "train it on the same split"
         )
-    try:
-        check(model.process, sampler.name, sampler.spacing, sampler.eta, sampler.num_inference_steps)
-    except ValueError as error:
-        raise UserError(f"sampler: {error}") from error
-    return GeneratedMasks(model, sampler, file_sha256(path), own.seen)
+    return GeneratedMasks(model, check_sampling(model.process, sampler), file_sha256(path), own.seen)
 
 
 GENERATED = MaskSource(_load, reads_checkpoint=True)

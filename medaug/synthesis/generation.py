@@ -21,8 +21,9 @@ from medaug.files import file_sha256
 from medaug.imaging.nifti import write_volume
 from medaug.processes import process_count, process_rank
 from medaug.progress import track
+from medaug.synthesis.recipes import recipe_guidance, recipe_sampling
 from medaug.training.checkpoint import Card
-from medaug.training.model import DiffusionModel
+from medaug.training.model import Context, DiffusionModel
 
 log = logging.getLogger(__name__)
 
@@ -48,21 +49,13 @@ def sample_images(
     label = torch.from_numpy(np.stack(masks)).long().to(device)
     seeds = [recipe.seed for recipe in recipes]
     attributes = torch.stack([model.attributes.encode(recipe.attributes) for recipe in recipes]).to(device)
-    first = recipes[0]
-    interval = first.guidance_interval
     try:
         images = model.sample(
             label,
             seeds,
-            guidance_scale=guidance_scale,
-            sampler=first.sampler,
-            num_inference_steps=first.num_inference_steps,
-            eta=first.eta,
-            spacing=first.spacing,
-            guidance_interval=None if interval is None else (interval[0], interval[1]),
-            guidance_rescale=first.guidance_rescale,
-            attributes=attributes,
-            negative_classes=[schema.names.index(name) for name in first.negative_classes],
+            recipe_sampling(recipes[0]),
+            recipe_guidance(recipes[0], schema, guidance_scale),
+            Context(attributes=attributes),
             watch=None if watch is None else lambda t, images: watch(t, images.cpu().numpy()),
         )
     except ValueError as error:

@@ -13,14 +13,16 @@ from medaug.cohort.schema import LabelSchema
 from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
 from medaug.data.batches import shuffled_index
 from medaug.data.cases import ModelCase
-from medaug.diffusion.guidance import check_guidance
+from medaug.diffusion.guidance import Guidance
 from medaug.diffusion.noise import named_seed
 from medaug.diffusion.process import Process
-from medaug.diffusion.samplers import check
+from medaug.diffusion.samplers import Sampling
 from medaug.errors import UserError
 from medaug.options import GenerateOptions, SamplerOptions
 from medaug.synthesis.masks import Label, Masks
+from medaug.tables import parse_parameters
 from medaug.training.checkpoint import Card
+from medaug.training.sampling import check_sampling
 from medaug.training.tasks import Task
 
 MOST_ATTEMPTS = 100
@@ -45,11 +47,11 @@ def check_options(
     interval = generate.guidance_interval
     if interval is not None and len(interval) != 2:
         raise UserError(f"guidance_interval has {len(interval)} values; give two times, as in [0.2,0.8]")
+    check_sampling(process, sampler)
     try:
-        check(process, sampler.name, sampler.spacing, sampler.eta, sampler.num_inference_steps)
-        check_guidance(None if interval is None else (interval[0], interval[1]), generate.guidance_rescale)
+        Guidance(generate.guidance_scale, _interval(interval), generate.guidance_rescale)
     except ValueError as error:
-        raise UserError(f"sampler: {error}") from error
+        raise UserError(f"generate: {error}") from error
     attributes.requested(generate.attributes)
     unknown = [name for name in generate.negative_classes if name not in schema.foreground]
     if unknown:
@@ -67,6 +69,28 @@ def check_options(
     ]
     if unread:
         raise UserError(f"{unread[0]}: guidance_scale=1 is no guidance and does not read it; choose another scale")
+
+
+def recipe_sampling(recipe: Recipe) -> Sampling:
+    """The sampler, steps and spacing of a recipe."""
+    return Sampling(recipe.sampler, recipe.num_inference_steps, recipe.spacing, recipe.eta, recipe.parameters)
+
+
+def recipe_guidance(recipe: Recipe, schema: LabelSchema, scale: float | None = None) -> Guidance:
+    """The guidance of a recipe.
+
+    Args:
+        recipe: of a pair.
+        schema: of the model.
+        scale: in place of the recipe's own.
+    """
+    negative = tuple(schema.names.index(name) for name in recipe.negative_classes)
+    scale = recipe.guidance_scale if scale is None else scale
+    return Guidance(scale, _interval(recipe.guidance_interval), recipe.guidance_rescale, negative)
+
+
+def _interval(times: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if times is None else (times[0], times[1])
 
 
 def check_task(task: Task, card: Card, path: Path) -> None:
@@ -142,6 +166,7 @@ class Recipes:
             guidance_rescale=generate.guidance_rescale,
             negative_classes=generate.negative_classes,
             attributes=self.attributes.of(host.case, host.affine) | self.attributes.requested(generate.attributes),
+            parameters=parse_parameters(sampler.parameters),
         )
         return recipe, host, mask
 

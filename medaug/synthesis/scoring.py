@@ -40,8 +40,8 @@ from medaug.cohort.schema import LabelSchema
 from medaug.data.cases import ModelCase
 from medaug.data.preprocessing import BACKGROUND
 from medaug.diffusion.noise import named_seed
-from medaug.diffusion.process import Process
-from medaug.diffusion.samplers import check, safe_spacing
+from medaug.diffusion.process import Process, build_process
+from medaug.diffusion.samplers import safe_spacing
 from medaug.errors import UserError
 from medaug.evaluation.baseline import trivial_dice
 from medaug.evaluation.faithfulness import agreement
@@ -71,6 +71,7 @@ from medaug.synthesis.sources import load_masks
 from medaug.training.checkpoint import Card
 from medaug.training.data import TrainingData
 from medaug.training.model import DiffusionModel
+from medaug.training.sampling import check_sampling
 from medaug.training.scoring import Score
 
 log = logging.getLogger(__name__)
@@ -98,11 +99,10 @@ def check_scoring(process: Process, trainer: TrainerOptions) -> None:
     for key, least in (("score_every", 1), ("score_num", 2), ("score_inference_steps", 1), ("selector_steps", 1)):
         if (value := getattr(trainer, key)) < least:
             raise UserError(f"trainer.{key}={value}: at least {least} is needed; trainer.score_every=0 scores nothing")
-    sampler = _sampler(process, trainer)
     try:
-        check(process, sampler.name, sampler.spacing, sampler.eta, sampler.num_inference_steps)
-    except ValueError as error:
-        raise UserError(f"trainer.score_every: {error}; trainer.score_every=0 scores nothing") from error
+        check_sampling(process, _sampler(process, trainer), "trainer.score_every")
+    except UserError as error:
+        raise UserError(f"{error}; trainer.score_every=0 scores nothing") from error
 
 
 def _sampler(process: Process, trainer: TrainerOptions) -> SamplerOptions:
@@ -196,7 +196,7 @@ def _samples(data: TrainingData, trainer: TrainerOptions, masks: MasksOptions) -
             f"has {' x '.join(map(str, middle))}; set it to 0"
         )
     generate = GenerateOptions(guidance_scale=trainer.score_guidance_scale, seed=named_seed(trainer.seed, "scoring"))
-    sampler = _sampler(Process(**card.options["process"]), trainer)
+    sampler = _sampler(build_process(**card.options["process"]), trainer)
     recipes = Recipes(labelled, load_masks(masks), generate, sampler, masks.source, "", card.attributes)
     plans = [recipes(i) for i in range(trainer.score_num)]
     return _Samples(plans, card, trainer.batch_size, generate.guidance_scale)

@@ -30,7 +30,7 @@ from medaug.errors import UserError
 from medaug.files import atomic_write
 from medaug.inputs import parsing
 from medaug.networks.autoencoder import Autoencoder, LatentCodec, kl_divergence
-from medaug.networks.codecs import MAKE, Codec, crop
+from medaug.networks.codecs import Codec, crop
 from medaug.networks.finite import not_finite
 from medaug.options import CodecOptions, TrainerOptions
 from medaug.processes import choose_device, process_rank, wait_for_first
@@ -126,7 +126,7 @@ def _make(card: Card) -> dict[str, Any]:
     space = card.preprocessing.to_dict()
     del space["shape"]
     return {
-        **{f"codec.{key}": getattr(codec, key) for key in MAKE},
+        **{f"codec.{key}": getattr(codec, key) for key in ("name", "levels", "channels", "latent_channels")},
         "task.target": card.options.get("task", {}).get("target", "image"),
         "task.modalities": card.options.get("task", {}).get("modalities", []),
         "network.spatial_dims": card.options["network"]["spatial_dims"],

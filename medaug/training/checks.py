@@ -5,9 +5,9 @@ from __future__ import annotations
 from medaug.config import part
 from medaug.data.cohorts import require_data
 from medaug.data.grid import check_options
-from medaug.diffusion.process import Process
+from medaug.diffusion.process import Process, build_process
 from medaug.errors import UserError
-from medaug.networks.codecs import check_codec
+from medaug.networks.codec_table import check_codec
 from medaug.options import Options, TrainerOptions
 from medaug.training.hardware import check_processes, check_trainer
 
@@ -33,10 +33,10 @@ def check_training(options: Options) -> Process:
     if options.masks.checkpoint is not None:
         raise UserError("masks.checkpoint: while a model trains, no mask generator is used", "leave it out")
     check_options(options.data)
-    check_codec(options.codec, taken=options.train.init_from is not None)
+    check_codec(options.codec, pretrained=options.train.init_from is not None)
     require_data(options.data)
     try:
-        return Process(**part(options, "process")["process"])
+        return build_process(**part(options, "process")["process"])
     except ValueError as error:
         raise UserError(f"process: {error}") from error
 

@@ -15,7 +15,7 @@ from medaug.data.cohorts import find_cohort
 from medaug.data.contents import case_contents, refuse_copies, refuse_shared
 from medaug.data.preprocessing import Preprocessing, common_scale, fit_preprocessing
 from medaug.errors import UserError
-from medaug.networks.codecs import codec_stride
+from medaug.networks.codec_table import codec_stride
 from medaug.options import Options
 from medaug.training.checkpoint import Card
 from medaug.training.initial import read_base

@@ -32,12 +32,11 @@ from medaug.training.checkpoint import Card, read_checkpoint
 from medaug.training.data import TrainingData
 from medaug.training.hardware import ScaledGradients, check_trainer, make_strategy
 from medaug.training.initial import initialise
+from medaug.training.loggers import make_logger
 from medaug.training.module import DiffusionData, DiffusionModule, Picture
 from medaug.training.scoring import SampleScoring, Score
 
 log = logging.getLogger(__name__)
-
-LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
 
 
 @dataclass(frozen=True)
@@ -209,25 +208,3 @@ def _check(path: Path, card: Card, budget: TrainerOptions) -> None:
     if step > budget.max_steps:
         raise UserError(f"{path}: has {step} steps already, more than trainer.max_steps={budget.max_steps}")
     log.info("going on from step %d of %d", step, budget.max_steps)
-
-
-def make_logger(name: str, folder: Path) -> Logger:
-    """The Lightning logger called `name`, writing below `folder`.
-
-    Raises:
-        UserError: an unknown name, or its package is not installed.
-    """
-    from lightning.pytorch import loggers
-
-    try:
-        if name == "tensorboard":
-            return loggers.TensorBoardLogger(folder, name="tensorboard", version="")
-        if name == "csv":
-            return loggers.CSVLogger(folder, name="csv")  # a file per start: it would delete the former one
-        if name == "wandb":
-            return loggers.WandbLogger(save_dir=folder, project="medaug")
-        if name == "mlflow":
-            return loggers.MLFlowLogger(experiment_name="medaug", tracking_uri=f"file:{folder / 'mlflow'}")
-    except ModuleNotFoundError as error:
-        raise UserError(f"logger={name}: {error.name} is not installed; pip install 'medaug[{name}]'") from error
-    raise UserError(f"logger.name={name}: not one of {', '.join(LOGGERS)}")

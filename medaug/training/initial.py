@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from medaug.cohort.manifest import Manifest
-from medaug.diffusion.process import Process
+from medaug.diffusion.process import build_process
 from medaug.errors import UserError
 from medaug.files import file_sha256
 from medaug.networks.controlnet import ControlledUNet
@@ -72,11 +72,11 @@ def initialise(model: DiffusionModel, path: Path) -> Initialised:
         if former[key] != now:
             raise UserError(f"init_from={path}: made with network.{key}={former[key]}, not {now}; set the same")
     if controlled:
-        base = replace(Process(**card.options["process"]), loss_weight=model.process.loss_weight)
+        base = replace(build_process(**card.options["process"]), loss_weight=model.process.loss_weight)
         if base != model.process:
             raise UserError(
-                f"init_from={path}: made with another process (process.noise_schedule={base.noise_schedule}, "
-                f"process.prediction_type={base.prediction_type}), and a base is not trained again; set the same"
+                f"init_from={path}: made with another process (process.noise_schedule={base.schedule.name}, "
+                f"process.prediction_type={base.prediction.name}), and a base is not trained again; set the same"
             )
     prefix = "network."
     network = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

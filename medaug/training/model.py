@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from medaug.cohort.schema import foreground
 from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
-from medaug.diffusion.guidance import guided
-from medaug.diffusion.inpainting import Inpainting, sample_again
+from medaug.diffusion.guidance import NO_GUIDANCE, Guidance, guided
+from medaug.diffusion.inpainting import Inpainting, draw
 from medaug.diffusion.noise import generators, named_seed, standard_normal
-from medaug.diffusion.process import Process, add_noise, loss_weight, predicted_sample, training_target
-from medaug.diffusion.samplers import check, spaced_times
+from medaug.diffusion.process import add_noise, build_process, loss_weight, predicted_sample, training_target
+from medaug.diffusion.samplers import Sampling
 from medaug.errors import UserError
 from medaug.networks.build import build_network
-from medaug.networks.codecs import build_codec, space_to_depth
+from medaug.networks.codec_table import build_codec
+from medaug.networks.codecs import space_to_depth
 from medaug.networks.condition import Condition, embed, embedded_channels, signed_planes
 from medaug.networks.finite import not_finite
 from medaug.options import TrainerOptions
@@ -48,6 +49,21 @@ class Dropout:
     def of(cls, trainer: TrainerOptions) -> Dropout:
         """As the options say."""
         return cls(trainer.condition_dropout, trainer.class_dropout, trainer.image_dropout, trainer.attribute_dropout)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is known of each sample of a batch beside its label map.
+
+    Attributes:
+        images: (B, num_images, X, Y, Z), see `Task.images_of`; None: the task has none.
+        attributes: (B, A), see `AttributeEncoder`; None: all unknown.
+        labelled: (B,) bool, which samples have a label; None: all. The others get the null condition.
+    """
+
+    images: Tensor | None = None
+    attributes: Tensor | None = None
+    labelled: Tensor | None = None
 
 
 class DiffusionModel(nn.Module):
@@ -88,7 +104,7 @@ class DiffusionModel(nn.Module):
         self.precision = precision
         self.sliced = network["spatial_dims"] == 2
         try:
-            self.process = Process(**options["process"])
+            self.process = build_process(**options["process"])
             self.codec = build_codec(options["codec"], self.task.num_targets, network["spatial_dims"])
             block = math.prod(self.codec.stride)
             planes = embedded_channels(self.task.num_masks + self.task.num_images, self.codec.stride)
@@ -173,7 +189,7 @@ class DiffusionModel(nn.Module):
         x0 = self.codec.encode(self.target(batch))
         draws = generators([named_seed(int(seed), "diffusion") for seed in batch["seed"]])
         kept = torch.stack([torch.rand((), generator=draw) >= dropout.condition for draw in draws]).to(x0.device)
-        drawn = torch.cat([self.process.training_times(1, draw) for draw in draws]).to(x0.device)
+        drawn = torch.cat([self.process.schedule.training_times(1, draw) for draw in draws]).to(x0.device)
         t = drawn if t is None else t
         noise = standard_normal(draws, x0.shape[1:], x0.device)
         condition = self._training_condition(batch, kept, dropout)
@@ -223,59 +239,41 @@ class DiffusionModel(nn.Module):
         self,
         label: Tensor,
         seeds: Sequence[int],
+        sampling: Sampling,
+        guidance: Guidance = NO_GUIDANCE,
+        context: Context = Context(),
         *,
-        guidance_scale: float,
-        sampler: str,
-        num_inference_steps: int,
-        eta: float = 0.0,
-        spacing: str = "trailing",
-        guidance_interval: tuple[float, float] | None = None,
-        guidance_rescale: float = 0.0,
-        negative_classes: Sequence[int] = (),
-        images: Tensor | None = None,
-        attributes: Tensor | None = None,
         inpainting: Inpainting | None = None,
-        labelled: Tensor | None = None,
-        progress: Callable[[int], None] | None = None,
         watch: Callable[[float, Tensor], None] | None = None,
     ) -> Tensor:
-        """Draw targets: (B, num_targets, X, Y, Z) in [-1, 1], for instance images for masks.
+        """Sample targets: (B, num_targets, X, Y, Z) in [-1, 1], for instance images for masks.
 
-        Sample i depends on its condition and seeds[i] alone, not on the batch that it is made in (to float rounding).
+        Sample i depends on its condition and seeds[i] alone, not on its batch (to float rounding).
 
         Args:
-            label: (B, X, Y, Z) class indices or IGNORE. Its shape is that of the samples; its values are not looked at
-                in a task without masks.
+            label: (B, X, Y, Z) class indices or IGNORE. The samples have its shape; a task without masks ignores its
+                values.
             seeds: of the noise, one per sample.
-            guidance_scale, guidance_interval, guidance_rescale: see `guided`.
-            sampler, num_inference_steps, eta, spacing: see `medaug.diffusion.samplers`.
-            negative_classes: guidance leads away from the same mask with these classes made background; where there
-                are none, from the null condition: no mask, or in a task without masks no images.
-            images: (B, num_images, X, Y, Z), see `Task.images_of`.
-            attributes: (B, A), told in both branches of guidance; None: all unknown.
-            labelled: (B,) bool, whose label is known; None: everyone's. The others are drawn under the null condition.
-            inpainting: what is known of the targets, which the samples then equal outside its region; None: nothing.
-            progress: called after each step with the number of steps done.
-            watch: called at each evaluation with its time and the x_0 that is expected there, like the result.
+            sampling: sampler, steps and spacing.
+            guidance: strength of the guidance. It leads away from the same mask with the classes `negative` made
+                background, or without them from the null condition: no mask, or in a task without masks no images.
+            context: what is known of each sample beside its label map, in both branches of guidance.
+            inpainting: the known part of the targets, which the samples equal outside its region; None: nothing.
+            watch: called at each evaluation with its time and the expected x_0 there, in the form of the result.
 
         Raises:
-            ValueError: what `check` and `check_guidance` refuse, and images where the task needs them.
-            UserError: the samples are NaN or infinite.
+            ValueError: what `Sampling.check` refuses, and images where the task needs them.
+            UserError: an unknown sampler or spacing; the samples are NaN or infinite.
         """
-        check(self.process, sampler, spacing, eta, num_inference_steps)
-        known = torch.ones(len(label), self.task.num_classes - 1, device=label.device)
-        if labelled is not None:
-            known *= labelled[:, None]
-        condition = self.condition(label, known, images, None, attributes)
-        if negative_classes:
-            removed = torch.isin(label, torch.tensor(negative_classes, device=label.device))
-            negative = self.condition(label.masked_fill(removed, 0), known, images, None, attributes)
-        else:
-            there = None if images is None else images.new_full(images.shape[:2], float(self.task.mask))
-            negative = self.condition(label, torch.zeros_like(known), images, there, attributes)
-        denoise = guided(self.denoise, condition, negative, guidance_scale, guidance_interval, guidance_rescale)
+        sampling.check(self.process)
+        condition, negative = self._sampling_conditions(label, guidance, context)
+        denoise = guided(self.denoise, condition, negative, guidance)
+
+        def decode(code: Tensor) -> Tensor:
+            return self.codec.decode(code, label.shape[1:])
+
         if inpainting is not None:
-            denoise = inpainting.impose(denoise, self.codec.encode, lambda x: self.codec.decode(x, label.shape[1:]))
+            denoise = inpainting.impose(denoise, self.codec.encode, decode)
         draws = generators(seeds)
         shape = (self.codec.channels, *condition.planes.shape[2:])
 
@@ -285,27 +283,30 @@ class DiffusionModel(nn.Module):
         def watched(x: Tensor, t: Tensor) -> Tensor:
             x0 = denoise(x, t)
             if watch is not None:
-                watch(float(t[0]), self.codec.decode(x0, label.shape[1:]).clamp(-1, 1))
+                watch(float(t[0]), decode(x0).clamp(-1, 1))
             return x0
 
-        code = sample_again(
-            sampler,
-            watched,
-            self.process.schedule.initial_std * noise(),
-            self.process,
-            spaced_times(self.process, num_inference_steps, spacing),
-            noise,
-            eta,
-            progress,
-            1 if inpainting is None else inpainting.resample,
-        )
-        drawn = self.codec.decode(code, label.shape[1:]).clamp(-1, 1)
-        if not_finite(drawn) is not None:
+        resample = 1 if inpainting is None else inpainting.resample
+        samples = decode(draw(sampling, watched, self.process, noise, resample)).clamp(-1, 1)
+        if not_finite(samples) is not None:
             raise UserError(
                 "the model's samples hold NaN or infinite values; lower the guidance scale, or train it again with a "
                 "lower trainer.learning_rate"
             )
-        return drawn if inpainting is None else inpainting.paste(drawn)
+        return samples if inpainting is None else inpainting.paste(samples)
+
+    def _sampling_conditions(self, label: Tensor, guidance: Guidance, context: Context) -> tuple[Condition, Condition]:
+        """The condition of the samples, and the condition that guidance leads away from."""
+        images, attributes = context.images, context.attributes
+        known = torch.ones(len(label), self.task.num_classes - 1, device=label.device)
+        if context.labelled is not None:
+            known *= context.labelled[:, None]
+        condition = self.condition(label, known, images, None, attributes)
+        if guidance.negative:
+            removed = torch.isin(label, torch.tensor(guidance.negative, device=label.device))
+            return condition, self.condition(label.masked_fill(removed, 0), known, images, None, attributes)
+        present = None if images is None else images.new_full(images.shape[:2], float(self.task.mask))
+        return condition, self.condition(label, torch.zeros_like(known), images, present, attributes)
 
 
 def sound_in_bf16(device: torch.device, first_sides: Iterable[int], halved_last_sides: Iterable[int] = ()) -> bool:

@@ -19,14 +19,15 @@ from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
 from medaug.data.batches import FixedBatches, MixedBatches, StepsFrom, TrainingBatches, make_loader
 from medaug.data.cases import ModelCase
 from medaug.data.transforms import light_affine
+from medaug.diffusion.guidance import Guidance
 from medaug.diffusion.noise import named_seed
-from medaug.diffusion.samplers import safe_spacing
+from medaug.diffusion.samplers import Sampling, safe_spacing
 from medaug.errors import UserError
 from medaug.options import TrainerOptions
 from medaug.training.callbacks import stepped
 from medaug.training.checkpoint import Card
 from medaug.training.hardware import compiles, shard
-from medaug.training.model import Dropout
+from medaug.training.model import Context, Dropout
 
 
 class Picture(Protocol):
@@ -119,13 +120,13 @@ class DiffusionModule(LightningModule):
         samples = self.model.sample(
             few["label"],
             [named_seed(int(seed), "picture") for seed in few["seed"]],
-            guidance_scale=1.5 if self.model.task.mask else 1.0,
-            sampler="dpmpp_2m",
-            num_inference_steps=PICTURE_STEPS,
-            spacing=safe_spacing(self.model.process),
-            images=self.model.task.images_of(few["image"], few["seed"]),
-            attributes=few["attributes"],
-            labelled=few["labelled"],
+            Sampling("dpmpp_2m", PICTURE_STEPS, safe_spacing(self.model.process)),
+            Guidance(1.5 if self.model.task.mask else 1.0),
+            Context(
+                images=self.model.task.images_of(few["image"], few["seed"]),
+                attributes=few["attributes"],
+                labelled=few["labelled"],
+            ),
         )
         if not self.trainer.is_global_zero:  # all ranks must sample, because the weights may be split
             return

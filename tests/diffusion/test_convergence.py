@@ -7,20 +7,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import spaced_times, times
 from torch import Tensor
 
-from medaug.diffusion.process import Process
-from medaug.diffusion.samplers import Denoise, sample, spaced_times, times
+from medaug.diffusion.process import Process, build_process
+from medaug.diffusion.samplers import Denoise, sample
 
 pytestmark = pytest.mark.slow
 
 MEANS, STD = torch.tensor([-1.0, 0.8], dtype=torch.float64), 0.3
 PROCESSES = [
-    Process("linear", "sample", None),
-    Process("cosine", "sample", None),
-    Process("linear", "sample", None, zero_terminal_snr=True),
-    Process("rectified_flow", "flow"),
-    Process("edm", "edm"),
+    build_process("linear", "sample", num_train_timesteps=None),
+    build_process("cosine", "sample", num_train_timesteps=None),
+    build_process("linear", "sample", num_train_timesteps=None, zero_terminal_snr=True),
+    build_process("rectified_flow", "flow"),
+    build_process("edm", "edm"),
 ]
 
 
@@ -53,7 +54,7 @@ def error_orders(name: str, process: Process, first: float, last: float, steps: 
 
 
 @pytest.mark.parametrize(("name", "order"), [("ddim", 1.0), ("dpmpp_2m", 2.0), ("heun", 2.0)])
-@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: f"{p.noise_schedule}-{p.zero_terminal_snr}")
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: f"{p.schedule.title}")
 def test_order_of_convergence_between_two_noisy_times(process: Process, name: str, order: float) -> None:
     orders = error_orders(name, process, 0.8, 0.2, (128, 256, 512))
     np.testing.assert_allclose(orders, order, atol=0.15)
@@ -64,12 +65,12 @@ def test_order_of_convergence_between_two_noisy_times(process: Process, name: st
 def test_order_of_convergence_from_pure_noise_to_clean(name: str, order: float) -> None:
     """On rectified flow, whose alpha is 0 at one end and whose sigma is 0 at the other."""
     np.testing.assert_allclose(
-        error_orders(name, Process("rectified_flow", "flow"), 1.0, 0.0, (64, 128, 256)), order, atol=0.2
+        error_orders(name, build_process("rectified_flow", "flow"), 1.0, 0.0, (64, 128, 256)), order, atol=0.2
     )
 
 
 def test_heun_evaluates_twice_a_step_but_once_on_the_last() -> None:
-    process, calls = Process("edm", "edm"), []
+    process, calls = build_process("edm", "edm"), []
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         calls.append(float(t[0]))
@@ -81,7 +82,7 @@ def test_heun_evaluates_twice_a_step_but_once_on_the_last() -> None:
 
 
 def test_the_sde_solver_draws_the_mixture_and_better_than_ancestral_sampling_does() -> None:
-    process = Process("cosine", "v_prediction")
+    process = build_process("cosine", "v_prediction")
     draw = torch.Generator().manual_seed(0)
     side = 20_000
 

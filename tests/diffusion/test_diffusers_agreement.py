@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers.schedulers.scheduling_dpmsolver_multistep import rescale_zero_terminal_snr
+from helpers import spaced_times, times
 from torch import Tensor
 
-from medaug.diffusion.process import Process, predicted_sample
-from medaug.diffusion.samplers import sample, spaced_times, times
+from medaug.diffusion.process import Process, build_process, predicted_sample
+from medaug.diffusion.samplers import sample
 
 T = 1000
 SHAPE = (2, 3, 4, 5, 6)
@@ -26,6 +27,11 @@ def network(x: Tensor, t: Tensor) -> Tensor:
     return torch.tanh(0.8 * x.roll(1, dims=-1) + torch.sin(3 * t)) * (0.5 + t) + 0.1 * x
 
 
+def of_steps(schedule: str, prediction: str, **options: Any) -> Process:
+    """A process with T noise levels."""
+    return build_process(schedule, prediction, num_train_timesteps=T, **options)
+
+
 def ours(name: str, process: Process, grid: Tensor, eta: float = 0.0) -> Tensor:
     """A sample by this project; its noise stream is the one that `theirs` draws from."""
     generator = torch.Generator().manual_seed(1)
@@ -36,7 +42,7 @@ def ours(name: str, process: Process, grid: Tensor, eta: float = 0.0) -> Tensor:
         process,
         grid,
         lambda: torch.randn(SHAPE, generator=generator, dtype=torch.float64),
-        eta,
+        {"eta": eta} if eta else None,
     )
 
 
@@ -83,7 +89,7 @@ def test_ddpm(schedule: str, prediction: str, steps: int) -> None:
         "DDPMScheduler", steps, schedule, prediction_type=prediction, clip_sample=False
     )
     expected = theirs(scheduler, grid[:-1], generator=torch.Generator().manual_seed(1))
-    assert_same(ours("ddpm", Process(schedule, prediction, T), grid), expected)
+    assert_same(ours("ddpm", of_steps(schedule, prediction), grid), expected)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
@@ -95,7 +101,7 @@ def test_ddim(schedule: str, prediction: str, steps: int, eta: float) -> None:
         "DDIMScheduler", steps, schedule, prediction_type=prediction, clip_sample=False
     )
     expected = theirs(scheduler, grid[:-1], eta=eta, generator=torch.Generator().manual_seed(1))
-    assert_same(ours("ddim", Process(schedule, prediction, T), grid, eta), expected)
+    assert_same(ours("ddim", of_steps(schedule, prediction), grid, eta), expected)
 
 
 @pytest.mark.parametrize("steps", [7, 10, 50])
@@ -113,7 +119,7 @@ def test_dpmpp_2m(schedule: str, prediction: str, steps: int) -> None:
     )
     expected = theirs(scheduler, grid[:-1])
     # its sigmas and its x are float32
-    assert_same(ours("dpmpp_2m", Process(schedule, prediction, T), grid), expected, tolerance=1e-4)
+    assert_same(ours("dpmpp_2m", of_steps(schedule, prediction), grid), expected, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("steps", [1, 7, 10, 50])
@@ -123,7 +129,7 @@ def test_ddim_on_rectified_flow_is_euler(steps: int) -> None:
     grid = times(steps)
     torch.testing.assert_close(scheduler.sigmas.double(), grid, rtol=0, atol=1e-6)
     expected = theirs(scheduler, grid[:-1])
-    assert_same(ours("ddim", Process("rectified_flow", "flow"), grid), expected)
+    assert_same(ours("ddim", build_process("rectified_flow", "flow"), grid), expected)
 
 
 @pytest.mark.parametrize("steps", [7, 10, 50])
@@ -138,7 +144,7 @@ def test_dpmpp_2m_on_rectified_flow(steps: int) -> None:
     scheduler.set_timesteps(steps)
     grid = scheduler.sigmas.double()  # starts just below 1: at 1 it would be NaN
     expected = theirs(scheduler, grid[:-1])
-    assert_same(ours("dpmpp_2m", Process("rectified_flow", "flow"), grid), expected, tolerance=1e-4)
+    assert_same(ours("dpmpp_2m", build_process("rectified_flow", "flow"), grid), expected, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("steps", [10, 50])
@@ -150,7 +156,10 @@ def test_ddim_from_zero_terminal_snr(schedule: str, prediction: str, steps: int)
     )
     scheduler.alphas_cumprod = torch.cumprod(1 - rescale_zero_terminal_snr(scheduler.betas.double()), dim=0)
     expected = theirs(scheduler, grid[:-1], eta=0.3, generator=torch.Generator().manual_seed(1))
-    assert_same(ours("ddim", Process(schedule, prediction, T, zero_terminal_snr=True), grid, 0.3), expected)
+    assert_same(
+        ours("ddim", of_steps(schedule, prediction, zero_terminal_snr=True), grid, 0.3),
+        expected,
+    )
 
 
 @pytest.mark.parametrize("steps", [7, 10, 50])
@@ -171,20 +180,20 @@ def test_dpmpp_2m_sde(schedule: str, prediction: str, steps: int) -> None:
         # handed over, because it would draw float32
         z = torch.randn(SHAPE, generator=generator, dtype=torch.float64)
         x = scheduler.step(network(x, t.expand(len(x))), timestep, x, variance_noise=z).prev_sample
-    assert_same(ours("dpmpp_2m_sde", Process(schedule, prediction, T), grid), x, tolerance=1e-4)
+    assert_same(ours("dpmpp_2m_sde", of_steps(schedule, prediction), grid), x, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("steps", [2, 7, 50])
 def test_heun_on_rectified_flow(steps: int) -> None:
     scheduler: Any = diffusers.FlowMatchHeunDiscreteScheduler(num_train_timesteps=T)
     scheduler.set_timesteps(steps)
-    process = Process("rectified_flow", "flow")
+    process = build_process("rectified_flow", "flow")
     grid = spaced_times(process, steps, "uniform")
     expected = theirs(scheduler, scheduler.timesteps.double() / T)
     assert_same(ours("heun", process, grid), expected)
 
 
-EDM = Process("edm", "edm", sigma_data=0.5)
+EDM = build_process("edm", "edm", sigma_data=0.5)
 
 
 def edm_network(process: Process, x: Tensor, t: Tensor) -> Tensor:
@@ -243,7 +252,7 @@ def test_heun_on_edm(steps: int) -> None:
     scheduler: Any = diffusers.HeunDiscreteScheduler(beta_schedule="linear", use_karras_sigmas=True)
     scheduler.set_timesteps(steps)
     sigmas = scheduler.sigmas.double()
-    process = Process("edm", "epsilon", sigma_min=sigmas[-2].item(), sigma_max=sigmas[0].item())
+    process = build_process("edm", "epsilon", sigma_min=sigmas[-2].item(), sigma_max=sigmas[0].item())
     x = sigmas[0] * start()
     for timestep, sigma in zip(scheduler.timesteps, sigmas, strict=False):
         told = (sigma.log() / 4).expand(len(x))

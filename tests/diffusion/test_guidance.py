@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers.guiders.guider_utils import rescale_noise_cfg
+from helpers import times
 from torch import Tensor
 
-from medaug.diffusion.guidance import guided
-from medaug.diffusion.process import Process
-from medaug.diffusion.samplers import sample, times
+from medaug.diffusion.guidance import Guidance, guided
+from medaug.diffusion.process import build_process
+from medaug.diffusion.samplers import sample
 
 CONDITION, NULL = torch.full((3, 1, 2, 2), 2.0), torch.zeros(3, 1, 2, 2)
 
@@ -30,7 +31,7 @@ class Network:
 def test_algebra_and_one_forward_whatever_the_scale(scale: float) -> None:
     network, x, t = Network(), torch.randn(3, 1, 2, 2), torch.tensor([0.1, 0.5, 1.0])
     conditional, null = network(x, t, CONDITION), network(x, t, NULL)
-    result = guided(network, CONDITION, NULL, scale)(x, t)
+    result = guided(network, CONDITION, NULL, Guidance(scale))(x, t)
     torch.testing.assert_close(result, null + scale * (conditional - null))
     assert network.batches == [3, 3, 3 if scale in (0.0, 1.0) else 6]
 
@@ -38,13 +39,13 @@ def test_algebra_and_one_forward_whatever_the_scale(scale: float) -> None:
 @pytest.mark.parametrize(("scale", "only"), [(1.0, CONDITION), (0.0, NULL)])
 def test_scale_one_and_zero_are_the_two_models_bit_for_bit(scale: float, only: Tensor) -> None:
     network, x, t = Network(), torch.randn(3, 1, 2, 2), torch.full((3,), 0.5)
-    assert torch.equal(guided(network, CONDITION, NULL, scale)(x, t), network(x, t, only))
+    assert torch.equal(guided(network, CONDITION, NULL, Guidance(scale))(x, t), network(x, t, only))
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
 def test_classes_of_one_width_are_pushed_apart_in_proportion(scale: float) -> None:
     """For data N(condition, 1) the guided denoiser is that of N(scale * condition, 1)."""
-    process = Process("cosine", "v_prediction")
+    process = build_process("cosine", "v_prediction")
 
     def denoise(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         alpha = process.alpha(t).reshape(-1, 1, 1, 1)
@@ -52,7 +53,7 @@ def test_classes_of_one_width_are_pushed_apart_in_proportion(scale: float) -> No
 
     mean = sample(
         "ddim",
-        guided(denoise, CONDITION, NULL, scale),
+        guided(denoise, CONDITION, NULL, Guidance(scale)),
         torch.zeros_like(CONDITION),
         process,
         times(1000),
@@ -63,13 +64,13 @@ def test_classes_of_one_width_are_pushed_apart_in_proportion(scale: float) -> No
 
 def test_conditions_of_different_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="differ in shape"):
-        guided(Network(), CONDITION, NULL[:1], 2.0)
+        guided(Network(), CONDITION, NULL[:1], Guidance(2.0))
 
 
 @pytest.mark.parametrize("scale", [0.0, 2.0])
 def test_outside_the_interval_the_conditional_model_is_run_alone(scale: float) -> None:
     network, x = Network(), torch.randn(3, 1, 2, 2)
-    denoise = guided(network, CONDITION, NULL, scale, (0.3, 0.7))
+    denoise = guided(network, CONDITION, NULL, Guidance(scale, (0.3, 0.7)))
     for time in (0.29, 0.71, 1.0):
         t = torch.full((3,), time)
         assert torch.equal(denoise(x, t), network(x, t, CONDITION))
@@ -77,20 +78,20 @@ def test_outside_the_interval_the_conditional_model_is_run_alone(scale: float) -
     network.batches.clear()
     for time in (0.3, 0.5, 0.7):
         t = torch.full((3,), time, dtype=torch.float64)
-        torch.testing.assert_close(denoise(x, t), guided(network, CONDITION, NULL, scale)(x, t))
+        torch.testing.assert_close(denoise(x, t), guided(network, CONDITION, NULL, Guidance(scale))(x, t))
     assert network.batches == [3 if scale == 0 else 6] * 6
 
 
 def test_samples_at_times_of_their_own_each_keep_to_the_interval() -> None:
     network, x, t = Network(), torch.randn(3, 1, 2, 2), torch.tensor([0.1, 0.5, 0.9])
-    together = guided(network, CONDITION, NULL, 3.0, (0.3, 0.7))(x, t)
-    everywhere, nowhere = guided(network, CONDITION, NULL, 3.0)(x, t), network(x, t, CONDITION)
+    together = guided(network, CONDITION, NULL, Guidance(3.0, (0.3, 0.7)))(x, t)
+    everywhere, nowhere = guided(network, CONDITION, NULL, Guidance(3.0))(x, t), network(x, t, CONDITION)
     torch.testing.assert_close(together, torch.stack([nowhere[0], everywhere[1], nowhere[2]]))
 
 
 def test_a_whole_sampling_runs_the_second_branch_inside_the_interval_only() -> None:
-    network, process = Network(), Process("rectified_flow", "flow")
-    denoise = guided(network, CONDITION, NULL, 2.0, (0.35, 0.75))
+    network, process = Network(), build_process("rectified_flow", "flow")
+    denoise = guided(network, CONDITION, NULL, Guidance(2.0, (0.35, 0.75)))
     sample("dpmpp_2m", denoise, torch.randn(3, 1, 2, 2), process, times(10), lambda: torch.zeros(()))
     assert network.batches == [3, 3, 3, 6, 6, 6, 6, 3, 3, 3]  # at 1.0, 0.9, ..., 0.1
 
@@ -100,8 +101,8 @@ def test_a_whole_sampling_runs_the_second_branch_inside_the_interval_only() -> N
 def test_rescaling_is_that_of_diffusers(scale: float, rescale: float) -> None:
     network, x, t = Network(), torch.randn(3, 1, 2, 2), torch.tensor([0.1, 0.5, 1.0])
     towards = network(x, t, CONDITION)
-    expected = rescale_noise_cfg(guided(network, CONDITION, NULL, scale)(x, t), towards, rescale)
-    actual = guided(network, CONDITION, NULL, scale, rescale=rescale)(x, t)
+    expected = rescale_noise_cfg(guided(network, CONDITION, NULL, Guidance(scale))(x, t), towards, rescale)
+    actual = guided(network, CONDITION, NULL, Guidance(scale, rescale=rescale))(x, t)
     torch.testing.assert_close(actual, expected)
     if rescale == 1:
         torch.testing.assert_close(actual.flatten(1).std(1), towards.flatten(1).std(1))
@@ -109,7 +110,7 @@ def test_rescaling_is_that_of_diffusers(scale: float, rescale: float) -> None:
 
 def test_scale_one_needs_no_second_branch_whatever_else_is_said() -> None:
     network, x, t = Network(), torch.randn(3, 1, 2, 2), torch.full((3,), 0.5)
-    result = guided(network, CONDITION, NULL, 1.0, (0.2, 0.8), 0.7)(x, t)
+    result = guided(network, CONDITION, NULL, Guidance(1.0, (0.2, 0.8), 0.7))(x, t)
     assert torch.equal(result, network(x, t, CONDITION)) and network.batches == [3, 3]
 
 
@@ -127,4 +128,4 @@ def test_guidance_that_means_nothing_is_refused(
     interval: tuple[float, float] | None, rescale: float, complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
-        guided(Network(), CONDITION, NULL, 2.0, interval, rescale)
+        guided(Network(), CONDITION, NULL, Guidance(2.0, interval, rescale))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import times
 
-from medaug.diffusion.inpainting import Inpainting, sample_again
-from medaug.diffusion.process import Process
-from medaug.diffusion.samplers import SAMPLERS, sample, times
+from medaug.diffusion.inpainting import Inpainting, draw
+from medaug.diffusion.process import build_process
+from medaug.diffusion.samplers import SAMPLERS, Sampling, sample
 
 RHO, KNOWN, NUM = 0.9, 1.5, 2000
 PROCESSES = [
-    Process("rectified_flow", "flow"),
-    Process("cosine", "v_prediction", None),
-    Process("edm", "edm", sigma_max=20.0),
+    build_process("rectified_flow", "flow"),
+    build_process("cosine", "v_prediction", num_train_timesteps=None),
+    build_process("edm", "edm", sigma_max=20.0),
 ]
 COVARIANCE = torch.tensor([[1.0, RHO], [RHO, 1.0]], dtype=torch.float64)
 REGION = torch.tensor([False, True]).view(1, 1, 2, 1, 1)
@@ -37,25 +38,23 @@ def known_first_voxel(num=NUM, resample=1):
     return Inpainting(image, REGION, resample)
 
 
-def draw(process, name, resample, steps=20):
+def draw_region(process, name, resample, steps=20):
     generator = torch.Generator().manual_seed(0)
 
     def noise():
         return torch.randn(NUM, 1, 2, 1, 1, generator=generator, dtype=torch.float64)
 
     imposed = known_first_voxel(resample=resample).impose(exact(process), lambda x: x, lambda x: x)
-    start = process.schedule.initial_std * noise()
-    drawn = sample_again(name, imposed, start, process, times(steps), noise, resample=resample)
-    return drawn.flatten(1)
+    return draw(Sampling(name, steps), imposed, process, noise, resample).flatten(1)
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: p.noise_schedule)
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: p.schedule.name)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_region_nears_its_conditional_distribution_as_steps_are_taken_again(process, name):
     """x_2 given x_1 = k is normal with mean rho k and variance 1 - rho^2."""
     errors, variances = [], []
     for resample in (1, 3, 10):
-        drawn = draw(process, name, resample)
+        drawn = draw_region(process, name, resample)
         assert torch.equal(drawn[:, 0], torch.full((NUM,), KNOWN, dtype=torch.float64))
         errors.append(abs(float(drawn[:, 1].mean()) - RHO * KNOWN))
         variances.append(float(drawn[:, 1].var()))
@@ -66,21 +65,24 @@ def test_the_region_nears_its_conditional_distribution_as_steps_are_taken_again(
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_one_try_per_step_is_the_plain_sampler(name):
-    process, grid = PROCESSES[0], times(5)
-    x = torch.randn(3, 1, 2, 1, 1, dtype=torch.float64)
+    process, shape = PROCESSES[0], (3, 1, 2, 1, 1)
 
-    def run(sampler, **more):
+    def noise_stream():
         generator = torch.Generator().manual_seed(1)
-        noise = lambda: torch.randn(x.shape, generator=generator, dtype=x.dtype)  # noqa: E731
+        return lambda: torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def run(resample):
         done = []
-        return sampler(name, exact(process), x, process, grid, noise, progress=done.append, **more), done
+        return draw(Sampling(name, 5), exact(process), process, noise_stream(), resample, done.append), done
 
-    plain, again = run(sample), run(sample_again)
-    assert torch.equal(plain[0], again[0]) and plain[1] == again[1] == [1, 2, 3, 4, 5]
-    assert run(sample_again, resample=2)[1] == [1, 2, 3, 4, 5]
+    noise, done = noise_stream(), []
+    plain = sample(name, exact(process), noise(), process, times(5), noise, progress=done.append)
+    once, steps = run(1)
+    assert torch.equal(plain, once) and steps == done == [1, 2, 3, 4, 5]
+    assert run(2)[1] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: p.noise_schedule)
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: p.schedule.name)
 def test_taking_steps_again_keeps_the_distribution_of_a_model_that_knows_nothing(process):
     """Without an imposed part the way back and forth must leave the data's own covariance."""
     generator = torch.Generator().manual_seed(0)
@@ -88,8 +90,7 @@ def test_taking_steps_again_keeps_the_distribution_of_a_model_that_knows_nothing
     def noise():
         return torch.randn(NUM, 1, 2, 1, 1, generator=generator, dtype=torch.float64)
 
-    start = process.schedule.initial_std * noise()
-    drawn = sample_again("ddim", exact(process), start, process, times(40), noise, resample=2).flatten(1)
+    drawn = draw(Sampling("ddim", 40), exact(process), process, noise, resample=2).flatten(1)
     torch.testing.assert_close(drawn.T.cov(), COVARIANCE, atol=0.12, rtol=0)
 
 

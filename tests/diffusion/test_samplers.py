@@ -14,10 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import times
 from torch import Tensor
 
-from medaug.diffusion.process import NOISE_SCHEDULES, PREDICTION_TYPES, Process, predicted_sample
-from medaug.diffusion.samplers import SAMPLERS, Denoise, sample, times
+from medaug.diffusion.predictions import PREDICTIONS
+from medaug.diffusion.process import Process, build_process, predicted_sample
+from medaug.diffusion.samplers import SAMPLERS, Denoise, Sampling, sample
+from medaug.diffusion.schedules import SCHEDULES as NOISE_SCHEDULES
+from medaug.errors import UserError
 
 MU, S = 0.7, 0.5
 FEW_STEPS, MANY_STEPS = (10, 50), 1000
@@ -39,13 +43,13 @@ REFUSED = {(name, "epsilon") for name in PURE_NOISE} | {("edm", "v_prediction")}
 
 def make(schedule: str, prediction: str) -> Process:
     """A process by its name in SCHEDULES."""
-    return Process(schedule.split("-")[0], prediction, **SCHEDULES[schedule])
+    return build_process(schedule.split("-")[0], prediction, **SCHEDULES[schedule])
 
 
 PROCESSES = [
     (schedule, make(schedule, prediction))
     for schedule in SCHEDULES
-    for prediction in PREDICTION_TYPES
+    for prediction in PREDICTIONS
     if (schedule, prediction) not in REFUSED
 ]
 RUNS = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("dpmpp_2m", 0.0), ("dpmpp_2m_sde", 0.0), ("heun", 0.0)]
@@ -53,7 +57,7 @@ RUNS = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("dpmpp_2m", 0.0), ("dpmpp_
 
 def name_of(value: object) -> str:
     """Readable test names."""
-    return value.prediction_type if isinstance(value, Process) else str(value)
+    return value.prediction.name if isinstance(value, Process) else str(value)
 
 
 def levels(schedule: str, steps: int) -> list[tuple[float, float]]:
@@ -193,14 +197,14 @@ def optimal_denoiser(process: Process) -> Denoise:
             "flow": noise - x0,
             "edm": edm_target(process, x0, noise, alpha, sigma),
         }
-        return predicted_sample(process, outputs[process.prediction_type], x, t)
+        return predicted_sample(process, outputs[process.prediction.name], x, t)
 
     return denoise
 
 
 def edm_target(process: Process, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """(x_0 - c_skip x) / c_out of Karras et al. 2022, table 1, at x_t / alpha and sigma / alpha."""
-    sigma, data = sigma / alpha.clamp(min=1e-12), process.sigma_data
+    sigma, data = sigma / alpha.clamp(min=1e-12), getattr(process.prediction, "sigma_data", 1.0)
     c_skip = data**2 / (sigma**2 + data**2)
     c_out = sigma * data / (sigma**2 + data**2).sqrt()
     return (x0 - c_skip * (x0 + sigma * noise)) / c_out
@@ -210,7 +214,15 @@ def sampled_mean_and_std(sampler: str, eta: float, process: Process, steps: int)
     """Read the affine map off the sampler: row 0 gets no noise at all, row j the j-th unit noise alone."""
     unit = iter(torch.eye(steps + 2, dtype=torch.float64)[1:])
     first = process.schedule.initial_std * next(unit)[:, None]
-    ends = sample(sampler, optimal_denoiser(process), first, process, times(steps), lambda: next(unit)[:, None], eta)
+    ends = sample(
+        sampler,
+        optimal_denoiser(process),
+        first,
+        process,
+        times(steps),
+        lambda: next(unit)[:, None],
+        {"eta": eta} if eta else None,
+    )
     mean = ends[0].item()
     return mean, (ends - mean).norm().item()
 
@@ -257,7 +269,7 @@ def test_float32_follows_float64(schedule: str, process: Process, sampler: str) 
 def test_the_fewest_steps_stay_finite_and_one_step_is_the_denoised_noise(
     schedule: str, sampler: str, steps: int
 ) -> None:
-    process = Process(schedule, "flow")
+    process = build_process(schedule, "flow")
     x = process.schedule.initial_std * torch.randn(2, 1)
     denoise = optimal_denoiser(process)
     end = sample(sampler, denoise, x, process, times(steps), lambda: torch.randn(2, 1))
@@ -267,14 +279,16 @@ def test_the_fewest_steps_stay_finite_and_one_step_is_the_denoised_noise(
 
 
 def test_times_are_trailing() -> None:
-    assert times(4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0] and times(4).dtype == torch.float64
+    process = build_process("cosine", "sample")
+    grid = Sampling(steps=4).times(process)
+    assert grid.tolist() == [1.0, 0.75, 0.5, 0.25, 0.0] and grid.dtype == torch.float64
     with pytest.raises(ValueError, match="num_inference_steps is 0"):
-        times(0)
+        Sampling(steps=0).times(process)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_progress_counts_steps_and_no_graph_is_kept(sampler: str) -> None:
-    process = Process("linear", "v_prediction")
+    process = build_process("linear", "v_prediction")
     seen: list[int] = []
     weight = torch.ones(1, requires_grad=True)
     end = sample(
@@ -294,7 +308,7 @@ def test_deterministic_samplers_draw_nothing(sampler: str) -> None:
     def noise() -> Tensor:
         raise AssertionError("drew noise")
 
-    process = Process("cosine", "v_prediction")
+    process = build_process("cosine", "v_prediction")
     drawn = sample(sampler, optimal_denoiser(process), torch.ones(1, 1), process, times(3), noise)
     assert drawn.isfinite().all()
 
@@ -302,14 +316,31 @@ def test_deterministic_samplers_draw_nothing(sampler: str) -> None:
 @pytest.mark.parametrize(
     ("sampler", "eta", "complaint"),
     [
-        ("euler", 0.0, "sampler 'euler' is unknown; choose one of ddpm, ddim, dpmpp_2m"),
-        ("ddpm", 0.5, "eta is 0.5, but only the sampler ddim reads it"),
-        ("dpmpp_2m", 1.0, "only the sampler ddim reads it"),
-        ("heun", 1.0, "only the sampler ddim reads it"),
+        ("ddpm", 0.5, "eta is 0.5, but the sampler ddpm does not read it; only ddim does"),
+        ("dpmpp_2m", 1.0, "only ddim does"),
+        ("heun", 1.0, "only ddim does"),
         ("ddim", 1.5, r"must lie in \[0, 1\]"),
     ],
 )
 def test_options_that_would_not_be_obeyed_are_refused(sampler: str, eta: float, complaint: str) -> None:
     x = torch.ones(1, 1)
     with pytest.raises(ValueError, match=complaint):
-        sample(sampler, lambda x, t: x, x, Process("linear", "sample"), times(2), lambda: x, eta)
+        sample(sampler, lambda x, t: x, x, build_process("linear", "sample"), times(2), lambda: x, {"eta": eta})
+
+
+def test_an_unknown_sampler_is_refused_with_all_names() -> None:
+    with pytest.raises(UserError, match=r"^sampler.name=euler: no such sampler.*\(all: ddpm, ddim, dpmpp_2m, "):
+        Sampling("euler").check(build_process("linear", "sample"))
+
+
+def test_a_sampler_evaluates_the_denoiser_as_often_as_its_entry_says() -> None:
+    process = build_process("rectified_flow", "flow")
+    for name, sampler in SAMPLERS.own.items():
+        calls: list[float] = []
+
+        def denoise(x: Tensor, t: Tensor, calls: list[float] = calls) -> Tensor:
+            calls.append(float(t[0]))
+            return x
+
+        sample(name, denoise, torch.ones(1, 1), process, times(5), lambda: torch.zeros(1, 1))
+        assert len(calls) == sampler.evaluations(5), name

@@ -11,7 +11,7 @@ import torch
 from diffusers.schedulers.scheduling_dpmsolver_multistep import rescale_zero_terminal_snr
 from scipy import stats
 
-from medaug.diffusion.process import Process, add_noise, loss_weight, predicted_sample, training_target
+from medaug.diffusion.process import Process, add_noise, build_process, loss_weight, predicted_sample, training_target
 
 ENDS = torch.tensor([0.0, 1.0])
 
@@ -24,10 +24,10 @@ def seeded(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("shape", ["linear", "cosine"])
 def test_continuous_time_is_the_limit_of_many_levels(shape: str, zero_terminal_snr: bool) -> None:
     t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
-    continuous = Process(shape, "sample", None, zero_terminal_snr=zero_terminal_snr)
+    continuous = build_process(shape, "sample", num_train_timesteps=None, zero_terminal_snr=zero_terminal_snr)
     differences = []
     for steps in (1000, 10_000):
-        table = Process(shape, "sample", steps, zero_terminal_snr=zero_terminal_snr)
+        table = build_process(shape, "sample", num_train_timesteps=steps, zero_terminal_snr=zero_terminal_snr)
         difference = torch.log(table.alpha(t) / table.sigma(t)) - torch.log(continuous.alpha(t) / continuous.sigma(t))
         differences.append(difference.abs().max().item())
     assert max(differences) < 0.06 and differences[1] < 0.006
@@ -39,7 +39,7 @@ def test_continuous_time_is_the_limit_of_many_levels(shape: str, zero_terminal_s
 def test_continuous_time_is_smooth_and_exact_at_its_ends(
     shape: str, zero_terminal_snr: bool, dtype: torch.dtype
 ) -> None:
-    process = Process(shape, "sample", None, zero_terminal_snr=zero_terminal_snr)
+    process = build_process(shape, "sample", num_train_timesteps=None, zero_terminal_snr=zero_terminal_snr)
     t = torch.linspace(0, 1, 5001, dtype=dtype)
     alpha, sigma = process.alpha(t), process.sigma(t)
     assert alpha.dtype == sigma.dtype == dtype
@@ -52,12 +52,12 @@ def test_continuous_time_is_smooth_and_exact_at_its_ends(
         assert alpha[-1].item() == pytest.approx(math.exp(-20.1 / 4), rel=1e-5)  # beta from 0.1 to 20
     else:
         assert alpha[-1].item() ** 2 == pytest.approx(2.4e-9, rel=1e-4)
-        assert Process(shape, "sample").alpha(t)[-1].item() ** 2 == pytest.approx(2.4e-9, rel=0.02)
+        assert build_process(shape, "sample").alpha(t)[-1].item() ** 2 == pytest.approx(2.4e-9, rel=0.02)
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine"])
 def test_continuous_training_times_are_uniform_and_never_clean(shape: str) -> None:
-    t = Process(shape, "epsilon", None).training_times(20_000, seeded())
+    t = build_process(shape, "epsilon", num_train_timesteps=None).schedule.training_times(20_000, seeded())
     assert t.dtype == torch.float32 and t.min() > 0 and t.max() <= 1
     assert stats.kstest(t.numpy(), "uniform").pvalue > 1e-3
 
@@ -65,7 +65,10 @@ def test_continuous_training_times_are_uniform_and_never_clean(shape: str) -> No
 @pytest.mark.parametrize("steps", [50, 1000])
 @pytest.mark.parametrize("shape", ["linear", "cosine"])
 def test_zero_terminal_snr_is_algorithm_1(shape: str, steps: int) -> None:
-    plain, process = (Process(shape, "v_prediction", steps, zero_terminal_snr=flag) for flag in (False, True))
+    plain, process = (
+        build_process(shape, "v_prediction", num_train_timesteps=steps, zero_terminal_snr=flag)
+        for flag in (False, True)
+    )
     t = torch.arange(steps + 1, dtype=torch.float64) / steps
     alpha_bar = plain.alpha(t) ** 2
     rescaled = rescale_zero_terminal_snr(1 - alpha_bar[1:] / alpha_bar[:-1])  # of betas, by diffusers
@@ -79,7 +82,7 @@ def test_zero_terminal_snr_is_algorithm_1(shape: str, steps: int) -> None:
 def edm(**fields: Any) -> Process:
     """As in the paper's table 1, but where said."""
     values = {"sigma_data": 0.5, "log_sigma_mean": -1.2, "log_sigma_std": 1.2} | fields
-    return Process("edm", values.pop("prediction_type", "edm"), None, **values)
+    return build_process("edm", values.pop("prediction_type", "edm"), num_train_timesteps=None, **values)
 
 
 def test_edm_is_table_1() -> None:
@@ -107,7 +110,7 @@ def test_edms_uniform_weight_on_its_output_is_lambda_on_x0() -> None:
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "rectified_flow", "edm"])
 def test_the_edm_target_has_unit_variance_at_every_time_of_every_schedule(schedule: str) -> None:
-    process, data = Process(schedule, "edm", sigma_data=0.5), 0.5
+    process, data = build_process(schedule, "edm", sigma_data=0.5), 0.5
     x0, noise = torch.randn(2, 9, 200_000, generator=seeded(), dtype=torch.float64)
     t = torch.linspace(0, 1, 9, dtype=torch.float64)
     target = training_target(process, data * x0, noise, t)
@@ -117,15 +120,15 @@ def test_the_edm_target_has_unit_variance_at_every_time_of_every_schedule(schedu
 def test_on_a_variance_preserving_schedule_the_edm_target_is_minus_v() -> None:
     x0, noise = torch.randn(2, 5, 3, generator=seeded(), dtype=torch.float64)
     t = torch.linspace(0, 1, 5, dtype=torch.float64)
-    targets = [training_target(Process("cosine", name), x0, noise, t) for name in ("edm", "v_prediction")]
+    targets = [training_target(build_process("cosine", name), x0, noise, t) for name in ("edm", "v_prediction")]
     torch.testing.assert_close(targets[0], -targets[1])
 
 
 def test_edm_trains_at_log_normal_levels_within_its_range() -> None:
-    sigma = edm().sigma(edm().training_times(20_000, seeded()))
+    sigma = edm().sigma(edm().schedule.training_times(20_000, seeded()))
     assert stats.kstest((sigma.log().numpy() + 1.2) / 1.2, "norm").pvalue > 1e-3
     narrow = edm(sigma_min=0.1, sigma_max=1.0)
-    sigma = narrow.sigma(narrow.training_times(2000, seeded()))
+    sigma = narrow.sigma(narrow.schedule.training_times(2000, seeded()))
     assert sigma.min().item() == pytest.approx(0.1, rel=1e-4) and sigma.max().item() == pytest.approx(1.0, rel=1e-4)
 
 
@@ -144,7 +147,7 @@ def test_edm_ends_are_clean_and_sigma_max_and_what_the_network_is_told_is_finite
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "rectified_flow"])
 def test_the_network_of_another_schedule_sees_x_and_t_as_they_are(schedule: str) -> None:
-    process, t = Process(schedule, "sample"), torch.linspace(0, 1, 9)
+    process, t = build_process(schedule, "sample"), torch.linspace(0, 1, 9)
     assert torch.equal(process.schedule.network_time(t), t)
     assert torch.equal(process.schedule.input_scale(t), torch.ones(9)) and process.schedule.initial_std == 1
 
@@ -161,11 +164,11 @@ MIN_SNR = {  # of Hang et al. 2023 in terms of the SNR; flow by hand
 @pytest.mark.parametrize("prediction", MIN_SNR)
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_min_snr_weights_are_the_papers(schedule: str, prediction: str) -> None:
-    process = Process(schedule, prediction, loss_weight="min_snr")
+    process = build_process(schedule, prediction, loss_weight="min_snr")
     t = torch.linspace(0.01, 1, 30, dtype=torch.float64)
     snr = (process.alpha(t) / process.sigma(t)) ** 2
     torch.testing.assert_close(loss_weight(process, t), MIN_SNR[prediction](snr))
-    assert torch.equal(loss_weight(Process(schedule, prediction), t), torch.ones_like(t))
+    assert torch.equal(loss_weight(build_process(schedule, prediction), t), torch.ones_like(t))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +186,7 @@ def test_weights_and_gradients_are_finite_at_the_ends_of_time(
     schedule: str, prediction: str, options: dict[str, Any]
 ) -> None:
     """The network answers in bf16; target, weight and x_0 are float32."""
-    process = Process(schedule, prediction, loss_weight="min_snr", **options)
+    process = build_process(schedule, prediction, loss_weight="min_snr", **options)
     for t in (ENDS, torch.tensor([1e-6, 1 - 1e-6])):
         x0, noise = torch.randn(2, 2, 4, generator=seeded())
         weight = torch.ones(4, dtype=torch.bfloat16, requires_grad=True)
@@ -198,7 +201,7 @@ def test_weights_and_gradients_are_finite_at_the_ends_of_time(
 
 
 def test_pure_noise_counts_nothing_but_with_epsilon() -> None:
-    zero = Process("linear", "v_prediction", zero_terminal_snr=True, loss_weight="min_snr")
+    zero = build_process("linear", "v_prediction", zero_terminal_snr=True, loss_weight="min_snr")
     assert loss_weight(zero, ENDS).tolist() == [0.0, 0.0]
-    noisy = loss_weight(Process("cosine", "epsilon", loss_weight="min_snr"), ENDS[1:])
+    noisy = loss_weight(build_process("cosine", "epsilon", loss_weight="min_snr"), ENDS[1:])
     assert noisy.item() == pytest.approx(1.0, rel=1e-4)

@@ -8,12 +8,17 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from helpers import spaced_times, times
 
-from medaug.diffusion.process import NOISE_SCHEDULES, PREDICTION_TYPES, Process, predicted_sample
-from medaug.diffusion.samplers import SAMPLERS, SPACINGS, check, safe_spacing, sample, spaced_times, times
+from medaug.diffusion.predictions import PREDICTIONS
+from medaug.diffusion.process import Process, build_process, predicted_sample
+from medaug.diffusion.samplers import SAMPLERS, Sampling, safe_spacing, sample
+from medaug.diffusion.schedules import SCHEDULES as NOISE_SCHEDULES
+from medaug.diffusion.spacings import SPACINGS
+from medaug.errors import UserError
 
 PURE_NOISE = {("rectified_flow", False), ("linear", True), ("cosine", True)}
-COMBINATIONS = list(product(NOISE_SCHEDULES, PREDICTION_TYPES, (False, True), SAMPLERS, SPACINGS))
+COMBINATIONS = list(product(NOISE_SCHEDULES, PREDICTIONS, (False, True), SAMPLERS, SPACINGS))
 
 
 def works(schedule: str, prediction: str, zero_terminal_snr: bool, spacing: str) -> bool:
@@ -33,10 +38,12 @@ def test_the_table_of_what_goes_together(
 ) -> None:
     if not works(schedule, prediction, zero_terminal_snr, spacing):
         with pytest.raises(ValueError, match=f"{prediction}|zero_terminal_snr|{spacing}"):
-            check(Process(schedule, prediction, zero_terminal_snr=zero_terminal_snr), sampler, spacing)
+            Sampling(sampler, 1000, spacing).check(
+                build_process(schedule, prediction, zero_terminal_snr=zero_terminal_snr)
+            )
         return
-    process = Process(schedule, prediction, zero_terminal_snr=zero_terminal_snr)
-    check(process, sampler, spacing)
+    process = build_process(schedule, prediction, zero_terminal_snr=zero_terminal_snr)
+    Sampling(sampler, 1000, spacing).check(process)
     x = process.schedule.initial_std * torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
     end = sample(
         sampler,
@@ -55,15 +62,15 @@ def test_the_table_of_what_goes_together(
     [
         (process, spacing)
         for process in (
-            Process("linear", "sample"),
-            Process("cosine", "sample", None),
-            Process("edm", "edm"),
-            Process("rectified_flow", "flow"),
+            build_process("linear", "sample"),
+            build_process("cosine", "sample", num_train_timesteps=None),
+            build_process("edm", "edm"),
+            build_process("rectified_flow", "flow"),
         )
         for spacing in SPACINGS
-        if (process.noise_schedule, spacing) != ("rectified_flow", "karras")  # refused by name
+        if (process.schedule.name, spacing) != ("rectified_flow", "karras")  # refused by name
     ],
-    ids=lambda value: getattr(value, "noise_schedule", value),
+    ids=lambda value: value.schedule.name if isinstance(value, Process) else value,
 )
 def test_times_fall_strictly_from_one_to_zero(process: Process, steps: int, spacing: str) -> None:
     grid = spaced_times(process, steps, spacing)
@@ -74,31 +81,33 @@ def test_times_fall_strictly_from_one_to_zero(process: Process, steps: int, spac
 def test_no_steps_are_refused_at_every_spacing() -> None:
     for spacing in SPACINGS:
         with pytest.raises(ValueError, match="num_inference_steps is 0"):
-            spaced_times(Process("edm", "edm"), 0, spacing)
-    with pytest.raises(ValueError, match="spacing 'leading' is unknown; choose one of trailing, uniform, karras"):
-        spaced_times(Process("edm", "edm"), 3, "leading")
+            spaced_times(build_process("edm", "edm"), 0, spacing)
+    with pytest.raises(UserError, match=r"sampler.spacing=leading: no such spacing.*all: trailing, uniform, karras"):
+        spaced_times(build_process("edm", "edm"), 3, "leading")
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_trailing_and_uniform_times_are_shifted_and_their_ends_stay(shift: float) -> None:
-    process = Process("rectified_flow", "flow", time_shift=shift)
-    torch.testing.assert_close(spaced_times(process, 7), process.shifted(times(7)))
+    process = build_process("rectified_flow", "flow", time_shift=shift)
+    torch.testing.assert_close(spaced_times(process, 7), process.schedule.shifted(times(7)))
     before = torch.cat([torch.linspace(1, 1e-3, 7, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
-    torch.testing.assert_close(spaced_times(process, 7, "uniform"), process.shifted(before))
+    torch.testing.assert_close(spaced_times(process, 7, "uniform"), process.schedule.shifted(before))
 
 
 def test_uniform_times_are_those_of_diffusers_linspace() -> None:
     scheduler = diffusers.EulerDiscreteScheduler(timestep_spacing="linspace")
     scheduler.set_timesteps(13)
     expected = torch.cat([(scheduler.timesteps.double() + 1) / 1000, torch.zeros(1, dtype=torch.float64)])
-    torch.testing.assert_close(spaced_times(Process("linear", "sample"), 13, "uniform"), expected, rtol=0, atol=1e-7)
+    torch.testing.assert_close(
+        spaced_times(build_process("linear", "sample"), 13, "uniform"), expected, rtol=0, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize(("schedule", "theirs"), [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
 def test_karras_levels_of_variance_preserving_schedules_are_those_of_diffusers(schedule: str, theirs: str) -> None:
     scheduler = diffusers.EulerDiscreteScheduler(beta_schedule=theirs, use_karras_sigmas=True)
     scheduler.set_timesteps(9)
-    process = Process(schedule, "sample")
+    process = build_process(schedule, "sample")
     grid = spaced_times(process, 9, "karras")
     ratio = process.sigma(grid) / process.alpha(grid)
     np.testing.assert_allclose(
@@ -107,7 +116,7 @@ def test_karras_levels_of_variance_preserving_schedules_are_those_of_diffusers(s
 
 
 def test_karras_levels_of_edm_are_the_papers() -> None:
-    process = Process("edm", "edm", sigma_min=0.003, sigma_max=60.0)
+    process = build_process("edm", "edm", sigma_min=0.003, sigma_max=60.0)
     i = np.arange(18)
     expected = (60 ** (1 / 7) + i / 17 * (0.003 ** (1 / 7) - 60 ** (1 / 7))) ** 7  # Karras et al. 2022, eq. 5
     np.testing.assert_allclose(process.sigma(spaced_times(process, 18, "karras")), [*expected, 0], rtol=1e-9)
@@ -142,8 +151,8 @@ def spread_of_samples(process: Process, sampler: str, steps: int, spacing: str, 
     ],
 )
 def test_epsilon_rounded_to_bf16_does_no_harm_where_it_is_let_through(schedule, sampler, steps, spacing) -> None:
-    process = Process(schedule, "epsilon")
-    check(process, sampler, spacing, num_inference_steps=steps)
+    process = build_process(schedule, "epsilon")
+    Sampling(sampler, steps, spacing).check(process)
     exact, rounded = (spread_of_samples(process, sampler, steps, spacing, 1.0, way) for way in (False, True))
     assert rounded == pytest.approx(exact, rel=0.05)
 
@@ -153,25 +162,25 @@ def test_epsilon_rounded_to_bf16_does_no_harm_where_it_is_let_through(schedule, 
     [("cosine", "dpmpp_2m", 8, "trailing"), ("cosine", "ddim", 50, "uniform"), ("linear", "ddim", 1, "trailing")],
 )
 def test_epsilon_is_refused_where_the_first_step_blows_its_errors_up(schedule, sampler, steps, spacing) -> None:
-    process = Process(schedule, "epsilon")
+    process = build_process(schedule, "epsilon")
     with pytest.raises(ValueError, match="cannot go with prediction_type epsilon .*; use spacing karras or more steps"):
-        check(process, sampler, spacing, num_inference_steps=steps)
-    check(Process(schedule, "v_prediction"), sampler, spacing, num_inference_steps=steps)
+        Sampling(sampler, steps, spacing).check(process)
+    Sampling(sampler, steps, spacing).check(build_process(schedule, "v_prediction"))
     exact, rounded = (spread_of_samples(process, sampler, steps, spacing, 1.0, way) for way in (False, True))
     assert rounded > exact + 0.2
-    check(process, sampler, safe_spacing(process), num_inference_steps=8)
+    Sampling(sampler, 8, safe_spacing(process)).check(process)
 
 
 @pytest.mark.parametrize("timesteps", [1000, None])
 def test_cosine_and_epsilon_part_at_about_640_steps(timesteps) -> None:
-    process = Process("cosine", "epsilon", timesteps)
-    check(process, "ddpm", num_inference_steps=640)
+    process = build_process("cosine", "epsilon", num_train_timesteps=timesteps)
+    Sampling("ddpm", 640).check(process)
     with pytest.raises(ValueError, match="600 steps of spacing trailing cannot go with"):
-        check(process, "ddpm", num_inference_steps=600)
+        Sampling("ddpm", 600).check(process)
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_2m_sde"])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_the_long_last_step_of_uniform_spacing_is_stable(sampler, shift) -> None:
-    process = Process("rectified_flow", "flow", time_shift=shift)
+    process = build_process("rectified_flow", "flow", time_shift=shift)
     assert 0.7 < spread_of_samples(process, sampler, 8, "uniform", 0.3, rounded=False) < 1.25

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import samples
 from monai.data import load_decathlon_datalist
 
 from medaug.cohort import provenance
@@ -65,7 +66,7 @@ def test_the_sample_follows_the_mask(loop):
     masks[1, 16:28, 16:28, 12:24] = 2
 
     def sample(mask, seed, scale=2.0):
-        return model.sample(mask[None], [seed], guidance_scale=scale, sampler="dpmpp_2m", num_inference_steps=3)
+        return samples(model, mask[None], [seed], guidance_scale=scale, sampler="dpmpp_2m", num_inference_steps=3)
 
     one, again, other = sample(masks[0], 1), sample(masks[0], 1), sample(masks[1], 1)
     assert torch.equal(one, again)

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from medaug.errors import UserError
 from medaug.networks.build import build_network
 from medaug.networks.unet import ConcatUNet
 
@@ -64,7 +65,7 @@ def test_what_monai_cannot_build_is_refused_by_its_key(name, options, complaint)
 
 
 def test_an_unknown_network_and_a_control_of_nothing_are_refused():
-    with pytest.raises(ValueError, match="network.name=vit: not one of unet, spade, controlnet"):
+    with pytest.raises(UserError, match=r"network.name=vit: no such network.*\(all: unet, spade, controlnet\)"):
         make_net("vit")
     for name in ("spade", "controlnet"):
         with pytest.raises(ValueError, match=f"network.name={name}: this task has no condition"):

@@ -17,7 +17,8 @@ from torch.distributions import kl_divergence as kl_between
 
 from medaug.errors import UserError
 from medaug.networks.autoencoder import kl_divergence
-from medaug.networks.codecs import build_codec, codec_stride, depth_to_space, space_to_depth, subbands
+from medaug.networks.codec_table import build_codec, codec_stride
+from medaug.networks.codecs import depth_to_space, space_to_depth, subbands
 from medaug.options import CodecOptions
 
 VARIANTS = [({"name": "identity"}, dims) for dims in (2, 3)] + [
@@ -139,7 +140,7 @@ def test_strides():
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"name": "wavelet"}, "codec.name=wavelet: not one of identity, haar, kl"),
+        ({"name": "wavelet"}, "codec.name=wavelet: no such codec (all: identity, haar, kl)"),
         ({"name": "haar", "levels": 4}, "codec.levels=4"),
         ({"name": "identity", "levels": 2}, "codec.levels=2: has no effect with codec=identity"),
         ({"name": "haar", "latent_channels": 8}, "codec.latent_channels=8: has no effect with codec=haar"),

@@ -9,7 +9,7 @@ import torch
 from networks_zoo import NAMES, condition_of, make_net
 from torch import Tensor
 
-from medaug.diffusion.guidance import guided
+from medaug.diffusion.guidance import Guidance, guided
 from medaug.networks.codecs import space_to_depth
 from medaug.networks.condition import embed, signed_planes
 from medaug.networks.conditional import ConditionalUNet
@@ -118,9 +118,9 @@ def test_guidance_by_scale_interval_and_negative_in_one_forward(name: str, dims:
         assert (towards - away).abs().max() > 1e-2 * away.abs().max()
         for scale, batches in ((0.0, [2]), (1.0, [2]), (3.0, [4])):
             net.batches.clear()
-            result = guided(net, condition, negative, scale)(x, t)
+            result = guided(net, condition, negative, Guidance(scale))(x, t)
             torch.testing.assert_close(result, away + scale * (towards - away), atol=1e-4, rtol=1e-4)
             assert net.batches == batches
         net.batches.clear()
-        outside = guided(net, condition, negative, 3.0, (0.6, 0.9))(x, t)
+        outside = guided(net, condition, negative, Guidance(3.0, (0.6, 0.9)))(x, t)
         assert torch.equal(outside, towards) and net.batches == [2]

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from helpers import model_options
+from helpers import model_options, samples
 from nibabel.affines import apply_affine
 
 from medaug import predict
@@ -25,6 +25,7 @@ from medaug.options import Options, PredictOptions, SamplerOptions
 from medaug.prediction.drawing import Predictor, redrawn_region
 from medaug.prediction.scans import read_scan
 from medaug.training.checkpoint import Card
+from medaug.training.model import Context
 from medaug.withdrawal import withdraw
 
 SCHEMA = LabelSchema(((0, "background"), (2, "shell"), (4, "core")))
@@ -175,13 +176,14 @@ def test_segmentation_writes_the_vote_of_its_samples_and_how_sure_they_are(run, 
     scan = read_scan(cohort, case, card, (0, 1))
     votes = np.zeros((3, 16, 16, 16))
     for k in range(5):
-        planes = model.sample(
+        planes = samples(
+            model,
             torch.zeros(1, 16, 16, 16).long(),
             [named_seed(0, "predict", "plain", k)],
             guidance_scale=1.0,
             sampler="dpmpp_2m",
             num_inference_steps=2,
-            images=torch.from_numpy(scan.image)[None],
+            context=Context(images=torch.from_numpy(scan.image)[None]),
         )
         votes += SCHEMA.one_hot(model.task.label_of(planes)[0].numpy()) / 5
     found = np.stack([written[f"plain_probability_{c}.nii.gz"].get_fdata() for c in SCHEMA.names])

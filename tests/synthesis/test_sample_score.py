@@ -17,7 +17,7 @@ from medaug.cohort.schema import LabelSchema
 from medaug.data.attributes import NO_ATTRIBUTES
 from medaug.data.cases import ModelCase
 from medaug.data.preprocessing import Placement, Preprocessing
-from medaug.diffusion.process import Process
+from medaug.diffusion.process import build_process
 from medaug.errors import UserError
 from medaug.evaluation.memorisation import expected_near_copies
 from medaug.options import MasksOptions, SegmenterOptions, TrainerOptions
@@ -67,7 +67,7 @@ class Painter:
         self.draw = draw
         self.seeds: list[int] = []
 
-    def sample(self, label, seeds, **options):
+    def sample(self, label, seeds, *others, **options):
         self.seeds += seeds
         drawn = [self.draw(one.numpy(), seed) for one, seed in zip(label, seeds, strict=True)]
         return torch.from_numpy(np.stack(drawn).astype(np.float32))
@@ -224,7 +224,7 @@ def test_nothing_to_sample_or_compare_is_refused(tmp_path, train, why):
     "change", [{"score_every": -1}, {"score_num": 1}, {"score_inference_steps": 0}, {"selector_steps": 0}]
 )
 def test_impossible_options_are_refused_by_name(change):
-    process = Process(**CARD.options["process"])
+    process = build_process(**CARD.options["process"])
     check_scoring(process, BUDGET)
     (key,) = change
     with pytest.raises(UserError, match=f"trainer.{key}="):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import model_options
+from helpers import model_options, samples
 
 from medaug.cohort.manifest import Case
 from medaug.cohort.schema import LabelSchema
@@ -14,7 +14,7 @@ from medaug.data.batches import TrainingBatches
 from medaug.data.cases import ModelCase
 from medaug.data.preprocessing import Placement, Preprocessing
 from medaug.training.checkpoint import Card
-from medaug.training.model import Dropout
+from medaug.training.model import Context, Dropout
 
 SIDES = (8, 8, 1)
 SCHEMA = LabelSchema(((0, "background"), (1, "box")))
@@ -89,8 +89,14 @@ def test_a_model_samples_the_contrast_of_the_site_that_it_is_told():
     def contrasts(**known):
         """Of each sample, box less background, as a share of the 1.2 of its site."""
         vector = model.attributes.encode(known).expand(len(fresh), -1)
-        images = model.sample(
-            fresh, range(12), guidance_scale=1.0, sampler="dpmpp_2m", num_inference_steps=10, attributes=vector
+        images = samples(
+            model,
+            fresh,
+            range(12),
+            guidance_scale=1.0,
+            sampler="dpmpp_2m",
+            num_inference_steps=10,
+            context=Context(attributes=vector),
         )
         pairs = zip(images[:, 0], fresh, strict=True)
         return np.array([float(image[box == 1].mean() - image[box == 0].mean()) / 1.2 for image, box in pairs])

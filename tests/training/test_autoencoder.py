@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import model_options
+from helpers import model_options, samples
 
 from medaug.cohort.manifest import Case
 from medaug.cohort.schema import LabelSchema
@@ -25,7 +25,8 @@ from medaug.options import CodecOptions, TrainerOptions
 from medaug.training.autoencoder import prepare_codec
 from medaug.training.checkpoint import Card, load_model
 from medaug.training.data import TrainingData
-from medaug.training.fit import fit, make_logger
+from medaug.training.fit import fit
+from medaug.training.loggers import make_logger
 
 SHAPE = (8, 12, 8)
 CODEC = CodecOptions("kl", channels=[8, 8], latent_channels=2, max_steps=8, learning_rate=3e-3)
@@ -221,7 +222,7 @@ def test_the_diffusion_stage_carries_the_codec_and_leaves_it_as_it_is(tmp_path):
     (tmp_path / "codec.ckpt").unlink()
     model = load_model(tmp_path / "last.ckpt", torch.device("cpu"))[1]
     label = torch.from_numpy(np.stack([case.label for case in make_cases(2, 1)])).long()
-    images = model.sample(label, [1, 2], guidance_scale=1.0, sampler="dpmpp_2m", num_inference_steps=2)
+    images = samples(model, label, [1, 2], guidance_scale=1.0, sampler="dpmpp_2m", num_inference_steps=2)
     assert images.shape == (2, 1, *SHAPE) and torch.isfinite(images).all()
     fit(TrainingData(card, make_cases(5, 0), make_cases(2, 1)), tmp_path, replace(BUDGET, max_steps=4), "csv")
     assert not (tmp_path / "codec.ckpt").exists(), "going on needs the last checkpoint alone"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import model_options
+from helpers import model_options, samples
 from test_fit import BUDGET, CARD, contents, make_cases, train
 
 from medaug.errors import UserError
@@ -122,9 +122,9 @@ def test_a_checkpoint_with_a_value_that_is_no_number_is_refused(tmp_path, part):
 def test_samples_that_are_no_numbers_are_refused():
     model = DiffusionModel(model_options(), 1, 2).eval()
     label = torch.zeros(1, 8, 8, 8, dtype=torch.long)
-    assert torch.isfinite(model.sample(label, [0], **SAMPLER)).all()
+    assert torch.isfinite(samples(model, label, [0], **SAMPLER)).all()
     next(model.network.parameters()).data.fill_(float("nan"))
-    assert "the model's samples hold NaN or infinite values" in refused(model.sample, label, [0], **SAMPLER)
+    assert "the model's samples hold NaN or infinite values" in refused(samples, model, label, [0], **SAMPLER)
 
 
 def test_a_volume_of_nan_does_not_become_integers():

@@ -215,7 +215,7 @@ def test_the_loss_of_a_noise_level_is_that_of_the_averaged_model_at_that_time(wh
         x0 = model.codec.encode(torch.from_numpy(case.image)[None])
         draw = torch.Generator().manual_seed(named_seed(named_seed(0, "validation", i), "diffusion"))
         torch.rand((), generator=draw)
-        model.process.training_times(1, draw)
+        model.process.schedule.training_times(1, draw)
         noise = torch.randn(x0.shape[1:], generator=draw)
         t = torch.tensor([0.7])
         condition = model.condition(torch.from_numpy(case.label).long()[None], torch.ones(1, 1))

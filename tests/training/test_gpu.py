@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_same_bits, model_options
+from helpers import assert_same_bits, model_options, samples
 from test_fit import BUDGET, CARD, contents, train
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -83,7 +83,7 @@ def gradients(model: DiffusionModel, t: Tensor | None = None) -> tuple[float, Te
 
 def sample(model: DiffusionModel) -> Tensor:
     label = make_batch(next(model.parameters()).device)["label"]
-    drawn = model.sample(label, [1, 2], guidance_scale=2.0, sampler="dpmpp_2m", num_inference_steps=4)
+    drawn = samples(model, label, [1, 2], guidance_scale=2.0, sampler="dpmpp_2m", num_inference_steps=4)
     return drawn.cpu()
 
 

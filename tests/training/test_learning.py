@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from helpers import model_options
+from helpers import model_options, samples
 from scipy.ndimage import gaussian_filter
 from scipy.stats import energy_distance
 
@@ -15,7 +15,7 @@ from medaug.diffusion.inpainting import Inpainting
 from medaug.evaluation.images import psnr
 from medaug.evaluation.scores import dice
 from medaug.evaluation.uncertainty import auroc, entropy
-from medaug.training.model import DiffusionModel, Dropout
+from medaug.training.model import Context, DiffusionModel, Dropout
 from medaug.training.tasks import resolve_task
 
 pytestmark = pytest.mark.slow
@@ -69,7 +69,9 @@ def trained(options, steps=150):
 def drawn(model, fresh, seeds=None, **more):
     images = model.task.images_of(fresh["image"], fresh["seed"])
     seeds = range(len(images)) if seeds is None else seeds
-    return model.sample(fresh["label"], seeds, images=images if images.shape[1] else None, **(SAMPLING | more))
+    return samples(
+        model, fresh["label"], seeds, context=Context(images if images.shape[1] else None), **(SAMPLING | more)
+    )
 
 
 FRESH = 6
@@ -129,7 +131,7 @@ def test_generated_masks_have_the_volumes_and_places_of_training_masks():
     def distance(a, b):
         return [energy_distance(a[:, i], b[:, i]) for i in range(4)]
 
-    made = features(model.task.label_of(model.sample(blank, range(32), **SAMPLING)))
+    made = features(model.task.label_of(samples(model, blank, range(32), **SAMPLING)))
     noise = features((torch.randn(32, SIDE, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) > 0).long())
     training = features(phantoms(96, 0)["label"])
     ours, theirs = distance(made, training), distance(noise, training)

@@ -7,15 +7,17 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import torch
-from helpers import model_options
+from helpers import model_options, samples
 
 from medaug.cohort.schema import IGNORE
 from medaug.diffusion.inpainting import Inpainting
 from medaug.diffusion.noise import named_seed
-from medaug.diffusion.process import NOISE_SCHEDULES, PREDICTION_TYPES, Process
+from medaug.diffusion.predictions import PREDICTIONS
+from medaug.diffusion.process import build_process
+from medaug.diffusion.schedules import SCHEDULES as NOISE_SCHEDULES
 from medaug.errors import UserError
 from medaug.networks.condition import Condition
-from medaug.training.model import DiffusionModel, Dropout
+from medaug.training.model import Context, DiffusionModel, Dropout
 
 SHAPE = (8, 8, 8)
 PROCESSES = [
@@ -105,7 +107,7 @@ SAMPLERS = [("dpmpp_2m", 0.0), ("ddim", 0.0), ("ddim", 1.0), ("ddpm", 0.0)]
 
 
 def draw_samples(model, label, seeds, sampler=SAMPLERS[0], scale=2.0):
-    return model.sample(label, seeds, guidance_scale=scale, sampler=sampler[0], num_inference_steps=4, eta=sampler[1])
+    return samples(model, label, seeds, guidance_scale=scale, sampler=sampler[0], num_inference_steps=4, eta=sampler[1])
 
 
 @torch.no_grad()
@@ -161,10 +163,10 @@ def test_region_weights_count_each_block_that_holds_foreground_that_many_times(c
 def every_process():
     """All pairs of noise schedule and prediction that are not refused."""
     for noise_schedule in NOISE_SCHEDULES:
-        for prediction_type in PREDICTION_TYPES:
+        for prediction_type in PREDICTIONS:
             process = {"noise_schedule": noise_schedule, "prediction_type": prediction_type}
             with suppress(ValueError):
-                Process(**process)
+                build_process(**process)
                 yield pytest.param(process, id=f"{noise_schedule}-{prediction_type}")
 
 
@@ -174,7 +176,11 @@ def test_gradients_in_bf16_are_finite_at_the_ends_of_time(codec, process, monkey
     model = DiffusionModel(make_options(process=process, codec=codec), 1, 3, "bf16")
     for ends in ([0.0, 1.0, 1.0], [1e-6, 0.5, 1 - 1e-6]):
         times = iter(ends)
-        monkeypatch.setattr(Process, "training_times", lambda self, n, draw, times=times: torch.tensor([next(times)]))
+        monkeypatch.setattr(
+            type(model.process.schedule),
+            "training_times",
+            lambda self, n, draw, times=times: torch.tensor([next(times)]),
+        )
         model.zero_grad()
         model.loss(make_batch(), Dropout(0.1)).mean().backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -208,7 +214,8 @@ def test_a_sample_alone_is_the_one_in_a_batch_of_eight(process, sampler, spacing
     label = make_batch(8)["label"]
 
     def draw(label, seeds):
-        return model.sample(
+        return samples(
+            model,
             label,
             seeds,
             guidance_scale=2.0,
@@ -217,7 +224,7 @@ def test_a_sample_alone_is_the_one_in_a_batch_of_eight(process, sampler, spacing
             spacing=spacing,
             guidance_interval=(0.2, 0.8),
             guidance_rescale=0.5,
-            negative_classes=[2],
+            negative_classes=(2,),
         )
 
     together = draw(label, range(8))
@@ -236,11 +243,11 @@ def test_negative_classes_lead_away_from_the_same_mask_without_them():
 
     model.denoise = record
     options = {"guidance_scale": 2.0, "sampler": "ddim", "num_inference_steps": 1}
-    model.sample(label, [0], **options, negative_classes=[2])
+    samples(model, label, [0], **options, negative_classes=(2,))
     known = torch.ones(1, 2)
     without, whole = model.condition(label.where(label != 2, 0), known), model.condition(label, known)
     assert torch.equal(conditions[0].planes, torch.cat([without.planes, whole.planes]))
-    model.sample(label, [0], **options)
+    samples(model, label, [0], **options)
     null = model.condition(label, torch.zeros(1, 2))
     assert torch.equal(conditions[1].planes, torch.cat([null.planes, whole.planes]))
 
@@ -248,8 +255,10 @@ def test_negative_classes_lead_away_from_the_same_mask_without_them():
 def test_a_sample_without_a_label_is_that_of_the_null_condition():
     model, label = make_model(), make_batch(2)["label"]
     options = {"sampler": "ddim", "num_inference_steps": 3}
-    drawn = model.sample(label, [0, 1], guidance_scale=1.0, **options, labelled=torch.tensor([True, False]))
-    both = [model.sample(label, [0, 1], guidance_scale=scale, **options) for scale in (1.0, 0.0)]
+    drawn = samples(
+        model, label, [0, 1], guidance_scale=1.0, **options, context=Context(labelled=torch.tensor([True, False]))
+    )
+    both = [samples(model, label, [0, 1], guidance_scale=scale, **options) for scale in (1.0, 0.0)]
     torch.testing.assert_close(drawn, torch.stack([both[0][0], both[1][1]]))
     assert (both[0] - both[1]).abs().max() > 0.01
 
@@ -258,8 +267,8 @@ def test_watching_shows_the_expected_image_at_every_evaluation_and_changes_nothi
     model, label = make_model(process=PROCESSES[3]), make_batch(2)["label"]
     options = {"guidance_scale": 1.0, "sampler": "heun", "num_inference_steps": 3, "spacing": "karras"}
     seen = []
-    result = model.sample(label, [1, 2], **options, watch=lambda t, image: seen.append((t, image)))
-    assert torch.equal(result, model.sample(label, [1, 2], **options))
+    result = samples(model, label, [1, 2], **options, watch=lambda t, image: seen.append((t, image)))
+    assert torch.equal(result, samples(model, label, [1, 2], **options))
     assert len(seen) == 5 and seen[0][0] == 1 and all(image.shape == result.shape for _, image in seen)
     # the last step, Euler's to t = 0, ends in what was expected there
     torch.testing.assert_close(seen[-1][1], result)
@@ -356,7 +365,7 @@ def test_training_learns_what_the_mask_says(process, fall):
         losses.append(loss.item())
     assert np.mean(losses[-20:]) < fall * np.mean(losses[:5])
     fresh = torch.stack([toy_sample(rng)[1] for _ in range(8)])
-    sampled = model.sample(fresh, range(8), guidance_scale=1.0, sampler="dpmpp_2m", num_inference_steps=10)
+    sampled = samples(model, fresh, range(8), guidance_scale=1.0, sampler="dpmpp_2m", num_inference_steps=10)
 
     def agreement(masks):
         pairs = zip(sampled.flatten(1), masks.flatten(1), strict=True)
@@ -374,16 +383,16 @@ def test_inpainting_draws_in_the_region_alone_and_what_fits_the_rest(codec):
     region[:, :, 2:5, 3:6, 1:4] = True
     options = {"guidance_scale": 1.0, "sampler": "ddpm", "num_inference_steps": 3}
     known = batch["image"]
-    drawn = model.sample(batch["label"], [1, 2], **options, inpainting=Inpainting(known, region, 2))
+    drawn = samples(model, batch["label"], [1, 2], **options, inpainting=Inpainting(known, region, 2))
     assert torch.equal(drawn[~region], known[~region])
     assert not torch.isclose(drawn[region], known[region]).any()
     other = known + 0.2 * ~region
-    moved = model.sample(batch["label"], [1, 2], **options, inpainting=Inpainting(other, region, 2))
+    moved = samples(model, batch["label"], [1, 2], **options, inpainting=Inpainting(other, region, 2))
     assert not torch.equal(moved[region], drawn[region]), "the region hears what lies around it"
     within = known.masked_fill(region, float("nan"))
-    blind = model.sample(batch["label"], [1, 2], **options, inpainting=Inpainting(within, region, 2))
+    blind = samples(model, batch["label"], [1, 2], **options, inpainting=Inpainting(within, region, 2))
     assert torch.equal(blind, drawn), "what is drawn anew is never looked at"
-    one = model.sample(batch["label"][1:], [2], **options, inpainting=Inpainting(known[1:], region[1:], 2))
+    one = samples(model, batch["label"][1:], [2], **options, inpainting=Inpainting(known[1:], region[1:], 2))
     torch.testing.assert_close(one, drawn[1:], rtol=1e-4, atol=1e-4)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import assert_same_bits
+from helpers import assert_same_bits, samples
 from test_fit import BUDGET, CARD, make_cases
 
 from medaug.errors import UserError
@@ -38,7 +38,7 @@ class Judge:
         assert not model.training
         self.asked.append(step)
         label = torch.zeros(1, *CARD.preprocessing.shape, dtype=torch.long)
-        image = model.sample(label, [3], guidance_scale=1.0, sampler="dpmpp_2m", num_inference_steps=2)
+        image = samples(model, label, [3], guidance_scale=1.0, sampler="dpmpp_2m", num_inference_steps=2)
         self.seen[step] = image
         return {
             "score": self.worth[step],
@@ -90,7 +90,7 @@ def test_the_best_is_a_checkpoint_like_the_last_and_holds_what_was_scored(whole)
     card, model = load_model(folder / "best.ckpt", torch.device("cpu"))
     assert card.subjects == CARD.subjects
     label = torch.zeros(1, *CARD.preprocessing.shape, dtype=torch.long)
-    image = model.sample(label, [3], guidance_scale=1.0, sampler="dpmpp_2m", num_inference_steps=2)
+    image = samples(model, label, [3], guidance_scale=1.0, sampler="dpmpp_2m", num_inference_steps=2)
     assert torch.equal(image, judge.seen[4]), "the averaged weights of that step"
     assert not torch.equal(image, judge.seen[2])
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import model_options
+from helpers import model_options, samples
 
 from medaug.cohort.schema import IGNORE
 from medaug.errors import UserError
-from medaug.training.model import DiffusionModel, Dropout
+from medaug.training.model import Context, DiffusionModel, Dropout
 from medaug.training.tasks import resolve_task
 
 MODALITIES = ("t1", "t2", "flair")
@@ -60,13 +60,14 @@ def test_every_task_trains_and_draws_volumes_of_its_own_kind(options, targets, i
     assert model.loss(batch, Dropout(0.1, 0.1, 0.1)).isfinite().all()
     given = task.images_of(batch["image"], batch["seed"])
     assert given.shape == (2, images, *SHAPE)
-    drawn = model.sample(
+    drawn = samples(
+        model,
         batch["label"],
         [1, 2],
         guidance_scale=2.0 if images or masks else 1.0,
         sampler="ddim",
         num_inference_steps=2,
-        images=given,
+        context=Context(images=given),
     )
     assert drawn.shape == (2, targets, *SHAPE) and drawn.isfinite().all()
 

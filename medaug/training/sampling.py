@@ -1,0 +1,31 @@
+"""From the options of a sampler to a `Sampling`, with one check for every stage that samples."""
+
+from __future__ import annotations
+
+from medaug.diffusion.process import Process
+from medaug.diffusion.samplers import Sampling
+from medaug.errors import UserError
+from medaug.options import SamplerOptions
+from medaug.tables import parse_parameters
+
+
+def check_sampling(process: Process, sampler: SamplerOptions, key: str = "sampler") -> Sampling:
+    """The sampling that the options mean, checked against the model's process.
+
+    Args:
+        process: of the model.
+        sampler: options.
+        key: the option that a message names.
+
+    Raises:
+        UserError: names the option, what is wrong, and the way out.
+    """
+    try:
+        parameters = parse_parameters(sampler.parameters)
+        if text := [name for name, value in parameters.items() if isinstance(value, str)]:
+            raise ValueError(f"parameters: {text[0]} must be a number")
+        sampling = Sampling(sampler.name, sampler.num_inference_steps, sampler.spacing, sampler.eta, parameters)
+        sampling.check(process)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from error
+    return sampling

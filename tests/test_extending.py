@@ -1,0 +1,108 @@
+"""The examples of docs/extending.md, installed as a package and used by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import model_options
+
+from medaug.config import load_options, part
+from medaug.errors import UserError
+from medaug.options import ProcessOptions
+from medaug.training.loggers import make_logger
+from medaug.training.model import DiffusionModel
+from medaug.training.sampling import check_sampling
+
+GUIDE = Path(__file__).parents[1] / "docs" / "extending.md"
+ENTRIES = {
+    "samplers": {"halving": "HALVING"},
+    "spacings": {"quadratic": "quadratic"},
+    "schedules": {"power_flow": "PowerFlow"},
+    "codecs": {"coarse": "COARSE"},
+    "networks": {"scaled": "Scaled"},
+    "loggers": {"quiet_csv": "quiet_csv"},
+}
+LABEL = torch.zeros(1, 8, 8, 8, dtype=torch.long)
+
+
+@pytest.fixture
+def installed(install: Callable[..., None]) -> None:
+    """The package of the guide."""
+    code = "\n".join(re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL))
+    install("my_package", code, **ENTRIES)
+
+
+def sampled(*words: str) -> torch.Tensor:
+    """A sample of a small model by the words of a command line of `generate`."""
+    torch.manual_seed(0)
+    model = DiffusionModel(model_options(), 1, 2, "fp32").eval()
+    for parameter in model.network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    sampler = load_options("generate", ["experiment=demo", "sampler.num_inference_steps=3", *words]).sampler
+    return model.sample(LABEL, [1], check_sampling(model.process, sampler))
+
+
+def test_an_installed_sampler_is_used_by_the_command_line(installed: None) -> None:
+    ddim = sampled("sampler=ddim")
+    torch.testing.assert_close(sampled("sampler.name=halving"), ddim, atol=1e-4, rtol=1e-4)  # at strength 1 the same
+    weak = sampled("sampler.name=halving", "sampler.parameters=[strength:0.5]")
+    assert weak.isfinite().all() and (weak - ddim).abs().max() > 1e-3
+
+
+def test_an_installed_spacing_is_used_by_the_command_line(installed: None) -> None:
+    assert not torch.equal(sampled("sampler.spacing=quadratic"), sampled("sampler.spacing=trailing"))
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["sampler.name=halvin"], r"halvin.*not one of .*halving.*did you mean halving"),
+        (["sampler.name=halving", "sampler.parameters=[strength:2]"], r"strength is 2, but must lie in \[0, 1\]"),
+        (["sampler.name=halving", "sampler.parameters=[power:2]"], "power is 2, but the sampler halving does not read"),
+        (["sampler.parameters=[strength:0.5]"], "strength is 0.5, but the sampler dpmpp_2m does not read it"),
+        (["sampler.name=halving", "sampler.parameters=[strength:much]"], "strength must be a number"),
+    ],
+)
+def test_what_an_installed_sampler_cannot_do_is_one_line(installed: None, words: list[str], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        sampled(*words)
+
+
+def test_a_model_is_built_of_installed_parts(installed: None) -> None:
+    words = ["experiment=hippocampus", "process.noise_schedule=power_flow", "process.parameters=[power:2]"]
+    options = load_options("train", [*words, "codec.name=coarse", "network.name=scaled", "logger.name=quiet_csv"])
+    process = part(options, "process")["process"]
+    small = model_options(process, codec=options.codec.name, name=options.network.name)
+    model = DiffusionModel(small, 1, 2, "fp32").eval()
+    assert model.process.schedule.alpha(torch.tensor(0.5)) == 0.75  # 1 - t^2
+    assert model.codec.stride == (4, 4, 4) and type(model.network).__name__ == "Scaled"
+    made = model.sample(LABEL, [1], check_sampling(model.process, options.sampler))
+    assert made.shape == (1, 1, 8, 8, 8) and made.isfinite().all()
+
+
+def test_an_installed_logger_writes_where_it_says(installed: None, tmp_path: Path) -> None:
+    assert make_logger("quiet_csv", tmp_path).name == "quiet"
+
+
+def test_runs_without_parameters_have_the_identity_of_earlier_versions() -> None:
+    assert "parameters" not in part(load_options("train", ["experiment=demo"]), "process")["process"]
+    assert ProcessOptions().parameters == []
+
+
+def test_the_options_list_the_entries_of_every_table() -> None:
+    from medaug.diffusion.predictions import LOSS_WEIGHTS, PREDICTIONS
+    from medaug.diffusion.samplers import SAMPLERS
+    from medaug.diffusion.schedules import SCHEDULES
+    from medaug.diffusion.spacings import SPACINGS
+    from medaug.keys import keys
+    from medaug.networks.build import NETWORKS
+    from medaug.networks.codec_table import CODECS
+    from medaug.training.loggers import LOGGERS
+
+    for table in (SAMPLERS, SPACINGS, SCHEDULES, PREDICTIONS, LOSS_WEIGHTS, CODECS, NETWORKS, LOGGERS):
+        choices = keys()[table.key].choices
+        assert choices.table == table.name and set(choices.names) == set(table.own)
