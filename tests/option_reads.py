@@ -125,6 +125,9 @@ class Reader:
         }
         texts = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
         self.words |= texts | {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+        # A function with **options is called with a plain dictionary, whose keys are its arguments.
+        functions = [n.args for n in nodes if isinstance(n, ast.FunctionDef) and n.args.kwarg]
+        self.words |= {argument.arg for arguments in functions for argument in arguments.args}
         for node in nodes:
             if isinstance(node, ast.Attribute):
                 self.read |= self._paths(node, known) & KEYS

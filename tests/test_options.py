@@ -178,24 +178,24 @@ def test_an_installed_package_adds_a_choice(install):
 def test_choices_are_those_of_the_tables():
     from medaug.cohort.manifest import SPLITS
     from medaug.comparison.arms import ARMS
-    from medaug.diffusion import process, samplers
+    from medaug.diffusion import predictions, samplers, schedules, spacings
     from medaug.layouts import LAYOUTS
     from medaug.layouts.writers import WRITERS
     from medaug.networks.build import NETWORKS
-    from medaug.networks.codecs import CODECS
-    from medaug.training.fit import LOGGERS
+    from medaug.networks.codec_table import CODECS
     from medaug.training.hardware import COMPILE, SCHEDULES, STRATEGIES
+    from medaug.training.loggers import LOGGERS
     from medaug.training.model import PRECISIONS
     from medaug.training.tasks import DEGRADATIONS, TARGETS
 
     tables = {
         "predict.split": SPLITS,
         "arms.names": ARMS,
-        "process.noise_schedule": process.NOISE_SCHEDULES,
-        "process.prediction_type": process.PREDICTION_TYPES,
-        "process.loss_weight": process.LOSS_WEIGHTS,
+        "process.noise_schedule": schedules.SCHEDULES,
+        "process.prediction_type": predictions.PREDICTIONS,
+        "process.loss_weight": predictions.LOSS_WEIGHTS,
         "sampler.name": samplers.SAMPLERS,
-        "sampler.spacing": samplers.SPACINGS,
+        "sampler.spacing": spacings.SPACINGS,
         "data.layout": ["auto", *(name for name in LAYOUTS if name != "pairs"), "phantom"],
         "ingest.layout": ["auto", *LAYOUTS, "dicom"],
         "export.format": WRITERS,
