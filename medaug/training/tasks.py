@@ -111,13 +111,8 @@ class Task:
         return label != IGNORE if self.target == "label" else None
 
 
-def resolve_task(options: Mapping[str, Any], modalities: Sequence[str], num_classes: int) -> Task:
-    """Turn the plain `task` options (empty: mask to image) into the task for a cohort.
-
-    Raises:
-        UserError: names the key, what is wrong, and the remedy.
-    """
-    chosen = TaskOptions(**{f.name: options[f.name] for f in fields(TaskOptions) if f.name in options})
+def _check_values(chosen: TaskOptions, modalities: Sequence[str]) -> None:
+    """Refuse values that no task can have, whatever the task."""
     if chosen.target not in TARGETS:
         raise UserError(f"task.target={chosen.target}: not one of {', '.join(TARGETS)}")
     if chosen.degradation not in DEGRADATIONS:
@@ -141,6 +136,16 @@ def resolve_task(options: Mapping[str, Any], modalities: Sequence[str], num_clas
             )
         if len(set(names)) < len(names):
             raise UserError(f"task.{key}=[{','.join(names)}]: a modality is given twice", "name each once")
+
+
+def resolve_task(options: Mapping[str, Any], modalities: Sequence[str], num_classes: int) -> Task:
+    """Turn the plain `task` options (empty: mask to image) into the task for a cohort.
+
+    Raises:
+        UserError: names the key, what is wrong, and the remedy.
+    """
+    chosen = TaskOptions(**{f.name: options[f.name] for f in fields(TaskOptions) if f.name in options})
+    _check_values(chosen, modalities)
     if chosen.target == "label":
         if chosen.mask:
             raise UserError(
