@@ -25,7 +25,10 @@ from helpers import model_options
 
 from medaug.cohort import provenance
 from medaug.cohort.provenance import Recipe
-from medaug.comparison.jobs import SCORE_COLUMNS, Job, compare, gather
+from medaug.comparison.job import Job
+from medaug.comparison.jobs import gather
+from medaug.comparison.results import Benchmark, save_comparisons
+from medaug.comparison.scores import COLUMNS as SCORE_COLUMNS
 from medaug.csv_files import write_csv
 from medaug.data.cache import content_digests, read_entry, write_entry
 from medaug.data.preprocessing import Preprocessing
@@ -94,18 +97,11 @@ def record_kinds(corpus: Corpus) -> None:
 
     def read_scores(path: Path) -> None:
         folder = path.parents[3]
-        rows = gather([Job("real", 0), Job("real+synthetic", 0)], folder)
+        scores = gather([Job("real", 0), Job("real+synthetic", 0)], ["core", "rim"], folder)
         subjects = {f"c{case}": f"s{case}" for case in range(6)}
-        compare(
-            rows,
-            [("real+synthetic", "real")],
-            [0],
-            subjects,
-            ["core", "rim"],
-            0,
-            defaultdict(float),
-            folder / "comparison.csv",
-        )
+        arms, floor = ("real", "real+synthetic"), defaultdict[str, float](float)
+        benchmark = Benchmark("demo", True, False, arms, (0,), 1, subjects, floor, 4, 4, 0, {}, scores)
+        save_comparisons(folder / "comparison.csv", benchmark.compare([("real+synthetic", "real")]).comparisons)
 
     def entry(suffix: str) -> Callable[[Path], Path]:
         def make(folder: Path) -> Path:

@@ -125,6 +125,7 @@ class Reader:
         }
         texts = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
         self.words |= texts | {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+        self.words |= {n.arg for n in nodes if isinstance(n, ast.arg)}
         # A function with **options is called with a plain dictionary, whose keys are its arguments.
         functions = [n.args for n in nodes if isinstance(n, ast.FunctionDef) and n.args.kwarg]
         self.words |= {argument.arg for arguments in functions for argument in arguments.args}
@@ -218,7 +219,7 @@ def _bound(names: list[str], given: Mapping[int | str, Paths]) -> Environment:
 
 
 def reads(stage: str) -> Reader:
-    """What the code of a stage reads, from its `main` on: keys by dotted path, and every word in its functions."""
+    """What the code of a stage reads from its `main` on: keys by dotted path, and every word in its functions."""
     reader = Reader()
     place = _definition(f"medaug.{stage}", "main")
     assert place is not None

@@ -121,7 +121,7 @@ def test_bad_places_and_options(run, tmp_path):
         medaug.SyntheticPairs(run, num=0)
     with pytest.raises(medaug.UserError, match="no such mask source|not one of"):
         medaug.SyntheticPairs(run, masks="nothing")
-    with pytest.raises(medaug.UserError, match="attributes: site"):
+    with pytest.raises(medaug.UserError, match="attributes: the model has no attribute site"):
         medaug.load(run).sample(np.zeros((32, 32, 32)), attributes={"site": "A"})
 
 

@@ -13,10 +13,14 @@ import pytest
 from medaug.cohort import provenance
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.tables import read_attributes, read_splits, read_subjects
-from medaug.comparison.jobs import COMPARISON_COLUMNS, SCORE_COLUMNS, Job, compare, gather
+from medaug.comparison.job import Job
+from medaug.comparison.jobs import gather
+from medaug.comparison.results import COLUMNS as COMPARISON_COLUMNS
+from medaug.comparison.scores import COLUMNS as SCORE_COLUMNS
 from medaug.csv_files import read_csv, write_csv
 from medaug.dicom.privacy import load_private
 from medaug.errors import UserError
+from medaug.evaluation.scores import METRICS
 from medaug.files import file_sha256
 from medaug.inputs import LARGEST_YAML, opened, read_bytes, read_json, read_yaml
 from medaug.layouts.rules import read_rules
@@ -84,17 +88,10 @@ def claimed(path: Path) -> None:
 def gathered(path: Path) -> None:
     if path.is_file():  # with the digest of what it holds, so that the damage itself has to be noticed
         path.with_suffix(".sha256").write_text(f"{file_sha256(path)}  {path.name}\n")
-    rows = gather([Job("real", 0)], path.parents[3])
-    compare(
-        rows,
-        [("real", "real")],
-        [0],
-        {"a": "p"},
-        ["core"],
-        0,
-        {"mean foreground": 0.0, "core": 0.0},
-        path.parents[3] / "comparison.csv",
-    )
+    jobs = [Job("real", 0)]
+    scores = gather(jobs, ["core"], path.parents[3])
+    for metric in METRICS:
+        scores.table(jobs, ["a"], "core", metric)
 
 
 def pairs(path: Path) -> None:

@@ -13,7 +13,8 @@ from medaug.cohort import provenance
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.provenance import Recipe
 from medaug.cohort.schema import LabelSchema
-from medaug.comparison.jobs import SCORE_COLUMNS, write_csv
+from medaug.comparison.scores import COLUMNS as SCORE_COLUMNS
+from medaug.csv_files import write_csv
 from medaug.data.cache import add_owner, write_entry
 from medaug.data.preprocessing import Preprocessing
 from medaug.dicom.privacy import Private, save_private
