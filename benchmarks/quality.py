@@ -23,8 +23,8 @@ from plain import PlainDDPM
 from torch import Tensor, nn
 
 from medaug.cohort.manifest import Manifest
-from medaug.comparison.jobs import write_csv
 from medaug.config import load_options, part
+from medaug.csv_files import write_csv
 from medaug.data.batches import as_tensors, collate
 from medaug.data.cases import ModelCase, load_cases, read_grids
 from medaug.data.cohorts import find_cohort
