@@ -7,6 +7,7 @@ line come on top. Every word is checked before anything is composed: a key silen
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -157,6 +158,14 @@ def _usual_preset(stage: Stage, experiment: str, values: dict[str, Any]) -> str:
     return str(own.get("preset", Options.preset))
 
 
+@functools.cache
+def _composed(conf: Path, choices: tuple[str, ...]) -> DictConfig:
+    """The files below `conf` that these choices of groups name, put together; they are read once in a process."""
+    ConfigStore.instance().store(name="schema", node=Options)
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        return compose("config", overrides=list(choices))
+
+
 def load_options(stage_name: str, arguments: Sequence[str]) -> Options:
     """Compose the options that a stage's command line means.
 
@@ -168,10 +177,8 @@ def load_options(stage_name: str, arguments: Sequence[str]) -> Options:
     names = {"experiment": chosen.get("experiment", ""), "preset": chosen.get("preset", "")}
     if names["experiment"] and not names["preset"]:
         names["preset"] = chosen["preset"] = _usual_preset(stage, names["experiment"], values)
-    ConfigStore.instance().store(name="schema", node=Options)
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            composed = compose("config", overrides=[f"{group}={name}" for group, name in chosen.items()])
+        composed = _composed(conf_dir(), tuple(f"{group}={name}" for group, name in chosen.items()))
         config = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Options), composed, names))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
         raise UserError(f"{conf_dir()}: {' '.join(str(error).split())}; mend that file") from error

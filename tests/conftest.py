@@ -20,7 +20,7 @@ import hypothesis
 import pytest
 
 # How long one example takes says more about who else is computing than about the code.
-hypothesis.settings.register_profile("medaug", deadline=None)
+hypothesis.settings.register_profile("medaug", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("medaug")
 
 

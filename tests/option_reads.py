@@ -218,6 +218,7 @@ def _bound(names: list[str], given: Mapping[int | str, Paths]) -> Environment:
     }
 
 
+@cache
 def reads(stage: str) -> Reader:
     """What the code of a stage reads from its `main` on: keys by dotted path, and every word in its functions."""
     reader = Reader()

@@ -329,6 +329,7 @@ def test_cfg_prints_what_would_run(capsys):
     assert set(shown) == {*STAGES["generate"].reads, "generate"}
 
 
+@pytest.mark.slow
 def test_exit_statuses_and_messages(capsys, restored_logging):
     seen = []
     assert launcher.run("generate", seen.append, ["experiment=demo", "num=2"]) == 0
@@ -492,6 +493,7 @@ def test_nothing_from_a_file_commands_the_terminal_or_forges_a_line(capsys, rest
     assert "case\\x1b[2J" in said and "\\r\\nmedaug train: error: forged" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "said"), [(28, "the disk is full"), (13, "cannot be written"), (30, "cannot be written")]
 )

@@ -81,6 +81,7 @@ def test_results_come_in_order_whatever_takes_longest() -> None:
     assert list(isolated(misbehave, [], "")) == []
 
 
+@pytest.mark.slow
 def test_only_the_culprit_fails() -> None:
     items = [1, "segfault", 2, "kill", "kill", 3, "exit", 4, 5]
     for workers in (1, 3):
@@ -164,6 +165,7 @@ def test_the_main_script_is_not_run_again(tmp_path: Path, how: str) -> None:
     assert (done.stdout, done.stderr) == ("ran [2.0, 3.0]\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_their_parent(tmp_path: Path, how: signal.Signals) -> None:
     seconds = 4 if how == signal.SIGINT else 1  # longer than we wait below, or what we wait for

@@ -115,6 +115,7 @@ def test_long_and_strange_values_give_different_folders_of_one_part():
     assert all(len(name) < 200 and "/" not in name for name in names)
 
 
+@pytest.mark.slow
 def test_every_combination_is_a_single_run_of_its_own(trained, caplog):
     with caplog.at_level(logging.INFO):
         sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,0.5", "logger=csv", "codec=haar,identity"])
@@ -131,6 +132,7 @@ def test_every_combination_is_a_single_run_of_its_own(trained, caplog):
     assert all(f"{name}: validation_loss 0.04" in caplog.text for name in names)
 
 
+@pytest.mark.slow
 def test_a_failing_job_is_named_and_the_others_go_on(trained):
     with pytest.raises(UserError) as caught:
         sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,13,0.5"])
@@ -139,6 +141,7 @@ def test_a_failing_job_is_named_and_the_others_go_on(trained):
     sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,0.5"])  # of a former sweep's failure no word is left
 
 
+@pytest.mark.slow
 def test_optuna_minimises_what_the_jobs_report_and_finds_the_same_jobs_again(trained):
     words = [*DEMO, "trainer.learning_rate=interval(0.001,1.0)", OPTUNA, "hydra.sweeper.n_trials=3"]
     sweep.run_sweep(words)
@@ -166,6 +169,7 @@ def test_an_objective_that_no_run_has_ends_the_search_at_its_first_job(trained):
     assert len(trained) == 1
 
 
+@pytest.mark.slow
 def test_a_further_process_of_a_job_does_not_ask_for_what_the_first_has_yet_to_write(home, monkeypatch):
     monkeypatch.setattr(sweep, "_wait", lambda command: 0)
     monkeypatch.setenv("SLURM_PROCID", "1")
@@ -173,11 +177,13 @@ def test_a_further_process_of_a_job_does_not_ask_for_what_the_first_has_yet_to_w
     assert not list(Path("runs/sweep").glob("*/job.json"))
 
 
+@pytest.mark.slow
 def test_results_may_lie_in_a_folder_of_any_name(trained):
     sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,0.2", "runs='it\\'s a folder'"])
     assert Path("it's a folder/sweep/trainer.learning_rate=0.1/demo/train/finished.json").exists()
 
 
+@pytest.mark.slow
 def test_optuna_goes_on_after_a_failing_job(trained):
     with pytest.raises(UserError) as caught:
         words = (
@@ -267,6 +273,7 @@ def test_real_trainings_by_joblib_then_found_finished_by_optuna_and_by_submitit(
     assert sorted(path.name for path in home.iterdir()) == ["runs"]
 
 
+@pytest.mark.slow
 def test_files_of_somebody_else_in_the_folder_of_sweeps_stay(home, trained):
     folder = home / "runs" / "sweep"
     (folder / "mine").mkdir(parents=True)

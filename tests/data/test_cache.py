@@ -331,6 +331,7 @@ def go(rank):
     rank.stdin.flush()
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_work(manifest, tmp_path):
     cache = tmp_path / "cache"
     ranks = [start_rank(manifest, cache, delay=0.2) for _ in range(2)]
@@ -362,6 +363,7 @@ def test_a_killed_process_leaves_no_wrong_entry(manifest, tmp_path, reads, hang)
     assert not list(cache.glob(".tmp-*")) and len(entries(cache)) == len(NAMES)
 
 
+@pytest.mark.slow
 def test_a_waiting_process_takes_over_from_a_killed_one(manifest, tmp_path):
     cache = tmp_path / "cache"
     killed = start_rank(manifest, cache, hang=".image.npy")

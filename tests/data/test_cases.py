@@ -83,6 +83,7 @@ def test_cropped_grids_have_the_shape_that_the_crop_keeps(manifest):
         assert placement.resampled == tuple(shape)
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_cases_as_one_process(manifest, tmp_path, monkeypatch):
     alone = load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "one")
     monkeypatch.setattr(module, "_MANY", 1)

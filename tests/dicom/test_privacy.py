@@ -168,6 +168,7 @@ def test_field_words_stay_where_a_header_uses_them_as_a_name(
     assert scrub(name, identifying_terms([path])) == said
 
 
+@pytest.mark.slow
 def test_names_of_true_regions_can_be_read(medaug_data: Path) -> None:
     root = medaug_data / "STS" / "dicom"
     if not root.is_dir():

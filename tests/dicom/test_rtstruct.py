@@ -233,6 +233,7 @@ def test_a_broken_file_is_refused_in_one_line(tmp_path: Path, edit: Callable[[Da
         draw_discs(tmp_path, [1, 2], edit=edit)
 
 
+@pytest.mark.slow
 def test_damaged_files_give_user_errors_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rings = placed([at_height(circle(8, (10, 10), 40), k) for k in range(3)], axial())
     content = write_rtstruct(tmp_path / "rt.dcm", {"a": rings, "b": rings[:2]}).read_bytes()

@@ -131,6 +131,7 @@ def test_of_an_enhanced_multi_frame_image(tmp_path: Path) -> None:
     check(write_seg(tmp_path / "seg.dcm", [path], nested()), grid_of(oblique()), nested())
 
 
+@pytest.mark.slow
 @given(
     permutation=st.permutations(range(3)),
     flips=st.tuples(*[st.booleans()] * 3),
@@ -339,6 +340,7 @@ def test_a_broken_file_is_refused_in_one_line(
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
 def test_damaged_files_give_user_errors_alone(tmp_path: Path, series: list[Path], kind: str) -> None:
     content = write_seg(tmp_path / "seg.dcm", series, labels(), kind).read_bytes()

@@ -333,6 +333,7 @@ def test_unreadable_file_in_a_folder_refuses_it(tmp_path):
         read_folder(tmp_path)
 
 
+@pytest.mark.slow
 def test_damaged_series_give_a_volume_or_one_line(tmp_path, recwarn):
     """Bits flipped in the header of one slice of a series, or of a multi-frame file, 120 times."""
     draw = random.Random("series")

@@ -443,6 +443,7 @@ def test_training_sees_only_as_many_labels_as_it_was_told(stage, tmp_path):
     assert_refused(done, "train", "labelled=50", "choose 1 to")
 
 
+@pytest.mark.slow
 def test_too_few_subjects_are_said_before_anything_is_read(stage, tmp_path):
     write_pairs(tmp_path / "data", 2)
     for file in (tmp_path / "data/images").iterdir():
@@ -455,6 +456,7 @@ def test_too_few_subjects_are_said_before_anything_is_read(stage, tmp_path):
     assert_nothing_but(tmp_path, "data")
 
 
+@pytest.mark.slow
 def test_causes_are_said_before_what_follows_from_them(stage, tmp_path):
     write_pairs(tmp_path / "data", 2)
     for file in (tmp_path / "data/images").iterdir():

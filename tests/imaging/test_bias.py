@@ -25,6 +25,7 @@ def shaded():
     return (clean * field).astype(np.float32), field, inside, white
 
 
+@pytest.mark.slow
 def test_a_planted_field_is_found(shaded):
     volume, field, inside, _ = shaded
     lattice = estimate_bias(volume, (1.0, 1.0, 1.2))
@@ -53,6 +54,7 @@ def test_the_lattice_reaches_from_the_first_voxel_to_the_last():
     np.testing.assert_allclose(field[[0, 22, -1], 2, 3], [0, 0.5, 1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_preprocessing_divides_and_multiplies_by_one_field(shaded):
     volume, _, _, white = shaded
     space = Preprocessing((24, 32, 24), None, (0.0, 100.0), bias_correction=True)

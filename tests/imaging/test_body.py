@@ -54,6 +54,7 @@ def test_a_ct_is_its_body_with_lungs_and_without_the_table():
     assert not mask[:, 52].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", ["T1", "T2", "FLAIR"])
 def test_a_stripped_brain_is_every_voxel_that_is_not_zero(modality):
     volume = make_subject(0, 0, (64, 64, 64)).images[modality]
@@ -85,6 +86,7 @@ def test_a_constant_volume_is_all_foreground(volume):
     assert body_mask(volume).all() and body_mask(volume).shape == volume.shape
 
 
+@pytest.mark.slow
 def test_tissue_throughout_has_no_false_border(medaug_data):
     files = sorted((medaug_data / "Task04_Hippocampus" / "imagesTr").glob("[!.]*.nii*"))
     assert len(files) == 199

@@ -64,6 +64,7 @@ def test_the_same_seed_makes_the_same_damage() -> None:
     assert len({mutate(content, seed) for seed in range(50)}) == 50
 
 
+@pytest.mark.slow
 def test_500_damaged_files_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
     outcomes = run_trials(read_both_ways, _trials(tmp_path, 500), limit=2 << 30)
     assert max(outcome.seconds for outcome in outcomes) < 5
@@ -114,6 +115,7 @@ def test_headers_of_real_volumes_are_those_of_the_full_read(medaug_data: Path) -
         np.testing.assert_array_equal(header.affine, full.affine)
 
 
+@pytest.mark.slow
 def test_volumes_of_many_origins_are_read_as_simpleitk_reads_them(medaug_data: Path) -> None:
     folder = medaug_data / "singles"
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and suffix_of(file.name)]

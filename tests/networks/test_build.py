@@ -99,6 +99,7 @@ class PeakMemory(TorchDispatchMode):
         self.now -= size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dims"), [(name, 3) for name in NAMES] + [("unet", 2)])
 def test_gradient_checkpointing_changes_no_bit_and_holds_less(name, dims):
     results, peaks, saved = [], [], []

@@ -56,6 +56,7 @@ def test_subjects_differ() -> None:
     assert max(volumes) > 2 * min(volumes)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10**9), st.integers(0, 999), st.tuples(*[st.integers(32, 56)] * 3))
 def test_any_shape(seed: int, index: int, shape: tuple[int, int, int]) -> None:

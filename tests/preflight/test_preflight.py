@@ -114,6 +114,7 @@ def test_the_faults_of_some_cases_are_no_fault_of_the_others(report: Report) -> 
     assert {f.code: f.severity for f in others} == notes | {"few-test-subjects": "warning"}
 
 
+@pytest.mark.slow
 def test_findings_come_in_the_order_of_cases_whatever_the_number_of_workers(planted: Manifest, report: Report) -> None:
     again = check(planted, workers=1)
     assert again.findings == report.findings

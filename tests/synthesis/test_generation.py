@@ -278,6 +278,7 @@ def test_every_pair_belongs_to_its_hosts_subject_and_to_training(made, cohort):
         assert record["subjects"] == [case.subject] and record["checkpoint"] == "sum"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped_after", range(NUM))
 def test_a_run_stopped_within_a_batch_and_resumed_gives_the_same_bytes(make, tmp_path, monkeypatch, stopped_after):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"

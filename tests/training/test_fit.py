@@ -238,6 +238,7 @@ def test_accumulating_is_a_larger_batch(tmp_path):
             torch.testing.assert_close(two[part][key], value, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_accumulation_resumes_exactly(tmp_path):
     budget = replace(BUDGET, accumulate=2, max_steps=4)
     train(tmp_path / "whole", budget=budget)

@@ -175,6 +175,7 @@ class Crash(Exception):
     """The machine went down."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet", "controlnet"])
 def test_a_run_begins_from_the_averaged_weights_and_resuming_does_not_begin_again(tmp_path, name):
     save(tmp_path / "a.ckpt", unconditional(CARD))

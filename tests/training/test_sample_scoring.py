@@ -175,6 +175,7 @@ def test_without_the_best_file_the_next_scoring_is_the_best(tmp_path):
     assert contents(tmp_path, "best.ckpt")["global_step"] == 6
 
 
+@pytest.mark.slow
 def test_a_damaged_best_file_ends_the_run_in_one_line_and_leftovers_are_removed(tmp_path):
     train(tmp_path, Judge(), replace(SCORED, max_steps=4))
     whole, leftover = (tmp_path / "best.ckpt").read_bytes(), tmp_path / ".tmp-123-best.ckpt"
