@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 
 from medaug.config import part
-from medaug.errors import UserError
 from medaug.launcher import launch
 from medaug.options import Options
 from medaug.processes import process_rank
@@ -23,9 +22,6 @@ def main(options: Options) -> None:
     Processes that torchrun or srun started share the pairs without waiting for each other; whichever finds all of them
     on record writes the rest.
     """
-    for name, least in (("num", 1), ("batch_size", 1), ("strip", 0)):
-        if getattr(options.generate, name) < least:
-            raise UserError(f"{name}={getattr(options.generate, name)}: at least {least} is needed")
     checkpoint, folder = trained_checkpoint(options), stage_folder(options, "generate")
 
     from medaug.synthesis.job import Job

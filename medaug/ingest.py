@@ -44,10 +44,6 @@ def _ingest(wanted: IngestOptions, data: DataOptions) -> None:
     refuse_existing(out)
     if wanted.report is not None:
         check_report(Path(wanted.report), out)
-    if wanted.workers < 0:
-        raise UserError(f"workers={wanted.workers}: a number of processes is 0 (one per processor) or more")
-    if wanted.check not in {"voxels", "headers", "none"}:
-        raise UserError(f"check={wanted.check}: not one of voxels, headers, none")
 
     from medaug.ingestion.job import Job
 
