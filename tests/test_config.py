@@ -146,7 +146,7 @@ def test_lists_of_text_that_need_quotation_marks(typed):
 
 @pytest.mark.slow
 @settings(max_examples=25)
-@given(value=st.integers(-(10**9), 10**9), values=st.lists(st.integers(1, 999), max_size=4))
+@given(value=st.integers(-(10**9), 10**9), values=st.lists(st.integers(1, 999), min_size=1, max_size=4))
 def test_numbers_and_lists_arrive_as_written(value, values):
     typed = f"network.channels=[{','.join(map(str, values))}]"
     options = config.load_options("train", ["experiment=demo", f"trainer.seed={value}", typed])

@@ -279,8 +279,11 @@ def test_the_report_says_what_standard_error_says(stage, tmp_path, faulty):
     assert snapshot(faulty) == before
     report = json.loads((tmp_path / "report.json").read_text())
     findings = report["findings"]
-    lines = ["{severity}: {case}: {what}; {remedy}".format_map(finding) for finding in findings]
-    assert sorted(said(done)) == sorted(lines)
+    for finding in findings:
+        place = "" if finding["path"] is None else f"{finding['path']}: "
+        line = "{severity}: {case}: {place}{what}; {remedy}".format(place=place, **finding)
+        assert line in said(done)
+    assert len(said(done)) == len(findings)
     worst_last = [["note", "warning", "error"].index(line.partition(":")[0]) for line in said(done)]
     assert worst_last == sorted(worst_last)
     assert len(said(done)) == len(set(said(done)))
