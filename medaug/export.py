@@ -32,9 +32,11 @@ def main(options: Options) -> None:
     if wanted.manifest is None and not options.experiment:
         raise UserError("nothing to export", "give experiment=NAME for its synthetic pairs, or manifest=FILE")
 
+    from medaug.cohort import provenance
     from medaug.cohort.manifest import Manifest
     from medaug.data.cache import content_digests
-    from medaug.layouts.writers import WRITERS
+    from medaug.exporting.formats import WRITERS
+    from medaug.exporting.request import Export
     from medaug.synthesis.pairs import Pairs
 
     if wanted.format not in WRITERS:
@@ -43,14 +45,17 @@ def main(options: Options) -> None:
     if wanted.manifest is not None:
         source = Path(wanted.manifest)
         cohort, digest, record = Manifest.load(source), "", source.with_suffix(".exports.jsonl")
+        records = tuple(provenance.read_all(source.parent, provenance.PAIR).values())
     else:
         folder = stage_folder(options, "generate")
         pairs = Pairs.load(folder, command("generate", options))
         cohort, digest, record = pairs.manifest, pairs.digest, folder.parent / "exports.jsonl"
+        records = tuple(dict(one) for one in pairs.records)
         files = [path for case in cohort.cases for path in cohort.files(case)]
         pairs.refuse_changed(content_digests(files, folder.parent / "cache"))
     line = {"out": str(out.resolve()), "format": wanted.format, "cases": len(cohort.cases), "digest": digest}
-    WRITERS[wanted.format](cohort, out, partial(_note, record, line))
+    made = {one["name"]: one for one in records}
+    WRITERS[wanted.format](Export(cohort, out, made, wanted, partial(_note, record, line)))
     log.info("%d cases of %s are in %s", len(cohort.cases), cohort.name, out)
 
 

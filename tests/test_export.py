@@ -80,7 +80,7 @@ def test_an_export_that_is_killed_before_it_has_its_name_is_on_record(tmp_path, 
 
     wanted = options(tmp_path, experiment="toy", out=str(tmp_path / "out"))
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-        patch.setattr("medaug.layouts.writers.put_folder", killed)
+        patch.setattr("medaug.exporting.request.put_folder", killed)
         main(wanted)
     before = record.read_text()
     assert json.loads(before)["out"] == str(tmp_path / "out") and not (tmp_path / "out").exists()

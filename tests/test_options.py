@@ -179,8 +179,8 @@ def test_choices_are_those_of_the_tables():
     from medaug.cohort.manifest import SPLITS
     from medaug.comparison.arms import ARMS
     from medaug.diffusion import predictions, samplers, schedules, spacings
+    from medaug.exporting.formats import WRITERS
     from medaug.layouts import LAYOUTS
-    from medaug.layouts.writers import WRITERS
     from medaug.networks.build import NETWORKS
     from medaug.networks.codec_table import CODECS
     from medaug.training.hardware import COMPILE, SCHEDULES, STRATEGIES

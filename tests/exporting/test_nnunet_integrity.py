@@ -14,8 +14,9 @@ import pytest
 
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import IGNORE, LabelSchema
+from medaug.exporting.nnunet import write_nnunet
+from medaug.exporting.request import Export
 from medaug.imaging.nifti import write_volume
-from medaug.layouts.writers import write_nnunet
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +76,7 @@ def turned(shear: float) -> np.ndarray:
 def test_two_modalities_pass_and_read_back_equal(tmp_path, nnunet, schema, shear):
     manifest = cohort(tmp_path, schema, turned(shear))
     out = tmp_path / "Dataset501_Toy"
-    write_nnunet(manifest, out)
+    write_nnunet(Export(manifest, out))
     ignored = 4 if schema is TUMOUR else None
     assert verify(nnunet, out) == (schema is TUMOUR, ignored, [0, 1, 2, 3])
     # Not on the nearest right-angled axes, which SimpleITK takes.
@@ -95,7 +96,7 @@ def test_two_modalities_pass_and_read_back_equal(tmp_path, nnunet, schema, shear
 
 def test_a_value_too_many_is_found_by_nnunet(tmp_path, nnunet):
     out = tmp_path / "Dataset501_Toy"
-    write_nnunet(cohort(tmp_path, TUMOUR, turned(0)), out)
+    write_nnunet(Export(cohort(tmp_path, TUMOUR, turned(0)), out))
     path = out / "labelsTr/c0.nii.gz"
     label = data(path).copy()
     label[0, 0, 0] = 5
@@ -108,7 +109,7 @@ def test_a_part_of_the_hippocampus_cohort_passes(tmp_path, nnunet, medaug_data):
     whole = Manifest.load(COMMITTED, medaug_data / "Task04_Hippocampus")
     cases = [case for split in ("train", "val", "test") for case in whole.split(split)[:4]]
     out = tmp_path / "Dataset504_Hippocampus"
-    write_nnunet(replace(whole, cases=tuple(cases)), out)
+    write_nnunet(Export(replace(whole, cases=tuple(cases)), out))
     assert verify(nnunet, out) == (False, None, [0, 1, 2])
     assert len(list((out / "imagesTr").iterdir())) == 8 and len(list((out / "labelsTs").iterdir())) == 4
     (fold,) = json.loads((out / "splits_final.json").read_text())

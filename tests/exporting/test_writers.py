@@ -14,10 +14,11 @@ from monai.data import load_decathlon_datalist
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import IGNORE, LabelSchema
 from medaug.errors import UserError
+from medaug.exporting.formats import WRITERS
+from medaug.exporting.request import Export
 from medaug.imaging.nifti import write_volume
 from medaug.imaging.reading import read_images
 from medaug.layouts import read_layout
-from medaug.layouts.writers import WRITERS
 
 SHAPE = (7, 8, 5)
 BRATS = LabelSchema(((0, "background"), (1, "necrotic core"), (2, "oedema"), (4, "enhancing tumour")))
@@ -60,7 +61,7 @@ def assert_placed(path) -> None:
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
 def test_msd_with_several_modalities_is_one_4d_file_per_case(tmp_path, dtype, four_d):
     manifest = cohort(tmp_path, dtype=dtype, four_d=four_d)
-    WRITERS["msd"](manifest, tmp_path / "out")
+    WRITERS["msd"](Export(manifest, tmp_path / "out"))
     listed = load_decathlon_datalist(str(tmp_path / "out/dataset.json"), True, "training", str(tmp_path / "out"))
     assert len(listed) == 2
     for item, case in zip(listed, manifest.cases, strict=True):
@@ -74,7 +75,7 @@ def test_msd_with_several_modalities_is_one_4d_file_per_case(tmp_path, dtype, fo
 
 def test_msd_with_one_modality_is_3d_and_medaug_reads_back_what_it_wrote(tmp_path):
     manifest = cohort(tmp_path, modalities=("T1",))
-    WRITERS["msd"](manifest, tmp_path / "out")
+    WRITERS["msd"](Export(manifest, tmp_path / "out"))
     content = json.loads((tmp_path / "out/dataset.json").read_text())
     assert content["tensorImageSize"] == "3D" and content["numTraining"] == len(content["training"]) == 2
     again = read_layout(tmp_path / "out").sound()
@@ -90,7 +91,7 @@ def test_msd_with_one_modality_is_3d_and_medaug_reads_back_what_it_wrote(tmp_pat
 @pytest.mark.parametrize("phantom", [False, True])
 def test_no_header_holds_the_name_of_the_cohort(tmp_path, layout, phantom):
     manifest = replace(cohort(tmp_path), name="Quackenbush Zebulon", phantom=phantom)
-    WRITERS[layout](manifest, tmp_path / "out")
+    WRITERS[layout](Export(manifest, tmp_path / "out"))
     files = sorted((tmp_path / "out").rglob("*.nii.gz"))
     notes = {bytes(nib.load(file).header["descrip"].item()) for file in files}
     assert notes == {b"medaug export, phantom" if phantom else b"medaug export"} and len(files) >= 4
@@ -98,7 +99,7 @@ def test_no_header_holds_the_name_of_the_cohort(tmp_path, layout, phantom):
 
 def test_nnunet_has_a_file_per_modality_and_consecutive_labels(tmp_path):
     manifest = cohort(tmp_path)
-    WRITERS["nnunet"](manifest, tmp_path / "Dataset501_Toy")
+    WRITERS["nnunet"](Export(manifest, tmp_path / "Dataset501_Toy"))
     out = tmp_path / "Dataset501_Toy"
     names = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
     expected = {f"imagesTr/case{i}_{m:04d}.nii.gz" for i in range(2) for m in range(4)}
@@ -121,7 +122,7 @@ def test_attributes_come_back(tmp_path, layout):
     manifest = cohort(tmp_path, modalities=("T1",), num=3)
     told = [{"site": "A", "grade": 2.0}, {}, {"site": "B"}]
     cases = tuple(replace(case, attributes=known) for case, known in zip(manifest.cases, told, strict=True))
-    WRITERS[layout](replace(manifest, cases=cases), tmp_path / "out")
+    WRITERS[layout](Export(replace(manifest, cases=cases), tmp_path / "out"))
     assert [case.attributes for case in read_layout(tmp_path / "out").sound().cases] == told
 
 
@@ -132,7 +133,7 @@ def test_values_that_the_header_scales_keep_their_meaning(tmp_path, layout):
     image = nib.Nifti1Image(raw, AFFINE)
     image.header.set_slope_inter(0.001, 0.25)
     nib.save(image, manifest.image_paths(manifest.cases[0])[0])
-    WRITERS[layout](manifest, tmp_path / "out")
+    WRITERS[layout](Export(manifest, tmp_path / "out"))
     (written,) = (tmp_path / "out/imagesTr").iterdir()
     np.testing.assert_allclose(data(written), raw * 0.001 + 0.25, atol=1e-6)
 
@@ -142,7 +143,7 @@ def test_modalities_of_different_types_share_one_that_holds_both(tmp_path):
     first, second = manifest.image_paths(manifest.cases[0])
     fine = np.random.default_rng(1).random(SHAPE, dtype=np.float32)
     write_volume(second, fine, AFFINE)
-    WRITERS["msd"](manifest, tmp_path / "out")
+    WRITERS["msd"](Export(manifest, tmp_path / "out"))
     stack = data(tmp_path / "out/imagesTr/case0.nii.gz")
     np.testing.assert_array_equal(stack[..., 0], data(first))
     np.testing.assert_array_equal(stack[..., 1], fine)
@@ -153,7 +154,7 @@ def test_an_existing_folder_is_refused_and_left_alone(tmp_path, layout):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("keep")
     with pytest.raises(UserError, match="out: exists already; give a folder that does not"):
-        WRITERS[layout](cohort(tmp_path), tmp_path / "out")
+        WRITERS[layout](Export(cohort(tmp_path), tmp_path / "out"))
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
@@ -163,7 +164,7 @@ def test_a_fault_in_the_last_case_leaves_nothing(tmp_path, layout):
     before = sorted(tmp_path.rglob("*"))
     manifest.label_path(manifest.cases[1]).write_bytes(b"")
     with pytest.raises(UserError, match="case1_seg.nii.gz: is empty"):
-        WRITERS[layout](manifest, tmp_path / "out")
+        WRITERS[layout](Export(manifest, tmp_path / "out"))
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -178,7 +179,7 @@ def test_an_interruption_and_a_full_disk_leave_nothing(tmp_path, layout, monkeyp
 
         monkeypatch.setattr(json, "dumps", fail)  # at the very end, all volumes are written
         with pytest.raises(seen):
-            WRITERS[layout](manifest, tmp_path / "out")
+            WRITERS[layout](Export(manifest, tmp_path / "out"))
         monkeypatch.undo()
         assert sorted(tmp_path.rglob("*")) == before
 
@@ -186,17 +187,17 @@ def test_an_interruption_and_a_full_disk_leave_nothing(tmp_path, layout, monkeyp
 def test_a_place_that_cannot_be_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        WRITERS["msd"](cohort(tmp_path), tmp_path / "file" / "out")
+        WRITERS["msd"](Export(cohort(tmp_path), tmp_path / "file" / "out"))
 
 
 def test_only_labelled_cases_are_written_and_there_must_be_one(tmp_path):
     manifest = cohort(tmp_path)
     unlabelled = [Case(c.name, c.images, None, c.subject) for c in manifest.cases]
     mixed = Manifest(**{**vars(manifest), "cases": (manifest.cases[0], unlabelled[1])})
-    WRITERS["msd"](mixed, tmp_path / "out")
+    WRITERS["msd"](Export(mixed, tmp_path / "out"))
     assert json.loads((tmp_path / "out/dataset.json").read_text())["numTraining"] == 1
     with pytest.raises(UserError, match="no labelled case to write"):
-        WRITERS["msd"](Manifest(**{**vars(manifest), "cases": tuple(unlabelled)}), tmp_path / "none")
+        WRITERS["msd"](Export(Manifest(**{**vars(manifest), "cases": tuple(unlabelled)}), tmp_path / "none"))
 
 
 def tree(folder) -> set[str]:
@@ -213,7 +214,7 @@ def split_cohort(root) -> Manifest:
 
 
 def test_msd_lists_test_cases_apart_and_without_their_labels(tmp_path, caplog):
-    WRITERS["msd"](split_cohort(tmp_path), tmp_path / "out")
+    WRITERS["msd"](Export(split_cohort(tmp_path), tmp_path / "out"))
     content = json.loads((tmp_path / "out/dataset.json").read_text())
     assert content["test"] == ["./imagesTs/case3.nii.gz", "./imagesTs/case6.nii.gz"] and content["numTest"] == 2
     assert [(e["image"], e["split"]) for e in content["training"]] == [
@@ -229,7 +230,7 @@ def test_msd_lists_test_cases_apart_and_without_their_labels(tmp_path, caplog):
 
 
 def test_nnunet_never_trains_on_a_test_case_and_keeps_the_split(tmp_path):
-    WRITERS["nnunet"](split_cohort(tmp_path), tmp_path / "out")
+    WRITERS["nnunet"](Export(split_cohort(tmp_path), tmp_path / "out"))
     expected = {f"imagesTr/case{i}_0000.nii.gz" for i in range(3)} | {f"labelsTr/case{i}.nii.gz" for i in range(3)}
     expected |= {"imagesTs/case3_0000.nii.gz", "imagesTs/case6_0000.nii.gz", "labelsTs/case3.nii.gz"}
     assert tree(tmp_path / "out") == expected | {"dataset.json", "splits_final.json"}
@@ -244,7 +245,7 @@ def test_only_test_cases_are_nothing_to_train_on(tmp_path, layout):
     manifest = cohort(tmp_path)
     tested = replace(manifest, cases=tuple(replace(case, split="test") for case in manifest.cases))
     with pytest.raises(UserError, match="no labelled case to write"):
-        WRITERS[layout](tested, tmp_path / "out")
+        WRITERS[layout](Export(tested, tmp_path / "out"))
 
 
 TUMOUR = LabelSchema(
@@ -266,7 +267,7 @@ def remapped(root) -> Manifest:
 
 def test_msd_holds_what_remapped_values_stand_for_and_the_whole_schema(tmp_path):
     manifest = remapped(tmp_path)
-    WRITERS["msd"](manifest, tmp_path / "out")
+    WRITERS["msd"](Export(manifest, tmp_path / "out"))
     again = read_layout(tmp_path / "out", "msd").sound()
     assert again.schema == replace(TUMOUR, remap=())
     for case, other in zip(manifest.cases, again.cases, strict=True):
@@ -279,7 +280,7 @@ def test_msd_holds_what_remapped_values_stand_for_and_the_whole_schema(tmp_path)
 
 def test_nnunet_gets_regions_in_an_order_that_writes_every_class_and_the_ignore_label_last(tmp_path):
     manifest = remapped(tmp_path)
-    WRITERS["nnunet"](manifest, tmp_path / "out")
+    WRITERS["nnunet"](Export(manifest, tmp_path / "out"))
     content = json.loads((tmp_path / "out/dataset.json").read_text())
     assert content["labels"] == {"background": 0, "whole": [1, 2, 3], "core": [1, 3], "enhancing": [3], "ignore": 4}
     assert list(content["labels"]) == ["background", "whole", "core", "enhancing", "ignore"]
@@ -311,7 +312,7 @@ def test_nnunet_gets_regions_in_an_order_that_writes_every_class_and_the_ignore_
 )
 def test_regions_that_nnunet_cannot_write_become_plain_classes_with_a_warning(tmp_path, regions, caplog):
     schema = LabelSchema.from_mapping({**BRATS.to_mapping(), "regions": regions})
-    WRITERS["nnunet"](replace(cohort(tmp_path), schema=schema), tmp_path / "out")
+    WRITERS["nnunet"](Export(replace(cohort(tmp_path), schema=schema), tmp_path / "out"))
     content = json.loads((tmp_path / "out/dataset.json").read_text())
     assert content["labels"] == {"background": 0, "necrotic core": 1, "oedema": 2, "enhancing tumour": 3}
     assert "regions_class_order" not in content and "it gets the plain classes" in caplog.text
@@ -321,8 +322,8 @@ def test_a_class_called_ignore_is_refused_by_nnunet_alone(tmp_path):
     labels = {"0": "background", "1": "a", "2": "b", "4": "ignore"}
     manifest = replace(cohort(tmp_path), schema=LabelSchema.from_mapping({"labels": labels}))
     with pytest.raises(UserError, match='leaves out what is called "ignore"'):
-        WRITERS["nnunet"](manifest, tmp_path / "out")
-    WRITERS["msd"](manifest, tmp_path / "out")
+        WRITERS["nnunet"](Export(manifest, tmp_path / "out"))
+    WRITERS["msd"](Export(manifest, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("layout", WRITERS)
@@ -332,14 +333,14 @@ def test_a_rounded_affine_becomes_the_images_and_another_grid_is_refused(tmp_pat
     label = manifest.label_path(manifest.cases[0])
     for path in (last, label):
         write_volume(path, data(path), AFFINE + 2e-5 * np.eye(4, k=1))
-    WRITERS[layout](manifest, tmp_path / "out")
+    WRITERS[layout](Export(manifest, tmp_path / "out"))
     for path in [*(tmp_path / "out/imagesTr").iterdir(), *(tmp_path / "out/labelsTr").iterdir()]:
         np.testing.assert_array_equal(nib.load(path).affine[:3, :3], nib.load(first).affine[:3, :3])
     for path in (last, label):
         kept = path.read_bytes()
         write_volume(path, data(path), AFFINE + 0.5 * np.eye(4, k=3))
         with pytest.raises(UserError, match=f"{path.name}: lies 0.5 mm away .*; resample it onto that grid"):
-            WRITERS[layout](manifest, tmp_path / "again")
+            WRITERS[layout](Export(manifest, tmp_path / "again"))
         path.write_bytes(kept)
 
 
@@ -351,10 +352,10 @@ def test_what_training_would_choke_on_is_refused(tmp_path, layout):
     image[1, 2, 3] = np.nan
     write_volume(path, image, AFFINE)
     with pytest.raises(UserError, match=f"{path.name}: holds NaN"):
-        WRITERS[layout](manifest, tmp_path / "out")
+        WRITERS[layout](Export(manifest, tmp_path / "out"))
     fewer = replace(manifest, modalities=("T1", "T2"))
     with pytest.raises(UserError, match="4 volumes of case case0 for 2 modalities"):
-        WRITERS[layout](fewer, tmp_path / "out")
+        WRITERS[layout](Export(fewer, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("layout", WRITERS)
@@ -363,7 +364,7 @@ def test_a_case_name_cannot_lead_out_of_the_folder(tmp_path, layout, name):
     manifest = cohort(tmp_path, num=1)
     manifest = replace(manifest, cases=(replace(manifest.cases[0], name=name),))
     with pytest.raises(UserError, match="cannot be the name of a file"):
-        WRITERS[layout](manifest, tmp_path / "out")
+        WRITERS[layout](Export(manifest, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("layout", WRITERS)
@@ -371,7 +372,7 @@ def test_phantoms_stay_phantoms(tmp_path, layout):
     manifest = cohort(tmp_path)
     for phantom in (True, False):
         out = tmp_path / f"out{phantom}"
-        WRITERS[layout](replace(manifest, phantom=phantom), out)
+        WRITERS[layout](Export(replace(manifest, phantom=phantom), out))
         assert json.loads((out / "dataset.json").read_text()).get("phantom", False) == phantom
         assert (out / "PHANTOM.txt").is_file() == phantom
         for path in out.rglob("*.nii.gz"):

@@ -1,0 +1,78 @@
+"""Export in the layout of the Medical Segmentation Decathlon."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from medaug.cohort.manifest import Case
+from medaug.exporting.request import Export, training_part
+from medaug.files import atomic_write
+from medaug.imaging.nifti import write_volume
+
+
+def write_msd(export: Export) -> None:
+    """Medical Segmentation Decathlon: one image file per case (4-D where it has several modalities), dataset.json.
+
+    Test cases become `imagesTs`, listed under "test" without their labels, as MSD does. Remapped label values are
+    written as what they stand for.
+
+    Raises:
+        UserError: as `Export.fill`, `Export.images` and `Export.indices`.
+    """
+    manifest, note = export.manifest, export.note
+    schema = replace(manifest.schema, remap=())
+
+    def write_case(case: Case, folder: Path) -> None:
+        part = training_part(case)
+        images, first = export.images(case)
+        target = folder / f"images{part}" / f"{case.name}.nii.gz"
+        if len(images) == 1:
+            write_volume(target, images[0], first.affine, note)
+        else:
+            _write_stack(target, np.stack(images, axis=-1), first.affine, note)
+        if part == "Tr":
+            label = schema.to_values(export.indices(case, first))
+            write_volume(folder / "labelsTr" / f"{case.name}.nii.gz", label, first.affine, note)
+
+    def files(cases: list[Case]) -> dict[str, Any]:
+        listed = {part: [c for c in cases if training_part(c) == part] for part in ("Tr", "Ts")}
+        dataset = {
+            "name": manifest.name,
+            "description": manifest.description,
+            **({"phantom": True} if manifest.phantom else {}),
+            "tensorImageSize": "3D" if len(manifest.modalities) == 1 else "4D",
+            "modality": {str(i): name for i, name in enumerate(manifest.modalities)},
+            **schema.to_mapping(),
+            "numTraining": len(listed["Tr"]),
+            "numTest": len(listed["Ts"]),
+            "training": [
+                {
+                    "image": f"./imagesTr/{c.name}.nii.gz",
+                    "label": f"./labelsTr/{c.name}.nii.gz",
+                    "subject": c.subject,
+                    "split": c.split,
+                    **({"attributes": dict(c.attributes)} if c.attributes else {}),
+                }
+                for c in listed["Tr"]
+            ],
+            "test": [f"./imagesTs/{c.name}.nii.gz" for c in listed["Ts"]],
+        }
+        return {"dataset.json": dataset}
+
+    export.fill(write_case, files)
+
+
+def _write_stack(path: Path, array: NDArray[Any], affine: NDArray[np.float64], description: str) -> None:
+    image = nib.Nifti1Image(array, affine, dtype=array.dtype)
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=1)
+    image.header.set_xyzt_units("mm", "sec")
+    image.header["descrip"] = description.encode("ascii", "replace")[:79]
+    with atomic_write(path) as temporary:
+        nib.save(image, temporary)

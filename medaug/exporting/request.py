@@ -1,0 +1,146 @@
+"""What an export format gets, and what every format does in the same way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medaug.cohort.manifest import Case, Manifest
+from medaug.errors import UserError
+from medaug.files import atomic_write, put_folder, temporary_folder, write_json
+from medaug.imaging.reading import read_label, read_volumes
+from medaug.imaging.volume import Header, Volume, grid_difference, is_finite
+from medaug.layouts import PHANTOM_MARK
+from medaug.options import ExportOptions
+from medaug.progress import track
+
+log = logging.getLogger(__name__)
+
+
+def _silent() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Export:
+    """A cohort to be written for another tool.
+
+    Attributes:
+        manifest: the cohort.
+        out: the folder to write, which must not exist yet; afterwards it is whole or absent.
+        records: provenance of the cases that are synthetic, by the name of the case; other cases are real or phantoms.
+        options: the `export` node.
+        announce: called when all files are written, just before the folder gets its name.
+    """
+
+    manifest: Manifest
+    out: Path
+    records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    options: ExportOptions = field(default_factory=ExportOptions)
+    announce: Callable[[], None] = _silent
+
+    @property
+    def note(self) -> str:
+        """The note in every header; without the cohort's name, which may be that of a patient's folder."""
+        return "medaug export, phantom" if self.manifest.phantom else "medaug export"
+
+    def fill(
+        self,
+        write_case: Callable[[Case, Path], None],
+        files: Callable[[list[Case]], Mapping[str, Any]],
+    ) -> None:
+        """Fill a folder beside `out` and rename it at the end, so that `out` is whole or absent.
+
+        Training and validation cases without a label are left out, with a warning.
+
+        Args:
+            write_case: writes the files of one case below a folder.
+            files: content of JSON files by their names, made from the cases that were written.
+
+        Raises:
+            UserError: `out` exists, there is no labelled case to train on, or a case's name cannot be a file name.
+        """
+        manifest, out = self.manifest, self.out
+        cases = [case for case in manifest.cases if case.label is not None or case.split == "test"]
+        if not any(case.split != "test" for case in cases):
+            raise UserError(f"{manifest.name}: no labelled case to write", "the layout needs one for training")
+        for case in cases:
+            if Path(case.name).name != case.name or case.name.startswith("."):
+                raise UserError(
+                    f"{manifest.name}: case {case.name} cannot be the name of a file", "rename it in the manifest"
+                )
+        if out.exists():
+            raise UserError(f"out={out}: exists already", "give a folder that does not")
+        if left := len(manifest.cases) - len(cases):
+            log.warning("%d cases for training have no label and are left out", left)
+        with temporary_folder(out) as unfinished:
+            for case in track(cases, "exporting"):
+                write_case(case, unfinished)
+            for name, content in files(cases).items():
+                write_json(unfinished / name, content)
+            if manifest.phantom:
+                with atomic_write(unfinished / PHANTOM_MARK) as temporary:
+                    temporary.write_text(f"{manifest.name}: computer-made phantoms, not patients\n")
+            self.announce()
+            put_folder(unfinished, out)
+
+    def images(self, case: Case) -> tuple[list[NDArray[Any]], Header]:
+        """The modalities of a case, each (X, Y, Z) in its own type, and the grid of the first.
+
+        Every volume of a case is written with the affine of its first image, so that what differs by rounding agrees.
+
+        Raises:
+            UserError: a file cannot be read, lies on another grid, has NaN or infinite values, or there are too few.
+        """
+        volumes = [(path, volume) for path in self.manifest.image_paths(case) for volume in read_volumes(path)]
+        path, first = volumes[0]
+        if len(volumes) != len(self.manifest.modalities):
+            wanted = len(self.manifest.modalities)
+            raise UserError(
+                f"{len(volumes)} volumes of case {case.name} for {wanted} modalities", "mend the manifest", path=path
+            )
+        for path, volume in volumes:
+            _check_grid(path, first.header, volume)
+            if not is_finite(volume.array):
+                raise UserError("holds NaN or infinite values", "replace them, or leave the case out", path=path)
+        return [volume.array.astype(volume.storage) for _, volume in volumes], first.header
+
+    def indices(self, case: Case, first: Header) -> NDArray[np.uint8]:
+        """The label of a case as class indices (X, Y, Z) on the grid of its first image.
+
+        Raises:
+            UserError: the file cannot be read, lies on another grid, or has values that the schema does not.
+        """
+        path = self.manifest.label_path(case)
+        assert path is not None
+        label = read_label(path)
+        _check_grid(path, first, label)
+        return self.manifest.schema.to_indices(label.array, str(path))
+
+
+@runtime_checkable
+class ExportFormat(Protocol):
+    """An entry of the table of export formats: writes a cohort in the layout of another tool."""
+
+    def __call__(self, export: Export) -> None:
+        """Write the folder `export.out`.
+
+        Raises:
+            UserError: the cohort cannot be read, the format cannot hold it, or the folder cannot be written.
+        """
+
+
+def training_part(case: Case) -> str:
+    """The end of the folders' names that MSD and nnU-Net give to cases for training (and validation), and for tests."""
+    return "Ts" if case.split == "test" else "Tr"
+
+
+def _check_grid(path: Path, first: Header, volume: Volume) -> None:
+    if difference := grid_difference(first, volume.header):
+        raise UserError(f"{difference} of the case's first image", "resample it onto that grid", path=path)
