@@ -77,12 +77,12 @@ def _parse(argument: str, word: str, text: str, key: Key) -> Any:
             return text
         if texts is not None:  # an umlaut
             return texts
-        quotes = f"; put each in quotation marks, as in \"{word}=['a','b']\"" if fits([""], hint) else ""
-        raise UserError(f"{argument}: expected {type_name(hint)}{quotes}") from error
+        quotes = f"put each in quotation marks, as in \"{word}=['a','b']\"" if fits([""], hint) else ""
+        raise UserError(f"{argument}: expected {type_name(hint)}", quotes) from error
     if override.is_sweep_override():
         if is_text:
             return text
-        raise UserError(f"{argument}: expected {type_name(hint)}; a list is written {word}=[{text}]")
+        raise UserError(f"{argument}: expected {type_name(hint)}", f"a list is written {word}=[{text}]")
     value = override.value()
     # A folder called 2024 or 1e3 is text: as typed, not as the number that it could be.
     value = text if is_text and value is not None and not isinstance(value, str) else value
@@ -103,7 +103,7 @@ def _texts(text: str) -> list[str] | None:
 def _checked_choice(group: str, text: str) -> str:
     names = choices(group)
     if not names:
-        raise UserError(f"{group}={text}: {group} is not a choice; set one of its keys, as in {group}.key=value")
+        raise UserError(f"{group}={text}: {group} is not a choice", f"set one of its keys, as in {group}.key=value")
     if text not in names:
         raise UserError(f"{group}={text}: no such {group}{did_you_mean(text, names)} (all: {', '.join(names)})")
     return text
@@ -124,17 +124,17 @@ def parse_arguments(stage: Stage, arguments: Sequence[str]) -> tuple[dict[str, s
         if not equals or not word:
             raise UserError(f"{argument}: expected key=value")
         if word[0] in "+~":
-            raise UserError(f"{argument}: keys can be set, not added or removed; write {word.lstrip('+~')}=value")
+            raise UserError(f"{argument}: keys can be set, not added or removed", f"write {word.lstrip('+~')}=value")
         path = _full_path(stage, word, known)
         if path in given:
-            raise UserError(f"{argument}: this key is given twice, first as {given[path]}; leave one of them out")
+            raise UserError(f"{argument}: this key is given twice, first as {given[path]}", "leave one of them out")
         given[path] = argument
         if path in known and path not in GLOBAL_GROUPS:
             values[path] = _parse(argument, word, text, known[path])
         else:
             chosen[path] = _checked_choice(path, text)
     if not chosen.get("experiment") and stage.experiment_needed:
-        raise UserError(f"experiment=NAME is missing; the experiments are {', '.join(choices('experiment'))}")
+        raise UserError("experiment=NAME is missing", f"the experiments are {', '.join(choices('experiment'))}")
     return chosen, values
 
 
@@ -181,7 +181,7 @@ def load_options(stage_name: str, arguments: Sequence[str]) -> Options:
         composed = _composed(conf_dir(), tuple(f"{group}={name}" for group, name in chosen.items()))
         config = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Options), composed, names))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
-        raise UserError(f"{conf_dir()}: {' '.join(str(error).split())}; mend that file") from error
+        raise UserError(" ".join(str(error).split()), "mend that file", path=conf_dir()) from error
     for path, value in values.items():
         OmegaConf.update(config, path, without_references(value) if keys()[path].is_path else value, merge=False)
     try:

@@ -91,10 +91,8 @@ def download_task(name: str, folder: Path, mirror: str | None = None) -> Path:
     if name not in MD5:
         close = difflib.get_close_matches(name.lower(), (known.lower() for known in MD5), n=1, cutoff=0.5)
         nearest = [known for known in MD5 if known.lower() in close]
-        raise UserError(
-            f"download={name}: no such task; "
-            + (f"did you mean {nearest[0]}?" if nearest else f"the tasks are {', '.join(MD5)}")
-        )
+        remedy = f"did you mean {nearest[0]}?" if nearest else f"the tasks are {', '.join(MD5)}"
+        raise UserError(f"download={name}: no such task", remedy)
     url = f"{ADDRESS if mirror is None else _checked(mirror)}/{name}.tar"
     target = folder / name
     part = folder / f".{name}.tar.part"

@@ -48,14 +48,17 @@ def empty(folder: Path) -> None:
         UserError: it has no marker, or holds something that no stage wrote; nothing is removed then.
     """
     if not is_marked(folder):
-        raise UserError(f"{folder}: was not made by medaug, so nothing in it is removed; choose another with runs=DIR")
+        raise UserError(
+            "was not made by medaug, so nothing in it is removed", "choose another with runs=DIR", path=folder
+        )
     volumes = _volumes(folder)
     found = sorted(folder.iterdir(), key=lambda entry: (entry.name != "finished.json", entry.name))
     entries = [entry for entry in found if not _matches(entry.name, _KEPT)]
     if foreign := [entry.name for entry in entries if not _matches(entry.name, _RESULTS) and entry.name not in volumes]:
         raise UserError(
-            f"{folder}: holds {', '.join(foreign[:3])}{' and others' if len(foreign) > 3 else ''}, which medaug did "
-            "not write; move it away and run the same command again. Nothing was removed"
+            f"holds {', '.join(foreign[:3])}{' and others' if len(foreign) > 3 else ''}, which medaug did not write",
+            "move it away and run the same command again. Nothing was removed",
+            path=folder,
         )
     with writing(folder):
         for entry in entries:
@@ -89,5 +92,5 @@ def finished(folder: Path) -> dict[str, Any] | None:
         return None
     summary = read_json(path, _SAME_COMMAND)
     if not isinstance(summary.get("results", {}), dict):
-        raise UserError(f"{path}: its results are not a mapping from files to digests; {_SAME_COMMAND}")
+        raise UserError("its results are not a mapping from files to digests", _SAME_COMMAND, path=path)
     return summary

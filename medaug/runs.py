@@ -114,7 +114,7 @@ def _settle(
     if former is None:
         if first:
             if folder.is_dir() and _results(folder):
-                raise UserError(f"{folder}: holds files of something else; move them or choose runs=DIR")
+                raise UserError("holds files of something else", "move them or choose runs=DIR", path=folder)
             _begin(folder, identity)
         return True
     differences = _differences(former, identity)
@@ -126,8 +126,9 @@ def _settle(
     if not is_marked(folder) and first:
         if differences and not grows:
             raise UserError(
-                f"{folder}: its config.yaml is not of this run ({_told(differences)}), and no marker says that medaug "
-                "wrote it; choose runs=DIR, or, if it is an earlier version's run that you no longer need, remove it"
+                f"its config.yaml is not of this run ({_told(differences)}), and no marker says that medaug wrote it",
+                "choose runs=DIR, or, if it is an earlier version's run that you no longer need, remove it",
+                path=folder,
             )
         mark(folder)
     if differences and first:
@@ -149,7 +150,9 @@ def _settle(
         return True
     if not overwrite:
         raise UserError(
-            f"{folder}: made with another configuration ({_told(differences)}); overwrite=true replaces it, {keep}"
+            f"made with another configuration ({_told(differences)})",
+            f"overwrite=true replaces it, {keep}",
+            path=folder,
         )
     if first:
         empty(folder)
@@ -187,7 +190,7 @@ def join(folder: Path, identity: dict[str, Any], patience: float = 600.0) -> Non
     while (former := _read_config(folder / "config.yaml")) is None or _differences(former, wanted):
         if time.monotonic() > end:
             raise UserError(
-                f"{folder}: the first of {process_count()} processes has not begun; start all of them again"
+                f"the first of {process_count()} processes has not begun", "start all of them again", path=folder
             )
         time.sleep(0.2)
     lock(folder)
@@ -222,8 +225,9 @@ def refuse_edited(folder: Path) -> None:
         path = folder / name
         if not path.is_file() or file_sha256(path) != digest:
             raise UserError(
-                f"{path}: {'was changed' if path.exists() else 'is gone'} since the run was finished; restore it, or "
-                f"remove {folder} and run the same command again"
+                f"{'was changed' if path.exists() else 'is gone'} since the run was finished",
+                f"restore it, or remove {folder} and run the same command again",
+                path=path,
             )
 
 
@@ -276,7 +280,7 @@ def lock(folder: Path) -> None:
 def _hold(path: Path) -> Lock:
     held = take(path)
     if held is None:
-        raise UserError(f"{path.parent}: another process is at work in it; wait for it or stop it")
+        raise UserError("another process is at work in it", "wait for it or stop it", path=path.parent)
     return held
 
 
@@ -304,11 +308,12 @@ def trained_checkpoint(options: Options) -> Path:
     last, best = folder / "last.ckpt", folder / "best.ckpt"
     if not last.exists():
         raise UserError(
-            f"{last}: not trained yet; first run {command('train', options)} "
-            f"(make train EXP={options.experiment} PRESET={options.preset})"
+            "not trained yet",
+            f"first run {command('train', options)} (make train EXP={options.experiment} PRESET={options.preset})",
+            path=last,
         )
     if choice == "best" and not best.exists():
-        raise UserError(f"{best}: no samples were scored; train with trainer.score_every=N, or use checkpoint=last")
+        raise UserError("no samples were scored", "train with trainer.score_every=N, or use checkpoint=last", path=best)
     if finished(folder) is None:
         logger.warning("%s: the training is unfinished; its checkpoint is used as it stands", folder)
     return best if choice != "last" and best.exists() else last

@@ -87,14 +87,14 @@ class Table(Generic[Entry]):
             entry = point.load()
         except Exception as error:  # the package's code may raise anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(f"{where} cannot be imported ({reason}); {remedy}") from error
+            raise UserError(f"{where} cannot be imported ({reason})", remedy) from error
         if self.classes:
             right = isinstance(entry, type) and issubclass(entry, self.kind)
             wanted = f"a class derived from {self.kind.__name__}"
         else:
             right, wanted = isinstance(entry, self.kind), f"a {self.kind.__name__}"
         if not right:
-            raise UserError(f"{where} is of type {type(entry).__name__}, but must be {wanted}; {remedy}")
+            raise UserError(f"{where} is of type {type(entry).__name__}, but must be {wanted}", remedy)
         return cast(Entry, entry)
 
 
@@ -119,7 +119,8 @@ def _installed(table: str, search_path: tuple[str, ...]) -> dict[str, EntryPoint
         if other.value != point.value:
             raise UserError(
                 f"{point.name}: the packages {_package(other)} and {_package(point)} both add this name to medaug's "
-                f"{table.replace('_', ' ')}; uninstall one of them"
+                f"{table.replace('_', ' ')}",
+                "uninstall one of them",
             )
     return found
 

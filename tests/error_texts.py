@@ -1,9 +1,11 @@
-"""Finds code that searches or parses the text of our own errors and findings instead of reading their fields."""
+"""Finds code that treats our own errors and findings as text: searches of it, and remedies written into `what`."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 _FIELDS = {"what", "remedy", "statement", "full", "detail"}
 _METHODS = {
@@ -32,6 +34,48 @@ def text_searches(source: str) -> Iterator[str]:
         for node in scope:
             if _searches(node, errors, texts):
                 yield f"{getattr(node, 'lineno', 0)}: {ast.unparse(node)}"
+
+
+def remedies_in_what(source: str) -> Iterator[str]:
+    """Yield the errors and findings of a module whose `what` also holds the remedy, each as "line: code".
+
+    That is a "; " outside of brackets in the literals of the argument `what`, or of a variable of the same function
+    that the argument contains.
+    """
+    if not any(word in source for word in _OURS):
+        return
+    for scope in _scopes(ast.parse(source)):
+        texts = {
+            target.id: _literals(node.value)
+            for node in scope
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        for node in scope:
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _OURS):
+                continue
+            position = 3 if node.func.id == "Finding" else 0
+            whats = [*node.args[position : position + 1], *(word.value for word in node.keywords if word.arg == "what")]
+            if any("; " in re.sub(r"\([^()]*\)", "", _literals(what, texts)) for what in whats):
+                yield f"{node.lineno}: {ast.unparse(node)}"
+
+
+def _literals(node: ast.expr, texts: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The text that an expression builds, with "_" for what only running it tells."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.Name):
+        return texts.get(node.id, "_")
+    if isinstance(node, ast.FormattedValue):
+        return _literals(node.value, texts)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_literals(value, texts) for value in node.values)
+    if isinstance(node, ast.BinOp):
+        return _literals(node.left, texts) + _literals(node.right, texts)
+    if isinstance(node, ast.IfExp):
+        return _literals(node.body, texts) + _literals(node.orelse, texts)
+    return "_"
 
 
 def _scopes(module: ast.Module) -> Iterator[list[ast.AST]]:

@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from error_texts import text_searches
+from error_texts import remedies_in_what, text_searches
 
 import medaug
 from medaug.cohort.findings import Finding
@@ -73,3 +73,29 @@ def test_a_planted_search_is_found(planted: str) -> None:
 )
 def test_what_reads_fields_is_left_alone(innocent: str) -> None:
     assert not list(text_searches(innocent))
+
+
+def test_no_remedy_is_written_into_what() -> None:
+    package = Path(medaug.__file__).parent
+    found = {path.relative_to(package): list(remedies_in_what(path.read_text())) for path in package.rglob("*.py")}
+    assert len(found) > 100 and {path: lines for path, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "raise UserError('is damaged; copy it again')",
+        "raise UserError(f'{path}: is {kind}; ' + remedy)",
+        "raise UserError(f'is damaged; {remedy}', path=path)",
+        "def f():\n    quotes = '; put it in quotes' if several else ''\n    raise UserError(f'expected text{quotes}')",
+        "findings.append(Finding(case, 'error', 'gap', 'has a gap; rescan', ''))",
+        "raise PixelError(what='cannot be decoded; install pylibjpeg')",
+    ],
+)
+def test_a_planted_remedy_in_what_is_found(planted: str) -> None:
+    assert list(remedies_in_what(planted))
+
+
+def test_lists_brackets_and_remedies_of_several_parts_are_left_alone() -> None:
+    innocent = "raise UserError(f'differ ({\"; \".join(names)}) (3; in 2 voxels)', 'restore it; or remove it')"
+    assert not list(remedies_in_what(innocent))

@@ -38,7 +38,7 @@ def check_pairs(inputs: Inputs) -> None:
         UserError: there is only one.
     """
     if len(inputs.pairs.records) < 2:
-        raise UserError(f"{inputs.pairs.manifest.root}: the audit needs at least two pairs; generate more (num=2)")
+        raise UserError("the audit needs at least two pairs", "generate more (num=2)", path=inputs.pairs.manifest.root)
 
 
 def audit(inputs: Inputs, options: Options, folder: Path) -> Audit:
@@ -57,7 +57,9 @@ def audit(inputs: Inputs, options: Options, folder: Path) -> Audit:
     train, val, synthetic = inputs.load_real("train"), inputs.load_real("val"), inputs.load_synthetic()
     if not val:
         raise UserError(
-            f"{inputs.cohort.root}: no labelled validation scan to hold the judge against; raise data.val_fraction"
+            "no labelled validation scan to hold the judge against",
+            "raise data.val_fraction",
+            path=inputs.cohort.root,
         )
     refuse_copies({"train": train, "val": val, "synthetic": synthetic})
     judge = _judge(train, inputs, options, folder / "judge.pt")

@@ -58,7 +58,7 @@ class Seen:
             UserError: names the case.
         """
         for case in self.scans(cohort.split("test"), contents):
-            raise UserError(f"leak: {who} saw the test scan {case.name} under another name; train it again")
+            raise UserError(f"leak: {who} saw the test scan {case.name} under another name", "train it again")
 
     def _everyone(self) -> frozenset[str]:
         return frozenset(name for names in self.subjects.values() for name in names)

@@ -68,12 +68,13 @@ def check_arms(options: ArmsOptions, batch_size: int) -> None:
         UserError: no arm has a baseline to be compared with, or the share does not fit the batch size.
     """
     if not pairs_to_compare(options.names):
-        raise UserError(f"arms.names={options.names}: none of these arms has another one as its baseline; add one")
+        raise UserError(f"arms.names={options.names}: none of these arms has another one as its baseline", "add one")
     mixed = [name for name in options.names if ARMS[name].real and ARMS[name].synthetic]
     if mixed and not 0 < round(batch_size * options.synthetic_share) < batch_size:
         raise UserError(
             f"arms.synthetic_share={options.synthetic_share:g} of segmenter.batch_size={batch_size} leaves no room for "
-            "both real and synthetic volumes; raise segmenter.batch_size or move the share towards 0.5"
+            "both real and synthetic volumes",
+            "raise segmenter.batch_size or move the share towards 0.5",
         )
 
 

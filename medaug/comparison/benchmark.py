@@ -42,7 +42,7 @@ def run_benchmark(inputs: Inputs, options: Options, folder: Path) -> Benchmark:
     """
     cohort, settings = inputs.cohort, options.benchmark
     if not inputs.labelled("test"):
-        raise UserError(f"{cohort.root}: no labelled test subjects; raise data.test_fraction and train again")
+        raise UserError("no labelled test subjects", "raise data.test_fraction and train again", path=cohort.root)
     if unscored := len(cohort.split("test")) - len(inputs.labelled("test")):
         log.warning("%d test scans have no label and are not scored", unscored)
     real, synthetic = inputs.load_real("train"), inputs.load_synthetic()
@@ -56,7 +56,7 @@ def run_benchmark(inputs: Inputs, options: Options, folder: Path) -> Benchmark:
         run_job(job, segmenter, training_set, settings.steps, test, folder)
     # Jobs score against the files themselves.
     if cohort_digest(cohort, case_contents(cohort, cohort.cases, inputs.cache)) != inputs.content:
-        raise UserError(f"{cohort.root}: scans changed while the benchmark ran; give overwrite=true to begin again")
+        raise UserError("scans changed while the benchmark ran", "give overwrite=true to begin again", path=cohort.root)
     nodes = {name: dataclasses.asdict(getattr(options, name)) for name in ("benchmark", "arms", "segmenter")}
     labels, subjects = [np.asarray(case.label) for case in real], [case.case.subject for case in real]
     result = Benchmark(

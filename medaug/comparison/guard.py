@@ -40,32 +40,36 @@ def refuse_leaks(
             masks, saw; a pair made from a validation or test subject.
     """
     if known := seen.test_subjects(cohort):
-        raise UserError(f"leak: the generator saw test subject(s) {_some(known)}; train it again on this split")
+        raise UserError(f"leak: the generator saw test subject(s) {_some(known)}", "train it again on this split")
     if leaked := seen.in_split("train") & cohort.subjects("val"):
-        raise UserError(f"leak: the generator trained on validation subject(s) {_some(leaked)}; train it again")
+        raise UserError(f"leak: the generator trained on validation subject(s) {_some(leaked)}", "train it again")
     hosts = {case.name: case.subject for case in cohort.cases}
     by_name = {record["name"]: record for record in records}
     allowed = cohort.subjects("train")
     for case in synthetic.cases:
         record = by_name.get(case.name)
         if record is None or not record["subjects"]:
-            raise UserError(f"leak guard: {case.name} has no provenance; generate the pairs again")
+            raise UserError(f"leak guard: {case.name} has no provenance", "generate the pairs again")
         if record["checkpoint"] != checkpoint:
             raise UserError(
                 f"leak guard: {case.name} was made by another checkpoint: the model was trained again since, or the "
-                "pairs were made with another checkpoint=; generate the pairs again (overwrite=true)"
+                "pairs were made with another checkpoint=",
+                "generate the pairs again (overwrite=true)",
             )
         if tested := set(record.get("mask_validation_subjects", ())) & cohort.subjects("test"):
             raise UserError(
-                f"leak: the mask generator of {case.name} saw test subject(s) {_some(tested)}; train it again"
+                f"leak: the mask generator of {case.name} saw test subject(s) {_some(tested)}", "train it again"
             )
         host = str(record.get("host"))
         if hosts.get(host, record.get("host_subject")) != record.get("host_subject"):
             raise UserError(
-                f"leak guard: {case.name} names another subject than {hosts[host]} for its host {host}; generate again"
+                f"leak guard: {case.name} names another subject than {hosts[host]} for its host {host}",
+                "generate again",
             )
         if outside := set(record["subjects"]) - allowed:
-            raise UserError(f"leak: {case.name} was made from {_some(outside)}, not a training subject; generate again")
+            raise UserError(
+                f"leak: {case.name} was made from {_some(outside)}, not a training subject", "generate again"
+            )
 
 
 def refuse_content(cohort: Manifest, contents: Contents, pairs: Pairs, digests: Mapping[Path, str], card: Card) -> None:
@@ -89,7 +93,7 @@ def refuse_content(cohort: Manifest, contents: Contents, pairs: Pairs, digests: 
     for case in pairs.manifest.cases:
         for path in pairs.manifest.image_paths(case):
             if (owner := held_out.get(digests[path])) is not None:
-                raise UserError(f"leak: {case.name} is the scan of {owner.name} ({owner.split}); generate again")
+                raise UserError(f"leak: {case.name} is the scan of {owner.name} ({owner.split})", "generate again")
     pairs.refuse_changed(digests)
 
 

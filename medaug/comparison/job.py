@@ -65,7 +65,7 @@ class Job:
         """
         path = self.scores(folder)
         if not self.is_done(folder) or read_text(_digest_file(path)) != _digest_line(path):
-            raise UserError(f"{path}: was changed after the job wrote it, or its digest was; {REMOVE}")
+            raise UserError("was changed after the job wrote it, or its digest was", REMOVE, path=path)
 
 
 def _digest_file(path: Path) -> Path:

@@ -59,8 +59,8 @@ class Scores:
         except KeyError as error:
             job, case, *_ = error.args[0]
             raise UserError(
-                f"{self.source}: no {metric} of arm {job.arm}, class {structure}, seed {job.seed}, case {case}; "
-                f"{self.remedy}"
+                f"{self.source}: no {metric} of arm {job.arm}, class {structure}, seed {job.seed}, case {case}",
+                self.remedy,
             ) from None
 
     def save(self, path: Path) -> None:

@@ -183,14 +183,14 @@ def _each(
         results = isolated(function, cases, description, workers)
     for case, result in zip(cases, results, strict=True):
         if isinstance(result, Failure):
-            raise UserError(f"{manifest.image_paths(case)[0]}: {result.reason}; check the file, or leave the case out")
+            raise UserError(result.reason, "check the file, or leave the case out", path=manifest.image_paths(case)[0])
         yield case, result
 
 
 def _restore(case: Case, stem: Path, memory: bool) -> ModelCase:
     entry = read_entry(stem, memory)
     if entry is None:
-        raise UserError(f"{stem}: cannot be read back; check this folder's disk and run the same command again")
+        raise UserError("cannot be read back", "check this folder's disk and run the same command again", path=stem)
     image, label, about = entry
     if _owner(case) not in about["owners"]:
         add_owner(stem, _owner(case))

@@ -171,9 +171,10 @@ def _compile(tree: Tree, rules: Rules) -> dict[str, Pattern]:
     if not rules.modalities:
         raise UserError(
             f"{'rules=FILE.yaml' if rules == NO_RULES else rules.source}: no modalities, so nothing says which series "
-            "is which; write in that file patterns that are found in the series' attributes, such as\n"
+            "is which",
+            "write in that file patterns that are found in the series' attributes, such as\n"
             '  modalities:\n    T1: {SeriesDescription: "^t1.*post"}\n'
-            "    FLAIR: {SeriesDescription: flair, ImageType: original}\nThe tree holds\n" + list_series(tree)
+            "    FLAIR: {SeriesDescription: flair, ImageType: original}\nThe tree holds\n" + list_series(tree),
         )
     return {
         modality: _compile_rule(rule, f"{rules.source}: modality {modality}")

@@ -48,7 +48,8 @@ def read_modalities(manifest: Manifest, case: Case, names: Sequence[str] | None 
     if len(array) != (len(places) if apart else len(manifest.modalities)):
         raise UserError(
             f"{case.name}: {len(array)} image volume(s) where the manifest names {len(manifest.modalities)} "
-            f"modalities ({', '.join(manifest.modalities)}); correct the manifest or the file"
+            f"modalities ({', '.join(manifest.modalities)})",
+            "correct the manifest or the file",
         )
     return HostImage(array if apart or names is None else array[places], affine, dtype)
 
@@ -70,5 +71,5 @@ def read_indices(manifest: Manifest, case: Case, grid: Header) -> NDArray[np.uin
     label = read_label(path)
     if difference := grid_difference(grid, label.header):
         image = manifest.image_paths(case)[0].name
-        raise UserError(f"{path}: the label {difference} of {image}; resample it onto the image's grid")
+        raise UserError(f"the label {difference} of {image}", "resample it onto the image's grid", path=path)
     return manifest.schema.to_indices(label.array, str(path))

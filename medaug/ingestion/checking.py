@@ -123,8 +123,10 @@ class Check:
         if errors := report.count("error"):
             # The root stays unnamed: a folder of DICOM may be called by a patient's name.
             raise UserError(
-                f"{self.options.out}: not written; mend the {errors} error(s) listed above, or leave their cases out "
-                f"with exclude=[CASE,...]{self.remedy}"
+                "not written",
+                f"mend the {errors} error(s) listed above, or leave their cases out "
+                f"with exclude=[CASE,...]{self.remedy}",
+                path=self.options.out,
             )
 
 
@@ -132,7 +134,7 @@ def _without(exclude: list[str], manifest: Manifest, problems: tuple[Finding, ..
     """The cohort and its findings less the cases that the user leaves out."""
     known = {case.name for case in manifest.cases} | {finding.case for finding in problems}
     if unknown := [name for name in exclude if name not in known]:
-        raise UserError(f"exclude: {', '.join(unknown)}: no such case; give names as the findings have them")
+        raise UserError(f"exclude: {', '.join(unknown)}: no such case", "give names as the findings have them")
     cases = tuple(case for case in manifest.cases if case.name not in exclude)
     return replace(manifest, cases=cases), [finding for finding in problems if finding.case not in exclude]
 

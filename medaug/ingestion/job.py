@@ -84,9 +84,9 @@ class Job:
         if found.proposed and not self.options.accept_labels:
             show(Report(found.problems), self.options.report)  # findings may show that the layout is another one
             raise UserError(
-                f"{self.root}: by its file names layout {self.layout} has the labels "
-                f"{label_names(found.manifest.schema)}; confirm them with accept_labels=true, or give your own with "
-                "rules=FILE.yaml"
+                f"by its file names layout {self.layout} has the labels {label_names(found.manifest.schema)}",
+                "confirm them with accept_labels=true, or give your own with rules=FILE.yaml",
+                path=self.root,
             )
         with alone(self.out):
             refuse_existing(self.out)
@@ -97,7 +97,7 @@ class Job:
         """Convert a tree of DICOM to NIfTI beside the manifest, and ingest that."""
         options, rules, root = self.options, self.rules, Path(self.root)
         if options.report is not None and Path(options.report).resolve().is_relative_to(root.resolve()):
-            raise UserError("report: lies inside root, where nothing is ever written; give a path outside of it")
+            raise UserError("report: lies inside root, where nothing is ever written", "give a path outside of it")
         schema = LabelSchema.from_mapping(rules.schema, rules.source) if rules.schema else None
         with ingest_dicom(self.root, rules, schema, options, self.out) as ingested:
             # Findings name files as they will be: the temporary folder is gone when the user reads them.

@@ -24,7 +24,9 @@ def write_manifest(manifest: Manifest, folds: Folds | None, out: Path) -> None:
         folds_file = out.with_name(f"{out.stem}_splits_final.json")
         # An ingest that was killed before it wrote the manifest has left the same folds.
         if folds_file.exists() and folds_file.read_bytes() != json_text(folds).encode():
-            raise UserError(f"out={out}: {folds_file} exists already with other folds; remove it or give another name")
+            raise UserError(
+                f"out={out}: {folds_file} exists already with other folds", "remove it or give another name"
+            )
         write_json(folds_file, folds)
         log.info("%d folds are in %s", len(folds), folds_file)
     manifest.save(out)

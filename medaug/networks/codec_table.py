@@ -48,7 +48,7 @@ def _check_kl(options: CodecOptions) -> None:
         if value is not None and not least <= value < math.inf:
             raise UserError(f"codec.{key}={value:g}: at least {least} is needed")
     if not 0 <= options.adversarial_weight < math.inf:
-        raise UserError(f"codec.adversarial_weight={options.adversarial_weight:g}: at least 0 is needed; 0 is off")
+        raise UserError(f"codec.adversarial_weight={options.adversarial_weight:g}: at least 0 is needed", "0 is off")
     if not 0 < options.learning_rate < math.inf:
         raise UserError(f"codec.learning_rate={options.learning_rate:g}: a number above 0 is needed")
 
@@ -101,7 +101,7 @@ def check_codec(options: CodecOptions, pretrained: bool = False) -> None:
     default = CodecOptions()
     for key in (field.name for field in fields(options)):
         if key not in read and getattr(options, key) != getattr(default, key):
-            raise UserError(f"codec.{key}={getattr(options, key)}: has no effect with {why}; leave it out")
+            raise UserError(f"codec.{key}={getattr(options, key)}: has no effect with {why}", "leave it out")
     kind.check(options)
 
 

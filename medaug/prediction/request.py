@@ -64,22 +64,21 @@ def check_request(
     redrawn = _redrawn(card, task, predict)
     told = {*task.given, *(task.drawn if redrawn or task.degradation != "none" else ())}
     if not told:
-        raise UserError(
-            "the model is told nothing of a scan, so there is nothing to predict; "
-            + ("inpaint=[CLASS] redraws a class in real scans" if task.target == "image" else "use medaug.generate")
-        )
+        remedy = "inpaint=[CLASS] redraws a class in real scans" if task.target == "image" else "use medaug.generate"
+        raise UserError("the model is told nothing of a scan, so there is nothing to predict", remedy)
     manifest, cases = _cases(card, cohort, predict)
     if missing := [card.modalities[m] for m in sorted(told) if card.modalities[m] not in manifest.modalities]:
         raise UserError(
             f"{manifest.name}: has the modalities {', '.join(manifest.modalities)}, and the model also needs "
-            f"{', '.join(missing)}; name them in the manifest as the training cohort does"
+            f"{', '.join(missing)}",
+            "name them in the manifest as the training cohort does",
         )
     if (task.mask or redrawn) and any(case.label is None for case in cases):
         without = next(case.name for case in cases if case.label is None)
-        raise UserError(f"{without}: the model is told the label map, and this case has none; leave it out")
+        raise UserError(f"{without}: the model is told the label map, and this case has none", "leave it out")
     labelled = any(case.label is not None for case in cases)
     if (task.target == "label" or task.mask or redrawn) and labelled and manifest.schema.labels != card.schema.labels:
-        raise UserError(f"{manifest.name}: its labels are not those that the model was trained on; remap them")
+        raise UserError(f"{manifest.name}: its labels are not those that the model was trained on", "remap them")
     drawn_too = {card.modalities[m] for m in task.drawn} <= set(manifest.modalities)
     return Request(
         manifest=manifest,
@@ -95,9 +94,9 @@ def check_request(
 def _check_task(task: Task, predict: PredictOptions) -> None:
     """Refuse options that have no effect on the model's task."""
     if predict.degrade and task.degradation == "none":
-        raise UserError("degrade=true: the model enhances no scans, so there is nothing to degrade; leave it out")
+        raise UserError("degrade=true: the model enhances no scans, so there is nothing to degrade", "leave it out")
     if predict.probabilities and task.target != "label":
-        raise UserError("probabilities=true: the model draws images, not labels; leave it out")
+        raise UserError("probabilities=true: the model draws images, not labels", "leave it out")
     if predict.guidance_scale != 1 and not (task.mask or task.num_images):
         raise UserError(f"guidance_scale={predict.guidance_scale:g}: the model has no condition to be guided by")
 
@@ -108,9 +107,9 @@ def _redrawn(card: Card, task: Task, predict: PredictOptions) -> tuple[int, ...]
             raise UserError("remove=true: it goes with inpaint=[CLASS], which says what to remove")
         return ()
     if task.target != "image" or task.num_images:
-        raise UserError("inpaint: only models that draw images from masks, or from nothing, can; leave it out")
+        raise UserError("inpaint: only models that draw images from masks, or from nothing, can", "leave it out")
     if predict.remove and not task.mask:
-        raise UserError("remove=true: the model is told no mask that a class could be removed from; leave it out")
+        raise UserError("remove=true: the model is told no mask that a class could be removed from", "leave it out")
     if unknown := [name for name in predict.inpaint if name not in card.schema.foreground]:
         raise UserError(
             f"inpaint: {', '.join(unknown)} is not a class of the masks",
@@ -122,7 +121,7 @@ def _redrawn(card: Card, task: Task, predict: PredictOptions) -> tuple[int, ...]
 def _cases(card: Card, cohort: Path, predict: PredictOptions) -> tuple[Manifest, tuple[Case, ...]]:
     if predict.manifest is not None:
         if predict.split is not None:
-            raise UserError("split: all cases of manifest=FILE are taken; leave it out")
+            raise UserError("split: all cases of manifest=FILE are taken", "leave it out")
         manifest = Manifest.load(predict.manifest)
         return manifest, manifest.cases
     split = predict.split or "val"
@@ -134,5 +133,5 @@ def _cases(card: Card, cohort: Path, predict: PredictOptions) -> tuple[Manifest,
         cases = tuple(case for case in cases if case.label is not None)
     if not cases:
         labelled = " labelled" if predict.inpaint else ""
-        raise UserError(f"split={split}: has no{labelled} scans; choose another, or give manifest=FILE.json")
+        raise UserError(f"split={split}: has no{labelled} scans", "choose another, or give manifest=FILE.json")
     return manifest, cases

@@ -155,7 +155,7 @@ def _as_stored(volume: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any
         UserError: NaN or infinite values, which an integer type would turn into numbers.
     """
     if not np.isfinite(volume).all():
-        raise UserError("a synthetic volume holds NaN or infinite values in its host's units; leave that host out")
+        raise UserError("a synthetic volume holds NaN or infinite values in its host's units", "leave that host out")
     if dtype.kind == "f":
         return volume.astype(dtype)
     limits = np.iinfo(dtype)

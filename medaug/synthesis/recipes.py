@@ -46,7 +46,7 @@ def check_options(
     """
     interval = generate.guidance_interval
     if interval is not None and len(interval) != 2:
-        raise UserError(f"guidance_interval has {len(interval)} values; give two times, as in [0.2,0.8]")
+        raise UserError(f"guidance_interval has {len(interval)} values", "give two times, as in [0.2,0.8]")
     check_sampling(process, sampler)
     try:
         Guidance(generate.guidance_scale, _interval(interval), generate.guidance_rescale)
@@ -68,7 +68,7 @@ def check_options(
         if value and generate.guidance_scale == 1
     ]
     if unread:
-        raise UserError(f"{unread[0]}: guidance_scale=1 is no guidance and does not read it; choose another scale")
+        raise UserError(f"{unread[0]}: guidance_scale=1 is no guidance and does not read it", "choose another scale")
 
 
 def recipe_sampling(recipe: Recipe) -> Sampling:
@@ -105,13 +105,16 @@ def check_task(task: Task, card: Card, path: Path) -> None:
     """
     if task.target == "label" and not task.num_images:
         raise UserError(
-            f"{path}: draws masks, not images; a model that draws images takes them with masks=generated "
-            f"masks.checkpoint={path}"
+            "draws masks, not images",
+            f"a model that draws images takes them with masks=generated masks.checkpoint={path}",
+            path=path,
         )
     if task.target != "image" or not task.mask or task.num_images:
-        raise UserError(f"{path}: does not draw images from masks alone; apply it to scans with medaug.predict")
+        raise UserError("does not draw images from masks alone", "apply it to scans with medaug.predict", path=path)
     if left := [name for m, name in enumerate(card.modalities) if m not in task.drawn]:
-        raise UserError(f"{path}: does not draw {', '.join(left)}, which a pair needs; train without task.modalities")
+        raise UserError(
+            f"does not draw {', '.join(left)}, which a pair needs", "train without task.modalities", path=path
+        )
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,6 @@ class Recipes:
             if (reason := self.masks.rejection(mask, label)) is None:
                 return attempt, seed, mask
         raise UserError(
-            f"pair {index}, host {host.case.name}: no plausible mask in {MOST_ATTEMPTS} attempts (the last: {reason}); "
-            f"{self.masks.remedy}"
+            f"pair {index}, host {host.case.name}: no plausible mask in {MOST_ATTEMPTS} attempts (the last: {reason})",
+            self.masks.remedy,
         )

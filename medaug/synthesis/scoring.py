@@ -98,11 +98,13 @@ def check_scoring(process: Process, trainer: TrainerOptions) -> None:
     """
     for key, least in (("score_every", 1), ("score_num", 2), ("score_inference_steps", 1), ("selector_steps", 1)):
         if (value := getattr(trainer, key)) < least:
-            raise UserError(f"trainer.{key}={value}: at least {least} is needed; trainer.score_every=0 scores nothing")
+            raise UserError(
+                f"trainer.{key}={value}: at least {least} is needed", "trainer.score_every=0 scores nothing"
+            )
     try:
         check_sampling(process, _sampler(process, trainer), "trainer.score_every")
     except UserError as error:
-        raise UserError(f"{error}; trainer.score_every=0 scores nothing") from error
+        raise UserError(error.full, "trainer.score_every=0 scores nothing") from error
 
 
 def _sampler(process: Process, trainer: TrainerOptions) -> SamplerOptions:
@@ -186,14 +188,15 @@ def _samples(data: TrainingData, trainer: TrainerOptions, masks: MasksOptions) -
     """Choose the recipes to sample; refuses training scans that samples cannot be compared with."""
     card, train, labelled = data.card, data.train, data.labelled
     if not labelled:
-        raise UserError("trainer.score_every: no training scan has a label to take a mask from; set it to 0")
+        raise UserError("trainer.score_every: no training scan has a label to take a mask from", "set it to 0")
     if len(train) < 2:
-        raise UserError("trainer.score_every: a single training scan is nothing to compare samples with; set it to 0")
+        raise UserError("trainer.score_every: a single training scan is nothing to compare samples with", "set it to 0")
     middle = [box.stop - box.start for box in central_box(train[0].image.shape[1:], CROP)]
     if min(middle) < LEAST_SIDE:
         raise UserError(
             f"trainer.score_every: spectra need {LEAST_SIDE} voxels along each axis in the middle of the grid, and it "
-            f"has {' x '.join(map(str, middle))}; set it to 0"
+            f"has {' x '.join(map(str, middle))}",
+            "set it to 0",
         )
     generate = GenerateOptions(guidance_scale=trainer.score_guidance_scale, seed=named_seed(trainer.seed, "scoring"))
     sampler = _sampler(build_process(**card.options["process"]), trainer)

@@ -82,7 +82,7 @@ def prepare_codec(
         if given is None:
             wait_for_first(folder, lambda: path.exists() and _read(path, card)["codec"] is not None, interval=5.0)
         if (contents := _read(path, card))["codec"] is None:
-            raise UserError(f"codec.checkpoint={path}: its training is unfinished; run it to its end first")
+            raise UserError(f"codec.checkpoint={path}: its training is unfinished", "run it to its end first")
         load_weights(codec, contents["codec"], path, "remove it to train the codec again")
         log.info("the codec is %s: validation %s", path, _describe(contents["validation"]))
     else:
@@ -111,11 +111,12 @@ def _read(path: Path, card: Card) -> dict[str, Any]:
     former, contents = read_checkpoint(path, "codec")
     then, now = _make(former), _make(card)
     if different := [f"{key} {then[key]}, not {now[key]}" for key in then if then[key] != now[key]]:
-        raise UserError(f"{path}: not the codec of this run ({'; '.join(different)}); set both to the same")
+        raise UserError(f"not the codec of this run ({'; '.join(different)})", "set both to the same", path=path)
     if other := former.seen.trained_outside(card.subjects["train"]):
         raise UserError(
-            f"{path}: saw {other[0]} ({len(other)} in all), which is not a training subject here; "
-            "leave out codec.checkpoint and train a codec on this split"
+            f"saw {other[0]} ({len(other)} in all), which is not a training subject here",
+            "leave out codec.checkpoint and train a codec on this split",
+            path=path,
         )
     return contents
 
@@ -304,8 +305,8 @@ class _FirstStage:
 
     def _diverged(self, step: int) -> UserError:
         return UserError(
-            f"step {step} of the first stage: a loss or a weight is NaN or infinite, the codec's training has "
-            "diverged; lower codec.learning_rate and train again (overwrite=true)"
+            f"step {step} of the first stage: a loss or a weight is NaN or infinite, the codec's training has diverged",
+            "lower codec.learning_rate and train again (overwrite=true)",
         )
 
     def _save(self, contents: dict[str, Any]) -> None:

@@ -173,7 +173,7 @@ def read_checkpoint(path: Path, holds: str = "state_dict") -> tuple[Card, dict[s
             "state_dict": "a checkpoint, but not one of medaug's; give one that medaug.train wrote",
             "codec": "not a codec's checkpoint; give the codec.ckpt that a training with codec=kl left",
         }
-        raise UserError(f"{path}: {wanted[holds]}") from error
+        raise UserError(wanted[holds], path=path) from error
     if (name := not_finite(contents)) is not None:
         raise UserError(f"{path}: {name} holds NaN or infinite values", _REMEDY)
     return made, contents

@@ -151,7 +151,7 @@ def _run(
             if last.started or not resumed or isinstance(error, OutOfMemoryError):
                 raise
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(f"{path}: cannot be resumed ({reason:.120}); {RESTORE}") from error
+            raise UserError(f"cannot be resumed ({reason:.120})", RESTORE, path=path) from error
         if last.signals.received is None and curve.missing(trainer):  # killed between the last step and its validation
             trainer.validate(module, datamodule=data, verbose=False)
     return trainer
@@ -189,22 +189,24 @@ def _check(path: Path, card: Card, budget: TrainerOptions) -> None:
     former, contents = read_checkpoint(path)
     if former.experiment != card.experiment:
         raise UserError(
-            f"{path}: belongs to experiment {former.experiment}, not {card.experiment}; remove it to begin again"
+            f"belongs to experiment {former.experiment}, not {card.experiment}", "remove it to begin again", path=path
         )
     then, now = former.to_dict(), card.to_dict()
     parts = ("subjects", "labels", "modalities", "preprocessing", "attributes")
     if changed := [key for key in parts if then[key] != now[key]]:
         raise UserError(
-            f"{path}: the cohort changed since this run began ({', '.join(changed)}); restore it, remove "
-            f"{path.parent} to begin again, or keep both with runs=DIR"
+            f"the cohort changed since this run began ({', '.join(changed)})",
+            f"restore it, remove {path.parent} to begin again, or keep both with runs=DIR",
+            path=path,
         )
     if changed := [name for name, files in former.contents.items() if list(files) != list(card.contents.get(name, []))]:
         raise UserError(
-            f"{path}: files of {changed[0]} ({len(changed)} cases in all) changed since this run began; restore them, "
-            f"remove {path.parent} to begin again, or keep both with runs=DIR"
+            f"files of {changed[0]} ({len(changed)} cases in all) changed since this run began",
+            f"restore them, remove {path.parent} to begin again, or keep both with runs=DIR",
+            path=path,
         )
     with parsing(path, RESTORE):
         step = int(contents["global_step"])
     if step > budget.max_steps:
-        raise UserError(f"{path}: has {step} steps already, more than trainer.max_steps={budget.max_steps}")
+        raise UserError(f"has {step} steps already, more than trainer.max_steps={budget.max_steps}", path=path)
     log.info("going on from step %d of %d", step, budget.max_steps)

@@ -56,27 +56,28 @@ def initialise(model: DiffusionModel, path: Path) -> Initialised:
     if {name: value.shape for name, value in codec.items()} != shapes:
         made = ", ".join(f"codec.{key}={value}" for key, value in card.options["codec"].items())
         raise UserError(
-            f"init_from={path}: made in another space ({made}, {len(card.modalities)} channels of the scans); "
-            "train with the same codec and as many channels"
+            f"init_from={path}: made in another space ({made}, {len(card.modalities)} channels of the scans)",
+            "train with the same codec and as many channels",
         )
     task = resolve_task(card.options.get("task", {}), card.modalities, card.schema.num_classes)
     if task.target != model.task.target:
         raise UserError(
-            f"init_from={path}: made with task.target={task.target}, whose codec does not fit {model.task.target}s; "
-            "give a model of the same target"
+            f"init_from={path}: made with task.target={task.target}, whose codec does not fit {model.task.target}s",
+            "give a model of the same target",
         )
     controlled = isinstance(model.network, ControlledUNet)
     former, shape = {"coordinates": False} | card.options["network"], asdict(model.network.shape)
     for key in (*(_BASE if controlled else ()), "coordinates"):
         now = list(shape[key]) if isinstance(shape[key], tuple) else shape[key]
         if former[key] != now:
-            raise UserError(f"init_from={path}: made with network.{key}={former[key]}, not {now}; set the same")
+            raise UserError(f"init_from={path}: made with network.{key}={former[key]}, not {now}", "set the same")
     if controlled:
         base = replace(build_process(**card.options["process"]), loss_weight=model.process.loss_weight)
         if base != model.process:
             raise UserError(
                 f"init_from={path}: made with another process (process.noise_schedule={base.schedule.name}, "
-                f"process.prediction_type={base.prediction.name}), and a base is not trained again; set the same"
+                f"process.prediction_type={base.prediction.name}), and a base is not trained again",
+                "set the same",
             )
     prefix = "network."
     network = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
@@ -88,7 +89,7 @@ def initialise(model: DiffusionModel, path: Path) -> Initialised:
     except ValueError as error:
         raise UserError(f"init_from={path}: {error}") from error
     if all(value.ndim < 2 for value in adopted.values()):  # biases fit other networks of the same width by chance
-        raise UserError(f"init_from={path}: no weight of its network fits this one; set the same network.* keys")
+        raise UserError(f"init_from={path}: no weight of its network fits this one", "set the same network.* keys")
     model.load_state_dict(own | codec | adopted)
     names = [name for name in own if name.startswith(prefix)]
     parts = dict.fromkeys(".".join(name.split(".")[1:3]) for name in names if name not in adopted)
@@ -144,5 +145,5 @@ def base_digest(base: Path, folder: Path) -> str:
     """
     if not base.is_file() or folder.resolve() in base.resolve().parents:
         reason = "lies in the folder of this very run" if base.is_file() else "no such file"
-        raise UserError(f"init_from={base}: {reason}; give the last.ckpt of another training")
+        raise UserError(f"init_from={base}: {reason}", "give the last.ckpt of another training")
     return file_sha256(base)

@@ -39,4 +39,4 @@ def make_logger(name: str, folder: Path) -> Logger:
     try:
         return make(folder)
     except ModuleNotFoundError as error:
-        raise UserError(f"logger={name}: {error.name} is not installed; pip install 'medaug[{name}]'") from error
+        raise UserError(f"logger={name}: {error.name} is not installed", f"pip install 'medaug[{name}]'") from error

@@ -98,7 +98,7 @@ class DiffusionModel(nn.Module):
             raise UserError(f"trainer.precision={precision}: not one of {', '.join(PRECISIONS)}")
         self.region_weight = float(options.get("trainer", {}).get("region_weight", 1.0))
         if self.region_weight <= 0:
-            raise UserError(f"trainer.region_weight={self.region_weight:g}: must be above 0; 1 weighs all alike")
+            raise UserError(f"trainer.region_weight={self.region_weight:g}: must be above 0", "1 weighs all alike")
         network = options["network"]
         self.task = task or resolve_task({}, [str(m) for m in range(num_modalities)], num_classes)
         self.precision = precision
@@ -290,8 +290,8 @@ class DiffusionModel(nn.Module):
         samples = decode(draw(sampling, watched, self.process, noise, resample)).clamp(-1, 1)
         if not_finite(samples) is not None:
             raise UserError(
-                "the model's samples hold NaN or infinite values; lower the guidance scale, or train it again with a "
-                "lower trainer.learning_rate"
+                "the model's samples hold NaN or infinite values",
+                "lower the guidance scale, or train it again with a lower trainer.learning_rate",
             )
         return samples if inpainting is None else inpainting.paste(samples)
 

@@ -210,12 +210,14 @@ def training_batches(
     if not 0 < number < budget.batch_size:
         raise UserError(
             f"trainer.labelled_share={budget.labelled_share:g}: of a batch of {budget.batch_size} that is {number} "
-            "with a label; both kinds are needed, else leave it out"
+            "with a label",
+            "both kinds are needed, else leave it out",
         )
     if not labelled or not unlabelled:
         raise UserError(
             f"trainer.labelled_share={budget.labelled_share:g}: there are {len(labelled)} training scans with a label "
-            f"and {len(unlabelled)} without; both kinds are needed, else leave it out"
+            f"and {len(unlabelled)} without",
+            "both kinds are needed, else leave it out",
         )
     parts = ((labelled, number, "labelled"), (unlabelled, budget.batch_size - number, "unlabelled"))
     return MixedBatches(
