@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from medaug.errors import UserError
 from medaug.options import Options
 from medaug.options.declaration import Choices, Items, Range, When
-from medaug.tables import did_you_mean, installed
+from medaug.tables import did_you_mean, entry_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +69,9 @@ def keys() -> Mapping[str, Key]:
 
 
 def names(choices: Choices) -> list[str | int]:
-    """All names that may be chosen, those of installed packages last; empty where any may."""
-    added = sorted(installed(choices.table)) if choices.table else []
-    return list(dict.fromkeys([*choices.names, *added]))
+    """All names that may be chosen, those of installed packages last; empty if any may."""
+    entries = (name for name in entry_names(choices.table) if name not in choices.without) if choices.table else ()
+    return [*choices.names, *entries]
 
 
 def type_name(hint: Any) -> str:
@@ -117,7 +117,7 @@ def problem(key: Key, value: Any) -> str | None:
         return None
     several = isinstance(value, list)
     for item in value if several else [value]:
-        if key.choices.names and item not in key.choices.names and item not in (allowed := names(key.choices)):
+        if (allowed := names(key.choices)) and item not in allowed:
             all_names = [str(name) for name in allowed]
             near = did_you_mean(str(item), all_names)
             return f"{f'{item} is ' if several else ''}not one of {', '.join(all_names)}{near}"

@@ -1,19 +1,20 @@
 """Tables of named entries, such as the samplers, to which installed packages can add their own.
 
 An entry is one object that holds everything its table needs: its options, its checks and its code. The package's own
-entries are given when a table is made. A package adds one by an entry point of group `medaug.<table>`, imported
-when it is first looked up (docs/extending.md). Free of torch and numpy, as `medaug.options` is.
+entries are listed in `medaug.entries`. An installed package adds one by an entry point of group `medaug.<table>`
+(docs/extending.md). Both are imported when they are looked up. Free of torch and numpy, as `medaug.options` is.
 """
 
 from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, cast
 
+from medaug.entries import OWN
 from medaug.errors import UserError
 
 Entry = TypeVar("Entry")
@@ -28,9 +29,11 @@ class Table(Generic[Entry]):
         name: of the table, such as "samplers"; installed packages add to it by the group `medaug.samplers`.
         noun: what one entry is called in messages, such as "sampler".
         kind: class or runtime-checkable protocol of the entries; an installed entry of another kind is refused.
-        entries: the package's own, which an installed package cannot replace.
         key: the option that chooses an entry, such as "sampler.name", for messages.
         classes: whether entries are subclasses of `kind`, and not instances of it.
+
+    Attributes:
+        own: functions that import the package's own entries, which an installed package cannot replace.
     """
 
     def __init__(
@@ -38,13 +41,14 @@ class Table(Generic[Entry]):
         name: str,
         noun: str,
         kind: type[Any],
-        entries: Mapping[str, Entry],
         *,
         key: str = "",
         classes: bool = False,
     ) -> None:
         self.name, self.noun, self.kind, self.key, self.classes = name, noun, kind, key, classes
-        self.own = dict(entries)
+        self.own: dict[str, Callable[[], Entry]] = {
+            entry: EntryPoint(entry, where, _group(name)).load for entry, where in OWN[name].items()
+        }
         self._loaded: dict[EntryPoint, Entry] = {}
 
     def __getitem__(self, name: str) -> Entry:
@@ -55,7 +59,7 @@ class Table(Generic[Entry]):
                 cannot be imported or is of the wrong kind.
         """
         if name in self.own:
-            return self.own[name]
+            return self.own[name]()
         if (point := installed(self.name).get(name)) is None:
             said = f"{self.key}={name}" if self.key else name
             raise UserError(f"{said}: no such {self.noun}{did_you_mean(name, self)} (all: {', '.join(self)})")
@@ -98,6 +102,11 @@ class Table(Generic[Entry]):
         return cast(Entry, entry)
 
 
+def entry_names(table: str) -> list[str]:
+    """The names of a table's entries: the package's own in their order, then those of installed packages, sorted."""
+    return [*OWN[table], *sorted(installed(table).keys() - OWN[table].keys())]
+
+
 def installed(table: str) -> Mapping[str, EntryPoint]:
     """The entry points that installed packages add to a table, by name, not imported yet.
 
@@ -114,7 +123,7 @@ def installed(table: str) -> Mapping[str, EntryPoint]:
 def _installed(table: str, search_path: tuple[str, ...]) -> dict[str, EntryPoint]:
     """See `installed`; read again whenever the module search path has changed."""
     found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=f"medaug.{table}"):
+    for point in entry_points(group=_group(table)):
         other = found.setdefault(point.name, point)
         if other.value != point.value:
             raise UserError(
@@ -123,6 +132,10 @@ def _installed(table: str, search_path: tuple[str, ...]) -> dict[str, EntryPoint
                 "uninstall one of them",
             )
     return found
+
+
+def _group(table: str) -> str:
+    return f"medaug.{table}"
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:

@@ -24,7 +24,7 @@ from medaug import config, launcher, paths
 from medaug.errors import UserError
 from medaug.imaging.nifti import write_volume
 from medaug.isolation import isolated
-from medaug.keys import check_values, type_name
+from medaug.keys import check_values, names, type_name
 from medaug.options import Options
 from medaug.stages import STAGES
 
@@ -412,7 +412,7 @@ PATHS = [(next(n for n, stage in STAGES.items() if stage.accepts(path)), path) f
 def test_every_key_that_names_a_file_or_folder_is_known_as_a_path():
     words = re.compile(r"\b(file|folder|folders|manifest|checkpoint|ckpt|CSV|YAML|json)\b")
     told = {path for path, key in config.keys().items() if words.search(key.help) and "str" in str(key.hint)}
-    told -= {path for path, key in config.keys().items() if key.choices.names}
+    told -= {path for path, key in config.keys().items() if names(key.choices)}
     others = {"ingest.mirror", "ingest.name", "data.attributes", "predict.name", "train.objective"}  # address and names
     assert told - others <= IS_PATH
 

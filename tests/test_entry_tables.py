@@ -1,24 +1,33 @@
 """Tables of named entries, and the entries that installed packages add."""
 
+import pkgutil
+import string
 import sys
 from collections.abc import Callable
+from importlib import import_module
 
 import pytest
 
+import medaug
+from medaug.entries import OWN
 from medaug.errors import UserError
+from medaug.keys import keys
 from medaug.tables import Table, installed
 
 Install = Callable[..., None]
 
 
 @pytest.fixture
-def colours() -> Table[str]:
-    return Table("colours", "colour", str, {"red": "#f00", "green": "#0f0"})
+def colours(monkeypatch: pytest.MonkeyPatch) -> Table[str]:
+    """A table whose own entries are two texts of the standard library."""
+    monkeypatch.setitem(OWN, "colours", {"red": "string:digits", "green": "string:hexdigits"})
+    return Table("colours", "colour", str)
 
 
 def test_own_entries_are_found_in_their_order(colours: Table[str]) -> None:
-    assert colours["green"] == "#0f0" and list(colours) == ["red", "green"] and len(colours) == 2
-    assert "red" in colours and "blue" not in colours and dict(colours.items()) == colours.own
+    assert colours["green"] == string.hexdigits and list(colours) == ["red", "green"] and len(colours) == 2
+    assert "red" in colours and "blue" not in colours and list(colours.own) == ["red", "green"]
+    assert dict(colours.items()) == {"red": string.digits, "green": string.hexdigits}
 
 
 def test_an_unknown_name_gives_the_nearest_and_all(colours: Table[str]) -> None:
@@ -44,7 +53,7 @@ def test_an_entry_is_imported_only_when_it_is_looked_up(colours: Table[str], ins
 
 def test_an_installed_entry_cannot_replace_one_of_the_packages_own(colours: Table[str], install: Install) -> None:
     install("paint", "RED = '#a00'", colours={"red": "RED"})
-    assert colours["red"] == "#f00" and list(colours) == ["red", "green"]
+    assert colours["red"] == string.digits and list(colours) == ["red", "green"]
 
 
 def test_two_packages_with_one_name_are_refused(colours: Table[str], install: Install) -> None:
@@ -81,9 +90,27 @@ def test_removing_the_package_removes_its_entries(
     assert "blue" not in colours
 
 
-def test_a_table_of_classes_takes_derived_classes_only(install: Install) -> None:
-    table: Table[type[int]] = Table("numbers", "number", int, {}, classes=True)
+def test_a_table_of_classes_takes_derived_classes_only(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OWN, "numbers", {})
+    table: Table[type[int]] = Table("numbers", "number", int, classes=True)
     install("more", "class Even(int): ...\nTEN = 10", numbers={"even": "Even", "ten": "TEN"})
     assert issubclass(table["even"], int)
     with pytest.raises(UserError, match="is of type int, but must be a class derived from int; "):
         table["ten"]
+
+
+def test_every_own_entry_is_what_its_table_holds() -> None:
+    modules = (
+        import_module(name)
+        for _, name, _ in pkgutil.walk_packages(medaug.__path__, "medaug.")
+        if "__main__" not in name
+    )
+    tables = {table.name: table for module in modules for table in vars(module).values() if isinstance(table, Table)}
+    assert tables.keys() == OWN.keys()
+    assert {key.choices.table for key in keys().values()} - {""} <= OWN.keys()
+    for table in tables.values():
+        assert table.key == "" or keys()[table.key].choices.table == table.name
+        for name, entry in table.items():
+            right = issubclass(entry, table.kind) if table.classes else isinstance(entry, table.kind)
+            assert right, f"{table.name}: {name}"
+            assert getattr(entry, "name", name) == name

@@ -93,16 +93,16 @@ def test_runs_without_parameters_have_the_identity_of_earlier_versions() -> None
     assert ProcessOptions().parameters == []
 
 
-def test_the_options_list_the_entries_of_every_table() -> None:
+def test_the_options_offer_the_entries_of_every_table() -> None:
     from medaug.diffusion.predictions import LOSS_WEIGHTS, PREDICTIONS
     from medaug.diffusion.samplers import SAMPLERS
     from medaug.diffusion.schedules import SCHEDULES
     from medaug.diffusion.spacings import SPACINGS
-    from medaug.keys import keys
+    from medaug.keys import keys, names
     from medaug.networks.build import NETWORKS
     from medaug.networks.codec_table import CODECS
     from medaug.training.loggers import LOGGERS
 
     for table in (SAMPLERS, SPACINGS, SCHEDULES, PREDICTIONS, LOSS_WEIGHTS, CODECS, NETWORKS, LOGGERS):
         choices = keys()[table.key].choices
-        assert choices.table == table.name and set(choices.names) == set(table.own)
+        assert choices.table == table.name and names(choices) == list(table)

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from medaug import config
+from medaug.entries import OWN
 from medaug.errors import UserError
-from medaug.keys import Key, condition_text, fits, keys, problem, value_of, values_text
+from medaug.keys import Key, condition_text, fits, keys, names, problem, value_of, values_text
 from medaug.options import Options
 from medaug.options.declaration import Items, Range, not_with, only_with
 from medaug.reference import reference
@@ -175,33 +176,16 @@ def test_an_installed_package_adds_a_choice(install):
     assert "|leap" in values_text(KEYS["sampler.name"])
 
 
-def test_choices_are_those_of_the_tables():
+def test_choices_are_what_the_code_knows():
     from medaug.cohort.manifest import SPLITS
-    from medaug.comparison.arms import ARMS
-    from medaug.diffusion import predictions, samplers, schedules, spacings
-    from medaug.exporting.formats import WRITERS
-    from medaug.layouts import LAYOUTS
-    from medaug.networks.build import NETWORKS
-    from medaug.networks.codec_table import CODECS
     from medaug.training.hardware import COMPILE, SCHEDULES, STRATEGIES
-    from medaug.training.loggers import LOGGERS
     from medaug.training.model import PRECISIONS
     from medaug.training.tasks import DEGRADATIONS, TARGETS
 
-    tables = {
+    known = {
         "predict.split": SPLITS,
-        "arms.names": ARMS,
-        "process.noise_schedule": schedules.SCHEDULES,
-        "process.prediction_type": predictions.PREDICTIONS,
-        "process.loss_weight": predictions.LOSS_WEIGHTS,
-        "sampler.name": samplers.SAMPLERS,
-        "sampler.spacing": spacings.SPACINGS,
-        "data.layout": ["auto", *(name for name in LAYOUTS if name != "pairs"), "phantom"],
-        "ingest.layout": ["auto", *LAYOUTS, "dicom"],
-        "export.format": WRITERS,
-        "network.name": NETWORKS,
-        "codec.name": CODECS,
-        "logger.name": LOGGERS,
+        "data.layout": ["auto", *(name for name in OWN["layouts"] if name != "pairs"), "phantom"],
+        "ingest.layout": ["auto", *OWN["layouts"], "dicom"],
         "trainer.compile": COMPILE,
         "trainer.schedule": SCHEDULES,
         "trainer.strategy": STRATEGIES,
@@ -209,8 +193,8 @@ def test_choices_are_those_of_the_tables():
         "task.degradation": DEGRADATIONS,
         "task.target": TARGETS,
     }
-    for path, table in tables.items():
-        assert set(KEYS[path].choices.names) == set(table), path
+    for path, expected in known.items():
+        assert set(names(KEYS[path].choices)) == set(expected), path
 
 
 def test_the_configuration_reference_is_up_to_date():

@@ -179,36 +179,30 @@ def sharpness(material: Material) -> Iterator[Group]:
         yield Group.of_cases(images, cases, values, material.settings.seed)
 
 
-MEASURES: Table[Measure] = Table(
-    "measures",
-    "audit measure",
-    Measure,
-    {
-        "faithfulness": Measure(
-            title="Faithfulness",
-            unit="",
-            digits=3,
-            higher_is_better=True,
-            note="mean foreground Dice of the judge's segmentation against the mask",
-            function=faithfulness,
-            needs=("judge",),
-        ),
-        "guidance": Measure(
-            title="Faithfulness by guidance scale",
-            unit="",
-            digits=3,
-            higher_is_better=True,
-            note="mean foreground Dice of the judge, on the same masks and seeds",
-            function=guidance,
-            needs=("judge", "generator"),
-        ),
-        "sharpness": Measure(
-            title="Sharpness",
-            unit="",
-            digits=3,
-            higher_is_better=None,
-            note="mean absolute difference of neighbouring voxels, of intensities from -1 to 1",
-            function=sharpness,
-        ),
-    },
+FAITHFULNESS = Measure(
+    title="Faithfulness",
+    unit="",
+    digits=3,
+    higher_is_better=True,
+    note="mean foreground Dice of the judge's segmentation against the mask",
+    function=faithfulness,
+    needs=("judge",),
 )
+GUIDANCE_SWEEP = Measure(
+    title="Faithfulness by guidance scale",
+    unit="",
+    digits=3,
+    higher_is_better=True,
+    note="mean foreground Dice of the judge, on the same masks and seeds",
+    function=guidance,
+    needs=("judge", "generator"),
+)
+SHARPNESS = Measure(
+    title="Sharpness",
+    unit="",
+    digits=3,
+    higher_is_better=None,
+    note="mean absolute difference of neighbouring voxels, of intensities from -1 to 1",
+    function=sharpness,
+)
+MEASURES: Table[Measure] = Table("measures", "audit measure", Measure)

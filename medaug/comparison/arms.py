@@ -49,16 +49,10 @@ class Arm:
         )
 
 
-ARMS: Table[Arm] = Table(
-    "arms",
-    "arm",
-    Arm,
-    {
-        "real": Arm(baseline=None),
-        "real+classical": Arm(baseline="real", augment=classical),
-        "real+classical+synthetic": Arm(baseline="real+classical", augment=classical, synthetic=True),
-    },
-)
+REAL = Arm(baseline=None)
+REAL_CLASSICAL = Arm(baseline="real", augment=classical)
+REAL_CLASSICAL_SYNTHETIC = Arm(baseline="real+classical", augment=classical, synthetic=True)
+ARMS: Table[Arm] = Table("arms", "arm", Arm, key="arms.names")
 
 
 def check_arms(options: ArmsOptions, batch_size: int) -> None:

@@ -197,7 +197,6 @@ PREDICTIONS: Table[type[Prediction]] = Table(
     "predictions",
     "prediction type",
     Prediction,
-    {entry.name: entry for entry in (Epsilon, Sample, Velocity, Flow, Edm)},
     key="process.prediction_type",
     classes=True,
 )
@@ -205,7 +204,6 @@ LOSS_WEIGHTS: Table[type[LossWeight]] = Table(
     "loss_weights",
     "loss weight",
     LossWeight,
-    {entry.name: entry for entry in (Uniform, MinSnr)},
     key="process.loss_weight",
     classes=True,
 )

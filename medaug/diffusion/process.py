@@ -69,7 +69,8 @@ def build_process(
     """
     kinds = (SCHEDULES[noise_schedule], PREDICTIONS[prediction_type], LOSS_WEIGHTS[loss_weight])
     read = {name for kind in kinds for name in _defaults(kind)}
-    known = {name: value for kind in (*SCHEDULES.own.values(), *kinds) for name, value in _defaults(kind).items()}
+    schedules = (SCHEDULES[name] for name in SCHEDULES.own)
+    known = {name: value for kind in (*schedules, *kinds) for name, value in _defaults(kind).items()}
     given = options | parse_parameters(parameters)
     for name, value in given.items():
         if name in read or name in _UNREAD_IN_OLD_CHECKPOINTS:

@@ -111,7 +111,7 @@ def check_options(name: str, options: Mapping[str, float]) -> None:
     ranges = SAMPLERS[name].options
     for option, value in options.items():
         if option not in ranges:
-            readers = [other for other, entry in SAMPLERS.own.items() if option in entry.options]
+            readers = [other for other in SAMPLERS.own if option in SAMPLERS[other].options]
             only = f"; only {', '.join(readers)} does" if readers else ""
             raise ValueError(f"{option} is {value:g}, but the sampler {name} does not read it{only}; leave it out")
         least, most = ranges[option]
@@ -236,19 +236,12 @@ def heun(denoise: Denoise, x: Tensor, process: Process, times: Tensor, noise: No
         yield x
 
 
-SAMPLERS: Table[Sampler] = Table(
-    "samplers",
-    "sampler",
-    Sampler,
-    {
-        "ddpm": Sampler(ddpm),
-        "ddim": Sampler(ddim, {"eta": (0.0, 1.0)}),
-        "dpmpp_2m": Sampler(dpmpp_2m),
-        "dpmpp_2m_sde": Sampler(dpmpp_2m_sde),
-        "heun": Sampler(heun, evaluations=lambda steps: 2 * steps - 1),
-    },
-    key="sampler.name",
-)
+DDPM = Sampler(ddpm)
+DDIM = Sampler(ddim, {"eta": (0.0, 1.0)})
+DPMPP_2M = Sampler(dpmpp_2m)
+DPMPP_2M_SDE = Sampler(dpmpp_2m_sde)
+HEUN = Sampler(heun, evaluations=lambda steps: 2 * steps - 1)
+SAMPLERS: Table[Sampler] = Table("samplers", "sampler", Sampler, key="sampler.name")
 
 
 @dataclass(frozen=True)

@@ -285,7 +285,6 @@ SCHEDULES: Table[type[Schedule]] = Table(
     "schedules",
     "noise schedule",
     Schedule,
-    {entry.name: entry for entry in (Linear, Cosine, RectifiedFlow, VarianceExploding)},
     key="process.noise_schedule",
     classes=True,
 )

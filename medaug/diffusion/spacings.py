@@ -51,7 +51,6 @@ SPACINGS: Table[Spacing] = Table(
     "spacings",
     "spacing",
     Callable,  # type: ignore[arg-type]  # an abstract class, for isinstance
-    {"trailing": trailing, "uniform": uniform, "karras": karras},
     key="sampler.spacing",
 )
 

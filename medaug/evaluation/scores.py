@@ -111,30 +111,24 @@ class Metric:
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
 
-METRICS: Table[Metric] = Table(
-    "metrics",
-    "metric",
-    Metric,
-    {
-        "dice": Metric(
-            title="Dice",
-            unit="",
-            digits=3,
-            higher_is_better=True,
-            note="1 when prediction and truth are both empty, 0 when one is",
-            function=lambda p, t, spacing: dice(p, t),
-        ),
-        "hd95": Metric(
-            title="HD95",
-            unit="mm",
-            digits=2,
-            higher_is_better=False,
-            note="the larger of the two directed 95th percentiles of distances between surface voxels; 0 when both are "
-            "empty, the diagonal of the volume when one is",
-            function=hd95,
-        ),
-    },
+DICE = Metric(
+    title="Dice",
+    unit="",
+    digits=3,
+    higher_is_better=True,
+    note="1 when prediction and truth are both empty, 0 when one is",
+    function=lambda p, t, spacing: dice(p, t),
 )
+HD95 = Metric(
+    title="HD95",
+    unit="mm",
+    digits=2,
+    higher_is_better=False,
+    note="the larger of the two directed 95th percentiles of distances between surface voxels; 0 when both are "
+    "empty, the diagonal of the volume when one is",
+    function=hd95,
+)
+METRICS: Table[Metric] = Table("metrics", "metric", Metric)
 
 
 def _masks(

@@ -16,11 +16,7 @@ from pathlib import Path
 from medaug.cohort.manifest import Manifest
 from medaug.errors import UserError
 from medaug.inputs import opened, read_json
-from medaug.layouts.brats import BRATS_FORMATS
 from medaug.layouts.common import Layout, LayoutFormat, image_files, unused_files
-from medaug.layouts.msd import MSD
-from medaug.layouts.nnunet import NNUNET
-from medaug.layouts.pairs import PAIRS
 from medaug.layouts.rules import NO_RULES, Rules
 from medaug.tables import Table
 
@@ -30,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 PHANTOM_MARK = "PHANTOM.txt"  # written by medaug.phantoms.head beside its cases
 
-LAYOUTS = Table("layouts", "layout", LayoutFormat, {"msd": MSD, **BRATS_FORMATS, "nnunet": NNUNET, "pairs": PAIRS})
+LAYOUTS: Table[LayoutFormat] = Table("layouts", "layout", LayoutFormat)
 
 
 def detect_layout(root: str | os.PathLike[str], rules: Rules = NO_RULES) -> str:

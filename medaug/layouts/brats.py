@@ -168,4 +168,4 @@ _CONFUSED = {
         "BraTS 2023 and 2024 name their files alike, and 2024 (after surgery) has a fourth label, 4 resection cavity",
     )
 }
-BRATS_FORMATS = {name: _format(name) for name in BRATS}
+BRATS2020, BRATS2023, BRATS2024 = (_format(name) for name in ("brats2020", "brats2023", "brats2024"))

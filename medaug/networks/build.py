@@ -5,16 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from medaug.networks.conditional import ConditionalUNet, UNetShape
-from medaug.networks.controlnet import ControlledUNet
-from medaug.networks.spade import SpadeUNet
-from medaug.networks.unet import ConcatUNet
 from medaug.tables import Table
 
 NETWORKS: Table[type[ConditionalUNet]] = Table(
     "networks",
     "network",
     ConditionalUNet,
-    {"unet": ConcatUNet, "spade": SpadeUNet, "controlnet": ControlledUNet},
     key="network.name",
     classes=True,
 )

@@ -53,33 +53,24 @@ def _check_kl(options: CodecOptions) -> None:
         raise UserError(f"codec.learning_rate={options.learning_rate:g}: a number above 0 is needed")
 
 
-CODECS: Table[CodecType] = Table(
-    "codecs",
-    "codec",
-    CodecType,
-    {
-        "identity": CodecType(
-            build=lambda stride, channels, options: BlockCodec(stride, channels),
-            halvings=lambda options: 0,
-        ),
-        "haar": CodecType(
-            build=lambda stride, channels, options: BlockCodec(stride, channels),
-            halvings=lambda options: options.levels,
-            shape=("levels",),
-            check=_check_haar,
-        ),
-        "kl": CodecType(
-            build=lambda stride, channels, options: LatentCodec(
-                stride, channels, options.channels, options.latent_channels
-            ),
-            halvings=lambda options: len(options.channels) - 1,
-            shape=("channels", "latent_channels"),
-            training=("kl_weight", "adversarial_weight", "max_steps", "batch_size", "learning_rate", "checkpoint"),
-            check=_check_kl,
-        ),
-    },
-    key="codec.name",
+IDENTITY = CodecType(
+    build=lambda stride, channels, options: BlockCodec(stride, channels),
+    halvings=lambda options: 0,
 )
+HAAR = CodecType(
+    build=lambda stride, channels, options: BlockCodec(stride, channels),
+    halvings=lambda options: options.levels,
+    shape=("levels",),
+    check=_check_haar,
+)
+KL = CodecType(
+    build=lambda stride, channels, options: LatentCodec(stride, channels, options.channels, options.latent_channels),
+    halvings=lambda options: len(options.channels) - 1,
+    shape=("channels", "latent_channels"),
+    training=("kl_weight", "adversarial_weight", "max_steps", "batch_size", "learning_rate", "checkpoint"),
+    check=_check_kl,
+)
+CODECS: Table[CodecType] = Table("codecs", "codec", CodecType, key="codec.name")
 
 
 def check_codec(options: CodecOptions, pretrained: bool = False) -> None:

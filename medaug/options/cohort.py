@@ -68,7 +68,7 @@ class DataOptions(SplitOptions):
     layout: str = option(
         "layout of the folder where there is no manifest; auto: detect it; phantom: make phantoms",
         "auto",
-        choices=one_of("auto", "msd", "brats2020", "brats2023", "brats2024", "nnunet", "phantom", table="layouts"),
+        choices=one_of("auto", "phantom", table="layouts", without=("pairs",)),
     )
     source: str = option("where to get the data, printed when they are missing", "", identity=False)
     fold: int = option(

@@ -65,10 +65,11 @@ class Items:
 
 @dataclass(frozen=True)
 class Choices:
-    """Names that an option may have: those listed, and those that installed packages add to a table."""
+    """Names that an option may have: those listed, and those of a table (`medaug.tables`) except `without`."""
 
     names: tuple[str | int, ...] = ()
     table: str = ""
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,9 @@ def between(least: float, most: float) -> Range:
     return Range(least=least, most=most)
 
 
-def one_of(*names: str | int, table: str = "") -> Choices:
-    """These names, and those that installed packages add to the table (entry points of group `medaug.<table>`)."""
-    return Choices(names, table)
+def one_of(*names: str | int, table: str = "", without: tuple[str, ...] = ()) -> Choices:
+    """These names, and those of a table's entries except `without`."""
+    return Choices(names, table, without)
 
 
 def option(

@@ -64,7 +64,7 @@ class CodecOptions:
     name: str = option(
         "identity, haar (wavelets) or kl (an autoencoder, trained before the diffusion)",
         "haar",
-        choices=one_of("identity", "haar", "kl", table="codecs"),
+        choices=one_of(table="codecs"),
     )
     levels: int = option(
         "levels of the wavelet transform; each halves the sides",
@@ -111,7 +111,7 @@ class NetworkOptions:
     name: str = option(
         "unet (mask beside the image), spade (mask in the decoder), controlnet (on a frozen base)",
         "unet",
-        choices=one_of("unet", "spade", "controlnet", table="networks"),
+        choices=one_of(table="networks"),
     )
     spatial_dims: int = option("3: volumes; 2: every axial slice by itself", 3, choices=one_of(2, 3))
     channels: list[int] = option("features per level", [32, 64, 96], limits=at_least(1), items=Items(fewest=1))
@@ -137,12 +137,12 @@ class ProcessOptions:
     noise_schedule: str = option(
         "how signal and noise change over time",
         "rectified_flow",
-        choices=one_of("linear", "cosine", "rectified_flow", "edm", table="schedules"),
+        choices=one_of(table="schedules"),
     )
     prediction_type: str = option(
         "what the network predicts",
         "flow",
-        choices=one_of("epsilon", "sample", "v_prediction", "flow", "edm", table="predictions"),
+        choices=one_of(table="predictions"),
     )
     num_train_timesteps: int | None = option(
         "noise levels of linear and cosine; null: continuous time", 1000, limits=at_least(1)
@@ -168,7 +168,7 @@ class ProcessOptions:
     loss_weight: str = option(
         "loss weight per time: uniform, or min_snr (noisy times count less)",
         "uniform",
-        choices=one_of("uniform", "min_snr", table="loss_weights"),
+        choices=one_of(table="loss_weights"),
     )
     parameters: list[str] = option(
         "options of a schedule, prediction or loss weight that another package adds, as in [power:2]", []

@@ -31,11 +31,7 @@ _POSITIVE = at_least(1)
 class SamplerOptions:
     """How noise becomes an image."""
 
-    name: str = option(
-        "the sampler",
-        "dpmpp_2m",
-        choices=one_of("dpmpp_2m", "dpmpp_2m_sde", "heun", "ddim", "ddpm", table="samplers"),
-    )
+    name: str = option("the sampler", "dpmpp_2m", choices=one_of(table="samplers"))
     num_inference_steps: int = option(
         "steps, each one evaluation of the network (heun: two, except the last)", 8, limits=_POSITIVE
     )
@@ -48,7 +44,7 @@ class SamplerOptions:
     spacing: str = option(
         "how the steps are spaced in time; karras cannot start from pure noise",
         "trailing",
-        choices=one_of("trailing", "uniform", "karras", table="spacings"),
+        choices=one_of(table="spacings"),
     )
     parameters: list[str] = option("options of a sampler that another package adds, as in [strength:0.5]", [])
 
@@ -60,7 +56,7 @@ class MasksOptions:
     source: str = option(
         "training masks (real), deformed training masks, or masks of a mask generator (generated)",
         "deformed",
-        choices=one_of("real", "deformed", "generated", table="mask_sources"),
+        choices=one_of(table="mask_sources"),
     )
     checkpoint: str | None = path_option(
         "checkpoint of a training with task=mask_generator",
@@ -184,7 +180,7 @@ class ArmsOptions:
     names: list[str] = option(
         "arms to compare, each with its baseline",
         ["real", "real+classical", "real+classical+synthetic"],
-        choices=one_of("real", "real+classical", "real+classical+synthetic", table="arms"),
+        choices=one_of(table="arms"),
         items=Items(fewest=2, distinct=True),
     )
     synthetic_share: float = option(
@@ -201,16 +197,14 @@ class BenchmarkOptions:
         "one segmenter is trained per arm and seed", [0, 1, 2], items=Items(fewest=1, distinct=True)
     )
     bootstrap_seed: int = option("seed of the intervals", 0, limits=at_least(0))
-    backend: str = option(
-        "what trains the segmenters", "unet", choices=one_of("unet", table="backends"), identity=False
-    )
+    backend: str = option("what trains the segmenters", "unet", choices=one_of(table="backends"), identity=False)
 
 
 @dataclass
 class ExportOptions:
     """The synthetic pairs in another tool's layout."""
 
-    format: str = option("layout to write", "msd", choices=one_of("msd", "nnunet", table="export_formats"))
+    format: str = option("layout to write", "msd", choices=one_of(table="export_formats"))
     manifest: str | None = path_option("manifest of a cohort to export; null: the experiment's synthetic pairs")
     out: str | None = path_option("folder to write, which must not exist yet")
 
@@ -224,9 +218,7 @@ class IngestOptions(SplitOptions):
     layout: str = option(
         "layout of the folder; auto: detect it",
         "auto",
-        choices=one_of(
-            "auto", "msd", "brats2020", "brats2023", "brats2024", "nnunet", "pairs", "dicom", table="layouts"
-        ),
+        choices=one_of("auto", "dicom", table="layouts"),
     )
     rules: str | None = path_option("YAML file: modalities, labels, which file is which (see the documentation)")
     accept_labels: bool = option("confirm the labels that the layout proposes", False)

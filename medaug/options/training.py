@@ -114,7 +114,7 @@ class LoggerOptions:
     name: str = option(
         "tensorboard, csv, or wandb and mlflow (extras of the same name)",
         "tensorboard",
-        choices=one_of("tensorboard", "csv", "wandb", "mlflow", table="loggers"),
+        choices=one_of(table="loggers"),
     )
 
 

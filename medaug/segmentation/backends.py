@@ -16,4 +16,5 @@ class UNetBackend:
         return UNetSegmenter(problem, options)
 
 
-BACKENDS: Table[Backend] = Table("backends", "segmenter backend", Backend, {"unet": UNetBackend()})
+UNET = UNetBackend()
+BACKENDS: Table[Backend] = Table("backends", "segmenter backend", Backend, key="benchmark.backend")

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from medaug.errors import UserError
 from medaug.options import MasksOptions
-from medaug.synthesis.deformed import DEFORMED
-from medaug.synthesis.generated import GENERATED
 from medaug.synthesis.masks import ImageModel, Masks, MaskSource
-from medaug.synthesis.real import REAL
 from medaug.tables import Table
 
-MASK_SOURCES = Table(
-    "mask_sources", "mask source", MaskSource, {"real": REAL, "deformed": DEFORMED, "generated": GENERATED}
-)
+MASK_SOURCES: Table[MaskSource] = Table("mask_sources", "mask source", MaskSource, key="masks.source")
 
 
 def load_masks(options: MasksOptions, model: ImageModel | None = None) -> Masks:

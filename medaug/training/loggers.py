@@ -15,18 +15,29 @@ LOGGERS: Table[Callable[[Path], Logger]] = Table(
     "loggers",
     "logger",
     Callable,  # type: ignore[arg-type]  # an abstract class, for isinstance
-    {
-        "tensorboard": lambda folder: loggers.TensorBoardLogger(folder, name="tensorboard", version=""),
-        # a new file per start: without a version of its own it would delete the former one
-        "csv": lambda folder: loggers.CSVLogger(folder, name="csv"),
-        "wandb": lambda folder: loggers.WandbLogger(save_dir=folder, project="medaug"),
-        "mlflow": lambda folder: loggers.MLFlowLogger(
-            experiment_name="medaug", tracking_uri=f"file:{folder / 'mlflow'}"
-        ),
-    },
     key="logger.name",
 )
 """Functions from the folder of the run to a logger that writes below it."""
+
+
+def tensorboard(folder: Path) -> Logger:
+    """Lightning's TensorBoardLogger."""
+    return loggers.TensorBoardLogger(folder, name="tensorboard", version="")
+
+
+def csv(folder: Path) -> Logger:
+    """Lightning's CSVLogger, a new file per start: with a version of its own it would delete the former one."""
+    return loggers.CSVLogger(folder, name="csv")
+
+
+def wandb(folder: Path) -> Logger:
+    """Lightning's WandbLogger."""
+    return loggers.WandbLogger(save_dir=folder, project="medaug")
+
+
+def mlflow(folder: Path) -> Logger:
+    """Lightning's MLFlowLogger, which writes files."""
+    return loggers.MLFlowLogger(experiment_name="medaug", tracking_uri=f"file:{folder / 'mlflow'}")
 
 
 def make_logger(name: str, folder: Path) -> Logger:

@@ -75,7 +75,7 @@ def brightness(material: Material):
 
 def test_a_new_measure_is_one_entry_and_one_function(tmp_path, monkeypatch):
     entry = Measure("Brightness", "units", 2, None, "mean intensity", brightness)
-    monkeypatch.setitem(MEASURES.own, "brightness", entry)
+    monkeypatch.setitem(MEASURES.own, "brightness", lambda: entry)
     taken = material()
     results = {name: list(m.function(taken)) for name, m in MEASURES.items() if taken.has(m.needs)}
     Audit(False, results).save(tmp_path / "audit")

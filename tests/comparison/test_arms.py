@@ -29,7 +29,7 @@ def test_an_arm_without_its_baseline_is_compared_with_the_baseline_of_that():
 
 def test_an_added_arm_names_its_own_baseline(monkeypatch):
     """No ladder: two arms with the same baseline, in any order, one of them without real scans."""
-    monkeypatch.setitem(ARMS.own, "synthetic", Arm(baseline="real", real=False, synthetic=True))
+    monkeypatch.setitem(ARMS.own, "synthetic", lambda: Arm(baseline="real", real=False, synthetic=True))
     assert pairs_to_compare(["synthetic", "real+classical", "real"]) == [
         ("synthetic", "real"),
         ("real+classical", "real"),
@@ -37,7 +37,7 @@ def test_an_added_arm_names_its_own_baseline(monkeypatch):
     training_set = ARMS["synthetic"].training_set(REAL, SYNTHETIC, 0.25)  # type: ignore[arg-type]
     assert list(training_set.real) == [] and training_set.num_synthetic(4) == 4
     check_arms(ArmsOptions(names=["real", "synthetic"]), 1)
-    monkeypatch.setitem(ARMS.own, "apart", Arm(baseline=None))
+    monkeypatch.setitem(ARMS.own, "apart", lambda: Arm(baseline=None))
     with pytest.raises(UserError, match="none of these arms has another one as its baseline"):
         check_arms(ArmsOptions(names=["real", "apart"]), 4)
 

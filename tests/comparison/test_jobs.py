@@ -284,7 +284,7 @@ def test_a_backend_that_is_no_network_runs_a_job(bench, tmp_path, monkeypatch):
     manifest, space, loaded = bench
     backend = SimpleNamespace(make=MostFrequent)
     assert isinstance(backend, Backend)
-    monkeypatch.setitem(BACKENDS.own, "most_frequent", backend)
+    monkeypatch.setitem(BACKENDS.own, "most_frequent", lambda: backend)
     segmenter = BACKENDS["most_frequent"].make(Problem(manifest.modalities, manifest.schema, space), OPTIONS)
     run(Job(ARMS[0], 0), tmp_path, bench, segmenter)
     rows = pd.read_csv(Job(ARMS[0], 0).scores(tmp_path))

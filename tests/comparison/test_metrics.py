@@ -24,7 +24,7 @@ def volume_error(prediction, truth, spacing):
 @pytest.fixture
 def added(monkeypatch):
     entry = Metric("Volume error", "ml", 1, False, "difference of volumes", volume_error)
-    monkeypatch.setitem(METRICS.own, "volume_error", entry)
+    monkeypatch.setitem(METRICS.own, "volume_error", lambda: entry)
 
 
 def test_a_new_metric_appears_everywhere(added, tmp_path):
@@ -63,7 +63,7 @@ def test_results_come_back_from_their_files(tmp_path):
 def test_a_run_from_before_a_metric_is_read_without_it(tmp_path, monkeypatch):
     toy_benchmark(tmp_path).compare([("good", "bad")]).save(tmp_path)
     entry = Metric("Volume error", "ml", 1, False, "difference of volumes", volume_error)
-    monkeypatch.setitem(METRICS.own, "volume_error", entry)
+    monkeypatch.setitem(METRICS.own, "volume_error", lambda: entry)
     assert Benchmark.load(tmp_path).scores.metrics == ["dice", "hd95"]
 
 

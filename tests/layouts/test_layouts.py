@@ -352,7 +352,7 @@ def test_an_entry_of_the_table_is_detected_and_read(tmp_path: Path, monkeypatch:
         )
 
     entry = LayoutFormat(read, has_files=lambda files: any(file.startswith("scan_") for file in files))
-    monkeypatch.setitem(LAYOUTS.own, "scans", entry)
+    monkeypatch.setitem(LAYOUTS.own, "scans", lambda: entry)
     (tmp_path / "scan_one.nii.gz").touch()
     assert detect_layout(tmp_path) == "scans"
     assert [case.name for case in read_layout(tmp_path).manifest.cases] == ["one"]

@@ -1,0 +1,88 @@
+"""The package's own entries of every table: name to "module:attribute", imported when an entry is looked up.
+
+This is the one place that names them. The tables (`medaug.tables.Table`), the choices that the options declare,
+`--help` and the configuration reference are made from it, so it imports nothing. An installed package adds entries in
+the same form, as entry points of group `medaug.<table>` (docs/extending.md).
+"""
+
+from __future__ import annotations
+
+OWN: dict[str, dict[str, str]] = {
+    "samplers": {
+        "dpmpp_2m": "medaug.diffusion.samplers:DPMPP_2M",
+        "dpmpp_2m_sde": "medaug.diffusion.samplers:DPMPP_2M_SDE",
+        "heun": "medaug.diffusion.samplers:HEUN",
+        "ddim": "medaug.diffusion.samplers:DDIM",
+        "ddpm": "medaug.diffusion.samplers:DDPM",
+    },
+    "spacings": {
+        "trailing": "medaug.diffusion.spacings:trailing",
+        "uniform": "medaug.diffusion.spacings:uniform",
+        "karras": "medaug.diffusion.spacings:karras",
+    },
+    "schedules": {
+        "linear": "medaug.diffusion.schedules:Linear",
+        "cosine": "medaug.diffusion.schedules:Cosine",
+        "rectified_flow": "medaug.diffusion.schedules:RectifiedFlow",
+        "edm": "medaug.diffusion.schedules:VarianceExploding",
+    },
+    "predictions": {
+        "epsilon": "medaug.diffusion.predictions:Epsilon",
+        "sample": "medaug.diffusion.predictions:Sample",
+        "v_prediction": "medaug.diffusion.predictions:Velocity",
+        "flow": "medaug.diffusion.predictions:Flow",
+        "edm": "medaug.diffusion.predictions:Edm",
+    },
+    "loss_weights": {
+        "uniform": "medaug.diffusion.predictions:Uniform",
+        "min_snr": "medaug.diffusion.predictions:MinSnr",
+    },
+    "codecs": {
+        "identity": "medaug.networks.codec_table:IDENTITY",
+        "haar": "medaug.networks.codec_table:HAAR",
+        "kl": "medaug.networks.codec_table:KL",
+    },
+    "networks": {
+        "unet": "medaug.networks.unet:ConcatUNet",
+        "spade": "medaug.networks.spade:SpadeUNet",
+        "controlnet": "medaug.networks.controlnet:ControlledUNet",
+    },
+    "loggers": {
+        "tensorboard": "medaug.training.loggers:tensorboard",
+        "csv": "medaug.training.loggers:csv",
+        "wandb": "medaug.training.loggers:wandb",
+        "mlflow": "medaug.training.loggers:mlflow",
+    },
+    "mask_sources": {
+        "real": "medaug.synthesis.real:REAL",
+        "deformed": "medaug.synthesis.deformed:DEFORMED",
+        "generated": "medaug.synthesis.generated:GENERATED",
+    },
+    "arms": {
+        "real": "medaug.comparison.arms:REAL",
+        "real+classical": "medaug.comparison.arms:REAL_CLASSICAL",
+        "real+classical+synthetic": "medaug.comparison.arms:REAL_CLASSICAL_SYNTHETIC",
+    },
+    "backends": {"unet": "medaug.segmentation.backends:UNET"},
+    "metrics": {
+        "dice": "medaug.evaluation.scores:DICE",
+        "hd95": "medaug.evaluation.scores:HD95",
+    },
+    "measures": {
+        "faithfulness": "medaug.auditing.measures:FAITHFULNESS",
+        "guidance": "medaug.auditing.measures:GUIDANCE_SWEEP",
+        "sharpness": "medaug.auditing.measures:SHARPNESS",
+    },
+    "layouts": {
+        "msd": "medaug.layouts.msd:MSD",
+        "brats2020": "medaug.layouts.brats:BRATS2020",
+        "brats2023": "medaug.layouts.brats:BRATS2023",
+        "brats2024": "medaug.layouts.brats:BRATS2024",
+        "nnunet": "medaug.layouts.nnunet:NNUNET",
+        "pairs": "medaug.layouts.pairs:PAIRS",
+    },
+    "export_formats": {
+        "msd": "medaug.exporting.msd:write_msd",
+        "nnunet": "medaug.exporting.nnunet:write_nnunet",
+    },
+}
