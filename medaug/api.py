@@ -20,6 +20,7 @@ from medaug.data.cases import ModelCase
 from medaug.diffusion.noise import named_seed
 from medaug.errors import UserError
 from medaug.files import file_sha256
+from medaug.keys import check_values, keys
 from medaug.options import GenerateOptions, MasksOptions, Options, SamplerOptions
 from medaug.processes import choose_device, process_count, process_rank
 from medaug.synthesis.generation import on_host_grid, sample_images
@@ -95,11 +96,11 @@ class Model:
                 or the options do not fit the model.
         """
         indices = self._indices(masks)
-        generate = GenerateOptions(
-            guidance_scale=guidance_scale, attributes=[f"{name}:{value}" for name, value in (attributes or {}).items()]
-        )
+        named = [f"{name}:{value}" for name, value in (attributes or {}).items()]
+        generate = GenerateOptions(guidance_scale=float(guidance_scale), attributes=named)
         steps = sampler or SamplerOptions()
         check_task(self.network.task, self.card, self.path)
+        check_values(Options(generate=generate, sampler=steps), "generate", keys())
         check_options(self.network.process, self.card.schema, generate, steps, self.card.attributes)
         known = self.card.attributes.requested(generate.attributes)
         recipes = [
@@ -215,9 +216,10 @@ class SyntheticPairs(IterableDataset[Pair]):
         self._options = Options(
             experiment="",
             masks=MasksOptions(source=masks) if isinstance(masks, str) else masks,
-            generate=replace(generate or GenerateOptions(), seed=seed),
+            generate=replace(generate or GenerateOptions(), seed=int(seed)),
             sampler=sampler or SamplerOptions(),
         )
+        check_values(self._options, "generate", keys())
         self._loaded: tuple[Job, Recipes] | None = None
         self._load()
 

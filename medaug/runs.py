@@ -300,11 +300,9 @@ def trained_checkpoint(options: Options) -> Path:
     """The experiment's checkpoint that `checkpoint` names; a training that stopped early is used as it stands.
 
     Raises:
-        UserError: an unknown choice, nothing was trained yet, or samples were not scored, so that there is no best.
+        UserError: nothing was trained yet, or samples were not scored, so that there is no best.
     """
     choice, folder = options.checkpoint, stage_folder(options, "train")
-    if choice not in ("auto", "best", "last"):
-        raise UserError(f"checkpoint={choice}: not one of auto, best, last")
     last, best = folder / "last.ckpt", folder / "best.ckpt"
     if not last.exists():
         raise UserError(

@@ -19,7 +19,7 @@ from medaug.data.cohorts import split_cohort
 from medaug.data.contents import case_contents
 from medaug.data.preprocessing import Preprocessing
 from medaug.layouts import read_layout
-from medaug.options import DataOptions, SamplerOptions
+from medaug.options import DataOptions, GenerateOptions, MasksOptions, SamplerOptions
 from medaug.phantoms.head import write_cohort
 from medaug.synthesis.generation import generate_pairs
 from medaug.training.checkpoint import Card
@@ -119,8 +119,17 @@ def test_bad_places_and_options(run, tmp_path):
         medaug.SyntheticPairs(tmp_path / "absent.ckpt")
     with pytest.raises(medaug.UserError, match="num=0: at least 1"):
         medaug.SyntheticPairs(run, num=0)
-    with pytest.raises(medaug.UserError, match="no such mask source|not one of"):
-        medaug.SyntheticPairs(run, masks="nothing")
+    for options, said in (
+        ({"masks": "nothing"}, "masks.source=nothing: not one of real, deformed"),
+        ({"masks": MasksOptions(elastic=-1.0)}, "masks.elastic=-1: must be at least 0"),
+        ({"masks": MasksOptions("real", rotation=3.0)}, "has no effect without masks.source=deformed; leave it out"),
+        ({"generate": GenerateOptions(guidance_interval=[0.5])}, "must have 2 ascending values"),
+        ({"generate": GenerateOptions(guidance_scale=1.0, negative_classes=["tumour"])}, "with guidance_scale=1.0"),
+    ):
+        with pytest.raises(medaug.UserError, match=said):
+            medaug.SyntheticPairs(run, **options)
+    with pytest.raises(medaug.UserError, match="guidance_scale=-1: must be at least 0"):
+        medaug.load(run).sample(np.zeros((32, 32, 32)), guidance_scale=-1)
     with pytest.raises(medaug.UserError, match="attributes: the model has no attribute site"):
         medaug.load(run).sample(np.zeros((32, 32, 32)), attributes={"site": "A"})
 

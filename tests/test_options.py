@@ -139,7 +139,9 @@ def test_a_condition_names_a_key_that_there_is():
         ("train", ["data.subject_consecutive=2"], "has no effect without data.subject_pattern"),
         ("ingest", ["subject_consecutive=2"], "subject_consecutive=2: has no effect without subject_pattern"),
         ("generate", ["guidance_scale=1", "negative_classes=[oedema]"], "has no effect with guidance_scale=1.0; leave"),
+        ("generate", ["guidance_scale=1", "guidance_interval=[0.1,0.5]"], "has no effect with guidance_scale=1.0"),
         ("generate", ["masks=real", "masks.rotation=3"], "has no effect without masks.source=deformed"),
+        ("generate", ["masks=real", "masks.checkpoint=x"], "masks.checkpoint=x: has no effect without masks.source"),
         ("generate", ["sampler.eta=0.5"], "sampler.eta=0.5: has no effect without sampler=ddim"),
         ("predict", ["remove=true"], "remove=true: has no effect without inpaint; give both or neither"),
         ("predict", ["split=val", "manifest=other.json"], "has no effect with manifest; leave one of them out"),
@@ -160,6 +162,9 @@ def test_what_has_no_effect_is_refused_on_a_command_line(stage, words, said):
         ("benchmark", "arms.names=[real,real+gan]", "real+gan is not one of real, real+classical"),
         ("benchmark", "arms.names=[real]", "must have at least 2 values, each given once"),
         ("generate", "guidance_interval=[0.8,0.2]", "must have 2 ascending values"),
+        ("generate", "guidance_interval=[0.5]", "must have 2 ascending values"),
+        ("generate", "checkpoint=newest", "not one of auto, best, last"),
+        ("predict", "split=all", "not one of train, val, test"),
     ],
 )
 def test_choices_and_lists_are_checked(stage, word, said):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from medaug.cohort.manifest import SPLITS, Case, Manifest
+from medaug.cohort.manifest import Case, Manifest
 from medaug.diffusion.samplers import Sampling
 from medaug.errors import UserError
 from medaug.options import PredictOptions, SamplerOptions
@@ -55,10 +55,6 @@ def check_request(
         UserError: names the option, what is wrong, and the remedy.
     """
     task = model.task
-    for name, least in (("num_samples", 1), ("batch_size", 1), ("margin", 0), ("resample", 1)):
-        value = getattr(predict, name)
-        if value is not None and value < least:
-            raise UserError(f"{name}={value}: at least {least} is needed")
     sampling = check_sampling(model.process, sampler)
     _check_task(task, predict)
     redrawn = _redrawn(card, task, predict)
@@ -103,8 +99,6 @@ def _check_task(task: Task, predict: PredictOptions) -> None:
 
 def _redrawn(card: Card, task: Task, predict: PredictOptions) -> tuple[int, ...]:
     if not predict.inpaint:
-        if predict.remove:
-            raise UserError("remove=true: it goes with inpaint=[CLASS], which says what to remove")
         return ()
     if task.target != "image" or task.num_images:
         raise UserError("inpaint: only models that draw images from masks, or from nothing, can", "leave it out")
@@ -120,13 +114,9 @@ def _redrawn(card: Card, task: Task, predict: PredictOptions) -> tuple[int, ...]
 
 def _cases(card: Card, cohort: Path, predict: PredictOptions) -> tuple[Manifest, tuple[Case, ...]]:
     if predict.manifest is not None:
-        if predict.split is not None:
-            raise UserError("split: all cases of manifest=FILE are taken", "leave it out")
         manifest = Manifest.load(predict.manifest)
         return manifest, manifest.cases
     split = predict.split or "val"
-    if split not in SPLITS:
-        raise UserError(f"split={split}: not one of {', '.join(SPLITS)}")
     manifest = Manifest.load(cohort)
     cases = manifest.split(split)
     if predict.inpaint:

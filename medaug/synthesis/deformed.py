@@ -10,7 +10,6 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from medaug.cohort.schema import foreground
 from medaug.data.transforms import random_affine
-from medaug.errors import UserError
 from medaug.options import MasksOptions
 from medaug.synthesis.masks import ImageModel, Label, Masks, MaskSource, touches_border
 
@@ -37,11 +36,7 @@ class DeformedMasks(Masks):
 
 
 def _load(options: MasksOptions, model: ImageModel | None) -> DeformedMasks:
-    masks = DeformedMasks(options)
-    for name, strength in masks.parameters.items():
-        if strength < 0:
-            raise UserError(f"masks.{name}={strength:g}: a number from 0 upwards is needed")
-    return masks
+    return DeformedMasks(options)
 
 
 DEFORMED = MaskSource(_load)

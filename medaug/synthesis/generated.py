@@ -110,4 +110,4 @@ def _load(options: MasksOptions, image_model: ImageModel | None) -> GeneratedMas
     return GeneratedMasks(model, check_sampling(model.process, sampler), file_sha256(path), own.seen)
 
 
-GENERATED = MaskSource(_load, reads_checkpoint=True)
+GENERATED = MaskSource(_load)

@@ -73,11 +73,9 @@ class MaskSource:
     Attributes:
         load: makes the masks from the options; raises a UserError that names the key if the options do not fit. The
             image model is None while it trains, when the masks are for scoring its samples.
-        reads_checkpoint: whether the source reads `masks.checkpoint`.
     """
 
     load: Callable[[MasksOptions, ImageModel | None], Masks]
-    reads_checkpoint: bool = False
 
 
 def touches_border(mask: Label) -> bool:

@@ -35,7 +35,7 @@ def check_options(
     sampler: SamplerOptions,
     attributes: AttributeEncoder = NO_ATTRIBUTES,
 ) -> None:
-    """Refuse options that the model does not support or that would have no effect, before anything is written.
+    """Refuse options that the model does not support, before anything is written.
 
     Args:
         process, schema, attributes: the model's.
@@ -44,14 +44,7 @@ def check_options(
     Raises:
         UserError: names the option and the remedy.
     """
-    interval = generate.guidance_interval
-    if interval is not None and len(interval) != 2:
-        raise UserError(f"guidance_interval has {len(interval)} values", "give two times, as in [0.2,0.8]")
     check_sampling(process, sampler)
-    try:
-        Guidance(generate.guidance_scale, _interval(interval), generate.guidance_rescale)
-    except ValueError as error:
-        raise UserError(f"generate: {error}") from error
     attributes.requested(generate.attributes)
     unknown = [name for name in generate.negative_classes if name not in schema.foreground]
     if unknown:
@@ -59,16 +52,6 @@ def check_options(
             f"negative_classes: {', '.join(unknown)} is not a class of the masks",
             f"choose from {', '.join(schema.foreground)}",
         )
-    unread = [
-        name
-        for name, value in (
-            ("guidance_interval", interval),
-            ("negative_classes", generate.negative_classes),
-        )
-        if value and generate.guidance_scale == 1
-    ]
-    if unread:
-        raise UserError(f"{unread[0]}: guidance_scale=1 is no guidance and does not read it", "choose another scale")
 
 
 def recipe_sampling(recipe: Recipe) -> Sampling:

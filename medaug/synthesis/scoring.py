@@ -87,20 +87,15 @@ Image = NDArray[np.float32]
 
 
 def check_scoring(process: Process, trainer: TrainerOptions) -> None:
-    """Refuse options that would fail at the first scoring, long after training began.
+    """Refuse a process that the scoring's sampler cannot sample, which would fail long after training began.
 
     Args:
         process: process of the model.
-        trainer: its `score_` keys and `selector_steps` are checked.
+        trainer: its `score_inference_steps` are the sampler's.
 
     Raises:
         UserError: names the key and the remedy.
     """
-    for key, least in (("score_every", 1), ("score_num", 2), ("score_inference_steps", 1), ("selector_steps", 1)):
-        if (value := getattr(trainer, key)) < least:
-            raise UserError(
-                f"trainer.{key}={value}: at least {least} is needed", "trainer.score_every=0 scores nothing"
-            )
     try:
         check_sampling(process, _sampler(process, trainer), "trainer.score_every")
     except UserError as error:

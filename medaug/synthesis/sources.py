@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from medaug.errors import UserError
 from medaug.options import MasksOptions
 from medaug.synthesis.masks import ImageModel, Masks, MaskSource
 from medaug.tables import Table
@@ -20,7 +19,4 @@ def load_masks(options: MasksOptions, model: ImageModel | None = None) -> Masks:
     Raises:
         UserError: names the key, what is wrong, and the remedy.
     """
-    source = MASK_SOURCES[options.source]
-    if options.checkpoint is not None and not source.reads_checkpoint:
-        raise UserError(f"masks.checkpoint: masks={options.source} does not read it", "choose masks=generated")
-    return source.load(options, model)
+    return MASK_SOURCES[options.source].load(options, model)

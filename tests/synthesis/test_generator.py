@@ -137,7 +137,6 @@ def test_the_recipe_counts_attempts_and_takes_only_the_grid_from_its_host(tmp_pa
         ({"subjects": SUBJECTS | {"train": ["stranger"]}}, {}, "leak: it saw stranger, not a training subject here"),
         ({"subjects": SUBJECTS | {"val": ["T"]}}, {}, "leak: it saw T, not a training subject here"),
         ({"subjects": SUBJECTS | {"train": ["V"]}}, {}, "leak: it saw V, not a training subject here"),
-        ({}, {"source": "real"}, "masks.checkpoint: masks=real does not read it; choose masks=generated"),
         ({}, {"sampler": SamplerOptions(spacing="karras")}, "sampler: spacing karras cannot go with rectified_flow"),
     ],
 )
