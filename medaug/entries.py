@@ -84,5 +84,6 @@ OWN: dict[str, dict[str, str]] = {
     "export_formats": {
         "msd": "medaug.exporting.msd:write_msd",
         "nnunet": "medaug.exporting.nnunet:write_nnunet",
+        "dicom": "medaug.exporting.dicom:write_dicom",
     },
 }

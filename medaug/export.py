@@ -3,6 +3,7 @@
 python -m medaug.export experiment=hippocampus format=msd out=DIR
 python -m medaug.export experiment=hippocampus format=nnunet out=nnUNet_raw/Dataset501_Hippocampus
 python -m medaug.export manifest=cohort.json format=nnunet out=nnUNet_raw/Dataset502_Cohort
+python -m medaug.export experiment=hippocampus format=dicom out=DIR [segmentation=LABELMAP]
 """
 
 from __future__ import annotations
@@ -39,8 +40,7 @@ def main(options: Options) -> None:
     from medaug.exporting.request import Export
     from medaug.synthesis.pairs import Pairs
 
-    if wanted.format not in WRITERS:
-        raise UserError(f"format={wanted.format}: not one of {', '.join(WRITERS)}")
+    write = WRITERS[wanted.format]
     out = Path(wanted.out)
     if wanted.manifest is not None:
         source = Path(wanted.manifest)
@@ -55,7 +55,7 @@ def main(options: Options) -> None:
         pairs.refuse_changed(content_digests(files, folder.parent / "cache"))
     line = {"out": str(out.resolve()), "format": wanted.format, "cases": len(cohort.cases), "digest": digest}
     made = {one["name"]: one for one in records}
-    WRITERS[wanted.format](Export(cohort, out, made, wanted, partial(_note, record, line)))
+    write(Export(cohort, out, made, wanted, partial(_note, record, line)))
     log.info("%d cases of %s are in %s", len(cohort.cases), cohort.name, out)
 
 

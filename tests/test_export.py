@@ -100,7 +100,7 @@ def test_an_export_that_failed_is_not_noted(tmp_path, pairs):
     [
         ({"manifest": "x.json"}, "out=DIR is missing"),
         ({"out": "x"}, "nothing to export; give experiment=NAME for its synthetic pairs, or manifest=FILE"),
-        ({"out": "x", "manifest": "x.json", "format": "bids"}, "format=bids: not one of msd, nnunet"),
+        ({"out": "x", "manifest": "x.json", "format": "tar"}, "export.format=tar: no such export format"),
         ({"out": "x", "manifest": "nowhere.json"}, "nowhere.json: no such file"),
         ({"out": "x", "experiment": "toy"}, "no finished synthetic pairs"),
     ],

@@ -61,7 +61,8 @@ class Export:
 
         Args:
             write_case: writes the files of one case below a folder.
-            files: content of JSON files by their names, made from the cases that were written.
+            files: content of further files by their names, made from the cases that were written: a text as it is,
+                anything else as JSON.
 
         Raises:
             UserError: `out` exists, there is no labelled case to train on, or a case's name cannot be a file name.
@@ -83,10 +84,9 @@ class Export:
             for case in track(cases, "exporting"):
                 write_case(case, unfinished)
             for name, content in files(cases).items():
-                write_json(unfinished / name, content)
+                _write(unfinished / name, content)
             if manifest.phantom:
-                with atomic_write(unfinished / PHANTOM_MARK) as temporary:
-                    temporary.write_text(f"{manifest.name}: computer-made phantoms, not patients\n")
+                _write(unfinished / PHANTOM_MARK, f"{manifest.name}: computer-made phantoms, not patients\n")
             self.announce()
             put_folder(unfinished, out)
 
@@ -144,3 +144,10 @@ def training_part(case: Case) -> str:
 def _check_grid(path: Path, first: Header, volume: Volume) -> None:
     if difference := grid_difference(first, volume.header):
         raise UserError(f"{difference} of the case's first image", "resample it onto that grid", path=path)
+
+
+def _write(path: Path, content: Any) -> None:
+    if not isinstance(content, str):
+        return write_json(path, content)
+    with atomic_write(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")

@@ -205,6 +205,12 @@ class ExportOptions:
     """The synthetic pairs in another tool's layout."""
 
     format: str = option("layout to write", "msd", choices=one_of(table="export_formats"))
+    segmentation: str = option(
+        "kind of DICOM SEG; few tools read LABELMAP yet",
+        "BINARY",
+        choices=one_of("BINARY", "LABELMAP"),
+        applies_when=(only_with("export.format", "dicom"),),
+    )
     manifest: str | None = path_option("manifest of a cohort to export; null: the experiment's synthetic pairs")
     out: str | None = path_option("folder to write, which must not exist yet")
 

@@ -20,6 +20,7 @@ from medaug.imaging.nifti import write_volume
 from medaug.imaging.reading import read_images
 from medaug.layouts import read_layout
 
+NIFTI = ("msd", "nnunet")
 SHAPE = (7, 8, 5)
 BRATS = LabelSchema(((0, "background"), (1, "necrotic core"), (2, "oedema"), (4, "enhancing tumour")))
 AFFINE = np.array([[0, -1.5, 0, 10], [1.2, 0, 0, -3], [0, 0, 2.0, 7], [0, 0, 0, 1]])
@@ -87,7 +88,7 @@ def test_msd_with_one_modality_is_3d_and_medaug_reads_back_what_it_wrote(tmp_pat
         np.testing.assert_array_equal(data(again.image_paths(one)[0]), data(manifest.image_paths(other)[0]))
 
 
-@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize("layout", NIFTI)
 @pytest.mark.parametrize("phantom", [False, True])
 def test_no_header_holds_the_name_of_the_cohort(tmp_path, layout, phantom):
     manifest = replace(cohort(tmp_path), name="Quackenbush Zebulon", phantom=phantom)
@@ -117,7 +118,7 @@ def test_nnunet_has_a_file_per_modality_and_consecutive_labels(tmp_path):
         np.testing.assert_array_equal(indices, np.where(values == 4, 3, values))
 
 
-@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize("layout", NIFTI)
 def test_attributes_come_back(tmp_path, layout):
     manifest = cohort(tmp_path, modalities=("T1",), num=3)
     told = [{"site": "A", "grade": 2.0}, {}, {"site": "B"}]
@@ -126,7 +127,7 @@ def test_attributes_come_back(tmp_path, layout):
     assert [case.attributes for case in read_layout(tmp_path / "out").sound().cases] == told
 
 
-@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize("layout", NIFTI)
 def test_values_that_the_header_scales_keep_their_meaning(tmp_path, layout):
     manifest = cohort(tmp_path, modalities=("T1",), num=1)
     raw = np.arange(np.prod(SHAPE)).reshape(SHAPE).astype(np.int16)
@@ -149,7 +150,7 @@ def test_modalities_of_different_types_share_one_that_holds_both(tmp_path):
     np.testing.assert_array_equal(stack[..., 1], fine)
 
 
-@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize("layout", NIFTI)
 def test_an_existing_folder_is_refused_and_left_alone(tmp_path, layout):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("keep")
@@ -158,7 +159,7 @@ def test_an_existing_folder_is_refused_and_left_alone(tmp_path, layout):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize("layout", NIFTI)
 def test_a_fault_in_the_last_case_leaves_nothing(tmp_path, layout):
     manifest = cohort(tmp_path)
     before = sorted(tmp_path.rglob("*"))
@@ -168,7 +169,7 @@ def test_a_fault_in_the_last_case_leaves_nothing(tmp_path, layout):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize("layout", NIFTI)
 def test_an_interruption_and_a_full_disk_leave_nothing(tmp_path, layout, monkeypatch):
     manifest = cohort(tmp_path)
     before = sorted(tmp_path.rglob("*"))
@@ -240,7 +241,7 @@ def test_nnunet_never_trains_on_a_test_case_and_keeps_the_split(tmp_path):
     assert content["numTraining"] == 3 and content["medaug"]["subjects"]["case6"] == "case6"
 
 
-@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize("layout", NIFTI)
 def test_only_test_cases_are_nothing_to_train_on(tmp_path, layout):
     manifest = cohort(tmp_path)
     tested = replace(manifest, cases=tuple(replace(case, split="test") for case in manifest.cases))
@@ -326,7 +327,7 @@ def test_a_class_called_ignore_is_refused_by_nnunet_alone(tmp_path):
     WRITERS["msd"](Export(manifest, tmp_path / "out"))
 
 
-@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize("layout", NIFTI)
 def test_a_rounded_affine_becomes_the_images_and_another_grid_is_refused(tmp_path, layout):
     manifest = cohort(tmp_path)
     first, *_, last = manifest.image_paths(manifest.cases[0])
@@ -344,7 +345,7 @@ def test_a_rounded_affine_becomes_the_images_and_another_grid_is_refused(tmp_pat
         path.write_bytes(kept)
 
 
-@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize("layout", NIFTI)
 def test_what_training_would_choke_on_is_refused(tmp_path, layout):
     manifest = cohort(tmp_path, dtype="float32")
     path = manifest.image_paths(manifest.cases[0])[1]
@@ -358,7 +359,7 @@ def test_what_training_would_choke_on_is_refused(tmp_path, layout):
         WRITERS[layout](Export(fewer, tmp_path / "out"))
 
 
-@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize("layout", NIFTI)
 @pytest.mark.parametrize("name", ["../out", "a/b", ".hidden"])
 def test_a_case_name_cannot_lead_out_of_the_folder(tmp_path, layout, name):
     manifest = cohort(tmp_path, num=1)
@@ -367,7 +368,7 @@ def test_a_case_name_cannot_lead_out_of_the_folder(tmp_path, layout, name):
         WRITERS[layout](Export(manifest, tmp_path / "out"))
 
 
-@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize("layout", NIFTI)
 def test_phantoms_stay_phantoms(tmp_path, layout):
     manifest = cohort(tmp_path)
     for phantom in (True, False):

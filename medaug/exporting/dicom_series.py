@@ -1,0 +1,319 @@
+"""A volume as a classic DICOM series, with headers written afresh: nothing is copied from a scanner's files."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    PositronEmissionTomographyImageStorage,
+    SecondaryCaptureImageStorage,
+)
+from pydicom.valuerep import format_number_as_ds
+
+from medaug.imaging.volume import LPS_TO_RAS, spacing
+
+DATE, TIME = "20000101", "000000"
+"""Where the standard demands a date. It is always the same, so that the same pair gives the same bytes."""
+LONGEST = 64
+"""Characters of a DICOM long string (LO): a patient's ID, a description, the name of a segment."""
+
+_NAMES = {
+    "CT": r"(?:CB|LD|HR)?CT",
+    "PT": r"PET|PT|SUV|FDG",
+    "MR": r"MRI?|T[12](?:W|C|CE|GD|N|F)?|PDW?|FLAIR|STIR|DWI|ADC|DTI|DCE|SWI|TOF|BOLD",
+}
+_STEPS = 2**16 - 1  # between the smallest and the largest value that 16 bits hold
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a modality's name says of its DICOM.
+
+    Attributes:
+        modality: Modality (0008,0060).
+        sop_class: UID of the storage class.
+        image_type: values of ImageType (0008,0008).
+        module: elements that the class demands beside those of every image.
+    """
+
+    modality: str
+    sop_class: str
+    image_type: tuple[str, ...]
+    module: Mapping[str, Any]
+
+
+KINDS = {
+    "MR": Kind(
+        "MR",
+        MRImageStorage,
+        ("DERIVED", "SECONDARY", "OTHER"),
+        {
+            "PatientPosition": "",
+            "ScanningSequence": "RM",  # research mode: no scanner's sequence made it
+            "SequenceVariant": "NONE",
+            "ScanOptions": "",
+            "MRAcquisitionType": "3D",
+            "RepetitionTime": None,
+            "EchoTime": None,
+            "EchoTrainLength": None,
+        },
+    ),
+    "CT": Kind(
+        "CT",
+        CTImageStorage,
+        ("DERIVED", "SECONDARY", "AXIAL"),
+        {"PatientPosition": "", "KVP": None, "AcquisitionNumber": None},
+    ),
+    "PT": Kind(
+        "PT",
+        PositronEmissionTomographyImageStorage,
+        ("DERIVED", "PRIMARY"),  # the standard knows no other second value for PET
+        {
+            "SeriesDate": DATE,
+            "SeriesTime": TIME,
+            "AcquisitionDate": "",
+            "AcquisitionTime": "",
+            "Units": "NONE",
+            "CountsSource": "EMISSION",
+            "SeriesType": ["WHOLE BODY", "IMAGE"],
+            "CorrectedImage": "",
+            "DecayCorrection": "NONE",
+            "CollimatorType": "NONE",
+            "RadiopharmaceuticalInformationSequence": [],
+            "PatientOrientationCodeSequence": [],
+            "PatientGantryRelationshipCodeSequence": [],
+            "FrameReferenceTime": "0",
+            "ActualFrameDuration": None,
+        },
+    ),
+    "OT": Kind(
+        "OT",
+        SecondaryCaptureImageStorage,
+        ("DERIVED", "SECONDARY", "OTHER"),
+        {"ConversionType": "SYN", "PatientOrientation": ""},
+    ),
+}
+
+
+def kind_of(modality: str) -> Kind:
+    """The kind of DICOM for a modality of a cohort, by its name: MR, CT, PET, or else a secondary capture.
+
+    Args:
+        modality: as the cohort calls it ("T1", "FLAIR", "CT", "MRI T2").
+    """
+    words = [word.upper() for word in re.split(r"[^A-Za-z0-9]+", modality)]
+    for kind, pattern in _NAMES.items():
+        if any(re.fullmatch(pattern, word) for word in words):
+            return KINDS[kind]
+    return KINDS["OT"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all objects of one case have in common.
+
+    Attributes:
+        digest: SHA-256 of the case's content and recipe, from which every UID is derived.
+        patient: PatientID.
+        case: the case's name, for StudyDescription.
+        synthetic: whether the images were computed: a synthetic pair, or a phantom.
+        derivation: how the images were made, for DerivationDescription (at most 1,024 characters).
+    """
+
+    digest: str
+    patient: str
+    case: str
+    synthetic: bool
+    derivation: str
+
+    def uid(self, *parts: object) -> str:
+        """A UID that is always the same for the same case, version of medaug and parts."""
+        text = "\0".join(map(str, (version("medaug"), self.digest, *parts)))
+        return f"2.25.{int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], 'big')}"
+
+    def mark(self, dataset: Dataset) -> None:
+        """Say in a header what the object is and which software made it."""
+        if self.synthetic:
+            dataset.SyntheticData = "YES"
+        purpose = codes.DCM.SynthesizingEquipment if self.synthetic else codes.DCM.ProcessingEquipment
+        dataset.ContributingEquipmentSequence = [
+            _item(
+                PurposeOfReferenceCodeSequence=[
+                    _item(
+                        CodeValue=purpose.value,
+                        CodingSchemeDesignator=purpose.scheme_designator,
+                        CodeMeaning=purpose.meaning,
+                    )
+                ],
+                **equipment(),
+                ContributionDescription=self.derivation,
+            )
+        ]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Voxels as DICOM stores them: `values * slope + intercept`, both numbers exactly as their text says.
+
+    Attributes:
+        values: int16 or uint16.
+        slope, intercept: decimal strings; None where the values stand for themselves.
+        error: the largest difference between a voxel and what is read back, in the volume's unit; 0 if none.
+    """
+
+    values: NDArray[Any]
+    slope: str | None = None
+    intercept: str | None = None
+    error: float = 0.0
+
+    @classmethod
+    def of(cls, array: NDArray[Any], through_zero: bool = False) -> Stored:
+        """Store a volume of finite values in 16 bits: exactly if they are whole numbers that fit, else rounded.
+
+        Rounded values differ from the originals by at most half a step, and there are 65,535 steps between the
+        smallest and the largest value (with `through_zero`, between minus and plus the largest size).
+
+        Args:
+            array: of any shape and type.
+            through_zero: whether the intercept must be 0, as in PET.
+        """
+        low, high = float(array.min()), float(array.max())
+        for dtype in (np.int16, np.uint16):
+            limits = np.iinfo(dtype)
+            if (
+                limits.min <= low
+                and high <= limits.max
+                and (array.dtype.kind in "iu" or (array == np.rint(array)).all())
+            ):
+                return cls(array.astype(dtype))
+        if through_zero:
+            intercept, step = "0", max(-low, high) / (_STEPS // 2)
+            limits = np.iinfo(np.int16)
+        else:
+            intercept, step = decimal(low), (high - low) / _STEPS
+            limits = np.iinfo(np.uint16)
+        # Rounded up a little, so that the largest value keeps its place although the text has few digits.
+        slope = decimal(step * (1 + 1e-9) or 1.0)
+        exact = array.astype(np.float64)
+        values = np.clip(np.rint((exact - float(intercept)) / float(slope)), limits.min, limits.max)
+        error = float(np.abs(values * float(slope) + float(intercept) - exact).max())
+        return cls(values.astype(limits.dtype), slope, intercept, error)
+
+
+def series_of(
+    study: Study, kind: Kind, number: int, description: str, stored: Stored, affine: NDArray[np.float64]
+) -> list[FileDataset]:
+    """A series with one dataset per slice, along the third axis of the array.
+
+    Args:
+        study: of the case.
+        kind: of the modality.
+        number: SeriesNumber, from 1.
+        description: SeriesDescription, the modality's name.
+        stored: voxels (X, Y, Z).
+        affine: (4, 4) voxel indices to RAS+ mm, its axes at right angles.
+    """
+    lps = LPS_TO_RAS @ affine
+    columns, rows, slices = spacing(affine)
+    directions = (lps[:3, :2] / (columns, rows)).T.ravel()
+    made = []
+    for k in range(stored.values.shape[2]):
+        dataset = _new(study, kind, study.uid("image", number, k))
+        dataset.SeriesInstanceUID = study.uid("series", number)
+        dataset.SeriesNumber = number
+        dataset.SeriesDescription = description
+        dataset.Modality = kind.modality
+        dataset.InstanceNumber = k + 1
+        dataset.ImagePositionPatient = [decimal(x) for x in (lps @ [0, 0, k, 1])[:3]]
+        dataset.ImageOrientationPatient = [decimal(x) for x in directions]
+        dataset.PixelSpacing = [decimal(rows), decimal(columns)]  # between rows first
+        dataset.SliceThickness = decimal(slices)
+        if kind.modality == "PT":
+            dataset.ImageIndex, dataset.NumberOfSlices = k + 1, stored.values.shape[2]
+        if stored.slope is not None or kind.modality in {"CT", "PT"}:
+            dataset.RescaleIntercept, dataset.RescaleSlope = stored.intercept or "0", stored.slope or "1"
+            if kind.modality != "PT":
+                dataset.RescaleType = "HU" if kind.modality == "CT" else "US"
+        _set_pixels(dataset, stored.values[:, :, k].T)
+        made.append(dataset)
+    return made
+
+
+def _new(study: Study, kind: Kind, instance: str) -> FileDataset:
+    """A dataset with everything but the series, the place and the pixels."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = UID(kind.sop_class)
+    meta.MediaStorageSOPInstanceUID = UID(instance)
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    elements: dict[str, Any] = {
+        "SpecificCharacterSet": "ISO_IR 192",
+        "SOPClassUID": kind.sop_class,
+        "SOPInstanceUID": instance,
+        "PatientName": "",
+        "PatientID": study.patient,
+        "PatientBirthDate": "",
+        "PatientSex": "",
+        "StudyInstanceUID": study.uid("study"),
+        "StudyDate": DATE,
+        "StudyTime": TIME,
+        "StudyID": "1",
+        "StudyDescription": study.case,
+        "AccessionNumber": "",
+        "ReferringPhysicianName": "",
+        "FrameOfReferenceUID": study.uid("frame of reference"),
+        "PositionReferenceIndicator": "",
+        "Laterality": "",
+        "ImageType": list(kind.image_type),
+        "ContentDate": DATE,
+        "ContentTime": TIME,
+        "DerivationDescription": study.derivation,
+        **equipment(),
+        **kind.module,
+    }
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, value)
+    study.mark(dataset)
+    return dataset
+
+
+def equipment() -> dict[str, str]:
+    """What made an object, by keyword."""
+    return {"Manufacturer": "medaug", "ManufacturerModelName": "medaug", "SoftwareVersions": version("medaug")}
+
+
+def decimal(value: float) -> str:
+    """A DICOM decimal string (at most 16 characters), as near to the value as they allow."""
+    return format_number_as_ds(0.0 if abs(value) < 1e-12 else float(value))
+
+
+def _set_pixels(dataset: Dataset, pixels: NDArray[Any]) -> None:
+    """Put pixels (rows, columns) of 16 bits into a dataset."""
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.BitsAllocated = dataset.BitsStored = 16
+    dataset.HighBit = 15
+    dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
+    dataset.PixelData = np.ascontiguousarray(pixels).astype(pixels.dtype.newbyteorder("<")).tobytes()
+    dataset["PixelData"].VR = "OW"
+
+
+def _item(**elements: Any) -> Dataset:
+    item = Dataset()
+    for keyword, value in elements.items():
+        setattr(item, keyword, value)
+    return item
