@@ -42,7 +42,8 @@ class Comparison:
         arm, baseline: names of arms.
         structure: a region or class, or `MEAN_FOREGROUND`.
         metric: name in `METRICS`.
-        difference: arm minus baseline on the same cases and seeds, with its interval.
+        difference: arm minus baseline on the same cases and seeds, with its interval; of absolute values if the metric
+            has a sign.
         num_seeds: training seeds.
         verdict: what the interval says, in words.
         floor: Dice of the trivial baseline; None in files of earlier versions.
@@ -109,9 +110,9 @@ class Benchmark:
         """The comparisons that a summary names: those of the mean over all structures."""
         return [one for one in self.comparisons if one.structure == MEAN_FOREGROUND] or list(self.comparisons)
 
-    def table(self, arm: str, structure: str, metric: str) -> NDArray[np.float64]:
-        """Scores of an arm, (num_seeds, num_cases)."""
-        return self.scores.table([Job(arm, seed) for seed in self.seeds], self.subjects, structure, metric)
+    def table(self, arm: str, structure: str, metric: str, absolute: bool = False) -> NDArray[np.float64]:
+        """Scores of an arm, (num_seeds, num_cases), or their absolute values."""
+        return self.scores.table([Job(arm, seed) for seed in self.seeds], self.subjects, structure, metric, absolute)
 
     def mean(self, arm: str, structure: str, metric: str) -> Interval:
         """Mean of an arm's scores, with an interval over subjects and seeds."""
@@ -136,13 +137,10 @@ class Benchmark:
     def _compare(self, arm: str, baseline: str, structure: str, metric: str) -> Comparison:
         floor = self.floor[structure]
         learned = max(self.table(one, structure, "dice").mean() for one in (arm, baseline)) > floor
-        difference = paired_comparison(
-            self.table(arm, structure, metric),
-            self.table(baseline, structure, metric),
-            list(self.subjects.values()),
-            self.bootstrap_seed,
-        )
-        words = verdict(difference, METRICS[metric].higher_is_better, learned)
+        entry = METRICS[metric]
+        one, other = (self.table(name, structure, metric, entry.is_signed) for name in (arm, baseline))
+        difference = paired_comparison(one, other, list(self.subjects.values()), self.bootstrap_seed)
+        words = verdict(difference, bool(entry.higher_is_better), learned)
         return Comparison(arm, baseline, structure, metric, difference, len(self.seeds), words, floor)
 
     def save(self, folder: Path) -> list[Path]:

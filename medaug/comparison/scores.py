@@ -45,23 +45,35 @@ class Scores:
         found = {metric for _, _, _, metric in self.values}
         return [name for name in METRICS if name in found or name == "dice"]
 
-    def table(self, jobs: Sequence[Job], cases: Iterable[str], structure: str, metric: str) -> NDArray[np.float64]:
+    def table(
+        self, jobs: Sequence[Job], cases: Iterable[str], structure: str, metric: str, absolute: bool = False
+    ) -> NDArray[np.float64]:
         """Values (num_jobs, num_cases) of a structure, or of the mean over all if it is `MEAN_FOREGROUND`.
+
+        Args:
+            jobs: the rows.
+            cases: names, the columns.
+            structure: one of `structures`, or `MEAN_FOREGROUND`.
+            metric: name in `METRICS`.
+            absolute: take absolute values, before structures are averaged.
 
         Raises:
             UserError: a value is missing.
         """
         cases = list(cases)
         if structure == MEAN_FOREGROUND:
-            return np.asarray(np.mean([self.table(jobs, cases, one, metric) for one in self.structures], axis=0))
+            return np.asarray(
+                np.mean([self.table(jobs, cases, one, metric, absolute) for one in self.structures], axis=0)
+            )
         try:
-            return np.array([[self.values[job, case, structure, metric] for case in cases] for job in jobs])
+            values = np.array([[self.values[job, case, structure, metric] for case in cases] for job in jobs])
         except KeyError as error:
             job, case, *_ = error.args[0]
             raise UserError(
                 f"{self.source}: no {metric} of arm {job.arm}, class {structure}, seed {job.seed}, case {case}",
                 self.remedy,
             ) from None
+        return np.abs(values) if absolute else values
 
     def save(self, path: Path) -> None:
         """Write all values, one per row.

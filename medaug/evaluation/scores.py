@@ -93,7 +93,8 @@ class Metric:
         title: its name in tables and reports, such as "HD95".
         unit: unit of its values, such as "mm"; empty if they have none.
         digits: decimals shown.
-        higher_is_better: whether a higher value means better agreement.
+        higher_is_better: whether a higher value means better agreement. None: values have a sign, as a difference of
+            volumes has, and the nearer to 0 the better; arms are then compared by absolute values.
         note: what it is and what empty masks get, for the report.
         function: (prediction, truth, voxel sides in mm) to a finite value; both masks are (X, Y, Z).
     """
@@ -101,7 +102,7 @@ class Metric:
     title: str
     unit: str
     digits: int
-    higher_is_better: bool
+    higher_is_better: bool | None
     note: str
     function: Callable[[Mask, Mask, Sequence[float]], float]
 
@@ -109,6 +110,18 @@ class Metric:
     def heading(self) -> str:
         """Title with unit, such as "HD95 (mm)"."""
         return f"{self.title} ({self.unit})" if self.unit else self.title
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether values have a sign, and the nearer to 0 the better."""
+        return self.higher_is_better is None
+
+    @property
+    def direction(self) -> str:
+        """Which values are better, in words."""
+        if self.is_signed:
+            return "nearer to 0 is better, so arms are compared by absolute values"
+        return "higher is better" if self.higher_is_better else "lower is better"
 
 
 DICE = Metric(

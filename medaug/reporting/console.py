@@ -24,7 +24,7 @@ def print_table(benchmark: Benchmark, console: Console) -> None:
         table.add_row(Text(printable(arm), style="bold"))
         for structure in benchmark.structures:
             cells = [
-                Text(format_interval(benchmark.mean(arm, structure, name), metric.digits))
+                Text(format_interval(benchmark.mean(arm, structure, name), metric.digits, metric.is_signed))
                 for name, metric in metrics.items()
             ]
             table.add_row(Text(f"  {printable(structure)}"), *cells)

@@ -10,8 +10,10 @@ import pytest
 from pages import Page, toy_benchmark
 from rich.console import Console
 
+from medaug.comparison.job import Job
 from medaug.comparison.results import Benchmark
-from medaug.evaluation.scores import METRICS, Metric
+from medaug.comparison.scores import Scores
+from medaug.evaluation.scores import MEAN_FOREGROUND, METRICS, Metric
 from medaug.reporting.console import print_table, print_verdicts
 from medaug.reporting.report import write_report
 
@@ -50,6 +52,36 @@ def test_a_new_metric_appears_everywhere(added, tmp_path):
     printed = console.file.getvalue()
     assert "Volume error (ml)" in printed and "5.0 [5.0, 5.0]" in printed
     assert "mean foreground Volume error: -4.0 [-4.0, -4.0] ml, gain (7 subjects, 1 seed)" in printed
+
+
+def test_a_signed_metric_is_better_the_nearer_it_is_to_0(tmp_path, monkeypatch):
+    """Predictions are too small: by 1 ml in the good arm, by 5 ml in the bad one."""
+
+    def signed(prediction, truth, spacing):
+        return (int(prediction.sum()) - int(truth.sum())) * float(np.prod(spacing)) / 1000
+
+    entry = Metric("Volume difference", "ml", 1, None, "volume of the prediction minus that of the truth", signed)
+    monkeypatch.setitem(METRICS.own, "volume_difference", lambda: entry)
+    found = toy_benchmark(tmp_path).compare([("good", "bad")])
+    assert found.mean("bad", "lesion", "volume_difference").mean == pytest.approx(-5.0)
+    found.save(tmp_path)
+    rows = pd.read_csv(tmp_path / "comparison.csv").set_index(["class", "metric"])
+    row = rows.loc[("lesion", "volume_difference")]
+    assert row.mean_difference == pytest.approx(-4.0) and row.verdict == "gain"  # |-1| - |-5|
+    write_report(found, tmp_path, tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text())
+    assert "Volume difference: nearer to 0 is better, so arms are compared by absolute values." in " ".join(
+        page.text.split()
+    )
+    assert [page.tables["arm-table"][row][-1] for row in (2, 4)] == ["-5.0 [-5.0, -5.0]", "-1.0 [-1.0, -1.0]"]
+
+
+def test_absolute_values_are_taken_before_structures_are_averaged(tmp_path):
+    job = Job("real", 0)
+    values = {(job, "case", "core", "volume"): 3.0, (job, "case", "rim", "volume"): -1.0}
+    scores = Scores(values, ("core", "rim"), tmp_path, "")
+    assert scores.table([job], ["case"], MEAN_FOREGROUND, "volume") == 1.0
+    assert scores.table([job], ["case"], MEAN_FOREGROUND, "volume", absolute=True) == 2.0
 
 
 def test_results_come_back_from_their_files(tmp_path):
