@@ -161,8 +161,7 @@ def check_values(options: Options, stage: str, given: Collection[str] = ()) -> N
     for key in keys().values():
         value = value_of(options, key.path)
         text = f"{key.path.removeprefix(stage + '.')}={shown(value)}"
-        if (wrong := problem(key, value)) is not None:
-            raise UserError(f"{text}: {wrong}")
+        _refuse(key, value, text)
         if value == key.default or key.path not in given:
             continue
         for when in key.applies_when:
@@ -172,3 +171,26 @@ def check_values(options: Options, stage: str, given: Collection[str] = ()) -> N
                     "leave one of them out" if when.not_ else "leave it out" if when.values else "give both or neither"
                 )
                 raise UserError(f"{text}: has no effect {'with' if when.not_ else 'without'} {other}", remedy)
+
+
+def check_stored(options: Mapping[str, Mapping[str, Any]], *parts: str) -> None:
+    """Refuse values that no key may have, in options that a file stores and no command line has checked.
+
+    Args:
+        options: by group and name. Keys that are missing are not checked, nor are those that there are no more.
+        parts: groups or single keys to check (`"codec"`, `"trainer.precision"`).
+
+    Raises:
+        UserError: names the key, its value and what is wrong.
+    """
+    for key in keys().values():
+        group, _, name = key.path.partition(".")
+        if (group in parts or key.path in parts) and name in options.get(group, {}):
+            value = options[group][name]
+            value = list(value) if isinstance(value, tuple) else value
+            _refuse(key, value, f"{key.path}={shown(value)}")
+
+
+def _refuse(key: Key, value: Any, text: str) -> None:
+    if (wrong := problem(key, value)) is not None:
+        raise UserError(f"{text}: {wrong}")

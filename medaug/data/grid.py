@@ -22,47 +22,14 @@ AGREEMENT = 0.02
 """Voxel sizes within this fraction of their median count as equal, because scanners round them."""
 
 
-def check_options(options: DataOptions) -> None:
-    """Refuse `data` options that no preprocessing could use.
-
-    Raises:
-        UserError: names the key, what is wrong, and what is needed.
-    """
-    for key, known in (
-        ("resample", ("auto", "never")),
-        ("crop", ("none", "body")),
-        ("cache", ("disk", "ram")),
-    ):
-        if getattr(options, key) not in known:
-            raise UserError(f"data.{key}={getattr(options, key)}: unknown", f"choose {' or '.join(known)}")
-    check_intensity(options)
-    spacing = options.spacing
-    if spacing is not None and (len(spacing) != 3 or not all(0 < size < math.inf for size in spacing)):
-        raise UserError(f"data.spacing={list(spacing)}: three voxel sizes in mm are needed, such as [1,1,1]")
-    if options.max_side is not None and options.max_side < 1:
-        raise UserError(f"data.max_side={options.max_side}: at least 1 voxel is needed", "null sets no limit")
-    shape = options.shape
-    if shape is not None and (len(shape) != 3 or min(shape) < 1):
-        raise UserError(f"data.shape={list(shape)}: three sides in voxels are needed, or null")
-
-
 def check_intensity(options: DataOptions) -> None:
-    """Refuse intensity options that no scan could be scaled by.
+    """Refuse the intensity `window` if no window is given.
 
     Raises:
-        UserError: as `check_options`.
+        UserError: names the key that is missing.
     """
-    if options.intensity not in ("percentile", "window", "zscore"):
-        raise UserError(f"data.intensity={options.intensity}: unknown", "choose percentile or window or zscore")
-    if not _ascending(options.percentiles, 0, 100):
-        raise UserError(f"data.percentiles={list(options.percentiles)}: two ascending numbers within 0..100 are needed")
-    window = options.window
-    if window is not None and not (_ascending(window, -math.inf, math.inf) and all(map(math.isfinite, window))):
-        raise UserError(f"data.window={list(window)}: two ascending numbers are needed, such as [-1000,1000]")
-    if options.intensity == "window" and window is None:
+    if options.intensity == "window" and options.window is None:
         raise UserError("data.intensity=window: no window is given", "set data.window, such as [-1000,1000]")
-    if not 0 < options.zscore_clip < math.inf:
-        raise UserError(f"data.zscore_clip={options.zscore_clip:g}: a number above 0 is needed, such as 4")
 
 
 def fit_grid(
@@ -128,7 +95,3 @@ def oriented_spacing(affine: NDArray[Any]) -> Spacing:
 
 def _largest(shapes: NDArray[Any], spacings: NDArray[Any], target: Sequence[float] | None) -> NDArray[Any]:
     return np.max([resampled_shape(n, s, target) for n, s in zip(shapes, spacings, strict=True)], axis=0)
-
-
-def _ascending(values: Sequence[float], least: float, most: float) -> bool:
-    return len(values) == 2 and least <= values[0] < values[1] <= most

@@ -165,7 +165,7 @@ def common_scale(placements: Sequence[Placement]) -> tuple[tuple[float, float], 
 def fit_preprocessing(
     scans: Sequence[tuple[Sequence[int], NDArray[Any]]], options: DataOptions, multiple: Shape
 ) -> Preprocessing:
-    """Choose the model space from the training scans and the options; call `check_options` first.
+    """Choose the model space from the training scans and the options.
 
     Args:
         scans: (shape, affine in mm) of every training scan, after the crop.

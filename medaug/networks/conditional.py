@@ -51,20 +51,13 @@ class UNetShape:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        if self.spatial_dims not in (2, 3):
-            raise ValueError(f"network.spatial_dims={self.spatial_dims}: must be 2 or 3")
-        if len(self.attention) != len(self.channels) or not self.channels:
+        if len(self.attention) != len(self.channels):
             raise ValueError(
                 f"network.channels has {len(self.channels)} levels and network.attention {len(self.attention)}; "
                 "give one of each per level"
             )
-        for key in ("num_res_blocks", "num_head_channels", "norm_num_groups"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"network.{key}={getattr(self, key)}: must be at least 1")
-        if self.stem < 0:
-            raise ValueError(f"network.stem={self.stem}: must be a number of features, 0 for no stem or null")
         for level, (width, attends) in enumerate(zip(self.channels, self.attention, strict=True)):
-            if width < 1 or width % self.norm_num_groups:
+            if width % self.norm_num_groups:
                 raise ValueError(
                     f"network.channels has {width} features, not a multiple of "
                     f"network.norm_num_groups={self.norm_num_groups}"

@@ -17,6 +17,7 @@ from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
 from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
 from medaug.files import file_sha256
+from medaug.keys import check_stored
 from medaug.networks.finite import not_finite
 from medaug.training.archive import load_weights, misfit, read_archive
 from medaug.training.model import DiffusionModel
@@ -29,6 +30,7 @@ FORMAT = 2
 
 
 _REMEDY = "restore it or train again"
+_BUILT_FROM = ("task", "codec", "network", "process", "trainer.precision", "trainer.region_weight")
 
 
 @dataclass(frozen=True)
@@ -147,8 +149,8 @@ def read_checkpoint(path: Path, holds: str = "state_dict") -> tuple[Card, dict[s
     Every byte is checked against the archive's checksums, so that damaged weights are never used.
 
     Raises:
-        UserError: the file is absent, truncated, not medaug's or from a newer version; its weights do not match its
-            card; or a weight is NaN or infinite.
+        UserError: the file is absent, truncated, not medaug's or from a newer version; its card has an option that no
+            training can have had; its weights do not match its card; or a weight is NaN or infinite.
     """
     if not os.path.lexists(path):
         raise UserError(f"{path}: no such checkpoint", "run medaug.train first")
@@ -161,12 +163,13 @@ def read_checkpoint(path: Path, holds: str = "state_dict") -> tuple[Card, dict[s
             what = f"format {card['format']} is newer than this medaug reads ({FORMAT})"
             raise UserError(what, "update medaug", path=path)
         made = Card.from_dict(card)
+        check_stored(made.options, *_BUILT_FROM)
         if holds == "state_dict":
             _check_weights(path, made, contents)
     except UserError as error:
         if error.path is not None:
             raise
-        # Building the model refuses an option that no training can have had, and names only its key.
+        # The checks of the options, which name only the key.
         raise UserError(error.what, error.remedy or _REMEDY, path=path) from error
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         wanted = {

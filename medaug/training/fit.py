@@ -30,7 +30,7 @@ from medaug.training.callbacks import (
 )
 from medaug.training.checkpoint import Card, read_checkpoint
 from medaug.training.data import TrainingData
-from medaug.training.hardware import ScaledGradients, check_trainer, make_strategy
+from medaug.training.hardware import ScaledGradients, check_device, make_strategy
 from medaug.training.initial import initialise
 from medaug.training.loggers import make_logger
 from medaug.training.module import DiffusionData, DiffusionModule, Picture
@@ -90,7 +90,7 @@ def fit(
         UserError: a checkpoint that cannot be resumed, an option that cannot be satisfied, or a diverged training.
         SystemExit: stopped by a signal after saving; the status is 128 + the signal's number.
     """
-    check_trainer(budget)
+    check_device(budget)
     path, card = folder / "last.ckpt", data.card
     if path.exists():
         _check(path, card, budget)

@@ -25,8 +25,6 @@ from medaug.errors import UserError
 from medaug.networks.condition import signed_planes
 from medaug.options import TaskOptions
 
-TARGETS = ("image", "label")
-DEGRADATIONS = ("none", "noise", "low_resolution")
 EVERY = "all"
 
 
@@ -111,22 +109,8 @@ class Task:
         return label != IGNORE if self.target == "label" else None
 
 
-def _check_values(chosen: TaskOptions, modalities: Sequence[str]) -> None:
-    """Refuse values that no task can have, whatever the task."""
-    if chosen.target not in TARGETS:
-        raise UserError(f"task.target={chosen.target}: not one of {', '.join(TARGETS)}")
-    if chosen.degradation not in DEGRADATIONS:
-        raise UserError(f"task.degradation={chosen.degradation}: not one of {', '.join(DEGRADATIONS)}")
-    if chosen.degradation == "noise" and chosen.noise_std <= 0:
-        raise UserError(f"task.noise_std={chosen.noise_std:g}: must be above 0")
-    if chosen.degradation == "low_resolution" and chosen.factor < 2:
-        raise UserError(f"task.factor={chosen.factor}: at least 2 voxels per axis are needed")
-    for key, degradation in (("noise_std", "noise"), ("factor", "low_resolution")):
-        value = getattr(chosen, key)
-        if chosen.degradation != degradation and value != getattr(TaskOptions(), key):
-            raise UserError(
-                f"task.{key}={value:g}: has no effect without task.degradation={degradation}", "leave it out"
-            )
+def _check_modalities(chosen: TaskOptions, modalities: Sequence[str]) -> None:
+    """Refuse modalities that the cohort does not have."""
     named = (("modalities", chosen.modalities), ("given", [name for name in chosen.given if name != EVERY]))
     for key, names in named:
         if unknown := [name for name in names if name not in modalities]:
@@ -134,8 +118,6 @@ def _check_values(chosen: TaskOptions, modalities: Sequence[str]) -> None:
                 f"task.{key}: {', '.join(unknown)} is not a modality of the cohort",
                 f"choose from {', '.join(modalities)}",
             )
-        if len(set(names)) < len(names):
-            raise UserError(f"task.{key}=[{','.join(names)}]: a modality is given twice", "name each once")
 
 
 def resolve_task(options: Mapping[str, Any], modalities: Sequence[str], num_classes: int) -> Task:
@@ -145,7 +127,7 @@ def resolve_task(options: Mapping[str, Any], modalities: Sequence[str], num_clas
         UserError: names the key, what is wrong, and the remedy.
     """
     chosen = TaskOptions(**{f.name: options[f.name] for f in fields(TaskOptions) if f.name in options})
-    _check_values(chosen, modalities)
+    _check_modalities(chosen, modalities)
     if chosen.target == "label":
         if chosen.mask:
             raise UserError(

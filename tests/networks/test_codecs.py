@@ -137,31 +137,10 @@ def test_strides():
     assert codec_stride(CodecOptions("kl", channels=[8, 8, 8]), 2) == (4, 4, 1)
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"name": "wavelet"}, "codec.name=wavelet: no such codec (all: identity, haar, kl)"),
-        ({"name": "haar", "levels": 4}, "codec.levels=4"),
-        ({"name": "identity", "levels": 2}, "codec.levels=2: has no effect with codec=identity"),
-        ({"name": "haar", "latent_channels": 8}, "codec.latent_channels=8: has no effect with codec=haar"),
-        ({"name": "haar", "checkpoint": "x"}, "codec.checkpoint=x: has no effect"),
-        ({"name": "kl", "levels": 2}, "codec.levels=2: has no effect with codec=kl"),
-        (
-            {"name": "kl", "checkpoint": "x", "kl_weight": 1.0},
-            "codec.kl_weight=1.0: has no effect with codec.checkpoint",
-        ),
-        ({"name": "kl", "channels": [8]}, "codec.channels="),
-        ({"name": "kl", "latent_channels": 0}, "codec.latent_channels=0"),
-        ({"name": "kl", "max_steps": 0}, "codec.max_steps=0"),
-        ({"name": "kl", "kl_weight": -1.0}, "codec.kl_weight=-1"),
-        ({"name": "kl", "adversarial_weight": -1.0}, "codec.adversarial_weight=-1"),
-        ({"name": "kl", "learning_rate": 0.0}, "codec.learning_rate=0"),
-    ],
-)
-def test_what_makes_no_codec_is_one_line(options, named):
+def test_an_unknown_codec_is_one_line():
     with pytest.raises(UserError) as caught:
-        build_codec(options, 1, 3)
-    assert str(caught.value).startswith(named) and "\n" not in str(caught.value)
+        build_codec({"name": "wavelet"}, 1, 3)
+    assert str(caught.value) == "codec.name=wavelet: no such codec (all: identity, haar, kl)"
 
 
 def kl_codec(channels=(8, 16), spatial_dims=3, image_channels=2):

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from medaug.errors import UserError
 from medaug.options import TrainerOptions
-from medaug.training.hardware import ScaledGradients, check_processes, check_trainer, compiles, device_type
+from medaug.training.hardware import ScaledGradients, check_device, check_processes, compiles, device_type
 
 CPU = TrainerOptions(accelerator="cpu")
 
@@ -20,39 +20,27 @@ CPU = TrainerOptions(accelerator="cpu")
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"precision": "fp8"}, "trainer.precision=fp8"),
         ({"precision": "fp16"}, "needs a CUDA device"),
-        ({"strategy": "deepspeed"}, "not one of auto, ddp, fsdp"),
-        ({"schedule": "linear"}, "not one of cosine, constant"),
-        ({"compile": "yes"}, "trainer.compile=yes"),
-        ({"accumulate": 0}, "trainer.accumulate=0"),
-        ({"batch_size": -1}, "trainer.batch_size=-1"),
-        ({"ema_sigma_rel": 0.5}, "between 0.01 and 0.28"),
-        ({"ema_sigma_rel": float("nan")}, "between 0.01 and 0.28"),
-        ({"gradient_clip": 0.0}, "trainer.gradient_clip=0: must be above 0"),
-        ({"learning_rate": float("nan")}, "trainer.learning_rate=nan"),
         ({"devices": 0}, "say how many"),
         ({"devices": -1}, "say how many"),
-        ({"accelerator": "tpu"}, "trainer.accelerator=tpu"),
-        ({"num_workers": -1}, "trainer.num_workers=-1"),
     ],
 )
 def test_what_cannot_be_is_one_line(change, told):
     with pytest.raises(UserError, match=told) as caught:
-        check_trainer(replace(CPU, **change))
+        check_device(replace(CPU, **change))
     assert "\n" not in str(caught.value)
-    check_trainer(CPU)
+    check_device(CPU)
 
 
 def test_on_cuda_more_is_possible(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    check_trainer(TrainerOptions(precision="fp16", devices=-1))
+    check_device(TrainerOptions(precision="fp16", devices=-1))
     with pytest.raises(UserError, match="does not go with trainer.strategy=fsdp"):
-        check_trainer(TrainerOptions(precision="fp16", strategy="fsdp"))
+        check_device(TrainerOptions(precision="fp16", strategy="fsdp"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    check_trainer(TrainerOptions(devices=2))
+    check_device(TrainerOptions(devices=2))
     with pytest.raises(UserError, match="trainer.devices=3: this machine has 2"):
-        check_trainer(TrainerOptions(devices=3))
+        check_device(TrainerOptions(devices=3))
     assert compiles(TrainerOptions()) and not compiles(TrainerOptions(compile="false"))
     assert not compiles(CPU) and compiles(replace(CPU, compile="true"))
 
@@ -83,7 +71,7 @@ def test_no_gpu_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert device_type(TrainerOptions()) == "cpu"
     with pytest.raises(UserError, match="torch sees no GPU"):
-        check_trainer(TrainerOptions(accelerator="gpu"))
+        check_device(TrainerOptions(accelerator="gpu"))
 
 
 class Fit(LightningModule):

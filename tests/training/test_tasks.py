@@ -144,19 +144,12 @@ def test_ignored_voxels_do_not_count_where_the_label_is_drawn():
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"target": "mask"}, "task.target=mask"),
         ({"target": "label"}, "task.mask=false"),
         (GENERATOR | {"modalities": ["t1"]}, "task.target=label"),
         (GENERATOR | {"degradation": "noise"}, "task.target=label"),
         ({"modalities": ["t3"]}, "task.modalities: t3"),
-        ({"modalities": ["t1", "t1"]}, "twice"),
         ({"given": ["t1"]}, "task.given: t1 is also generated"),
         ({"given": ["all"]}, "task.modalities"),
-        ({"degradation": "blur"}, "task.degradation=blur"),
-        (DENOISE | {"noise_std": 0.0}, "task.noise_std=0"),
-        (COARSE | {"factor": 1}, "task.factor=1"),
-        (COARSE | {"noise_std": 0.5}, "task.noise_std=0.5: has no effect"),
-        (DENOISE | {"factor": 3}, "task.factor=3: has no effect"),
     ],
 )
 def test_impossible_tasks_are_refused_in_one_line(options, key):
