@@ -42,7 +42,7 @@ def write_dicom(export: Export) -> None:
             longer than DICOM allows, ignored voxels, or regions in a LABELMAP.
     """
     manifest = export.manifest
-    _check(manifest, export.options.segmentation)
+    _check(manifest, export.segmentation)
     folders = [re.sub(r"[^A-Za-z0-9.-]+", "-", modality) for modality in manifest.modalities]
     rounding = dict.fromkeys(manifest.modalities, 0.0)
 
@@ -59,7 +59,7 @@ def write_dicom(export: Export) -> None:
             series.append(series_of(study, kind, number, modality, stored, affine))
             _save(series[-1], folder / case.name / folders[number - 1])
         if label is not None:
-            seg = segmentation(study, series[0], label, manifest.schema, export.options.segmentation, len(images) + 1)
+            seg = segmentation(study, series[0], label, manifest.schema, export.segmentation, len(images) + 1)
             with atomic_write(folder / case.name / "SEG.dcm") as temporary:
                 seg.save_as(temporary, enforce_file_format=True)
 

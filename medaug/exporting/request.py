@@ -17,7 +17,6 @@ from medaug.files import atomic_write, put_folder, temporary_folder, write_json
 from medaug.imaging.reading import read_label, read_volumes
 from medaug.imaging.volume import Header, Volume, grid_difference, is_finite
 from medaug.layouts import PHANTOM_MARK
-from medaug.options import ExportOptions
 from medaug.progress import track
 
 log = logging.getLogger(__name__)
@@ -35,14 +34,14 @@ class Export:
         manifest: the cohort.
         out: the folder to write, which must not exist yet; afterwards it is whole or absent.
         records: provenance of the cases that are synthetic, by the name of the case; other cases are real or phantoms.
-        options: the `export` node.
+        segmentation: kind of DICOM SEG, for the format that writes one.
         announce: called when all files are written, just before the folder gets its name.
     """
 
     manifest: Manifest
     out: Path
     records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    options: ExportOptions = field(default_factory=ExportOptions)
+    segmentation: str = "BINARY"
     announce: Callable[[], None] = _silent
 
     @property

@@ -25,7 +25,7 @@ from medaug.exporting.request import Export
 from medaug.imaging.nifti import read_nifti, write_volume
 from medaug.imaging.volume import Header, corner_distance
 from medaug.ingest import main as ingest
-from medaug.options import ExportOptions, IngestOptions, Options
+from medaug.options import IngestOptions, Options
 
 SHAPE = (10, 9, 6)
 MODALITIES = ("T1", "CT", "PET", "other")
@@ -58,7 +58,7 @@ def only_t1(manifest: Manifest) -> Manifest:
 
 
 def export(manifest: Manifest, out: Path, kind: str = "BINARY", checkpoint: str = "0" * 64) -> Path:
-    write_dicom(Export(manifest, out, {"pair": {"checkpoint": checkpoint}}, ExportOptions(segmentation=kind)))
+    write_dicom(Export(manifest, out, {"pair": {"checkpoint": checkpoint}}, kind))
     return out
 
 
