@@ -20,12 +20,10 @@ def kfold(cases: Iterable[Case], k: int, seed: int, strata: Strata | None = None
         Subject -> fold, 0..k-1.
 
     Raises:
-        UserError: fewer than two folds, or fewer subjects than folds.
+        UserError: fewer subjects than folds.
     """
     groups = ranked_strata([case for case in cases if case.split != "test"], seed, strata)
     subjects = [subject for group in groups for subject in group]
-    if k < 2:
-        raise UserError(f"folds={k}: cross-validation needs at least 2", "give another number")
     if len(subjects) < k:
         raise UserError(f"folds={k}: there are {len(subjects)} subjects beside the test split", "choose fewer folds")
     return {subject: index % k for index, subject in enumerate(subjects)}

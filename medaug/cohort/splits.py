@@ -24,11 +24,8 @@ def subject_of(case_name: str, pattern: str | None, consecutive: int = 1) -> str
             a number. With 2, numbers 2k-1 and 2k give "<text before the number>subject_<k>".
 
     Raises:
-        UserError: the pattern is broken, has no group, does not match, or group 1 is not a number from 1 up; or
-            `consecutive` is below 1.
+        UserError: the pattern is broken, has no group, does not match, or group 1 is not a number from 1 up.
     """
-    if consecutive < 1:
-        raise UserError(f"subject_consecutive={consecutive}: at least 1 number is a subject", "1 says each is its own")
     if pattern is None:
         return case_name
     try:

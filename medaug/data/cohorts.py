@@ -35,10 +35,6 @@ def find_cohort(options: DataOptions, phantom_folder: Path) -> Manifest:
     cases = manifest.cases
     if options.folds is not None:
         cases = hold_out_fold(cases, options.folds, options.fold, options.split_seed)
-    elif options.fold != 0:
-        raise UserError(
-            f"data.fold={options.fold}: has no effect without data.folds", "set data.folds, or leave data.fold out"
-        )
     if options.labelled is not None:
         cases = hide_labels(cases, options.labelled, options.labelled_seed)
     return replace(manifest, cases=cases)
@@ -113,8 +109,7 @@ def name_subjects(manifest: Manifest, options: DataOptions | IngestOptions) -> M
     """Name the subjects by the pattern or table in the options; without either they stay as they are.
 
     Raises:
-        UserError: as `subject_of` and `read_subjects`; both a pattern and a table are given; or
-            `subject_consecutive` is given without a pattern.
+        UserError: as `subject_of` and `read_subjects`; or both a pattern and a table are given.
     """
     pattern = options.subject_pattern
     table = options.subjects if isinstance(options, IngestOptions) else None
@@ -122,16 +117,13 @@ def name_subjects(manifest: Manifest, options: DataOptions | IngestOptions) -> M
         raise UserError("subjects and subject_pattern both name the subjects", "give one of them")
     if table is not None:
         return replace(manifest, cases=read_subjects(Path(table), manifest.cases))
-    consecutive = options.subject_consecutive
-    if pattern is None and consecutive != 1:
-        raise UserError(
-            f"subject_consecutive={consecutive}: needs subject_pattern", "give subject_pattern='(\\d+)$' as well"
-        )
     if pattern is None:
         return manifest
     return replace(
         manifest,
-        cases=tuple(replace(c, subject=subject_of(c.name, pattern, consecutive)) for c in manifest.cases),
+        cases=tuple(
+            replace(c, subject=subject_of(c.name, pattern, options.subject_consecutive)) for c in manifest.cases
+        ),
     )
 
 

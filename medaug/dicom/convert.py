@@ -118,9 +118,6 @@ def ingest_dicom(
     for path in (folder, private_file):
         if path.resolve().is_relative_to(root.resolve()):
             raise UserError("out: lies inside root, where nothing is ever written", "give a path outside of it")
-    for option, value in (("on_gap", options.on_gap), ("on_grid", options.on_grid)):
-        if value not in {"refuse", "resample"}:
-            raise UserError(f"{option}={value}: not one of refuse, resample")
     with alone(out), alone(private_file):
         if os.path.lexists(folder) and not _holds_scans_alone(folder):
             raise UserError("exists already", "the scans go there, so remove it or choose another out", path=folder)

@@ -113,8 +113,6 @@ def read_folder(path: str | os.PathLike[str]) -> Volume:
 
 
 def _refuse(series: Series, on_gap: str) -> None:
-    if on_gap not in {"refuse", "resample"}:
-        raise UserError(f"on_gap={on_gap}: is not known", "use refuse or resample")
     for problem in series_problems(series):
         if problem.severity == "warning":
             continue

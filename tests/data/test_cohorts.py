@@ -156,13 +156,10 @@ def test_folds_and_hidden_labels_of_a_committed_manifest(tmp_path):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"folds": 1}, "folds=1: .* at least 2"),
         ({"folds": 5, "fold": 5}, "fold=5: there are folds 0 to 4"),
         ({"folds": 17}, "folds=17: there are 16 subjects"),
-        ({"fold": 2}, "data.fold=2: has no effect without data.folds; set data.folds"),
         ({"labelled": 15}, "labelled=15: 14 training subjects have labels"),
         ({"labelled": 0}, "labelled=0: 14 training subjects have labels"),
-        ({"subject_consecutive": 2}, "subject_consecutive=2: .* give subject_pattern="),
     ],
 )
 def test_impossible_folds_and_numbers_are_refused(tmp_path, options, reason):

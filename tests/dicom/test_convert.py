@@ -283,7 +283,6 @@ def test_without_labels_in_the_rules_the_segments_are_listed(root: Path, out: Pa
     [
         ("dicom/cohort.json", {}, "out: lies inside root"),
         ("x.json", {"private": "dicom/p.json"}, "out: lies inside root"),
-        ("x.json", {"on_gap": "mend"}, "on_gap=mend: not one of refuse, resample"),
         ("taken.json", {}, "exists already"),
     ],
 )
