@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from medaug.config import part
+from medaug.config import changed, part
 from medaug.launcher import launch
 from medaug.options import Options
 from medaug.runs import claim, command, finish, refuse_edited, stage_folder, trained_checkpoint
@@ -31,7 +31,7 @@ def main(options: Options) -> None:
         stage_folder(options, name) for name in ("benchmark", "audit", "train", "generate")
     )
     inputs = read_inputs(trained_checkpoint(options), train, synthetic, command("generate", options))
-    identity = part(options, "benchmark", "arms", "segmenter") | inputs.identity
+    identity = part(options, "benchmark", "arms", "segmenter", *changed(options, "scoring")) | inputs.identity
     if options.benchmark.backend != "unet":
         identity["backend"] = options.benchmark.backend  # runs from before there was a choice used the U-Net
     work = claim(folder, identity, options.overwrite, recorded=("cohort",))

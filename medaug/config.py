@@ -203,6 +203,11 @@ def part(options: Options, *names: str) -> dict[str, Any]:
     return nested(options, [k.path for k in wanted if any(k.path == n or k.path.startswith(n + ".") for n in names)])
 
 
+def changed(options: Options, *names: str) -> list[str]:
+    """Those of these nodes that differ from their defaults; configurations of earlier versions lack the others."""
+    return [name for name in names if getattr(options, name) != getattr(Options(), name)]
+
+
 def _is_empty_parameters(options: Options, path: str) -> bool:
     group, _, name = path.partition(".")
     return name == "parameters" and not getattr(options, group).parameters

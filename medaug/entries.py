@@ -67,6 +67,12 @@ OWN: dict[str, dict[str, str]] = {
     "metrics": {
         "dice": "medaug.evaluation.scores:DICE",
         "hd95": "medaug.evaluation.scores:HD95",
+        "nsd": "medaug.evaluation.scores:NSD",
+        "volume_error": "medaug.evaluation.scores:VOLUME_ERROR",
+        "lesion_f1": "medaug.evaluation.scores:LESION_F1",
+        "lesion_sensitivity": "medaug.evaluation.scores:LESION_SENSITIVITY",
+        "ece": "medaug.evaluation.scores:ECE",
+        "brier": "medaug.evaluation.scores:BRIER",
     },
     "measures": {
         "faithfulness": "medaug.auditing.measures:FAITHFULNESS",

@@ -81,7 +81,7 @@ STAGES = {
             "train",
             "runs/EXP/predictions",
             "experiment=demo inpaint=[oedema] remove=true",
-            (*_RUN, "overwrite", "checkpoint", "sampler"),
+            (*_RUN, "overwrite", "checkpoint", "sampler", "scoring"),
             continues=True,
         ),
         Stage(
@@ -109,7 +109,7 @@ STAGES = {
             "generate (audit adds its figures to the report)",
             "runs/EXP/benchmark",
             "experiment=demo",
-            (*_RUN, "overwrite", "checkpoint", "segmenter", "arms"),
+            (*_RUN, "overwrite", "checkpoint", "segmenter", "arms", "scoring"),
             continues=True,
         ),
     )

@@ -20,7 +20,6 @@ from medaug.comparison.scores import COLUMNS as SCORE_COLUMNS
 from medaug.csv_files import read_csv, write_csv
 from medaug.dicom.privacy import load_private
 from medaug.errors import UserError
-from medaug.evaluation.scores import METRICS
 from medaug.files import file_sha256
 from medaug.inputs import LARGEST_YAML, opened, read_bytes, read_json, read_yaml
 from medaug.layouts.rules import read_rules
@@ -90,7 +89,7 @@ def gathered(path: Path) -> None:
         path.with_suffix(".sha256").write_text(f"{file_sha256(path)}  {path.name}\n")
     jobs = [Job("real", 0)]
     scores = gather(jobs, ["core"], path.parents[3])
-    for metric in METRICS:
+    for metric in ("dice", "hd95"):
         scores.table(jobs, ["a"], "core", metric)
 
 

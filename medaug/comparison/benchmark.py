@@ -16,6 +16,7 @@ from medaug.comparison.results import Benchmark
 from medaug.data.contents import case_contents, cohort_digest, refuse_copies
 from medaug.errors import UserError
 from medaug.evaluation.baseline import trivial_dice
+from medaug.evaluation.scores import check_scoring
 from medaug.options import Options
 from medaug.segmentation.backends import BACKENDS
 from medaug.segmentation.protocol import Problem
@@ -33,7 +34,7 @@ def run_benchmark(inputs: Inputs, options: Options, folder: Path) -> Benchmark:
 
     Args:
         inputs: generator, pairs and cohort.
-        options: `benchmark`, `arms` and `segmenter` are read.
+        options: `benchmark`, `arms`, `segmenter` and `scoring` are read.
         folder: of the benchmark; the jobs keep their scores there.
 
     Raises:
@@ -45,8 +46,9 @@ def run_benchmark(inputs: Inputs, options: Options, folder: Path) -> Benchmark:
         raise UserError("no labelled test subjects", "raise data.test_fraction and train again", path=cohort.root)
     if unscored := len(cohort.split("test")) - len(inputs.labelled("test")):
         log.warning("%d test scans have no label and are not scored", unscored)
+    check_scoring(options.scoring, cohort.schema)
     real, synthetic = inputs.load_real("train"), inputs.load_synthetic()
-    test = TestSet(cohort, inputs.load_real("test"))
+    test = TestSet(cohort, inputs.load_real("test"), options.scoring)
     refuse_copies({"train": real, "test": test.cases, "synthetic": synthetic})
     problem = Problem(cohort.modalities, cohort.schema, inputs.card.preprocessing)
     jobs = all_jobs(options)
@@ -57,7 +59,7 @@ def run_benchmark(inputs: Inputs, options: Options, folder: Path) -> Benchmark:
     # Jobs score against the files themselves.
     if cohort_digest(cohort, case_contents(cohort, cohort.cases, inputs.cache)) != inputs.content:
         raise UserError("scans changed while the benchmark ran", "give overwrite=true to begin again", path=cohort.root)
-    nodes = {name: dataclasses.asdict(getattr(options, name)) for name in ("benchmark", "arms", "segmenter")}
+    nodes = {name: dataclasses.asdict(getattr(options, name)) for name in ("benchmark", "arms", "segmenter", "scoring")}
     labels, subjects = [np.asarray(case.label) for case in real], [case.case.subject for case in real]
     result = Benchmark(
         experiment=options.experiment,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from medaug.comparison.job import REMOVE, Job
 from medaug.comparison.scores import Scores
 from medaug.data.cases import ModelCase, read_case
 from medaug.evaluation.scores import segmentation_scores
+from medaug.options import ScoringOptions
 from medaug.segmentation.protocol import Segmenter, TrainingSet
 
 log = logging.getLogger(__name__)
@@ -26,12 +27,14 @@ class TestSet:
     Attributes:
         cohort: the manifest that the cases are from.
         cases: in model space.
+        scoring: tolerance and lesions.
     """
 
     __test__ = False  # no test for pytest
 
     cohort: Manifest
     cases: Sequence[ModelCase]
+    scoring: ScoringOptions = field(default_factory=ScoringOptions)
 
     def score(self, job: Job, segmenter: Segmenter, path: Path) -> Scores:
         """Scores of a trained segmenter.
@@ -41,13 +44,15 @@ class TestSet:
             segmenter: trained.
             path: the file that the scores will be in, for messages.
         """
-        values = {}
+        values, probabilities_of = {}, getattr(segmenter, "probabilities", None)
         for case in self.cases:
             _, truth = read_case(self.cohort, case.case)
             assert truth is not None
             prediction = segmenter.predict(case)
+            probabilities = probabilities_of(case) if probabilities_of is not None else None
             spacing = np.linalg.norm(case.affine[:3, :3], axis=0)
-            for structure, metric, value in segmentation_scores(prediction, truth, spacing, self.cohort.schema):
+            scored = segmentation_scores(prediction, truth, spacing, self.cohort.schema, self.scoring, probabilities)
+            for structure, metric, value in scored:
                 values[job, case.case.name, structure, metric] = value
         return Scores(values, tuple(self.cohort.schema.structures()), path, REMOVE)
 

@@ -131,6 +131,7 @@ class Benchmark:
             for arm, baseline in pairs
             for metric in self.scores.metrics
             for structure in self.structures
+            if self.scores.measures(structure, metric)
         )
         return replace(self, comparisons=comparisons)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -39,16 +40,29 @@ class Scores:
     source: Path
     remedy: str
 
-    @property
+    @cached_property
     def metrics(self) -> list[str]:
-        """The metrics of `METRICS` that were measured, in its order. Dice always is: verdicts depend on it."""
-        found = {metric for _, _, _, metric in self.values}
-        return [name for name in METRICS if name in found or name == "dice"]
+        """The metrics of `METRICS` that every job measured, in its order. Dice always is: verdicts depend on it."""
+        measured: dict[str, set[Job]] = {}
+        for job, _, _, metric in self.values:
+            measured.setdefault(metric, set()).add(job)
+        jobs = set().union(*measured.values())
+        return [name for name in METRICS if measured.get(name) == jobs or name == "dice"]
+
+    @cached_property
+    def _measured(self) -> set[tuple[str, str]]:
+        return {(structure, metric) for _, _, structure, metric in self.values}
+
+    def measures(self, structure: str, metric: str) -> bool:
+        """Whether a structure has a metric: those that count lesions are only measured where there are any."""
+        return structure == MEAN_FOREGROUND or (structure, metric) in self._measured
 
     def table(
         self, jobs: Sequence[Job], cases: Iterable[str], structure: str, metric: str, absolute: bool = False
     ) -> NDArray[np.float64]:
         """Values (num_jobs, num_cases) of a structure, or of the mean over all if it is `MEAN_FOREGROUND`.
+
+        The mean is over the structures that have the metric.
 
         Args:
             jobs: the rows.
@@ -62,9 +76,8 @@ class Scores:
         """
         cases = list(cases)
         if structure == MEAN_FOREGROUND:
-            return np.asarray(
-                np.mean([self.table(jobs, cases, one, metric, absolute) for one in self.structures], axis=0)
-            )
+            parts = [one for one in self.structures if self.measures(one, metric)] or self.structures
+            return np.asarray(np.mean([self.table(jobs, cases, one, metric, absolute) for one in parts], axis=0))
         try:
             values = np.array([[self.values[job, case, structure, metric] for case in cases] for job in jobs])
         except KeyError as error:

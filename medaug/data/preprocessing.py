@@ -142,6 +142,19 @@ class Preprocessing:
         """Bring class indices (*shape) back to the host's grid; 0 outside `region`."""
         return self.grid.restore_label(label, geometry)
 
+    def invert_probabilities(self, foreground: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32]:
+        """Bring probabilities of the foreground classes, (num_classes - 1, *shape), back to the host's grid.
+
+        They are interpolated as images are, and then made to sum to 1 again. Outside `region` all is background.
+
+        Returns:
+            (num_classes, X, Y, Z), background first.
+        """
+        restored = np.stack([self.grid.restore(plane, geometry, 0.0) for plane in foreground]).clip(0, 1)
+        background = (1 - restored.sum(0, keepdims=True)).clip(0)
+        planes = np.concatenate([background, restored])
+        return np.asarray(planes / planes.sum(0), np.float32)
+
     def region(self, geometry: Geometry) -> Box:
         """See `ModelGrid.region`."""
         return self.grid.region(geometry)

@@ -19,6 +19,11 @@ from monai.metrics import compute_hausdorff_distance
 from numpy.typing import NDArray
 
 from medaug.cohort.schema import IGNORE, LabelSchema
+from medaug.errors import UserError
+from medaug.evaluation.calibration import brier, calibration_box, calibration_error
+from medaug.evaluation.lesions import lesion_f1, lesion_sensitivity
+from medaug.evaluation.surfaces import surface_dice
+from medaug.options import ScoringOptions
 from medaug.tables import Table
 
 Mask = NDArray[np.bool_]
@@ -27,11 +32,30 @@ MEAN_FOREGROUND = "mean foreground"
 """The name under which the mean over all structures is reported."""
 
 
+@dataclass(frozen=True)
+class Context:
+    """What some metrics need beside the two masks. A metric is left out where anything that it needs is None.
+
+    Attributes:
+        tolerance: distance in mm between surfaces that counts as agreement.
+        connectivity: neighbours of a voxel of the same lesion; None: the structure does not consist of lesions.
+        probability: of the structure in each voxel, (X, Y, Z) in 0..1; None: the segmenter gives none.
+        judged: voxels whose truth is known, (X, Y, Z).
+    """
+
+    tolerance: float
+    connectivity: int | None
+    probability: NDArray[np.floating] | None
+    judged: Mask
+
+
 def segmentation_scores(
     prediction: NDArray[np.integer],
     truth: NDArray[np.integer],
     spacing: Sequence[float],
     schema: LabelSchema,
+    options: ScoringOptions | None = None,
+    probabilities: NDArray[np.floating] | None = None,
 ) -> list[tuple[str, str, float]]:
     """Score every structure of one case.
 
@@ -40,18 +64,38 @@ def segmentation_scores(
         truth: class indices or IGNORE on the same grid.
         spacing: voxel sides in mm.
         schema: the labels; its structures are scored.
+        options: tolerance and lesions; None: the defaults.
+        probabilities: of the classes, (num_classes, X, Y, Z); None: calibration is not measured.
 
     Returns:
-        (structure, metric, value) for each structure and each metric of `METRICS`.
+        (structure, metric, value) for each structure and each metric of `METRICS` that applies to it.
 
     Raises:
         ValueError: the grids differ.
     """
-    return [
-        (name, metric, entry.function(p, t, spacing))
-        for name, (p, t) in _masks(prediction, truth, schema).items()
-        for metric, entry in METRICS.items()
-    ]
+    options = options or ScoringOptions()
+    judged, members = truth != IGNORE, schema.structures()
+    rows = []
+    for name, (p, t) in _masks(prediction, truth, schema).items():
+        probability = None if probabilities is None else probabilities[list(members[name])].sum(0)
+        context = Context(options.tolerance, 26 if name in options.lesions else None, probability, judged)
+        rows += [
+            (name, metric, entry.value(p, t, spacing, context))
+            for metric, entry in METRICS.items()
+            if entry.applies(context)
+        ]
+    return rows
+
+
+def check_scoring(options: ScoringOptions, schema: LabelSchema) -> None:
+    """Refuse lesions that the schema does not have.
+
+    Raises:
+        UserError: names the structures that can be scored.
+    """
+    known = list(schema.structures())
+    if unknown := [name for name in options.lesions if name not in known]:
+        raise UserError(f"scoring.lesions: {unknown[0]} is not scored here", f"choose from {', '.join(known)}")
 
 
 def dice(p: NDArray[np.bool_], t: NDArray[np.bool_]) -> float:
@@ -85,6 +129,16 @@ def mean_foreground_dice(prediction: NDArray[np.integer], truth: NDArray[np.inte
     return float(np.mean([dice(p, t) for p, t in _masks(prediction, truth, schema).values()]))
 
 
+def volume_error(p: NDArray[np.bool_], t: NDArray[np.bool_]) -> float:
+    """Signed difference of two volumes relative to their mean, %: below 0 where the prediction is too small.
+
+    From -200 (an empty prediction) to 200 (an empty truth); 0 when both are empty. Unlike the difference relative to
+    the truth, it exists when the truth is empty; for small errors the two agree.
+    """
+    predicted, true = int(p.sum()), int(t.sum())
+    return 200.0 * (predicted - true) / (predicted + true) if predicted + true else 0.0
+
+
 @dataclass(frozen=True)
 class Metric:
     """An entry of the table of metrics.
@@ -96,7 +150,9 @@ class Metric:
         higher_is_better: whether a higher value means better agreement. None: values have a sign, as a difference of
             volumes has, and the nearer to 0 the better; arms are then compared by absolute values.
         note: what it is and what empty masks get, for the report.
-        function: (prediction, truth, voxel sides in mm) to a finite value; both masks are (X, Y, Z).
+        function: (prediction, truth, voxel sides in mm), and by name all that it needs, to a finite value; both masks
+            are (X, Y, Z).
+        needs: attributes of `Context` that the function takes by their names.
     """
 
     title: str
@@ -104,7 +160,8 @@ class Metric:
     digits: int
     higher_is_better: bool | None
     note: str
-    function: Callable[[Mask, Mask, Sequence[float]], float]
+    function: Callable[..., float]
+    needs: tuple[str, ...] = ()
 
     @property
     def heading(self) -> str:
@@ -123,6 +180,24 @@ class Metric:
             return "nearer to 0 is better, so arms are compared by absolute values"
         return "higher is better" if self.higher_is_better else "lower is better"
 
+    def applies(self, context: Context) -> bool:
+        """Whether everything that it needs is known."""
+        return all(getattr(context, name) is not None for name in self.needs)
+
+    def value(self, p: Mask, t: Mask, spacing: Sequence[float], context: Context) -> float:
+        """The value for one structure of one case. Args as `function`."""
+        return self.function(p, t, spacing, **{name: getattr(context, name) for name in self.needs})
+
+
+def _in_box(score: Callable[[NDArray[np.floating], Mask], float]) -> Callable[..., float]:
+    """A measure of calibration as the function of a metric: in the box around the true structure."""
+
+    def measured(p: Mask, t: Mask, spacing: Sequence[float], probability: NDArray[np.floating], judged: Mask) -> float:
+        box = calibration_box(t, judged, spacing)
+        return score(probability[box], t[box])
+
+    return measured
+
 
 DICE = Metric(
     title="Dice",
@@ -140,6 +215,63 @@ HD95 = Metric(
     note="the larger of the two directed 95th percentiles of distances between surface voxels; 0 when both are "
     "empty, the diagonal of the volume when one is",
     function=hd95,
+)
+NSD = Metric(
+    title="NSD",
+    unit="",
+    digits=3,
+    higher_is_better=True,
+    note="normalised surface Dice: share of both surfaces that lies within scoring.tolerance of the other one; 1 when "
+    "both masks are empty, 0 when one is",
+    function=surface_dice,
+    needs=("tolerance",),
+)
+VOLUME_ERROR = Metric(
+    title="Volume error",
+    unit="%",
+    digits=1,
+    higher_is_better=None,
+    note="predicted minus true volume, relative to their mean: below 0 where the prediction is too small, -200 when it "
+    "is empty, 200 when the truth is, 0 when both are",
+    function=lambda p, t, spacing: volume_error(p, t),
+)
+LESION_F1 = Metric(
+    title="Lesion F1",
+    unit="",
+    digits=3,
+    higher_is_better=True,
+    note="harmonic mean of two shares: true lesions that the prediction touches, and predicted ones that touch a true "
+    "one; voxels that share a face, an edge or a corner belong to one lesion; 1 when both masks are empty, 0 when one "
+    "is",
+    function=lambda p, t, spacing, connectivity: lesion_f1(p, t, connectivity),
+    needs=("connectivity",),
+)
+LESION_SENSITIVITY = Metric(
+    title="Lesion sensitivity",
+    unit="",
+    digits=3,
+    higher_is_better=True,
+    note="share of true lesions that the prediction touches; 1 when there are none",
+    function=lambda p, t, spacing, connectivity: lesion_sensitivity(p, t, connectivity),
+    needs=("connectivity",),
+)
+ECE = Metric(
+    title="ECE",
+    unit="",
+    digits=3,
+    higher_is_better=False,
+    note="expected calibration error in 15 bins, in the box that reaches 10 mm beyond the true structure",
+    function=_in_box(calibration_error),
+    needs=("probability", "judged"),
+)
+BRIER = Metric(
+    title="Brier score",
+    unit="",
+    digits=4,
+    higher_is_better=False,
+    note="mean squared difference of probability and truth, in the same box",
+    function=_in_box(brier),
+    needs=("probability", "judged"),
 )
 METRICS: Table[Metric] = Table("metrics", "metric", Metric)
 

@@ -21,6 +21,7 @@ from medaug.options.stages import (
     MasksOptions,
     PredictOptions,
     SamplerOptions,
+    ScoringOptions,
     SegmenterOptions,
 )
 from medaug.options.training import LoggerOptions, TrainerOptions, TrainOptions
@@ -41,6 +42,7 @@ __all__ = [
     "PredictOptions",
     "ProcessOptions",
     "SamplerOptions",
+    "ScoringOptions",
     "SegmenterOptions",
     "SplitOptions",
     "TaskOptions",
@@ -84,6 +86,7 @@ class Options:
     segmenter: SegmenterOptions = field(default_factory=SegmenterOptions)
     audit: AuditOptions = field(default_factory=AuditOptions)
     arms: ArmsOptions = field(default_factory=ArmsOptions)
+    scoring: ScoringOptions = field(default_factory=ScoringOptions)
     benchmark: BenchmarkOptions = field(default_factory=BenchmarkOptions)
     export: ExportOptions = field(default_factory=ExportOptions)
     ingest: IngestOptions = field(default_factory=IngestOptions)

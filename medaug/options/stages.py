@@ -161,6 +161,20 @@ class PredictOptions:
 
 
 @dataclass
+class ScoringOptions:
+    """How segmentations are scored against the truth."""
+
+    tolerance: float = option(
+        "distance in mm between two surfaces that counts as agreement in NSD; 1 is about one voxel of a brain scan",
+        1.0,
+        limits=at_least(0),
+    )
+    lesions: list[str] = option(
+        "structures that consist of separate lesions, which are then also counted", [], items=Items(distinct=True)
+    )
+
+
+@dataclass
 class AuditOptions:
     """Do the images show what their masks say? Measured by a segmenter (the judge) that has no other use."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from medaug.evaluation.images import psnr, ssim
 from medaug.evaluation.scores import segmentation_scores
 from medaug.evaluation.uncertainty import auroc, entropy
 from medaug.imaging.cases import read_indices
-from medaug.options import PredictOptions
+from medaug.options import PredictOptions, ScoringOptions
 from medaug.prediction.request import Request
 from medaug.prediction.scans import Scan, read_truth
 from medaug.training.checkpoint import Card
@@ -45,6 +45,7 @@ class Predictor:
     model: DiffusionModel
     request: Request
     options: PredictOptions
+    scoring: ScoringOptions = field(default_factory=ScoringOptions)
 
     @property
     def refine(self) -> int:
@@ -134,7 +135,7 @@ class Predictor:
         card, schema = self.card, self.card.schema
         samples = self._samples(scan, self._label(scan), self._given(scan))
         votes = np.stack([schema.one_hot(label)[1:] for label in self.model.task.label_of(samples).numpy()])
-        probabilities = class_probabilities(votes.mean(0, dtype=np.float32), scan, card)
+        probabilities = card.preprocessing.invert_probabilities(votes.mean(0, dtype=np.float32), scan.placement)
         label, unsure = probabilities.argmax(0).astype(np.uint8), entropy(probabilities)
         volumes: dict[str, NDArray[np.generic]] = {"label": schema.to_values(label), "uncertainty": unsure}
         if self.options.probabilities:
@@ -144,7 +145,7 @@ class Predictor:
         scores: list[Score] = []
         if (truth := read_indices(self.request.manifest, scan.case, scan.grid)) is not None:
             spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
-            scores += segmentation_scores(label, truth, spacing, schema)
+            scores += segmentation_scores(label, truth, spacing, schema, self.scoring, probabilities)
             region = tuple(slice(*ends) for ends in card.preprocessing.region(scan.placement))
             judged = truth[region] != IGNORE
             wrong = (label != truth)[region][judged]
@@ -176,18 +177,6 @@ def redrawn_region(
     chosen = np.isin(label, classes)
     region = binary_dilation(chosen, iterations=margin) if margin else chosen
     return np.where(chosen, 0, label).astype(np.uint8), region
-
-
-def class_probabilities(votes: NDArray[np.float32], scan: Scan, card: Card) -> NDArray[np.float32]:
-    """Probabilities (num_classes, X, Y, Z) on the scan's grid from those of the foreground in model space.
-
-    They are interpolated as images are, so they are made to sum to 1 again. Beyond the model's grid lies background.
-    """
-    grid = card.preprocessing.grid
-    foreground = np.stack([grid.restore(plane, scan.placement, 0.0) for plane in votes]).clip(0, 1)
-    background = (1 - foreground.sum(0, keepdims=True)).clip(0)
-    planes = np.concatenate([background, foreground])
-    return np.asarray(planes / planes.sum(0), np.float32)
 
 
 def file_part(name: str) -> str:

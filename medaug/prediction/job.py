@@ -12,6 +12,7 @@ from typing import Any
 from medaug.cohort import provenance
 from medaug.cohort.seen import Contents
 from medaug.data.contents import case_contents, cohort_digest
+from medaug.evaluation.scores import check_scoring
 from medaug.imaging.nifti import write_volume
 from medaug.options import Options
 from medaug.pictures.figures import save_figure
@@ -49,7 +50,7 @@ class Job:
 
         Args:
             checkpoint: of the model, with the `manifest.json` of its training beside it.
-            options: `predict`, `sampler`.
+            options: `predict`, `sampler`, `scoring`.
             cache: folder in which digests of files are remembered.
 
         Raises:
@@ -57,8 +58,9 @@ class Job:
         """
         digest, card, model = load_experiment(checkpoint, options.experiment, choose_device())
         request = check_request(card, model, checkpoint.parent / "manifest.json", options.predict, options.sampler)
+        check_scoring(options.scoring, card.schema)
         contents = case_contents(request.manifest, request.cases, cache)
-        return cls(Predictor(card, model, request, options.predict), digest, contents)
+        return cls(Predictor(card, model, request, options.predict, options.scoring), digest, contents)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -12,22 +14,32 @@ from medaug.errors import printable
 from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.reporting.text import SMOKE, format_difference, format_evidence, format_interval, metric_of
 
+COLUMNS = 3
+"""Metrics side by side, so that a table fits 80 characters."""
+
 
 def print_table(benchmark: Benchmark, console: Console) -> None:
     """Print the mean and 95% interval of every arm: a line for all structures together, then one for each."""
-    metrics = {name: metric_of(name) for name in benchmark.scores.metrics}
+    metrics = benchmark.scores.metrics
+    for start in range(0, len(metrics), COLUMNS):
+        _print_metrics(benchmark, metrics[start : start + COLUMNS], console)
+
+
+def _print_metrics(benchmark: Benchmark, metrics: Sequence[str], console: Console) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption="mean [95% interval over subjects and seeds]")
     table.add_column("arm, class", overflow="fold")
-    for metric in metrics.values():
-        table.add_column(metric.heading, justify="right", no_wrap=True)
+    for name in metrics:
+        table.add_column(metric_of(name).heading, justify="right", no_wrap=True)
     for arm in benchmark.arms:
         table.add_row(Text(printable(arm), style="bold"))
         for structure in benchmark.structures:
             cells = [
-                Text(format_interval(benchmark.mean(arm, structure, name), metric.digits, metric.is_signed))
-                for name, metric in metrics.items()
+                format_interval(benchmark.mean(arm, structure, name), metric_of(name).digits, metric_of(name).is_signed)
+                if benchmark.scores.measures(structure, name)
+                else "-"
+                for name in metrics
             ]
-            table.add_row(Text(f"  {printable(structure)}"), *cells)
+            table.add_row(Text(f"  {printable(structure)}"), *map(Text, cells))
     console.print(table)
 
 

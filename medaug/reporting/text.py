@@ -15,7 +15,7 @@ def metric_of(name: str) -> Metric:
     """The entry of `METRICS`, or a plain one for a metric that only an earlier or extended version knew."""
     if name in METRICS:
         return METRICS[name]
-    return Metric(name, "", 3, True, "", lambda p, t, spacing: math.nan)
+    return Metric(name, "", 3, True, "", lambda *_: math.nan)
 
 
 def format_interval(interval: Interval, digits: int, signed: bool = False) -> str:

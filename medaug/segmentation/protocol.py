@@ -58,8 +58,9 @@ class Problem:
 class Segmenter(Protocol):
     """A segmenter that is trained once and then applied to cases.
 
-    It need not be a network, or even run in this process. A segmenter may also have a method
-    `features(case) -> (num_features,)`, which nothing requires.
+    It need not be a network, or even run in this process. A segmenter may also have two methods that nothing requires:
+    `features(case) -> (num_features,)`, and `probabilities(case) -> (num_classes, X, Y, Z)`, the probability of every
+    class on the scan's own grid, without which calibration is not measured.
     """
 
     def fit(self, training_set: TrainingSet, steps: int, seed: int, name: str) -> None:

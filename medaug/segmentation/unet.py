@@ -82,6 +82,11 @@ class UNetSegmenter:
         """Class indices (X, Y, Z) on the scan's own grid; see `segment` for the errors."""
         return self.problem.preprocessing.invert_label(segment(self.net, np.array(case.image)), case.placement)
 
+    def probabilities(self, case: ModelCase) -> NDArray[np.float32]:
+        """Probability of every class, (num_classes, X, Y, Z), on the scan's own grid; see `segment` for the errors."""
+        foreground = compute_logits(self.net, np.array(case.image)).float().softmax(0)[1:]
+        return self.problem.preprocessing.invert_probabilities(foreground.cpu().numpy(), case.placement)
+
     def features(self, case: ModelCase) -> NDArray[np.float32]:
         """The mean features of the coarsest level, (channels[-1],)."""
         return encode(self.net, np.array(case.image))
@@ -178,8 +183,8 @@ def _autocast(net: nn.Module, image: Tensor) -> torch.autocast:
 
 
 @torch.no_grad()
-def segment(net: nn.Module, image: NDArray | Tensor) -> NDArray[np.uint8]:
-    """Class indices (X, Y, Z) uint8 of an image (M, X, Y, Z) in model space.
+def compute_logits(net: nn.Module, image: NDArray | Tensor) -> Tensor:
+    """Logits (num_classes, X, Y, Z) of an image (M, X, Y, Z) in model space.
 
     Raises:
         UserError: the network's output is NaN or infinite.
@@ -192,7 +197,12 @@ def segment(net: nn.Module, image: NDArray | Tensor) -> NDArray[np.uint8]:
         raise UserError(
             "a segmenter's output is NaN or infinite: its training has diverged", "lower segmenter.learning_rate"
         )
-    return logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
+    return logits[0]
+
+
+def segment(net: nn.Module, image: NDArray | Tensor) -> NDArray[np.uint8]:
+    """Class indices (X, Y, Z) uint8 of an image (M, X, Y, Z) in model space; see `compute_logits` for the errors."""
+    return compute_logits(net, image).argmax(0).to(torch.uint8).cpu().numpy()
 
 
 @torch.no_grad()

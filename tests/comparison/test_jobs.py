@@ -129,6 +129,7 @@ def bench(tmp_path_factory):
     return manifest, space, load_cases(manifest, cases, space, root / "cache")
 
 
+BY_MASKS = ("dice", "hd95", "nsd", "volume_error")
 OPTIONS = SegmenterOptions(channels=[4, 8], batch_size=2, num_workers=0)
 
 
@@ -166,7 +167,8 @@ def test_scores_are_taken_on_the_scans_own_grid(bench, tmp_path):
     run(Job(ARMS[0], 3), tmp_path, bench, told)
     assert told.fitted[1:] == (1, 3, "real, seed 3")
     rows = pd.read_csv(Job(ARMS[0], 3).scores(tmp_path))
-    assert tuple(rows.columns) == SCORE_COLUMNS and len(rows) == 3 * 2 * 2
+    assert tuple(rows.columns) == SCORE_COLUMNS and len(rows) == 3 * 2 * len(BY_MASKS)
+    assert set(rows.metric) == set(BY_MASKS)
     assert set(rows["class"]) == {"core", "rim"} and set(rows.seed) == {3} and set(rows.arm) == {ARMS[0]}
     for case in loaded:
         original = read_case(manifest, case.case)[1]
@@ -189,7 +191,7 @@ def test_regions_are_scored_and_compared_by_name(bench, tmp_path):
         run(job, tmp_path, (manifest, space, loaded), Told(labels, space))
     rows = gathered(jobs, SETS, tmp_path)
     dice = {name: [float(r["value"]) for r in rows if (r["class"], r["metric"]) == (name, "dice")] for name in SETS}
-    assert min(dice["whole"]) > 0.8 and max(dice["rim"]) == 0 and len(rows) == 2 * 3 * 2 * 2
+    assert min(dice["whole"]) > 0.8 and max(dice["rim"]) == 0 and len(rows) == 2 * 3 * 2 * len(BY_MASKS)
     compare(
         rows,
         [(ARMS[1], ARMS[0])],
@@ -218,7 +220,8 @@ def test_a_job_is_done_once_and_an_unfinished_one_again(bench, tmp_path):
     rows = gathered(jobs, ("core", "rim"), tmp_path)
     with (tmp_path / "scores.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == rows
-    assert len(rows) == len(jobs) * 3 * 2 * 2
+    assert len(rows) == len(jobs) * 3 * 2 * len({*BY_MASKS, "ece", "brier"})
+    assert {r["metric"] for r in rows} == {*BY_MASKS, "ece", "brier"}  # the U-Net gives probabilities
     assert {(r["arm"], r["seed"]) for r in rows} == {(job.arm, str(job.seed)) for job in jobs}
 
 
@@ -289,7 +292,7 @@ def test_a_backend_that_is_no_network_runs_a_job(bench, tmp_path, monkeypatch):
     run(Job(ARMS[0], 0), tmp_path, bench, segmenter)
     rows = pd.read_csv(Job(ARMS[0], 0).scores(tmp_path))
     assert (
-        len(rows) == 3 * 2 * 2 and (rows[rows.metric == "dice"].value > 0.6).all()
+        len(rows) == 3 * 2 * len(BY_MASKS) and (rows[rows.metric == "dice"].value > 0.6).all()
     )  # the classes differ in brightness
 
 

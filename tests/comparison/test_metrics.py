@@ -17,16 +17,18 @@ from medaug.evaluation.scores import MEAN_FOREGROUND, METRICS, Metric
 from medaug.reporting.console import print_table, print_verdicts
 from medaug.reporting.report import write_report
 
+MEASURED = ("dice", "hd95", "nsd", "volume_error")
 
-def volume_error(prediction, truth, spacing):
+
+def missed_volume(prediction, truth, spacing):
     """Difference of volumes, ml."""
     return abs(int(prediction.sum()) - int(truth.sum())) * float(np.prod(spacing)) / 1000
 
 
 @pytest.fixture
 def added(monkeypatch):
-    entry = Metric("Volume error", "ml", 1, False, "difference of volumes", volume_error)
-    monkeypatch.setitem(METRICS.own, "volume_error", lambda: entry)
+    entry = Metric("Missed volume", "ml", 1, False, "difference of volumes", missed_volume)
+    monkeypatch.setitem(METRICS.own, "missed", lambda: entry)
 
 
 def test_a_new_metric_appears_everywhere(added, tmp_path):
@@ -34,24 +36,25 @@ def test_a_new_metric_appears_everywhere(added, tmp_path):
     found = toy_benchmark(folder).compare([("good", "bad")])
     found.save(folder)
     scores = pd.read_csv(folder / "scores.csv")
-    assert (scores[(scores.metric == "volume_error") & (scores.arm == "bad")].value == 5.0).all()
+    assert (scores[(scores.metric == "missed") & (scores.arm == "bad")].value == 5.0).all()
     rows = pd.read_csv(folder / "comparison.csv").set_index(["class", "metric"])
-    assert rows.loc[("lesion", "volume_error")].mean_difference == pytest.approx(-4.0)
-    assert rows.loc[("lesion", "volume_error")].verdict == "gain"  # lower is better
+    assert rows.loc[("lesion", "missed")].mean_difference == pytest.approx(-4.0)
+    assert rows.loc[("lesion", "missed")].verdict == "gain"  # lower is better
     write_report(found, tmp_path, folder / "report.html")
     page = Page((folder / "report.html").read_text())
-    header, *lines = page.tables["arm-table"]
-    assert header == ["arm", "class", "Dice", "HD95 (mm)", "Volume error (ml)"]
+    assert page.tables["arm-table"][0] == ["arm", "class", "Dice", "HD95 (mm)", "NSD", "Volume error (%)"]
+    header, *lines = page.tables["arm-table2"]
+    assert header == ["arm", "class", "Missed volume (ml)"]
     assert lines[1][-1] == "5.0 [5.0, 5.0]" and lines[3][-1] == "1.0 [1.0, 1.0]"
     text = " ".join(page.text.split())
-    assert "Volume error: lower is better." in text and "difference of volumes" in text
-    assert ["good", "bad", "lesion", "Volume error", "-4.0 [-4.0, -4.0] ml", "gain"] in page.tables["comparison-table"]
+    assert "Missed volume: lower is better." in text and "difference of volumes" in text
+    assert ["good", "bad", "lesion", "Missed volume", "-4.0 [-4.0, -4.0] ml", "gain"] in page.tables["comparison-table"]
     console = Console(file=io.StringIO(), width=120)
     print_table(found, console)
     print_verdicts(found, console)
     printed = console.file.getvalue()
-    assert "Volume error (ml)" in printed and "5.0 [5.0, 5.0]" in printed
-    assert "mean foreground Volume error: -4.0 [-4.0, -4.0] ml, gain (7 subjects, 1 seed)" in printed
+    assert "Missed volume (ml)" in printed and "5.0 [5.0, 5.0]" in printed
+    assert "mean foreground Missed volume: -4.0 [-4.0, -4.0] ml, gain (7 subjects, 1 seed)" in printed
 
 
 def test_a_signed_metric_is_better_the_nearer_it_is_to_0(tmp_path, monkeypatch):
@@ -73,7 +76,7 @@ def test_a_signed_metric_is_better_the_nearer_it_is_to_0(tmp_path, monkeypatch):
     assert "Volume difference: nearer to 0 is better, so arms are compared by absolute values." in " ".join(
         page.text.split()
     )
-    assert [page.tables["arm-table"][row][-1] for row in (2, 4)] == ["-5.0 [-5.0, -5.0]", "-1.0 [-1.0, -1.0]"]
+    assert [page.tables["arm-table2"][row][-1] for row in (2, 4)] == ["-5.0 [-5.0, -5.0]", "-1.0 [-1.0, -1.0]"]
 
 
 def test_absolute_values_are_taken_before_structures_are_averaged(tmp_path):
@@ -94,15 +97,26 @@ def test_results_come_back_from_their_files(tmp_path):
 
 def test_a_run_from_before_a_metric_is_read_without_it(tmp_path, monkeypatch):
     toy_benchmark(tmp_path).compare([("good", "bad")]).save(tmp_path)
-    entry = Metric("Volume error", "ml", 1, False, "difference of volumes", volume_error)
-    monkeypatch.setitem(METRICS.own, "volume_error", lambda: entry)
-    assert Benchmark.load(tmp_path).scores.metrics == ["dice", "hd95"]
+    entry = Metric("Missed volume", "ml", 1, False, "difference of volumes", missed_volume)
+    monkeypatch.setitem(METRICS.own, "missed", lambda: entry)
+    assert Benchmark.load(tmp_path).scores.metrics == list(MEASURED)
 
 
 def test_a_metric_of_a_package_that_is_gone_is_left_out(added, tmp_path, monkeypatch):
     toy_benchmark(tmp_path).compare([("good", "bad")]).save(tmp_path)
-    monkeypatch.delitem(METRICS.own, "volume_error")
+    monkeypatch.delitem(METRICS.own, "missed")
     again = Benchmark.load(tmp_path)
-    assert again.scores.metrics == ["dice", "hd95"] and len(again.comparisons) == 6
+    assert again.scores.metrics == list(MEASURED) and len(again.comparisons) == 10
     write_report(again, tmp_path, tmp_path / "report.html")  # its comparisons are shown under their plain name
-    assert "volume_error" in (tmp_path / "report.html").read_text()
+    assert "missed" in (tmp_path / "report.html").read_text()
+
+
+def test_a_metric_that_only_some_jobs_or_structures_have(tmp_path):
+    """Jobs of an earlier version have fewer metrics; lesions are counted in some structures only."""
+    plain = {(Job(arm, 0), "a", name, "dice"): 0.5 for arm in ("x", "y") for name in ("one", "two")}
+    old = Scores(plain | {(Job("x", 0), "a", "one", "nsd"): 0.5}, ("one", "two"), tmp_path, "")
+    assert old.metrics == ["dice"]
+    lesions = {(Job(arm, 0), "a", "two", "lesion_f1"): 0.25 for arm in ("x", "y")}
+    some = Scores(plain | lesions, ("one", "two"), tmp_path, "")
+    assert some.metrics == ["dice", "lesion_f1"] and not some.measures("one", "lesion_f1")
+    assert some.table([Job("x", 0)], ["a"], MEAN_FOREGROUND, "lesion_f1") == 0.25

@@ -14,6 +14,7 @@ from scipy.spatial.distance import cdist
 
 from medaug.cohort.schema import IGNORE, LabelSchema
 from medaug.evaluation.scores import dice, hd95, mean_foreground_dice, segmentation_scores
+from medaug.options import ScoringOptions
 
 SPACING = (0.8, 1.0, 2.5)
 SCHEMA = LabelSchema(((0, "background"), (1, "one"), (2, "two")))
@@ -87,10 +88,14 @@ def test_empty_masks_are_scored_and_never_dropped():
     empty, full = np.zeros((4, 6, 8), np.uint8), np.zeros((4, 6, 8), np.uint8)
     full[1:3, 2, 2] = 1
     diagonal = np.sqrt((4 * 0.8) ** 2 + (6 * 1.0) ** 2 + (8 * 2.5) ** 2)
-    assert segmentation_scores(empty, empty, SPACING, ONE) == [("x", "dice", 1.0), ("x", "hd95", 0.0)]
-    for pair in ((empty, full), (full, empty)):
-        scores = dict(row[1:] for row in segmentation_scores(*pair, SPACING, ONE))
-        assert scores == {"dice": 0.0, "hd95": pytest.approx(diagonal)}
+    options = ScoringOptions(lesions=["x"])
+    scores = dict(row[1:] for row in segmentation_scores(empty, empty, SPACING, ONE, options))
+    perfect = {"dice": 1.0, "hd95": 0.0, "nsd": 1.0, "volume_error": 0.0, "lesion_f1": 1.0, "lesion_sensitivity": 1.0}
+    assert scores == perfect
+    for pair, error, sensitivity in (((empty, full), -200.0, 0.0), ((full, empty), 200.0, 1.0)):
+        scores = dict(row[1:] for row in segmentation_scores(*pair, SPACING, ONE, options))
+        worst = {"dice": 0.0, "hd95": pytest.approx(diagonal), "nsd": 0.0, "volume_error": error, "lesion_f1": 0.0}
+        assert scores == worst | {"lesion_sensitivity": sensitivity}
 
 
 def test_masks_on_different_grids_are_refused():
@@ -121,6 +126,7 @@ def test_regions_are_scored_in_place_of_the_classes(seed):
     prediction, truth = _blobs(seed), _blobs(seed + 1)
     schema = LabelSchema(SCHEMA.labels, regions=(("both", (1, 2)), ("inner", (2,))))
     rows = segmentation_scores(prediction, truth, SPACING, schema)
+    rows = [row for row in rows if row[1] in ("dice", "hd95")]
     assert [row[:2] for row in rows] == [(n, m) for n in ("both", "inner") for m in ("dice", "hd95")]
     masks = ((prediction > 0, truth > 0), (prediction == 2, truth == 2))
     assert [row[2] for row in rows[::2]] == [dice(*pair) for pair in masks]

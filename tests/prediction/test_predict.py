@@ -29,6 +29,7 @@ from medaug.training.model import Context
 from medaug.withdrawal import withdraw
 
 SCHEMA = LabelSchema(((0, "background"), (2, "shell"), (4, "core")))
+VOXELWISE = ("dice", "hd95", "nsd", "volume_error", "ece", "brier")
 MODALITIES = ("T1", "T2")
 SCALE = ((10.0, 90.0), (-5.0, 35.0))
 TRANSLATION = {"mask": False, "modalities": ["T2"], "given": ["all"]}
@@ -190,7 +191,7 @@ def test_segmentation_writes_the_vote_of_its_samples_and_how_sure_they_are(run, 
     assert (np.abs(found - votes) < 1e-4).mean() > 0.999  # a vote may tip by rounding
     scores = metrics(folder)
     assert {key[1:] for key in scores} == {
-        *((structure, metric) for structure in ("shell", "core") for metric in ("dice", "hd95")),
+        *((structure, metric) for structure in ("shell", "core") for metric in VOXELWISE),
         ("all voxels", "auroc_of_uncertainty"),
     }
 

@@ -1,0 +1,64 @@
+"""Are a segmenter's probabilities right? Brier score and expected calibration error of one structure.
+
+Both are measured in a box around the true structure: elsewhere every segmenter is right and sure of it, and a volume
+that is mostly background would look well calibrated whatever happens at the boundary. The box depends on the truth
+alone, so that all arms are measured on the same voxels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+MARGIN = 10.0
+"""mm around the true structure that belong to the box."""
+
+BINS = 15
+
+
+def brier(probability: NDArray[np.floating], t: NDArray[np.bool_]) -> float:
+    """Mean squared difference of probabilities in 0..1 and truth, of any shape (Brier 1950): 0 is perfect, 1 worst."""
+    return float(np.mean((probability.astype(np.float64) - t) ** 2))
+
+
+def calibration_error(probability: NDArray[np.floating], t: NDArray[np.bool_], bins: int = BINS) -> float:
+    """Expected calibration error, 0..1: |mean probability - share of true voxels| per bin, weighted by its voxels.
+
+    Bins of equal width over 0..1, closed on the right (Naeini, Cooper, Hauskrecht, AAAI 2015).
+
+    Args:
+        probability: of being true, of any shape.
+        t: truth, of the same shape.
+        bins: number of bins.
+    """
+    p = np.ravel(probability).astype(np.float64)
+    place = np.clip(np.ceil(p * bins) - 1, 0, bins - 1).astype(int)
+    gaps = np.bincount(place, p, bins) - np.bincount(place, np.ravel(t), bins)
+    return float(np.abs(gaps).sum() / p.size)
+
+
+def calibration_box(
+    t: NDArray[np.bool_], judged: NDArray[np.bool_], spacing: Sequence[float], margin: float = MARGIN
+) -> NDArray[np.bool_]:
+    """The voxels in which calibration is measured: a box around the true structure, without ignored voxels.
+
+    Args:
+        t: true mask (X, Y, Z).
+        judged: voxels whose truth is known.
+        spacing: voxel sides in mm.
+        margin: mm that the box reaches beyond the structure.
+
+    Returns:
+        (X, Y, Z); the whole volume if the structure is absent, and everything judged if the box has no such voxel.
+    """
+    box = np.ones(t.shape, bool)
+    if t.any():
+        for axis, side in enumerate(spacing):
+            others = tuple(a for a in range(t.ndim) if a != axis)
+            places, reach = np.flatnonzero(t.any(axis=others)), int(np.ceil(margin / side))
+            inside = np.zeros(t.shape[axis], bool)
+            inside[max(0, places[0] - reach) : places[-1] + reach + 1] = True
+            box &= np.expand_dims(inside, others)
+    return box & judged if (box & judged).any() else box
