@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def main(options: Options) -> None:
-    """Write what the model predicts for each scan, scores against the truth if there is one, and a picture."""
+    """Write the model's predictions for each scan, their scores if the truth is known, and a picture."""
     from medaug.prediction.job import Job
 
     settings = options.predict
@@ -31,8 +31,8 @@ def main(options: Options) -> None:
     predictions = job.run(folder, f"{options.experiment}, {name}")
     scored = predictions.save(folder, settings.seed)
     finish(folder, {"scans": len(predictions.records), "checkpoint": job.checkpoint})
-    note = "" if scored else "; there is no truth to compare them with"
-    log.info("%d scans are in %s%s", len(predictions.records), folder, note)
+    note = "" if scored else "; they have no scores, because the truth is not known"
+    log.info("predictions for %d scans are in %s%s", len(predictions.records), folder, note)
 
 
 if __name__ == "__main__":

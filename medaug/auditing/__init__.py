@@ -1,1 +1,1 @@
-"""The audit: measures of synthetic pairs, in a table to which others can be added."""
+"""The audit: measures of synthetic pairs, in a table that can be extended."""

@@ -1,4 +1,4 @@
-"""An audit from its inputs to its results."""
+"""Runs an audit: trains the judge, computes all measures, and draws the guidance sweep."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def check_pairs(inputs: Inputs) -> None:
     """Refuse pairs that cannot be audited.
 
     Raises:
-        UserError: there is only one.
+        UserError: there are fewer than two pairs.
     """
     if len(inputs.pairs.records) < 2:
         raise UserError("the audit needs at least two pairs", "generate more (num=2)", path=inputs.pairs.manifest.root)
 
 
 def audit(inputs: Inputs, options: Options, folder: Path) -> Audit:
-    """Train the judge, take every measure, and draw the guidance sweep.
+    """Train the judge, compute every measure, and draw the guidance sweep.
 
     Args:
         inputs: generator, pairs and cohort.
-        options: `audit` and `segmenter` are read.
-        folder: keeps the judge (judge.pt) and the picture (guidance.png).
+        options: options of the stage; `audit` and `segmenter` are read.
+        folder: folder for the judge (judge.pt) and the picture (guidance.png).
 
     Raises:
         UserError: there is no labelled validation scan, two scans of different splits are equal, or the training of
@@ -57,7 +57,7 @@ def audit(inputs: Inputs, options: Options, folder: Path) -> Audit:
     train, val, synthetic = inputs.load_real("train"), inputs.load_real("val"), inputs.load_synthetic()
     if not val:
         raise UserError(
-            "no labelled validation scan to hold the judge against",
+            "no labelled validation scan to check the judge with",
             "raise data.val_fraction",
             path=inputs.cohort.root,
         )
@@ -90,11 +90,11 @@ def audit(inputs: Inputs, options: Options, folder: Path) -> Audit:
 
 
 def log_audit(result: Audit, path: Path) -> None:
-    """Log the judge's Dice, and a warning if the judge is worthless.
+    """Log the judge's Dice, and a warning if the judge has learned nothing.
 
     Args:
-        result: of the audit.
-        path: the file that holds it.
+        result: result of the audit.
+        path: file of the result, for the message.
     """
     real, synthetic, shuffled = (
         result.interval("faithfulness", images) for images in ("real_validation", "synthetic", "shuffled")
@@ -107,14 +107,14 @@ def log_audit(result: Audit, path: Path) -> None:
     )
     if result.ratio is None:
         log.warning(
-            "the judge's Dice on real images is not above the %.3f of a trivial baseline: it has learned nothing, so "
-            "its numbers say nothing about the images; raise judge_steps",
+            "the judge's Dice on real images is not above that of the trivial baseline (%.3f): the judge has learned "
+            "nothing, so its numbers tell nothing about the images; raise judge_steps",
             result.floor,
         )
 
 
 def _judge(train: list[ModelCase], inputs: Inputs, options: Options, path: Path) -> nn.Module:
-    """The judge, trained once and kept in `path`."""
+    """Load the judge from `path`, after training it if there is no such file."""
     num_classes, settings = inputs.cohort.schema.num_classes, options.audit
     if not path.exists():
         net = train_segmenter(

@@ -45,7 +45,13 @@ class Generator:
 
 @dataclass(frozen=True)
 class Swept:
-    """Pairs sampled again at one guidance scale: the judge's label maps, and the first images of the first modality."""
+    """Pairs sampled again at one guidance scale.
+
+    Attributes:
+        scale: guidance scale.
+        judged: the judge's label maps of the images.
+        shown: (PICTURED, X, Y, Z), the first modality of the first images, for the picture.
+    """
 
     scale: float
     judged: Labels
@@ -54,15 +60,15 @@ class Swept:
 
 @dataclass(frozen=True)
 class Material:
-    """What there is to measure, in model space.
+    """What is measured, in model space.
 
     Attributes:
-        schema: the labels.
+        schema: label schema.
         settings: options of the audit.
         val: labelled real validation cases.
-        synthetic: pairs.
-        judge: a segmenter used for nothing else; None: there is none.
-        generator: None: unknown, so nothing can be sampled again.
+        synthetic: the pairs.
+        judge: segmenter that is used for nothing else; None: there is none.
+        generator: generator of the pairs; None: not available, so nothing can be sampled again.
     """
 
     schema: LabelSchema
@@ -73,7 +79,7 @@ class Material:
     generator: Generator | None = None
 
     def has(self, needs: Sequence[str]) -> bool:
-        """Whether everything that a measure needs is there."""
+        """Whether everything that a measure needs is available."""
         return all(getattr(self, name) is not None for name in needs)
 
     def masks(self, cases: Sequence[ModelCase]) -> Labels:
@@ -92,7 +98,7 @@ class Material:
 
     @cached_property
     def sweep(self) -> list[Swept]:
-        """The first `audit.guidance_num` pairs sampled again, same masks and seeds, at every guidance scale."""
+        """The first `audit.guidance_num` pairs, sampled again at every guidance scale with the same masks and seeds."""
         found = []
         for scale in self.settings.guidance_scales:
             log.info("guidance scale %g, %d pairs", scale, len(self.swept))
@@ -134,13 +140,13 @@ class Measure:
     """An entry of the table of measures.
 
     Attributes:
-        title: its name in the report.
-        unit: unit of its values; empty if they have none.
+        title: title in the report.
+        unit: unit of the values; empty if they have none.
         digits: decimals shown.
-        higher_is_better: None: neither; synthetic images should have the value of real ones.
-        note: what it is, for the report.
-        function: material to groups of values.
-        needs: attributes of `Material` without which it is left out: "judge", "generator".
+        higher_is_better: whether higher values are better; None: synthetic images should have the value of real ones.
+        note: explanation for the report.
+        function: returns the groups of values of a `Material`.
+        needs: the attributes of `Material` that must be available, else the measure is left out: "judge", "generator".
     """
 
     title: str

@@ -1,7 +1,7 @@
-"""What an audit found, as a value that is saved to files and read from them.
+"""The result of an audit, with saving and loading.
 
-`faithfulness.json` and `faithfulness.csv` have the keys and columns of the first version, plus `measures`, where every
-measure of the table stands under its name. `measures.csv` has every value of every measure.
+`faithfulness.json` and `faithfulness.csv` have the keys and columns of the first version. In addition, the key
+`measures` has every measure of the table by name, and `measures.csv` has every value of every measure.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from medaug.inputs import parsing, read_json
 REMEDY = "remove the folder and run medaug.audit again"
 FAITHFULNESS = ("real_validation", "synthetic", "shuffled")
 GUIDANCE = "guidance_"
-"""The images of a guidance scale are called by this and the scale, such as `guidance_3`."""
+"""Prefix of the names of the images of a guidance scale, such as `guidance_3`."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Group:
 
     @classmethod
     def of_cases(cls, images: str, cases: Sequence[ModelCase], values: NDArray[np.floating], seed: int) -> Group:
-        """One value per case.
+        """Make a group with one value per case.
 
         Args:
             images: which images.
-            cases: of the values.
+            cases: the cases.
             values: (num_cases,).
-            seed: of the interval.
+            seed: seed of the interval.
         """
         subjects = [case.case.subject for case in cases]
         names = [case.case.name for case in cases]
@@ -59,7 +59,7 @@ class Group:
 
     @classmethod
     def of_set(cls, images: str, value: float, num_images: int) -> Group:
-        """One value for a whole set of images."""
+        """Make a group with one value for a whole set of images."""
         return cls(images, Interval(value, math.nan, math.nan, num_images, num_images))
 
 
@@ -68,8 +68,8 @@ class Audit:
     """The results of an audit.
 
     Attributes:
-        smoke: whether this run only shows that the parts fit together.
-        results: by measure, its groups.
+        smoke: whether this is a smoke run, which only shows that everything runs.
+        results: groups of values by measure.
         floor: mean foreground Dice of the trivial baseline; None in files of earlier versions.
         ratio: the judge's Dice on synthetic images over that on real ones; None if the judge has learned nothing.
         ratio_low: the same for the lower bound of the interval; None also if there is no interval.

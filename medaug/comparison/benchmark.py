@@ -34,12 +34,12 @@ def run_benchmark(inputs: Inputs, options: Options, folder: Path) -> Benchmark:
 
     Args:
         inputs: generator, pairs and cohort.
-        options: `benchmark`, `arms`, `segmenter` and `scoring` are read.
-        folder: of the benchmark; the jobs keep their scores there.
+        options: options of the stage; `benchmark`, `arms`, `segmenter` and `scoring` are read.
+        folder: folder of the benchmark; the jobs save their scores there.
 
     Raises:
         UserError: there is no labelled test scan, two scans of different splits are equal, a training failed, or a
-            scan changed meanwhile.
+            scan changed while the benchmark ran.
     """
     cohort, settings = inputs.cohort, options.benchmark
     if not inputs.labelled("test"):
@@ -56,7 +56,7 @@ def run_benchmark(inputs: Inputs, options: Options, folder: Path) -> Benchmark:
         training_set = ARMS[job.arm].training_set(real, synthetic, options.arms.synthetic_share)
         segmenter = BACKENDS[settings.backend].make(problem, options.segmenter)
         run_job(job, segmenter, training_set, settings.steps, test, folder)
-    # Jobs score against the files themselves.
+    # Jobs read the label files while they run, so check that these have not changed.
     if cohort_digest(cohort, case_contents(cohort, cohort.cases, inputs.cache)) != inputs.content:
         raise UserError("scans changed while the benchmark ran", "give overwrite=true to begin again", path=cohort.root)
     nodes = {name: dataclasses.asdict(getattr(options, name)) for name in ("benchmark", "arms", "segmenter", "scoring")}

@@ -1,7 +1,8 @@
-"""No test subject may have been seen by anything that is compared. Refuses, never repairs.
+"""The leak guard: refuses to compare anything that has seen a test subject. It never repairs a leak.
 
-Subjects are told by their names, and scans by their contents as well: a name says nothing of what its file holds.
-A generator sees its validation subjects: they may have chosen its checkpoint.
+Subjects are identified by name, and scans also by the contents of their files, because a name does not prove what a
+file contains. Validation subjects count as seen by the generator, because they may have decided which checkpoint is
+used.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ def refuse_leaks(
 
     Args:
         cohort: real scans with splits.
-        synthetic: the pairs to be trained on.
-        records: their provenance.
-        seen: by the generator, from its checkpoint.
-        checkpoint: SHA-256 of that checkpoint.
+        synthetic: the pairs that segmenters will be trained on.
+        records: provenance of the pairs.
+        seen: what the generator saw, from its checkpoint.
+        checkpoint: SHA-256 of the generator's checkpoint.
 
     Raises:
-        UserError: a pair without provenance or of another checkpoint; a test subject that the generator, or that of the
-            masks, saw; a pair made from a validation or test subject.
+        UserError: a pair has no provenance or comes from another checkpoint; the generator or the mask generator saw a
+            test subject; or a pair was made from a validation or test subject.
     """
     if known := seen.test_subjects(cohort):
         raise UserError(f"leak: the generator saw test subject(s) {_some(known)}", "train it again on this split")
@@ -52,8 +53,8 @@ def refuse_leaks(
             raise UserError(f"leak guard: {case.name} has no provenance", "generate the pairs again")
         if record["checkpoint"] != checkpoint:
             raise UserError(
-                f"leak guard: {case.name} was made by another checkpoint: the model was trained again since, or the "
-                "pairs were made with another checkpoint=",
+                f"leak guard: {case.name} was made by another checkpoint: either the model was trained again since, or "
+                "the pairs were made with another checkpoint=",
                 "generate the pairs again (overwrite=true)",
             )
         if tested := set(record.get("mask_validation_subjects", ())) & cohort.subjects("test"):
@@ -63,7 +64,7 @@ def refuse_leaks(
         host = str(record.get("host"))
         if hosts.get(host, record.get("host_subject")) != record.get("host_subject"):
             raise UserError(
-                f"leak guard: {case.name} names another subject than {hosts[host]} for its host {host}",
+                f"leak guard: the record of {case.name} says that its host {host} is not of subject {hosts[host]}",
                 "generate again",
             )
         if outside := set(record["subjects"]) - allowed:
@@ -73,18 +74,18 @@ def refuse_leaks(
 
 
 def refuse_content(cohort: Manifest, contents: Contents, pairs: Pairs, digests: Mapping[Path, str], card: Card) -> None:
-    """Check what the files hold: of the cohort, of the pairs, and of what the generator's training read.
+    """Check the contents of the files: of the cohort, of the pairs, and of what the generator's training read.
 
     Args:
         cohort: real scans with splits.
-        contents: of all of its cases.
-        pairs: to be trained on.
-        digests: SHA-256 of their files as they are now.
-        card: of the generator.
+        contents: contents of all its cases.
+        pairs: the pairs that segmenters will be trained on.
+        digests: current SHA-256 of the files of the pairs.
+        card: card of the generator.
 
     Raises:
-        UserError: one scan in two splits; a scan that changed since the training; a test scan that the generator saw
-            under another name; a pair that is a validation or test scan, or not the one that was generated.
+        UserError: one scan is in two splits; a scan changed since the training; the generator saw a test scan under
+            another name; or a pair is a validation or test scan, or is not the one that was generated.
     """
     refuse_shared(cohort, contents)
     refuse_changed_scans(card, contents)
@@ -98,13 +99,13 @@ def refuse_content(cohort: Manifest, contents: Contents, pairs: Pairs, digests: 
 
 
 def guarded_cohort(train: Path, pairs: Pairs, card: Card, checkpoint: str) -> tuple[Manifest, str]:
-    """The cohort of a training and its digest, once names and contents have been checked against pairs and generator.
+    """Read the cohort of a training and check it against the pairs and the generator; returns it with its digest.
 
     Args:
-        train: folder of the training; what was hashed is remembered in the cache beside it.
-        pairs: made by its generator.
-        card: of the generator.
-        checkpoint: its SHA-256.
+        train: folder of the training; digests of files are stored in the cache beside it.
+        pairs: pairs made by its generator.
+        card: card of the generator.
+        checkpoint: SHA-256 of the generator's checkpoint.
 
     Raises:
         UserError: as `refuse_leaks` and `refuse_content`.

@@ -1,4 +1,4 @@
-"""What audit and benchmark measure: a trained generator, its pairs and the cohort behind them, checked for leaks."""
+"""The inputs of audit and benchmark: a trained generator, its pairs and its cohort, checked for leaks."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Inputs:
     """A generator with its pairs and cohort.
 
     Attributes:
-        checkpoint: file of the generator.
-        digest: SHA-256 of that file.
-        card: what the checkpoint says of itself.
-        pairs: made by the generator.
+        checkpoint: checkpoint of the generator.
+        digest: SHA-256 of the checkpoint.
+        card: card of the checkpoint.
+        pairs: pairs made by the generator.
         cohort: real scans with splits.
         content: digest of the cohort's splits, schema and files.
         cache: folder of cases in model space.
@@ -37,7 +37,7 @@ class Inputs:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What a result depends on beside its options."""
+        """What a result depends on, apart from options."""
         return {"checkpoint": self.digest, "pairs": self.pairs.digest, "cohort": self.content}
 
     def labelled(self, split: str) -> list[Case]:
@@ -57,10 +57,10 @@ def read_inputs(checkpoint: Path, train: Path, synthetic: Path, command: str) ->
     """Read generator, pairs and cohort, and refuse leaks (`medaug.comparison.guard`).
 
     Args:
-        checkpoint: of the generator.
-        train: folder of its training; the cache lies beside it.
+        checkpoint: checkpoint of the generator.
+        train: folder of its training; the cache is beside it.
         synthetic: folder of the pairs.
-        command: that makes the pairs, for messages.
+        command: the command that makes the pairs, for messages.
 
     Raises:
         UserError: the pairs are missing, unfinished or of another checkpoint, a file is damaged, or there is a leak.

@@ -1,4 +1,4 @@
-"""One job is one segmenter that is trained and scored, in a folder of its own."""
+"""A job trains and scores one segmenter; it has its own folder."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Job:
 
     Attributes:
         arm: name of an arm.
-        seed: of the segmenter's training.
-        fold: which fold validates; None: the splits of the cohort's manifest.
-        labelled: how many training subjects keep their labels; None: all.
+        seed: seed of the segmenter's training.
+        fold: number of the fold that validates; None: the splits of the cohort's manifest.
+        labelled: number of training subjects that keep their labels; None: all.
     """
 
     arm: str
@@ -51,7 +51,7 @@ class Job:
     def mark_done(self, folder: Path) -> None:
         """Write the digest of its scores, in the form that `sha256sum -c` reads.
 
-        Call this last: a job that was killed before is done again.
+        Call this last: a job that is killed earlier is repeated.
         """
         path = self.scores(folder)
         with atomic_write(_digest_file(path)) as temporary:

@@ -1,4 +1,4 @@
-"""Run jobs: train a segmenter, score it on the test cases, keep the scores. A finished job is never repeated."""
+"""Runs jobs: train a segmenter, score it on the test cases, save the scores. A finished job is not repeated."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TestSet:
-    """Labelled cases that nobody trained on, scored on their own grids against their labels as they are on disk.
+    """Labelled cases that nothing was trained on, scored on their own grids against the label files.
 
     Attributes:
-        cohort: the manifest that the cases are from.
-        cases: in model space.
+        cohort: manifest of the cases.
+        cases: the cases in model space.
         scoring: tolerance and lesions.
     """
 
-    __test__ = False  # no test for pytest
+    __test__ = False  # not a test class, despite its name
 
     cohort: Manifest
     cases: Sequence[ModelCase]
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
 
     def score(self, job: Job, segmenter: Segmenter, path: Path) -> Scores:
-        """Scores of a trained segmenter.
+        """Score a trained segmenter.
 
         Args:
-            job: whose segmenter it is.
-            segmenter: trained.
-            path: the file that the scores will be in, for messages.
+            job: job of the segmenter.
+            segmenter: trained segmenter.
+            path: file that the scores will be saved in, for messages.
         """
         values, probabilities_of = {}, getattr(segmenter, "probabilities", None)
         for case in self.cases:
@@ -58,15 +58,15 @@ class TestSet:
 
 
 def run_job(job: Job, segmenter: Segmenter, training_set: TrainingSet, steps: int, test: TestSet, folder: Path) -> None:
-    """Train the job's segmenter and score it, unless that is done already.
+    """Train the job's segmenter and score it, unless the job is done already.
 
     Args:
-        job: names the result and its seed.
-        segmenter: untrained.
-        training_set: what it trains on.
+        job: the job.
+        segmenter: untrained segmenter.
+        training_set: what it is trained on.
         steps: optimisation steps.
         test: what it is scored on.
-        folder: of the benchmark.
+        folder: folder of the benchmark.
 
     Raises:
         UserError: the training failed, or the scores on disk are not what the job wrote.
@@ -85,7 +85,7 @@ def run_job(job: Job, segmenter: Segmenter, training_set: TrainingSet, steps: in
 
 
 def gather(jobs: Iterable[Job], structures: Iterable[str], folder: Path) -> Scores:
-    """The scores of all jobs together.
+    """Read the scores of all jobs.
 
     Raises:
         UserError: the scores of a job are missing, or not what it wrote.

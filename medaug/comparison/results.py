@@ -1,4 +1,4 @@
-"""What a benchmark found, as a value that is saved to files and read from them."""
+"""The result of a benchmark, with saving and loading."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ class Benchmark:
 
     Attributes:
         experiment: name.
-        phantom: whether the scans were computed, not taken from patients.
-        smoke: whether this run only shows that the parts fit together.
+        phantom: whether the scans are phantoms, not patients.
+        smoke: whether this is a smoke run, which only shows that everything runs.
         arms: names, in the order in which they are shown.
         seeds: training seeds; every arm has one job for each.
         steps: optimisation steps of every job.
@@ -74,9 +74,9 @@ class Benchmark:
         floor: Dice of the trivial baseline by structure; empty in files of earlier versions.
         num_training_cases: labelled real scans; None in files of earlier versions.
         num_synthetic: pairs.
-        bootstrap_seed: of the intervals.
+        bootstrap_seed: seed of the intervals.
         config: the resolved configuration, for the reader.
-        scores: of every job.
+        scores: scores of all jobs.
         comparisons: arms against their baselines.
     """
 

@@ -106,10 +106,10 @@ class Scores:
 
     @classmethod
     def load(cls, paths: Iterable[Path], structures: Iterable[str], source: Path, remedy: str) -> Scores:
-        """Read what `save` wrote, to one or several files. Args as the attributes.
+        """Read what `save` wrote, from one or several files; the other arguments are those of the class.
 
         Raises:
-            UserError: a file is missing or damaged; the line ends with `remedy`.
+            UserError: a file is missing or damaged.
         """
         values: dict[Key, float] = {}
         for path in paths:

@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Ho & Salimans 2022): one denoiser made of two conditions."""
+"""Classifier-free guidance (Ho & Salimans 2022): one denoiser made from two conditions."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Condition = TypeVar("Condition", bound=Tensor | tuple[Tensor, ...])
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strongly, and away from what, samples are guided.
+    """How strongly samples are guided, when, and away from what.
 
     Attributes:
-        scale: 1 is the conditional model, 0 the negative one, above 1 is guidance.
-        interval: times in [0, 1] between which, ends included, there is guidance; None: at all times. Outside it the
-            conditional model runs alone (Kynkäänniemi et al. 2024).
-        rescale: phi in [0, 1], how far each sample of the guided x_0 is brought back to the standard deviation of
-            x_0(condition), taken over all axes but the batch (Lin et al. 2024, eq. 15 and 16, which the paper applies
-            to the network's output).
-        negative: class indices. Guidance leads away from the same mask without these classes; empty: from the null
-            condition.
+        scale: 1 is the conditional model, 0 the negative condition alone, above 1 is guidance.
+        interval: the range of times in [0, 1], ends included, in which guidance is applied; None: at all times. Outside
+            it the conditional model is used alone (Kynkäänniemi et al. 2024).
+        rescale: phi in [0, 1], how far the standard deviation of each guided x_0 is moved back to that of
+            x_0(condition), over all axes but the batch (Lin et al. 2024, eq. 15 and 16; the paper applies it to the
+            network's output).
+        negative: class indices. Guidance moves away from the same mask without these classes; empty: away from the
+            null condition.
 
     Raises:
-        ValueError: an interval that does not rise within [0, 1], or a rescale outside [0, 1].
+        ValueError: the interval is not increasing within [0, 1], or rescale is outside [0, 1].
     """
 
     scale: float = 1.0
@@ -41,7 +41,7 @@ class Guidance:
         """Check the values."""
         if self.interval is not None and not 0 <= self.interval[0] < self.interval[1] <= 1:
             raise ValueError(
-                f"guidance_interval is [{self.interval[0]:g}, {self.interval[1]:g}], but must be two rising times "
+                f"guidance_interval is [{self.interval[0]:g}, {self.interval[1]:g}], but must be two increasing times "
                 "within [0, 1]"
             )
         if not 0 <= self.rescale <= 1:
@@ -49,7 +49,7 @@ class Guidance:
 
 
 NO_GUIDANCE = Guidance()
-"""The conditional model alone."""
+"""The conditional model without guidance."""
 
 
 def guided(
@@ -60,14 +60,19 @@ def guided(
 ) -> Denoise:
     """The denoiser x_0(negative) + scale * (x_0(condition) - x_0(negative)).
 
-    The scale is 1 + w of the paper's eq. 6, which mixes epsilon: the same thing, since x_0 is affine in epsilon at a
-    given x_t. Both branches go through one forward pass of twice the batch; a branch without weight is not run.
+    The scale is 1 + w of the paper's eq. 6. The paper mixes epsilon; that is equivalent, because x_0 is affine in
+    epsilon at a given x_t. Both branches are evaluated in one forward pass with twice the batch; a branch with weight 0
+    is not evaluated.
 
-    denoise: x_t (B, ...), t (B,) and a condition to x_0 (B, ...).
-    condition, negative: a tensor (B, ...) or a (named) tuple of them, of one shape. Guidance leads away from the
-    negative one: the null condition, or the condition of another mask. `guidance.negative` is not read here.
+    Args:
+        denoise: function of x_t (B, ...), t (B,) and a condition that returns x_0 (B, ...).
+        condition: a tensor (B, ...) or a (named) tuple of tensors.
+        negative: the condition that guidance moves away from: the null condition, or that of another mask. Its shapes
+            are those of `condition`.
+        guidance: scale, interval and rescale; `negative` is not used here.
 
-    Raises ValueError when the shapes differ.
+    Raises:
+        ValueError: the shapes of the conditions differ.
     """
     scale, rescale = guidance.scale, guidance.rescale
     low, high = guidance.interval or (0.0, 1.0)
@@ -91,7 +96,7 @@ def guided(
 
 
 def _batch(negative: Condition, condition: Condition) -> Condition:
-    """The two conditions as one of twice the batch."""
+    """The two conditions as one condition with twice the batch."""
     if isinstance(negative, Tensor) and isinstance(condition, Tensor):
         if negative.shape != condition.shape:
             raise ValueError(

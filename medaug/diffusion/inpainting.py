@@ -1,9 +1,9 @@
-"""Inpainting without training: any model of whole images redraws a region of a given image.
+"""Inpainting without training: any model of whole images can generate a region of a given image.
 
-The known part is imposed on the denoiser's x_0 (the null-space form of Wang et al. 2023, DDNM, eq. 13, for a mask), in
-image space, so that it holds for any codec. RePaint (Lugmayr et al. 2022, eq. 8) imposes it on x_t; both give every
-x_t the known part at its own noise level. Going back in time makes the redrawn region fit the known part (RePaint,
-section 4.2).
+The known part replaces that of the denoiser's x_0 (the null-space form of Wang et al. 2023, DDNM, eq. 13, for a mask).
+This is done in image space, so that it works with any codec. RePaint (Lugmayr et al. 2022, eq. 8) does it at x_t
+instead; in both, each x_t contains the known part at its own noise level. Repeating steps makes the inpainted region
+consistent with the known part (RePaint, section 4.2).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from medaug.diffusion.samplers import Denoise, Noise, Sampling, sample
 
 @dataclass(frozen=True)
 class Inpainting:
-    """The known part of each sample, and the region to redraw.
+    """The known part of each sample, and the region to inpaint.
 
     Attributes:
-        known: (B, M, X, Y, Z) images; their values within the region are ignored.
-        region: (B, 1, X, Y, Z) bool, the voxels to redraw.
-        resample: how often each step is run, at least 1; see `draw`.
+        known: (B, M, X, Y, Z) images; their values inside the region are ignored.
+        region: (B, 1, X, Y, Z) bool, the voxels to inpaint.
+        resample: how often each step is done, at least 1; see `sample_from_noise`.
     """
 
     known: Tensor
@@ -35,22 +35,22 @@ class Inpainting:
     resample: int = 1
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a number of steps below 1."""
+        """Raise ValueError if resample is below 1."""
         if self.resample < 1:
-            raise ValueError(f"resample is {self.resample}, but each step must run at least once")
+            raise ValueError(f"resample is {self.resample}, but each step must be done at least once")
 
     def paste(self, image: Tensor) -> Tensor:
-        """Image (B, M, X, Y, Z) within the region, the known one elsewhere."""
+        """The image (B, M, X, Y, Z) inside the region, and the known image outside."""
         return torch.where(self.region, image, self.known)
 
     def impose(
         self, denoise: Denoise, encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor]
     ) -> Denoise:
-        """The denoiser encode(paste(decode(x_0))), for any sampler.
+        """The denoiser encode(paste(decode(x_0))), which any sampler can use.
 
         Args:
-            denoise: of a model of whole images, in code space.
-            encode, decode: between images and code, inverse to each other.
+            denoise: denoiser of a model of whole images, in code space.
+            encode, decode: functions from images to codes and back, inverse to each other.
         """
 
         def denoise_inpainted(x: Tensor, t: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class Inpainting:
         return denoise_inpainted
 
 
-def draw(
+def sample_from_noise(
     sampling: Sampling,
     denoise: Denoise,
     process: Process,
@@ -67,23 +67,23 @@ def draw(
     resample: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """A sample from noise, with each step from t to s < t taken `resample` times.
+    """Sample from noise, doing each step from t to s < t `resample` times.
 
-    Between the repeats x goes back from s to t by the forward process, x_t = a x_s + sqrt(sigma_t^2 - a^2 sigma_s^2) z
-    with a = alpha_t / alpha_s (RePaint, algorithm 1, line 10): the next repeat starts from the last one's result, known
-    part and region together, and so draws a region that fits. With resample above 1 each step is run by itself:
-    multistep samplers are then of first order.
+    Between the repetitions x goes back from s to t by the forward process, x_t = a x_s + sqrt(sigma_t^2 - a^2
+    sigma_s^2) z with a = alpha_t / alpha_s (RePaint, algorithm 1, line 10). The next repetition thus starts from a
+    result that contains the known part and the region, which makes the two consistent. With resample above 1 each step
+    is done by itself, so that multistep samplers are of first order.
 
     Args:
         sampling: sampler, steps and spacing.
-        denoise: x_t (B, ...), t (B,) -> x_0 (B, ...).
-        process: of the denoiser.
-        noise: called for x at t = 1 and for each fresh standard normal tensor (B, ...).
-        resample: at least 1.
+        denoise: function of x_t (B, ...) and t (B,) that returns x_0 (B, ...).
+        process: process of the denoiser.
+        noise: returns standard normal noise (B, ...); called for x at t = 1 and whenever a step needs fresh noise.
+        resample: number of repetitions of each step, at least 1.
         progress: called after each step with the number of steps done.
 
     Raises:
-        UserError, ValueError: as `Sampling.check`.
+        UserError, ValueError: as `Sampling.times` and `sample`.
     """
     name, options = sampling.name, sampling.options
     x, times = process.schedule.initial_std * noise(), sampling.times(process)

@@ -1,7 +1,7 @@
-"""What a network predicts about x_t = alpha x_0 + sigma epsilon, and how much an error of it counts in the loss.
+"""Prediction types: what a network predicts about x_t = alpha x_0 + sigma epsilon; and the weights of its loss.
 
-Each prediction type and each loss weight is one frozen dataclass whose fields are the `process` options that it reads,
-and an entry of `PREDICTIONS` or `LOSS_WEIGHTS`. Any prediction goes with any schedule, unless its `check` refuses.
+Each prediction type and each loss weight is a frozen dataclass whose fields are the `process` options that it reads,
+and an entry of `PREDICTIONS` or `LOSS_WEIGHTS`. A prediction type works with any schedule that its `check` accepts.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from medaug.tables import Table
 
 
 class Prediction(ABC):
-    """The network's training target p epsilon + q x_0, with weights p and q that depend on alpha and sigma.
+    """A prediction type: the training target p epsilon + q x_0, with weights p and q that depend on alpha and sigma.
 
-    name: in `PREDICTIONS`.
-    divides_by_alpha: whether x_0 is recovered by a division by alpha, which magnifies errors where alpha is small.
+    Attributes:
+        name: name in `PREDICTIONS`.
+        divides_by_alpha: whether computing x_0 divides by alpha, which magnifies errors where alpha is small.
     """
 
     name: ClassVar[str]
@@ -29,22 +30,22 @@ class Prediction(ABC):
 
     @abstractmethod
     def weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """The weights (p, q) of noise and x_0, of the shape of alpha and sigma."""
+        """The weights (p, q) of noise and x_0; they have the shape of alpha and sigma."""
 
-    def check(self, schedule: Schedule) -> None:  # noqa: B027  # nothing to refuse unless a subclass says so
-        """Raise ValueError, with the way out, where the network cannot learn this with the schedule."""
+    def check(self, schedule: Schedule) -> None:  # noqa: B027  # accepts every schedule unless a subclass overrides it
+        """Raise ValueError, with the remedy, if a network cannot learn this prediction with the schedule."""
 
     def x0(self, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """x_0 from the network's output at x_t.
+        """Compute x_0 from the network's output at x_t.
 
-        It solves the pair x_t = alpha x_0 + sigma epsilon, output = p epsilon + q x_0. There is one
+        It solves the equations x_t = alpha x_0 + sigma epsilon and output = p epsilon + q x_0. They have exactly one
         solution at every t for all types but epsilon.
         """
         p, q = self.weights(alpha, sigma)
         return (p * x_t - sigma * output) / (alpha * p - sigma * q)
 
     def x0_error(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The error of x_0 per error of the network's output."""
+        """The factor by which an error of the network's output is multiplied in x_0."""
         p, q = self.weights(alpha, sigma)
         return sigma / (alpha * p - sigma * q)
 
@@ -53,7 +54,8 @@ class Prediction(ABC):
 class Epsilon(Prediction):
     """The noise (Ho et al. 2020).
 
-    Dividing by alpha is only possible where alpha is never 0; on a variance-preserving schedule it is small near t = 1.
+    x_0 follows by a division by alpha, so alpha must never be 0; on variance-preserving schedules it is small near
+    t = 1.
     """
 
     name: ClassVar[str] = "epsilon"
@@ -64,10 +66,10 @@ class Epsilon(Prediction):
         return torch.ones_like(alpha), torch.zeros_like(alpha)
 
     def check(self, schedule: Schedule) -> None:
-        """Refuse a schedule that ends in pure noise: x_1 is epsilon itself there and says nothing about x_0."""
+        """Refuse a schedule that ends in pure noise: there x_1 is epsilon itself and has no information about x_0."""
         if schedule.ends_in_pure_noise:
             raise ValueError(
-                f"prediction_type epsilon cannot go with noise_schedule {schedule.title}: alpha is 0 at t = 1, "
+                f"prediction_type epsilon cannot be used with noise_schedule {schedule.title}: alpha is 0 at t = 1, "
                 "so x_0 cannot be recovered there; use flow, v_prediction or sample"
             )
 
@@ -102,11 +104,11 @@ class Velocity(Prediction):
         return alpha, -sigma
 
     def check(self, schedule: Schedule) -> None:
-        """Refuse a schedule whose sigma, and with it the target, grows without bound."""
+        """Refuse a schedule whose sigma is far above 1, because the target grows with it."""
         if schedule.variance_explodes:
             raise ValueError(
-                f"prediction_type v_prediction cannot go with noise_schedule {schedule.title}: it would grow with "
-                "sigma; use edm, which is v there, of unit variance"
+                f"prediction_type v_prediction cannot be used with noise_schedule {schedule.title}: the target would "
+                "grow with sigma; use edm, which is v scaled to unit variance"
             )
 
 
@@ -124,13 +126,14 @@ class Flow(Prediction):
 
 @dataclass(frozen=True)
 class Edm(Prediction):
-    """(x_0 - c_skip x_t) / c_out (Karras et al. 2022, table 1), of unit variance where x_0 has deviation sigma_data.
+    """(x_0 - c_skip x_t) / c_out (Karras et al. 2022, table 1).
 
-    With x_t = x_0 + sigma epsilon it multiplies out to (sigma x_0 / sigma_data - sigma_data epsilon) / sqrt(sigma^2 +
-    sigma_data^2). At other alpha the same is true of x_t / alpha and sigma / alpha. On a variance-preserving schedule
-    with sigma_data = 1 it is -v.
+    It has unit variance if the standard deviation of x_0 is sigma_data. With x_t = x_0 + sigma epsilon it equals
+    (sigma x_0 / sigma_data - sigma_data epsilon) / sqrt(sigma^2 + sigma_data^2). For other alpha the same holds with
+    x_t / alpha and sigma / alpha. On a variance-preserving schedule with sigma_data = 1 it is -v.
 
-    Raises ValueError for a sigma_data that is not above 0.
+    Raises:
+        ValueError: sigma_data is not above 0.
     """
 
     name: ClassVar[str] = "edm"
@@ -148,13 +151,17 @@ class Edm(Prediction):
 
 
 class LossWeight(ABC):
-    """How much the squared error of the network's output counts at each noise level; `name` in `LOSS_WEIGHTS`."""
+    """The weight of the squared error of the network's output at each noise level.
+
+    Attributes:
+        name: name in `LOSS_WEIGHTS`.
+    """
 
     name: ClassVar[str]
 
     @abstractmethod
     def weight(self, prediction: Prediction, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The weights, of the shape of alpha and sigma."""
+        """The weights; they have the shape of alpha and sigma."""
 
 
 @dataclass(frozen=True)
@@ -170,10 +177,10 @@ class Uniform(LossWeight):
 
 @dataclass(frozen=True)
 class MinSnr(LossWeight):
-    """min(SNR, gamma) on the squared error of x_0, with SNR = alpha^2 / sigma^2 (Hang et al. 2023, gamma 5).
+    """Weight min(SNR, gamma) on the squared error of x_0, with SNR = alpha^2 / sigma^2 (Hang et al. 2023, gamma 5).
 
-    An error e of the output is an error g e of x_0, with g = `Prediction.x0_error`, so the output's squared error
-    counts g^2 min(SNR, gamma):
+    An error e of the output is an error g e of x_0, with g = `Prediction.x0_error`, so the weight of the output's
+    squared error is g^2 min(SNR, gamma):
 
         sample        min(SNR, 5)
         epsilon       min(SNR, 5) / SNR
@@ -181,7 +188,7 @@ class MinSnr(LossWeight):
         flow          min(SNR, 5) / (sqrt(SNR) + 1)^2
         edm           min(SNR, 5) c_out^2
 
-    Pure noise (SNR 0) counts nothing, except with epsilon.
+    Pure noise (SNR 0) has weight 0, except with epsilon.
     """
 
     name: ClassVar[str] = "min_snr"

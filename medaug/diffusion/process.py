@@ -1,7 +1,7 @@
 """The forward process x_t = alpha(t) x_0 + sigma(t) epsilon, and what a network learns to predict about it.
 
-Time t runs over [0, 1]: t = 0 is clean (alpha 1, sigma 0), t = 1 the noisiest. epsilon is standard normal.
-Arithmetic is done in float32 whatever the network's precision; float64 stays float64.
+Time t runs from 0 to 1: t = 0 is clean (alpha 1, sigma 0), t = 1 is the noisiest. epsilon is standard normal. All
+arithmetic is in float32, or float64 if the input is, whatever the network's precision.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ _UNREAD_IN_OLD_CHECKPOINTS = (
     *("num_train_timesteps", "sigma_min", "sigma_max", "sigma_data"),
     *("log_sigma_mean", "log_sigma_std"),
 )
-"""Keys that checkpoints may hold although nothing in their process reads them."""
+"""Keys that old checkpoints may contain although their process does not read them."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """A noise schedule, the quantity that the network predicts, and how much an error counts at each time.
+    """A noise schedule, a prediction type and a loss weight.
 
-    Raises ValueError for a prediction that cannot be learnt with the schedule.
+    Raises:
+        ValueError: a network cannot learn the prediction type with the schedule.
     """
 
     schedule: Schedule
@@ -37,15 +38,15 @@ class Process:
     loss_weight: LossWeight = Uniform()
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work before anything is trained with it."""
+        """Check that the parts work together."""
         self.prediction.check(self.schedule)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Weight of x_0 at times t in [0, 1]: same shape, falling from 1; float32, or float64 if t is."""
+        """Weight of x_0 at times t in [0, 1]: same shape, decreasing from 1 at t = 0; float32, or float64 if t is."""
         return self.schedule.alpha(t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Standard deviation of the noise at times t: shape and precision as for alpha, rising from 0."""
+        """Standard deviation of the noise at times t: shape and precision as for alpha, increasing from 0 at t = 0."""
         return self.schedule.sigma(t)
 
 
@@ -56,16 +57,16 @@ def build_process(
     parameters: Sequence[str] = (),
     **options: Any,
 ) -> Process:
-    """The process that the keys of a plain `process` node mean; absent keys have their defaults.
+    """Build the process from plain `process` options; absent keys have their defaults.
 
     Args:
         noise_schedule, prediction_type, loss_weight: names in `SCHEDULES`, `PREDICTIONS` and `LOSS_WEIGHTS`.
-        parameters: further options of installed entries, each as "name:value".
+        parameters: further options of entries from installed packages, each as "name:value".
         options: options of the three parts, see their classes.
 
     Raises:
         UserError: an unknown name.
-        ValueError: an option that no part reads, or values that cannot work.
+        ValueError: an option that none of the parts reads, or an invalid value.
     """
     kinds = (SCHEDULES[noise_schedule], PREDICTIONS[prediction_type], LOSS_WEIGHTS[loss_weight])
     read = {name for kind in kinds for name in _defaults(kind)}
@@ -109,7 +110,7 @@ def training_target(process: Process, x0: Tensor, noise: Tensor, t: Tensor) -> T
 
 
 def predicted_sample(process: Process, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """x_0 from the network's output at x_t: the inverse of `training_target`.
+    """Compute x_0 from the network's output at x_t; the inverse of `training_target`.
 
     Shapes and precision as in `add_noise`.
     """
@@ -123,6 +124,6 @@ def loss_weight(process: Process, t: Tensor) -> Tensor:
 
 
 def _alpha_sigma(process: Process, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha(t) and sigma(t) in the dtype of x's arithmetic, (B, 1, ...) so that they broadcast over x."""
+    """alpha(t) and sigma(t), shaped (B, 1, ...) so that they broadcast over x, in the dtype of x's arithmetic."""
     shape, dtype = (-1, *[1] * (x.ndim - 1)), arithmetic_dtype(x)
     return process.alpha(t).to(dtype).reshape(shape), process.sigma(t).to(dtype).reshape(shape)

@@ -1,8 +1,8 @@
-"""Samplers: from noise at t = 1 to a sample at t = 0, over any `denoise(x_t, t) -> x_0`.
+"""Samplers: from noise at t = 1 to a sample at t = 0, with any `denoise(x_t, t) -> x_0`.
 
 Each sampler is a generator that yields x after every step, and an entry of `SAMPLERS`; `sample` runs one to its end.
-Samplers do not know what the network predicts or how it is guided. In their formulas a step goes from time t to time
-s < t; in the code these are `now` and `then`. The weights of a step are Python floats (float64), x keeps its own dtype.
+Samplers do not depend on what the network predicts or how it is guided. In the formulas, a step goes from time t to
+time s < t; in the code these are `now` and `then`. A step's weights are Python floats (float64); x keeps its dtype.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Noise = Callable[[], Tensor]  # standard normal, of x's shape, dtype and device
 
 
 LARGEST_FIRST_GROWTH = 50
-"""The largest factor by which the first step may multiply an error of the network: bfloat16 rounds to 1 in 256."""
+"""Maximum factor by which the first step may multiply an error of the network; bfloat16 has errors of 1 in 256."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Sampler:
 
     Attributes:
         steps: a generator function `steps(denoise, x, process, times, noise, **options)` that yields x (B, ...) after
-            each step between neighbouring times. `times` are float64 (N + 1,), strictly decreasing, the last one 0;
-            `noise()` is a fresh standard normal tensor like x.
-        options: the keyword arguments of `steps`, all numbers, with the range that each must lie in.
-        evaluations: how often N steps evaluate the denoiser.
+            each step from one time to the next. `times` are float64 (N + 1,), strictly decreasing, the last one 0;
+            `noise()` returns a new standard normal tensor like x.
+        options: the keyword arguments of `steps`, all numbers, each with its valid range.
+        evaluations: the number of evaluations of the denoiser in N steps.
     """
 
     steps: Callable[..., Iterator[Tensor]]
@@ -49,10 +49,10 @@ class Sampling:
     """How a sample is made from noise.
 
     Attributes:
-        name: of the sampler, in `SAMPLERS`.
+        name: name of the sampler in `SAMPLERS`.
         steps: number of steps.
-        spacing: where the steps lie, in `SPACINGS`.
-        eta: option of ddim: 0 is deterministic, 1 as noisy as ddpm.
+        spacing: name of the spacing in `SPACINGS`.
+        eta: option of ddim: 0 is deterministic, 1 adds as much noise as ddpm.
         parameters: further options of the sampler, by name.
     """
 
@@ -64,37 +64,37 @@ class Sampling:
 
     @property
     def options(self) -> dict[str, float]:
-        """Options for the sampler that differ from its defaults."""
+        """The options that are passed to the sampler."""
         return ({"eta": self.eta} if self.eta else {}) | dict(self.parameters)
 
     def check(self, process: Process) -> None:
-        """Refuse a sampler that cannot go with a process, and options that it does not read.
+        """Refuse a sampling that cannot work with a process, and options that the sampler does not read.
 
-        Every sampler goes with every process at every spacing, except for karras spacing where sigma / alpha has no
-        largest value (rectified flow, zero terminal SNR), and for a prediction that divides by alpha (epsilon) where
-        the first step is too long: x_0 is (x - sigma epsilon) / alpha, so that a step from t to s multiplies an error
-        of epsilon by about alpha_s / alpha_t. With cosine's alpha of 5e-5 at t = 1 that is too much in fewer than about
-        640 steps.
+        Every sampler works with every process and spacing, with two exceptions. Karras spacing needs a finite
+        sigma / alpha, which rectified flow and zero terminal SNR do not have at t = 1. A prediction that divides by
+        alpha (epsilon) needs a short first step: x_0 is (x - sigma epsilon) / alpha, so a step from t to s multiplies
+        an error of epsilon by about alpha_s / alpha_t. With the cosine schedule, whose alpha is 5e-5 at t = 1, this
+        factor is too large with fewer than about 640 steps.
 
         Raises:
             UserError: an unknown sampler or spacing.
-            ValueError: what cannot work, with the way out.
+            ValueError: an invalid combination or option, with the remedy.
         """
         check_options(self.name, self.options)
         first, second, *_ = process.alpha(self.times(process)).tolist()
         if process.prediction.divides_by_alpha and second / first > LARGEST_FIRST_GROWTH:
             raise ValueError(
-                f"{self.steps} steps of spacing {self.spacing} cannot go with prediction_type "
-                f"{process.prediction.name} and {process.schedule.name}: the first one multiplies the network's error "
+                f"{self.steps} steps of spacing {self.spacing} cannot be used with prediction_type "
+                f"{process.prediction.name} and {process.schedule.name}: the first step multiplies the network's error "
                 f"by {second / first:.0f}; use spacing karras or more steps, or train with v_prediction"
             )
 
     def times(self, process: Process) -> Tensor:
-        """The times between which the steps go: float64 (steps + 1,), strictly decreasing from 1 to exactly 0.
+        """The start and end times of the steps: float64 (steps + 1,), strictly decreasing from 1 to exactly 0.
 
         Raises:
             UserError: an unknown spacing.
-            ValueError: a number of steps below 1, or a spacing that does not go with the process.
+            ValueError: a number of steps below 1, or a spacing that cannot be used with the process.
         """
         if self.steps < 1:
             raise ValueError(f"num_inference_steps is {self.steps}, but must be at least 1")
@@ -102,11 +102,11 @@ class Sampling:
 
 
 def check_options(name: str, options: Mapping[str, float]) -> None:
-    """Refuse options that the sampler called `name` does not read, or outside their range.
+    """Refuse options that the sampler called `name` does not read or that are outside their range.
 
     Raises:
         UserError: an unknown sampler.
-        ValueError: names the option and the way out.
+        ValueError: names the option and the remedy.
     """
     ranges = SAMPLERS[name].options
     for option, value in options.items():
@@ -120,7 +120,7 @@ def check_options(name: str, options: Mapping[str, float]) -> None:
 
 
 def safe_spacing(process: Process) -> str:
-    """A spacing that goes with the process at few steps."""
+    """A spacing that can be used with the process even with few steps."""
     return "karras" if process.prediction.divides_by_alpha else "trailing"
 
 
@@ -137,10 +137,19 @@ def sample(
 ) -> Tensor:
     """Run the sampler called `name` from x (B, ...) at times[0] to times[-1]; returns (B, ...) like x.
 
-    x: float32 or float64; where times start at 1, normal with deviation `process.schedule.initial_std`.
-    times: (N + 1,), strictly decreasing. noise: called for each fresh standard normal tensor like x.
-    options: of the sampler; None: its defaults. progress: called after each step with the number of steps done.
-    Raises as `check_options`.
+    Args:
+        name: name of the sampler in `SAMPLERS`.
+        denoise: function of x_t (B, ...) and t (B,) that returns x_0 (B, ...).
+        x: float32 or float64. If times start at 1: normal noise with standard deviation
+            `process.schedule.initial_std`.
+        process: process of the denoiser.
+        times: (N + 1,), strictly decreasing.
+        noise: returns a new standard normal tensor like x at each call.
+        options: options of the sampler; None: its defaults.
+        progress: called after each step with the number of steps done.
+
+    Raises:
+        UserError, ValueError: as `check_options`.
     """
     options = options or {}
     check_options(name, options)
@@ -157,7 +166,7 @@ def ddim(
     """DDIM (Song et al. 2021, eq. 12 and 16).
 
     x_s = alpha_s x_0 + sqrt(sigma_s^2 - v) epsilon + sqrt(v) z, with v = eta^2 Var[x_s | x_t, x_0].
-    eta = 0 is deterministic, and on rectified flow and edm it is Euler's method; eta = 1 is ancestral sampling.
+    eta = 0 is deterministic, and for rectified flow and edm it is Euler's method; eta = 1 is ancestral sampling.
     """
     for now, then in pairwise(_levels(process, times)):
         std = eta * _posterior_std(now, then)
@@ -170,10 +179,9 @@ def ddim(
 
 
 def ddpm(denoise: Denoise, x: Tensor, process: Process, times: Tensor, noise: Noise) -> Iterator[Tensor]:
-    """Ancestral sampling (Ho et al. 2020, algorithm 2), by the posterior of the stride really taken.
+    """Ancestral sampling (Ho et al. 2020, algorithm 2), with the posterior q(x_s | x_t, x_0) of the actual step.
 
-    That posterior, q(x_s | x_t, x_0), is DDIM's step at eta = 1 for any alpha and sigma (Song et al. 2021,
-    section 4.1).
+    This is DDIM's step at eta = 1, for any alpha and sigma (Song et al. 2021, section 4.1).
     """
     return ddim(denoise, x, process, times, noise, eta=1.0)
 
@@ -182,10 +190,10 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, process: Process, times: Tensor, noise
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), deterministic: `noise` is never called.
 
     x_s = (sigma_s / sigma_t) x_t + (alpha_s - alpha_t sigma_s / sigma_t) D. The second weight is the
-    paper's -alpha_s (e^-h - 1), written so that it stays finite at alpha_t = 0 and sigma_s = 0.
-    D extrapolates x_0 from the last two predictions over lambda = log(alpha / sigma), in which a step has
-    length h. On the first step, on the last one to t = 0 (h infinite) and after one that left pure noise
-    (h behind infinite), D is x_0 itself: a first-order step.
+    paper's -alpha_s (e^-h - 1), written so that it is finite at alpha_t = 0 and sigma_s = 0.
+    D is x_0 extrapolated linearly from the last two predictions over lambda = log(alpha / sigma); h is the length of a
+    step in lambda. In three steps D is x_0 itself, so that the step is of first order: the first step, the last one to
+    t = 0 (its h is infinite), and one that follows a step from pure noise (the previous h is infinite).
     """
 
     def step(now: _Level, then: _Level, x: Tensor, d: Tensor) -> Tensor:
@@ -196,10 +204,10 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, process: Process, times: Tensor, noise
 
 
 def dpmpp_2m_sde(denoise: Denoise, x: Tensor, process: Process, times: Tensor, noise: Noise) -> Iterator[Tensor]:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022), the same for the diffusion SDE: each step adds fresh noise.
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022): `dpmpp_2m` for the diffusion SDE; each step adds fresh noise.
 
     x_s = (sigma_s / sigma_t) e^-h x_t + alpha_s (1 - e^-2h) D + sigma_s sqrt(1 - e^-2h) z, with D as in `dpmpp_2m` and
-    e^-h = (alpha_t sigma_s) / (alpha_s sigma_t). With x_0 in place of D it would be the step of `ddpm`.
+    e^-h = (alpha_t sigma_s) / (alpha_s sigma_t). With x_0 instead of D this is the step of `ddpm`.
     """
 
     def step(now: _Level, then: _Level, x: Tensor, d: Tensor) -> Tensor:
@@ -213,15 +221,15 @@ def dpmpp_2m_sde(denoise: Denoise, x: Tensor, process: Process, times: Tensor, n
 
 
 def heun(denoise: Denoise, x: Tensor, process: Process, times: Tensor, noise: Noise) -> Iterator[Tensor]:
-    """Heun's method (Karras et al. 2022, algorithm 1), deterministic, two evaluations per step (to t = 0: one).
+    """Heun's method (Karras et al. 2022, algorithm 1): deterministic, two evaluations per step, one in the last step.
 
     The probability flow is dx = x_0 d alpha + epsilon d sigma, with the denoiser's x_0 and epsilon at x. Euler's step
-    takes both at its start, as `ddim` does. Heun's step takes their mean at the start and at the end of Euler's step:
+    uses both at its start, as `ddim` does. Heun's step uses their means at the start and at the end of Euler's step:
 
     x_s = x_t + (alpha_s - alpha_t) (x_0 + x_0') / 2 + (sigma_s - sigma_t) (epsilon + epsilon') / 2.
 
-    At alpha = 1 this is the paper's algorithm, on rectified flow the trapezoid rule in t. Nothing is divided by alpha,
-    which may be 0; to sigma_s = 0, where epsilon' is unknown, Euler's step is taken.
+    At alpha = 1 this is the paper's algorithm, for rectified flow the trapezoid rule in t. There is no division by
+    alpha, which may be 0. The step to sigma_s = 0, where epsilon' is unknown, is Euler's.
     """
     for now, then in pairwise(_levels(process, times)):
         x0 = denoise(x, now.time(x))
@@ -246,7 +254,7 @@ SAMPLERS: Table[Sampler] = Table("samplers", "sampler", Sampler, key="sampler.na
 
 @dataclass(frozen=True)
 class _Level:
-    """A time of the sampling grid with its alpha and sigma."""
+    """A time step with its alpha and sigma."""
 
     t: float
     alpha: float
@@ -254,18 +262,18 @@ class _Level:
 
     @property
     def lambda_(self) -> float:
-        """Half the log signal-to-noise ratio, log(alpha / sigma): -inf for pure noise, inf when clean."""
+        """Half the log signal-to-noise ratio, log(alpha / sigma): -inf for pure noise, inf for a clean image."""
         if self.alpha == 0:
             return -math.inf
         return math.log(self.alpha / self.sigma) if self.sigma > 0 else math.inf
 
     def time(self, x: Tensor) -> Tensor:
-        """t for each sample of x, (B,)."""
+        """t repeated for each sample of x, (B,)."""
         return torch.full((x.shape[0],), self.t, dtype=x.dtype, device=x.device)
 
 
 def _levels(process: Process, times: Tensor) -> list[_Level]:
-    """The sampling grid in float64, where differences of nearly equal levels keep their digits."""
+    """The levels at the given times, computed in float64 so that differences of nearly equal levels stay accurate."""
     t = times.to(device="cpu", dtype=torch.float64)
     columns = zip(t.tolist(), process.alpha(t).tolist(), process.sigma(t).tolist(), strict=True)
     return [_Level(*column) for column in columns]
@@ -278,22 +286,22 @@ def _multistep(
     times: Tensor,
     step: Callable[[_Level, _Level, Tensor, Tensor], Tensor],
 ) -> Iterator[Tensor]:
-    """x after each `step(now, then, x, D)`, D being x_0 extrapolated over lambda as `dpmpp_2m` says.
+    """Yield x after each `step(now, then, x, D)`, where D is x_0 extrapolated over lambda, see `dpmpp_2m`.
 
-    It is never extrapolated further than the length of the step before: at a much longer step than the last one, as
-    uniform spacing has towards its end, the formula is unstable.
+    The extrapolation is at most as long as the previous step (a weight of at most 1): in a step much longer than the
+    previous one, as uniform spacing has at its end, the formula would be unstable.
     """
-    x0_behind, h_behind = x, math.inf  # nothing behind the first step: its weight below is 0
+    x0_before, h_before = x, math.inf  # the first step has no predecessor: its weight below is 0
     for now, then in pairwise(_levels(process, times)):
         h = then.lambda_ - now.lambda_
-        weight = min(h / (2 * h_behind), 1.0) if math.isfinite(h) else 0.0
+        weight = min(h / (2 * h_before), 1.0) if math.isfinite(h) else 0.0
         x0 = denoise(x, now.time(x))
-        x = step(now, then, x, x0 + weight * (x0 - x0_behind))
-        x0_behind, h_behind = x0, h
+        x = step(now, then, x, x0 + weight * (x0 - x0_before))
+        x0_before, h_before = x0, h
         yield x
 
 
 def _posterior_std(now: _Level, then: _Level) -> float:
-    """Deviation of q(x_s | x_t, x_0), sigma_s sigma_(t|s) / sigma_t (Kingma et al. 2021, appendix A)."""
+    """Standard deviation of q(x_s | x_t, x_0), sigma_s sigma_(t|s) / sigma_t (Kingma et al. 2021, appendix A)."""
     variance_between = now.sigma**2 - (now.alpha / then.alpha * then.sigma) ** 2
     return then.sigma / now.sigma * math.sqrt(max(variance_between, 0.0))

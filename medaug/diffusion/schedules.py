@@ -1,8 +1,9 @@
 """Noise schedules: alpha(t) and sigma(t) of x_t = alpha x_0 + sigma epsilon, training times and network inputs.
 
-Each schedule is one frozen dataclass whose fields are the `process` options that it reads, and an entry of `SCHEDULES`.
+Each schedule is a frozen dataclass whose fields are the `process` options that it reads, and an entry of `SCHEDULES`.
 
-Time t runs over [0, 1]: t = 0 is clean (alpha 1, sigma 0), t = 1 the noisiest. Results are float32, or float64 if t is.
+Time t runs from 0 to 1: t = 0 is clean (alpha 1, sigma 0), t = 1 is the noisiest. Results are float32, or float64 if t
+is.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ from torch import Tensor
 from medaug.tables import Table
 
 MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: keeps the last step of the cosine schedule finite
-MIN_ALPHA_BAR = 2.4e-9  # what MAX_BETA leaves of the cosine schedule of 1000 steps at t = 1
-RHO = 7.0  # Karras et al. 2022, table 1: the power in which noise levels are evenly spaced
+MIN_ALPHA_BAR = 2.4e-9  # alpha_bar at t = 1 of the cosine schedule with 1000 steps, due to MAX_BETA
+RHO = 7.0  # Karras et al. 2022, table 1: noise levels are evenly spaced in sigma^(1 / RHO)
 
 
 class Schedule(ABC):
     """A noise schedule. Subclasses are frozen dataclasses; their fields are options of `process`.
 
-    name: in `SCHEDULES`.
-    variance_explodes: whether sigma grows far beyond the standard deviation of the data.
-    initial_std: standard deviation of x at t = 1, where sampling starts.
-    least_time: the smallest time at which a sampler evaluates the network before it steps to 0.
+    Attributes:
+        name: name in `SCHEDULES`.
+        variance_explodes: whether sigma becomes much larger than the standard deviation of the data.
+        initial_std: standard deviation of x at t = 1, where sampling starts.
+        least_time: the smallest time above 0 at which samplers with uniform or karras spacing evaluate the network.
     """
 
     name: ClassVar[str]
@@ -39,11 +41,11 @@ class Schedule(ABC):
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
-        """Weight of x_0 at times t in [0, 1]: same shape, falling from 1."""
+        """Weight of x_0 at times t in [0, 1]: same shape, decreasing from 1 at t = 0."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
-        """Standard deviation of the noise at times t: same shape, rising from 0."""
+        """Standard deviation of the noise at times t: same shape, increasing from 0 at t = 0."""
 
     @abstractmethod
     def training_times(self, n: int, generator: torch.Generator) -> Tensor:
@@ -56,19 +58,19 @@ class Schedule(ABC):
 
     @property
     def title(self) -> str:
-        """The name in messages."""
+        """The name to use in messages."""
         return self.name
 
     def shifted(self, t: Tensor) -> Tensor:
-        """Evenly spaced times t in [0, 1] to the times that this schedule samples at; here the same."""
+        """Map evenly spaced times t in [0, 1] to the times that this schedule samples at; by default the same times."""
         return t
 
     def input_scale(self, t: Tensor) -> Tensor:
-        """The factor on x_t in the network's input: the shape of t; 1 where x_t has unit variance anyway."""
+        """The factor by which x_t is multiplied for the network, shape of t; 1 if x_t already has unit variance."""
         return torch.ones_like(t)
 
     def network_time(self, t: Tensor) -> Tensor:
-        """The time as the network gets it: the shape of t, of order 1."""
+        """The time that the network gets, shape of t; values are of order 1."""
         return t
 
 
@@ -78,11 +80,13 @@ class RectifiedFlow(Schedule):
 
     Training times are logit-normal(0, 1), shifted (Esser et al. 2024, section 3.1).
 
-    time_shift: s > 0. Training and sampling times t become s t / (1 + (s - 1) t), which divides alpha / sigma by s
-        (Esser et al. 2024, eq. 23). Large volumes need s above 1: many voxels that agree show their common shape
-        through noise that hides each of them, so that shape is decided at noisier times.
+    Attributes:
+        time_shift: s > 0. Training and sampling times t become s t / (1 + (s - 1) t), which divides alpha / sigma by s
+            (Esser et al. 2024, eq. 23). Large volumes need s above 1: their shape is still visible at noise levels that
+            hide each single voxel, because many voxels share it, so the shape is decided at noisier times.
 
-    Raises ValueError for a shift that is not above 0.
+    Raises:
+        ValueError: time_shift is not above 0.
     """
 
     name: ClassVar[str] = "rectified_flow"
@@ -110,7 +114,7 @@ class RectifiedFlow(Schedule):
         return self.shifted(torch.randn(n, generator=generator, device=generator.device).sigmoid())
 
     def shifted(self, t: Tensor) -> Tensor:
-        """s t / (1 + (s - 1) t), s being `time_shift`: 0 and 1 stay where they are."""
+        """s t / (1 + (s - 1) t), where s is `time_shift`; 0 and 1 do not change."""
         return self.time_shift * t / (1 + (self.time_shift - 1) * t)
 
 
@@ -118,14 +122,16 @@ class RectifiedFlow(Schedule):
 class VariancePreserving(Schedule):
     """alpha^2 = alpha_bar(t), sigma^2 = 1 - alpha_bar(t), with the betas of a subclass.
 
-    num_train_timesteps: T, the number of noise levels. alpha_bar is then a table, see `_log_alpha_bar_table`: entry i
-        (0 <= i < T) is at t = (i + 1) / T, and log alpha_bar is linear in between. Training times are uniform over the
-        table (Ho et al. 2020, algorithm 1). None: the closed form that the tables approach for large T, see
-        `_log_alpha_bar`; training times are uniform over (0, 1].
-    zero_terminal_snr: makes t = 1 pure noise, as sampling assumes, by shifting and scaling alpha (Lin et al. 2024,
-        algorithm 1).
+    Attributes:
+        num_train_timesteps: T, the number of noise levels. alpha_bar is then a table, see `_log_alpha_bar_table`: entry
+            i (0 <= i < T) is at t = (i + 1) / T, and log alpha_bar is linear in between. Training times are uniform
+            over the table (Ho et al. 2020, algorithm 1). None: the closed form that the tables approach for large T,
+            see `_log_alpha_bar`; training times are uniform over (0, 1].
+        zero_terminal_snr: makes t = 1 pure noise, as sampling assumes, by shifting and scaling alpha (Lin et al. 2024,
+            algorithm 1).
 
-    Raises ValueError for a number of noise levels that is too small.
+    Raises:
+        ValueError: too few noise levels.
     """
 
     num_train_timesteps: int | None = 1000
@@ -140,12 +146,12 @@ class VariancePreserving(Schedule):
 
     @property
     def ends_in_pure_noise(self) -> bool:
-        """With zero terminal SNR."""
+        """Whether the terminal SNR is zero."""
         return self.zero_terminal_snr
 
     @property
     def title(self) -> str:
-        """The name, and whether the terminal SNR is zero."""
+        """The name, with zero_terminal_snr if it is set."""
         return f"{self.name} with zero_terminal_snr" if self.zero_terminal_snr else self.name
 
     @property
@@ -159,11 +165,11 @@ class VariancePreserving(Schedule):
 
     def sigma(self, t: Tensor) -> Tensor:
         """The square root of 1 - alpha_bar."""
-        # 1 - alpha^2 would cancel near t = 0
+        # 1 - alpha^2 would lose digits near t = 0
         return torch.expm1(self._log_alpha_bar(t)).abs().sqrt()
 
     def training_times(self, n: int, generator: torch.Generator) -> Tensor:
-        """Uniform times, of the table or of (0, 1]."""
+        """Uniform times, over the table or over (0, 1]."""
         if (steps := self.num_train_timesteps) is None:
             return 1 - torch.rand(n, generator=generator, device=generator.device)
         return torch.randint(1, steps + 1, (n,), generator=generator, device=generator.device) / steps
@@ -177,7 +183,7 @@ class VariancePreserving(Schedule):
         position = t * steps
         below = position.long().clamp(0, steps - 1)
         low, high, share = table[below], table[below + 1], position - below
-        # to zero signal it is alpha that is linear
+        # In the last interval before zero signal, where log alpha_bar is infinite, alpha is linear instead.
         return torch.where(high.isinf(), low + 2 * torch.log1p(-share), torch.lerp(low, high, share))
 
 
@@ -185,7 +191,8 @@ class VariancePreserving(Schedule):
 class Linear(VariancePreserving):
     """Beta from 1e-4 to 0.02 (Ho et al. 2020, section 4).
 
-    Raises ValueError for 20 noise levels or fewer.
+    Raises:
+        ValueError: 20 noise levels or fewer.
     """
 
     name: ClassVar[str] = "linear"
@@ -212,12 +219,13 @@ class VarianceExploding(Schedule):
 
     sigma(t) = (a + t (b - a))^rho - sigma_min, with a = sigma_min^(1 / rho), b = (sigma_max + sigma_min)^(1 / rho): the
     paper's even steps in sigma^(1 / rho), moved down by sigma_min so that t = 0 is clean.
-    In training log sigma is normal, within [sigma_min, sigma_max]. The network's inputs are c_in x and c_noise.
+    In training, log sigma is normal, clamped to sigma_min and sigma_max. The network's inputs are c_in x and c_noise.
 
-    sigma_data is 1 because a codec's coefficients are standardised. The paper's images had 0.5, and its mean of
-    log sigma, -1.2, is at sigma_data 1 the same share of signal as -1.2 + log 2.
+    sigma_data is 1 because a codec's coefficients are standardised. The paper's images have sigma_data 0.5 and a mean
+    log sigma of -1.2; at sigma_data 1 the same signal-to-noise ratio is at -1.2 + log 2, about -0.5.
 
-    Raises ValueError for noise levels that do not rise from above 0, and for deviations that are not above 0.
+    Raises:
+        ValueError: not 0 < sigma_min < sigma_max, or a standard deviation is not above 0.
     """
 
     name: ClassVar[str] = "edm"
@@ -231,7 +239,8 @@ class VarianceExploding(Schedule):
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(
-                f"sigma_min and sigma_max are {self.sigma_min:g} and {self.sigma_max:g}, but must rise from above 0"
+                f"sigma_min and sigma_max are {self.sigma_min:g} and {self.sigma_max:g}, but must be above 0, and "
+                "sigma_max above sigma_min"
             )
         for name in ("sigma_data", "log_sigma_std"):
             if getattr(self, name) <= 0:
@@ -239,12 +248,12 @@ class VarianceExploding(Schedule):
 
     @property
     def initial_std(self) -> float:  # type: ignore[override]
-        """sigma_max; x_0 is negligible beside it."""
+        """sigma_max; x_0 is negligible compared with it."""
         return self.sigma_max
 
     @property
     def least_time(self) -> float:  # type: ignore[override]
-        """Where sigma is sigma_min."""
+        """The time at which sigma is sigma_min."""
         return float(self._time(torch.tensor(self.sigma_min, dtype=torch.float64)))
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -253,12 +262,12 @@ class VarianceExploding(Schedule):
 
     def sigma(self, t: Tensor) -> Tensor:
         """The noise level, up to sigma_max."""
-        # sigma_min factored out, so that nothing cancels and t = 0 gives 0
+        # sigma_min is factored out, so that no digits are lost and t = 0 gives exactly 0
         sigma = self.sigma_min * torch.expm1(RHO * torch.log1p(self._slope * t.double()))
         return sigma.to(arithmetic_dtype(t))
 
     def training_times(self, n: int, generator: torch.Generator) -> Tensor:
-        """Times of log-normal noise levels."""
+        """The times of log-normal noise levels."""
         z = torch.randn(n, generator=generator, device=generator.device)
         sigma = torch.exp(self.log_sigma_mean + self.log_sigma_std * z.double())
         return self._time(sigma.clamp(self.sigma_min, self.sigma_max)).float()
@@ -268,7 +277,7 @@ class VarianceExploding(Schedule):
         return (self.sigma(t).square() + self.sigma_data**2).rsqrt()
 
     def network_time(self, t: Tensor) -> Tensor:
-        """c_noise = log(sigma) / 4; below sigma_min, where nothing is trained, that of sigma_min."""
+        """c_noise = log(sigma) / 4; below sigma_min, which training never uses, the value at sigma_min."""
         return self.sigma(t).clamp(min=self.sigma_min).log() / 4
 
     @property
@@ -291,7 +300,7 @@ SCHEDULES: Table[type[Schedule]] = Table(
 
 
 def arithmetic_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that the process computes in when given x: float32, or float64 if x is."""
+    """The dtype in which the process computes with x: float32, or float64 if x is."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -299,13 +308,13 @@ def arithmetic_dtype(x: Tensor) -> torch.dtype:
 def _log_alpha_bar_table(
     shape: str, steps: int, zero_terminal_snr: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """log of the cumulative product of 1 - beta, (steps + 1,), with 0 (clean) in front.
+    """Table (steps + 1,) of log alpha_bar, the log of the cumulative product of 1 - beta; entry 0 is 0 (clean).
 
     linear: beta from 1e-4 to 0.02 (Ho et al. 2020, section 4); cosine: alpha_bar = cos^2 (Nichol & Dhariwal 2021,
-    eq. 17). With zero_terminal_snr, alpha is moved to end at 0 and scaled to begin where it was (Lin et al. 2024).
+    eq. 17). With zero_terminal_snr, alpha is shifted to end at 0 and scaled to keep its first value (Lin et al. 2024).
     """
     if shape == "linear":
-        # the classic betas belong to 1000 steps; with more, each is proportionally smaller
+        # the published betas are for 1000 steps; with more steps, each is proportionally smaller
         betas = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64) * (1000 / steps)
     else:
         grid = torch.arange(steps + 1, dtype=torch.float64) / steps
@@ -319,17 +328,17 @@ def _log_alpha_bar_table(
 
 
 def _log_alpha_bar(shape: str, zero_terminal_snr: bool, t: Tensor) -> Tensor:
-    """log alpha_bar at float64 times t, in closed form.
+    """log alpha_bar at times t (float64), in closed form.
 
     linear: the VP-SDE with beta from 0.1 to 20 (Song et al. 2021, eq. 33). cosine: cos^2, mixed with MIN_ALPHA_BAR so
-    that something of x_0 is left at t = 1. With zero_terminal_snr, alpha becomes (alpha - alpha(1)) / (1 - alpha(1)).
+    that alpha is above 0 at t = 1. With zero_terminal_snr, alpha becomes (alpha - alpha(1)) / (1 - alpha(1)).
     """
     if shape == "linear":
         log_alpha_bar = -(0.1 * t + (20 - 0.1) * t.square() / 2)
         end = -(0.1 + 20) / 2
     else:
         angle, start = (t + 0.008) / 1.008 * math.pi / 2, 0.008 / 1.008 * math.pi / 2
-        # cos^2 / cos^2(start) - 1, free of cancellation at t = 0
+        # 1 - cos^2 / cos^2(start), written so that no digits are lost at t = 0
         fall = torch.sin(angle - start) * torch.sin(angle + start) / math.cos(start) ** 2
         log_alpha_bar = torch.log1p(-(1 - MIN_ALPHA_BAR) * fall)
         end = math.log(MIN_ALPHA_BAR)

@@ -1,4 +1,4 @@
-"""Spacings: where the steps of a sampler lie, each a function of the process and the number of steps."""
+"""Spacings: how the time steps of a sampler are distributed, for a process and a number of steps."""
 
 from __future__ import annotations
 
@@ -12,35 +12,34 @@ from medaug.diffusion.schedules import RHO
 from medaug.tables import Table
 
 Spacing = Callable[[Process, int], Tensor]
-"""Process and number of steps N >= 1 to times: float64 (N + 1,), strictly decreasing from 1 to exactly 0.
-
-Raises ValueError, with the way out, for a process that it does not go with.
-"""
+"""A function of the process and the number of steps N >= 1 that returns the times: float64 (N + 1,), strictly
+decreasing from 1 to exactly 0. It raises ValueError, with the remedy, for a process that it cannot be used with."""
 
 
 def trailing(process: Process, steps: int) -> Tensor:
-    """1 - k/N for k = 0 ... N, which starts at the noisiest time (Lin et al. 2024, section 3.3), shifted."""
+    """Times 1 - k/N for k = 0 ... N, shifted; they include the noisiest time (Lin et al. 2024, section 3.3)."""
     return process.schedule.shifted(torch.arange(steps, -1, -1, dtype=torch.float64) / steps)
 
 
 def uniform(process: Process, steps: int) -> Tensor:
-    """N times evenly from 1 to the schedule's least time, then 0, shifted."""
+    """N evenly spaced times from 1 to the schedule's least time, shifted, then 0."""
     return _closed(
         process.schedule.shifted(torch.linspace(1.0, process.schedule.least_time, steps, dtype=torch.float64))
     )
 
 
 def karras(process: Process, steps: int) -> Tensor:
-    """N levels of sigma / alpha, evenly spaced in their seventh root from t = 1 to the least time, then 0.
+    """N times from 1 to the least time, evenly spaced in the seventh root of sigma / alpha, then 0.
 
     Karras et al. 2022, eq. 5.
 
-    Raises ValueError where sigma / alpha is infinite at t = 1.
+    Raises:
+        ValueError: sigma / alpha is infinite at t = 1.
     """
     if process.schedule.ends_in_pure_noise:
         raise ValueError(
-            f"spacing karras cannot go with {process.schedule.title}: sigma / alpha is infinite at t = 1; use trailing "
-            "or uniform"
+            f"spacing karras cannot be used with {process.schedule.title}: sigma / alpha is infinite at t = 1; use "
+            "trailing or uniform"
         )
     ends = torch.tensor([1.0, process.schedule.least_time], dtype=torch.float64)
     first, last = ((process.sigma(ends) / process.alpha(ends)) ** (1 / RHO)).tolist()
@@ -56,12 +55,12 @@ SPACINGS: Table[Spacing] = Table(
 
 
 def _closed(grid: Tensor) -> Tensor:
-    """The N times with the first made exactly 1 and an exact 0 behind them: (N + 1,)."""
+    """N times with the first set to exactly 1, followed by an exact 0: (N + 1,)."""
     return torch.cat([torch.ones(1, dtype=torch.float64), grid[1:], torch.zeros(1, dtype=torch.float64)])
 
 
 def _time_of(process: Process, ratio: Tensor) -> Tensor:
-    """The times at which sigma / alpha has the given values, float64 of any shape, by bisection."""
+    """The times at which sigma / alpha has the given values (float64, any shape), found by bisection."""
     low, high = torch.zeros_like(ratio), torch.ones_like(ratio)
     for _ in range(60):
         middle = (low + high) / 2

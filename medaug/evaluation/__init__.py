@@ -1,1 +1,1 @@
-"""Numbers that judge: segmentation scores, intervals and verdicts, texture."""
+"""Scores of segmentations and images, faithfulness, fidelity, memorisation, and bootstrap intervals."""

@@ -1,8 +1,8 @@
-"""What can be had without looking at a scan: the Dice below which a segmenter has learned nothing.
+"""The trivial baseline: the Dice that a segmenter must exceed to have learned anything.
 
-Organs lie in like places, so a mask that never changes agrees with every label to some degree. The trivial baseline is
-such a mask: the places where a structure lies most often, as many of them as agree best with the labels. That may be
-none, where a structure is rare, or all, where its place says nothing.
+Organs lie in similar places, so one mask that is the same for every scan agrees with every label to some degree. The
+trivial baseline is the best such mask: the voxels that most often belong to a structure, as many of them as give the
+best mean Dice. For a rare structure the best mask may be empty; if positions tell nothing, it may be the whole volume.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from medaug.evaluation.scores import MEAN_FOREGROUND
 
 
 def trivial_dice(labels: Sequence[NDArray[np.uint8]], subjects: Sequence[str], schema: LabelSchema) -> dict[str, float]:
-    """Mean Dice that the trivial baseline reaches on subjects whose labels it does not know.
+    """Mean Dice of the trivial baseline on subjects whose labels it has not seen.
 
-    For every subject, candidate masks are made from the other subjects: candidate k holds the places that a structure
-    has in at least k of them, from 0 (everywhere) to their number + 1 (nowhere). The candidate with the best mean over
-    all labels counts.
+    For every subject, candidate masks are made from the other subjects: candidate k contains the voxels that belong to
+    the structure in at least k of them, from k = 0 (the whole volume) to their number + 1 (empty). The k with the
+    best mean Dice over all labels is used.
 
     Args:
         labels: class indices or IGNORE of the training scans on one grid, (X, Y, Z) each.
-        subjects: of the labels; a subject's scans say nothing about each other.
-        schema: of the labels.
+        subjects: subject of each label; the masks for a subject do not use its own scans.
+        schema: label schema.
 
     Returns:
         Dice in 0..1 by structure, and their mean as `MEAN_FOREGROUND`.
 
     Raises:
-        ValueError: no labels, or not one subject per label.
+        ValueError: there are no labels, or the numbers of labels and subjects differ.
     """
     if not labels or len(labels) != len(subjects):
-        raise ValueError(f"{len(labels)} labels and {len(subjects)} subjects: one subject per label is needed")
+        raise ValueError(f"{len(labels)} labels and {len(subjects)} subjects; give one subject per label")
     members: dict[str, list[int]] = {}
     for index, subject in enumerate(subjects):
         members.setdefault(subject, []).append(index)
@@ -62,11 +62,11 @@ def trivial_dice(labels: Sequence[NDArray[np.uint8]], subjects: Sequence[str], s
 
 
 def _union(masks: Iterable[dict[str, NDArray[np.bool_]]]) -> dict[str, NDArray[np.bool_]]:
-    """For each structure, where any of the masks has it."""
+    """The union of the masks of each structure."""
     first, *rest = masks
     return {name: np.logical_or.reduce([mask, *(other[name] for other in rest)]) for name, mask in first.items()}
 
 
 def _at_least(counts: NDArray[np.int32], most: int) -> NDArray[np.int64]:
-    """How many of the counts are at least 0, 1, ..., `most`."""
+    """For each k from 0 to `most`, how many of the counts are at least k."""
     return np.bincount(counts.ravel(), minlength=most + 1)[::-1].cumsum()[::-1]

@@ -1,4 +1,4 @@
-"""Does an image show what its mask says? The Dice of a judge's segmentation of the image against the mask."""
+"""Faithfulness: the Dice of the judge's segmentation of an image against the mask that the image was generated from."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from medaug.evaluation.scores import mean_foreground_dice
 
 
 def agreement(
-    judged: Iterable[NDArray[np.uint8]], masks: Iterable[NDArray[np.uint8]], schema: LabelSchema
+    segmentations: Iterable[NDArray[np.uint8]], masks: Iterable[NDArray[np.uint8]], schema: LabelSchema
 ) -> NDArray[np.float64]:
-    """Mean Dice of the structures of each segmentation (X, Y, Z) against its mask; (n,) in 0..1."""
-    pairs = zip(judged, masks, strict=True)
-    return np.array([mean_foreground_dice(np.asarray(j), np.asarray(m), schema) for j, m in pairs])
+    """Mean Dice over the structures for each segmentation (X, Y, Z) and its mask: (n,) in 0..1."""
+    pairs = zip(segmentations, masks, strict=True)
+    return np.array([mean_foreground_dice(np.asarray(s), np.asarray(m), schema) for s, m in pairs])
 
 
 def derangement(groups: Sequence[str], seed: int) -> NDArray[np.int64]:
-    """A permutation that gives no item to itself, nor to an item of its own group unless that holds over half of all.
+    """A random permutation that maps no item to itself, and none to its own group if no group has more than half.
 
-    Shuffled masks tell the chance level of faithfulness; another mask of the same host would not be a stranger's.
+    The chance level of faithfulness is measured with masks shuffled in this way. Groups are hosts, because two masks
+    of the same host are too similar for that.
 
     Args:
-        groups: the host of each item.
-        seed: of the draw.
+        groups: group of each item.
+        seed: seed of the permutation.
 
     Raises:
         ValueError: fewer than two items.
     """
     if len(groups) < 2:
-        raise ValueError("a single item cannot be exchanged")
+        raise ValueError("a single item cannot be permuted")
     names = np.asarray(groups)
-    # Sorted by group and shifted by the largest group's size, no item meets its own group.
+    # If items are sorted by group, a shift by the size of the largest group maps each to another group.
     order = np.array(sorted(np.random.default_rng(seed).permutation(len(names)), key=lambda i: names[i]))
     shift = min(int(np.unique(names, return_counts=True)[1].max()), len(names) - 1)
     permutation = np.empty(len(names), dtype=np.int64)

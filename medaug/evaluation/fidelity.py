@@ -1,7 +1,7 @@
-"""Do synthetic volumes look like real ones? Power per octave of spatial frequency, and a distance between two sets.
+"""Fidelity: how closely synthetic volumes resemble real ones, by their power spectra and by a distance between sets.
 
-Everything is measured in model space, where all scans of a cohort share grid and intensity scale. The yardstick is the
-cohort itself: by how much two halves of its subjects differ.
+Everything is measured in model space, where all scans of a cohort have the same grid and intensity scale. Differences
+are compared with those between two halves of the real subjects.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from medaug.evaluation.texture import CROP, central_box, mean_absolute_gradient
 
 FLOOR = 1e-12
-"""Power below which a band counts as empty: float32 volumes in [-1, 1] are rounded to about that."""
+"""Smaller powers are replaced by this one, about that of the rounding errors of float32 volumes in [-1, 1]."""
 
 LEAST_SIDE = 4
-"""Voxels along each axis, after the crop, that a spectrum needs."""
+"""Minimum number of voxels along each axis, after the crop, for a spectrum."""
 
 NUM_SPLITS = 200
 
@@ -27,28 +27,28 @@ NUM_SPLITS = 200
 def octave_spectrum(volume: NDArray[np.floating], crop: float = CROP) -> NDArray[np.float64]:
     """Mean power per octave band of spatial frequency, finest band first; (bands,).
 
-    Band k holds the frequencies f = (fx^2 + fy^2 + fz^2)^(1/2) in [2^-(k+2), 2^-(k+1)) cycles per voxel: 1/4 to 1/2,
-    1/8 to 1/4, and so on. So that no power is lost, the finest band reaches into the corners of the cube of frequencies
-    (f up to 0.87), and the coarsest, that of 1 / shortest side, holds all below it. The unit is such that white noise
-    of variance v has v in each band.
+    Band k contains the frequencies f = (fx^2 + fy^2 + fz^2)^(1/2) in [2^-(k+2), 2^-(k+1)) cycles per voxel: 1/4 to 1/2,
+    1/8 to 1/4, and so on. So that no power is lost, the finest band also contains the corners of the cube of
+    frequencies (f up to 0.87), and the coarsest, that of 1 / shortest side, everything below it. The unit is such that
+    white noise of variance v has power v in each band.
 
-    The volume is multiplied by a Hann window along each axis, normalised by its mean square (Welch, IEEE Trans. Audio
-    Electroacoust. 15(2), 1967); the mean under the window is removed first. Without a window the jump between opposite
-    faces puts power of the order 1/f^2 into every band, which hides that fine structure is missing: a blur of one
-    voxel takes 16 dB from the finest band of hippocampus scans, of which 6 would be seen.
+    The weighted mean is subtracted, and the volume is multiplied by a Hann window along each axis, normalised by the
+    window's mean square (Welch, IEEE Trans. Audio Electroacoust. 15(2), 1967). Without a window the jump between
+    opposite faces adds power of the order 1/f^2 to every band, which hides missing fine structure: a blur of one voxel
+    removes 16 dB from the finest band of hippocampus scans, but only 6 dB would be visible.
 
     Args:
         volume: (X, Y, Z), one modality.
-        crop: share of each side, about the centre, in (0, 1].
+        crop: share of each side that is used, about the centre, in (0, 1].
 
     Raises:
-        ValueError: not three axes, or fewer than `LEAST_SIDE` voxels along one after the crop.
+        ValueError: there are not three axes, or fewer than `LEAST_SIDE` voxels along one of them after the crop.
     """
     centre = volume[central_box(volume.shape, crop)].astype(np.float64)
     sides = centre.shape
     if len(sides) != 3 or min(sides) < LEAST_SIDE:
         raise ValueError(f"three axes of at least {LEAST_SIDE} voxels are needed, not {sides}")
-    # The periodic window (numpy's is symmetric): a cosine then leaks to its neighbours only.
+    # The periodic window (numpy's is symmetric), so that a cosine leaks only into the neighbouring frequencies.
     x, y, z = (np.hanning(side + 1)[:-1] for side in sides)
     window = x[:, None, None] * y[:, None] * z
     power = np.abs(np.fft.fftn(window * (centre - np.average(centre, weights=window)))) ** 2 / (window**2).sum()
@@ -70,15 +70,15 @@ def spectral_distance(
     reference_log_std: NDArray[np.float64],
     crop: float = CROP,
 ) -> float:
-    """How far a volume's spectrum is from the real ones': RMS over the bands, in standard deviations of real volumes.
+    """Distance of a volume's spectrum from the mean of real ones: RMS over the bands, in their standard deviations.
 
-    Real volumes have a mean square of about 1, whatever the cohort; 0 would be the average itself.
+    For real volumes of any cohort the mean square of this distance is about 1; 0 is a volume with the mean spectrum.
 
     Args:
         volume: (X, Y, Z).
-        reference_log_mean: mean over real volumes of `log_spectrum`, (bands,), of the same modality and grid.
-        reference_log_std: their standard deviation.
-        crop: as in the reference.
+        reference_log_mean: mean of `log_spectrum` over real volumes of the same modality and grid, (bands,).
+        reference_log_std: standard deviation of `log_spectrum` over the same volumes, (bands,).
+        crop: crop that the reference was computed with.
     """
     deviation = (log_spectrum(volume, crop) - reference_log_mean) / reference_log_std
     return float(np.sqrt(np.mean(deviation**2)))
@@ -89,14 +89,14 @@ def spectral_discrepancy(
     reference_log_mean: NDArray[np.float64],
     reference_log_std: NDArray[np.float64],
 ) -> float:
-    """How far a set of volumes is from the real ones in mean and spread of their spectra: RMS over the bands.
+    """Distance between the spectra of a set of volumes and those of real ones, in mean and spread: RMS over the bands.
 
-    Per band the 2-Wasserstein distance between normal distributions, ((m - m_r)^2 + (s - s_r)^2)^(1/2) (Dowson &
+    Per band it is the 2-Wasserstein distance between normal distributions, ((m - m_r)^2 + (s - s_r)^2)^(1/2) (Dowson &
     Landau, Journal of Multivariate Analysis 12(3), 1982), in standard deviations s_r of real volumes; 0 for equal sets.
-    Unlike the mean of `spectral_distance`, it does not excuse a set that is off by its being less varied.
+    Unlike the mean of `spectral_distance`, it also counts too little variety, which cannot make up for a wrong mean.
 
     Args:
-        log_spectra: of the volumes, (n, bands) by `log_spectrum`.
+        log_spectra: `log_spectrum` of each volume, (n, bands).
         reference_log_mean, reference_log_std: as `spectral_distance`.
     """
     mean = (log_spectra.mean(0) - reference_log_mean) / reference_log_std
@@ -105,12 +105,12 @@ def spectral_discrepancy(
 
 
 def texture(volume: NDArray[np.floating], crop: float = CROP) -> NDArray[np.float64]:
-    """Mean absolute gradient, then `log_spectrum`: one row (1 + bands,) of a table of volumes."""
+    """The texture measures of a volume (1 + bands,): mean absolute gradient, then `log_spectrum`."""
     return np.array([mean_absolute_gradient(volume), *log_spectrum(volume, crop)])
 
 
 def texture_names(bands: int) -> list[str]:
-    """What the columns of `texture` are called."""
+    """The names of the measures in `texture`."""
     octaves = [f"{1 / 2 ** (k + 2):g}-{1 / 2 ** (k + 1):g} cycles/voxel (dB)" for k in range(bands)]
     return ["mean absolute gradient", *octaves]
 
@@ -118,13 +118,14 @@ def texture_names(bands: int) -> list[str]:
 def differences_of_halves(
     values: NDArray[np.float64], subjects: Sequence[str], seed: int, num_splits: int = NUM_SPLITS
 ) -> NDArray[np.float64]:
-    """By how much two random halves of a cohort differ: |mean of one - mean of the other|, (num_splits, columns).
+    """Absolute differences between the means of two random halves of a cohort, (num_splits, columns).
 
     Args:
         values: one row per volume, (n, columns).
-        subjects: of the volumes; a subject's volumes stay together. Of an odd number one subject is left out.
-        seed: of the splits.
-        num_splits: how many.
+        subjects: subject of each volume; volumes of a subject stay together. If the number of subjects is odd, each
+            split leaves one out.
+        seed: seed of the splits.
+        num_splits: number of random splits.
 
     Raises:
         ValueError: fewer than two subjects.
@@ -144,12 +145,13 @@ def differences_of_halves(
 
 @dataclass(frozen=True)
 class Deviation:
-    """By how much synthetic volumes differ from real ones in one measure, beside what halves of the real ones do.
+    """The difference between synthetic and real volumes in one measure, and that between halves of the real ones.
 
     Attributes:
-        name: of the measure.
+        name: name of the measure.
         real, synthetic: means over the volumes.
-        halves_mean, halves_std: over random splits, of the absolute difference between two halves of the real volumes.
+        halves_mean, halves_std: mean and standard deviation, over random splits, of the absolute difference between two
+            halves of the real volumes.
     """
 
     name: str
@@ -160,12 +162,12 @@ class Deviation:
 
     @property
     def ratio(self) -> float:
-        """|synthetic - real| over `halves_mean`."""
+        """|synthetic - real| divided by `halves_mean`."""
         return abs(self.synthetic - self.real) / self.halves_mean
 
     @property
     def passed(self) -> bool:
-        """Whether they differ by no more than twice what two halves do."""
+        """Whether the difference is at most twice the mean difference between two halves."""
         return self.ratio <= 2
 
 
@@ -177,14 +179,14 @@ def deviations(
     seed: int,
     num_splits: int = NUM_SPLITS,
 ) -> list[Deviation]:
-    """Compare tables of measures (a row per volume, as `texture` gives them), column by column.
+    """Compare tables of measures, such as `texture` of one volume per row, column by column.
 
     Args:
         synthetic: (m, columns).
         real: (n, columns).
-        real_subjects: the subject of each row of `real`.
-        names: of the columns.
-        seed, num_splits: of the halves.
+        real_subjects: subject of each row of `real`.
+        names: names of the columns.
+        seed, num_splits: as `differences_of_halves`.
     """
     halves = differences_of_halves(real, real_subjects, seed, num_splits)
     columns = zip(names, real.mean(0), synthetic.mean(0), halves.mean(0), halves.std(0), strict=True)
@@ -192,15 +194,15 @@ def deviations(
 
 
 def kernel_distance(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
-    """KID: squared maximum mean discrepancy, unbiased, of features under k(a, b) = (a.b / d + 1)^3.
+    """KID: the unbiased squared maximum mean discrepancy of features with the kernel k(a, b) = (a.b / d + 1)^3.
 
-    Binkowski et al., Demystifying MMD GANs (ICLR 2018), equations 3 and 4:
-    mean of k over pairs within x, plus over pairs within y, minus twice over pairs between them. Its expectation is 0
-    where both are drawn from one distribution, at any sample size, so it may be negative.
+    Binkowski et al., Demystifying MMD GANs (ICLR 2018), equations 3 and 4: the mean of k over pairs within x, plus that
+    over pairs within y, minus twice that over pairs of x and y. If both sets come from one distribution, its
+    expectation is 0 at any sample size, so it may be negative.
 
     Args:
         x: features (m, d).
-        y: features (n, d) from the same network, on the same scale: the kernel knows no other.
+        y: features (n, d) of the same network, on the same scale; the kernel does not rescale them.
 
     Raises:
         ValueError: fewer than two rows in either.

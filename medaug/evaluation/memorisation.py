@@ -1,10 +1,10 @@
-"""Are synthetic volumes copies of training scans? Similarity to the nearest one, judged by what new patients show.
+"""Memorisation: whether synthetic volumes are near copies of training scans.
 
-After Dar et al., Unconditional Latent Diffusion Models Memorize Patient Imaging Data (arXiv 2402.01054): a volume is
-called a near copy where its similarity to its nearest training scan is above the 95th percentile of that of real scans
-of subjects that were held out. They correlate learned features; here the coarse volumes themselves are correlated,
-which needs no further network, and finds copies that differ by flips, brightness, contrast, noise and small shifts. It
-does not find a copied detail in a new surrounding.
+After Dar et al., Unconditional Latent Diffusion Models Memorize Patient Imaging Data (arXiv 2402.01054): a volume is a
+near copy if its similarity to the nearest training scan is above the 95th percentile of that of real scans of held-out
+subjects. The paper correlates learned features. Here coarse versions of the volumes are correlated instead, which needs
+no network, and finds copies that differ by flips, brightness, contrast, noise and small shifts. It does not find a
+copied detail in different surroundings.
 """
 
 from __future__ import annotations
@@ -22,23 +22,25 @@ from torch.nn.functional import adaptive_avg_pool3d
 from medaug.evaluation.texture import CROP, central_box
 
 MOST_VOXELS = 20
-"""Of a coarse volume along each axis: enough to tell two people, few enough that a shift by a voxel does not matter."""
+"""Maximum voxels of a coarse volume along each axis: enough to distinguish two people, few enough that a shift by one
+voxel of the scan does not matter."""
 
 SHARE = 0.05
-"""Of held-out real scans, that are above the threshold."""
+"""Share of held-out real scans that are above the threshold."""
 
 ALARM = 0.01
-"""Least `near_copies_p` that is put down to chance."""
+"""Warn if `near_copies_p` is below this."""
 
 
 class TrainingNeighbours:
-    """The training scans, and who among them is nearest to a volume.
+    """Finds the training scan that is nearest to a volume.
 
-    Similarity is the correlation, in -1..1, of coarse volumes less the mean of the training scans: what all scans of a
-    cohort share says nothing. Of the eight flips of a volume the most similar counts.
+    Similarity is the correlation, in -1..1, of coarse volumes after the mean of the training scans is subtracted, since
+    what all scans have in common does not identify one. The largest similarity over the eight flips of a volume is
+    used.
 
     Args:
-        training: volumes (M, X, Y, Z) in model space, at least two; read one by one.
+        training: volumes (M, X, Y, Z) in model space, at least two; iterated once.
 
     Raises:
         ValueError: fewer than two.
@@ -52,7 +54,7 @@ class TrainingNeighbours:
         self._units = self._unit(volumes)
 
     def nearest(self, volume: NDArray[np.floating]) -> tuple[float, int]:
-        """Similarity to the nearest training scan, and which one it is; volume (M, X, Y, Z) on the training grid."""
+        """Similarity to the nearest training scan, and its index; volume (M, X, Y, Z) is on the training grid."""
         coarse = _coarse(volume)
         axes = [flips for n in range(4) for flips in itertools.combinations((1, 2, 3), n)]
         similarity = self._unit(np.stack([np.flip(coarse, flips) for flips in axes])) @ self._units.T
@@ -65,38 +67,38 @@ class TrainingNeighbours:
 
 
 def near_copy_threshold(held_out: Sequence[float]) -> float:
-    """Similarity above which a volume is a near copy: the 95th percentile of that of held-out real scans."""
+    """The similarity above which a volume is a near copy: the 95th percentile over held-out real scans."""
     return float(np.quantile(held_out, 1 - SHARE))
 
 
 def expected_near_copies(held_out: int) -> float:
-    """Share of further real scans expected above the threshold of `held_out` scans: 1/2 for one, 5% for very many."""
+    """Expected share of new real scans above the threshold of `held_out` scans: 1/2 for one scan, 5% for very many."""
     return (SHARE * held_out + 1 - SHARE) / (held_out + 1)
 
 
 def near_copies_p(flagged: int, num: int, held_out: int) -> float:
-    """Probability that so many or more of `num` further real scans are near copies.
+    """Probability that at least `flagged` of `num` new real scans are near copies.
 
-    Their number above the j-th smallest of n held-out values is beta-binomial with n + 1 - j and j, whatever the
-    distribution, for the order of exchangeable values is all that counts; the percentile is at j = 0.95 (n - 1) + 1.
-    So few held-out scans raise no alarm lightly.
+    The number of new values above the j-th smallest of n held-out values is beta-binomial with parameters n + 1 - j
+    and j for any distribution of the values, because only the order of exchangeable values matters. The percentile is
+    at j = 0.95 (n - 1) + 1. This takes into account that few held-out scans give an uncertain threshold.
 
     Args:
-        flagged: samples above `near_copy_threshold`.
-        num: samples.
-        held_out: real scans that gave the threshold.
+        flagged: number of samples above `near_copy_threshold`.
+        num: number of samples.
+        held_out: number of real scans that the threshold was computed from.
     """
     j = (1 - SHARE) * (held_out - 1) + 1
     return float(betabinom.sf(flagged - 1, num, held_out + 1 - j, j))
 
 
 def _coarse(volume: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The centre of (M, X, Y, Z) in blocks of voxels, each modality with mean 0 and standard deviation 1."""
+    """The centre of (M, X, Y, Z) averaged over blocks of voxels; each modality has mean 0 and standard deviation 1."""
     centre = torch.from_numpy(volume[:, *central_box(volume.shape[1:], CROP)].astype(np.float64))
     sides = centre.shape[1:]
     block = math.ceil(max(sides) / MOST_VOXELS)
     x, y, z = (math.ceil(side / block) for side in sides)
-    # These blocks lie alike from either end, so that a flipped volume has the same ones.
+    # Adaptive pooling places the blocks symmetrically, so that a flipped volume has the same blocks.
     blocks = adaptive_avg_pool3d(centre, (x, y, z)).numpy()
     deviation = blocks - blocks.mean((1, 2, 3), keepdims=True)
     return np.asarray(deviation / np.maximum(deviation.std((1, 2, 3), keepdims=True), 1e-12))

@@ -99,7 +99,7 @@ def check_scoring(options: ScoringOptions, schema: LabelSchema) -> None:
 
 
 def dice(p: NDArray[np.bool_], t: NDArray[np.bool_]) -> float:
-    """2 |p and t| / (|p| + |t|) of two masks of one shape (Dice 1945); 1 when both are empty."""
+    """2 |p and t| / (|p| + |t|) of two masks of the same shape (Dice 1945); 1 if both are empty."""
     total = int(p.sum()) + int(t.sum())
     return 2.0 * int((p & t).sum()) / total if total else 1.0
 
@@ -107,9 +107,10 @@ def dice(p: NDArray[np.bool_], t: NDArray[np.bool_]) -> float:
 def hd95(p: NDArray[np.bool_], t: NDArray[np.bool_], spacing: Sequence[float]) -> float:
     """The larger of the two directed 95th percentiles of surface distances, mm.
 
-    A mask's surface is its voxels with a face neighbour outside the mask (beyond the volume is outside);
-    distances run between voxel centres; percentiles interpolate linearly, each surface voxel counting once
-    whatever its area. Tools that pool both directions before the percentile report no larger a value.
+    The surface of a mask consists of its voxels that have a face neighbour outside the mask or outside the volume.
+    Distances are between voxel centres. Percentiles are interpolated linearly, and each surface voxel counts once,
+    whatever its area. Tools that pool both directions before taking the percentile report the same or a smaller value.
+    If both masks are empty the result is 0, if one is empty the diagonal of the volume.
 
     Args:
         p: mask (X, Y, Z).
@@ -125,7 +126,7 @@ def hd95(p: NDArray[np.bool_], t: NDArray[np.bool_], spacing: Sequence[float]) -
 
 
 def mean_foreground_dice(prediction: NDArray[np.integer], truth: NDArray[np.integer], schema: LabelSchema) -> float:
-    """Mean of Dice over the structures of `schema`. Args and errors as `segmentation_scores`."""
+    """Mean Dice over the structures of the schema; arguments and errors are those of `segmentation_scores`."""
     return float(np.mean([dice(p, t) for p, t in _masks(prediction, truth, schema).values()]))
 
 

@@ -1,13 +1,14 @@
-"""Intervals by bootstrap over whole subjects and training seeds, and what they allow one to say.
+"""Bootstrap intervals over subjects and training seeds, and the verdicts that follow from them.
 
-Percentile intervals (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13), expanded for few
-subjects: a resampled mean of k values has a variance too small by (k - 1) / k and no Student quantile, so the tails are
-taken at Phi(-sqrt(k / (k - 1)) t), t being Student's quantile with k - 1 degrees of freedom (Hesterberg, The American
-Statistician 69(4), 2015). Scans of one subject are not independent, so subjects are resampled, never scans; training
-seeds are resampled independently of subjects (the pigeonhole bootstrap of crossed factors: Owen, Annals of Applied
-Statistics 1(2), 2007).
+The intervals are percentile intervals (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13), widened
+for few subjects: the variance of a resampled mean of k values is too small by a factor (k - 1) / k, and its quantiles
+are not Student's. So the tails are cut at Phi(-sqrt(k / (k - 1)) t), where t is Student's quantile with k - 1 degrees
+of freedom (Hesterberg, The American Statistician 69(4), 2015). Scans of one subject are not independent, so whole
+subjects are resampled; training seeds are resampled independently of subjects (the pigeonhole bootstrap of crossed
+factors: Owen, Annals of Applied Statistics 1(2), 2007).
 
-Caveat: the variance due to training seeds is understated, by a third with three seeds, and not counted at all with one.
+Limitation: the variance due to training seeds is underestimated, by a third with three seeds, and is not included at
+all with one seed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm, t
 
 FEWEST_SUBJECTS = 6
-"""Below, not even agreement of all would reach 5% in a two-sided sign test: 2 / 2^5 > 0.05."""
+"""With fewer subjects even unanimity cannot reach p < 0.05 in a two-sided sign test: 2 / 2^5 > 0.05."""
 
 TOO_FEW = "too few subjects for a verdict"
 NOT_LEARNED = "no verdict: neither arm is better than a trivial baseline"
@@ -30,7 +31,7 @@ NOT_LEARNED = "no verdict: neither arm is better than a trivial baseline"
 class Interval:
     """A mean with its confidence interval, over `n` cases of `clusters` subjects.
 
-    `low` and `high` are NaN when one subject is all there is: no spread between subjects can be seen.
+    `low` and `high` are NaN if there is only one subject, because its scores do not show the spread between subjects.
     """
 
     mean: float
@@ -47,12 +48,10 @@ def bootstrap_mean(
     num_resamples: int = 10_000,
     level: float = 0.95,
 ) -> Interval:
-    """Mean of values (n,) with an interval that resamples whole clusters (subjects).
-
-    See the module's caveat on few clusters.
+    """Mean of values (n,) with an interval from resampling whole clusters (subjects).
 
     Raises:
-        ValueError: empty or non-finite values, or not one cluster per value.
+        ValueError: the values are empty or not finite, or the numbers of values and clusters differ.
     """
     return bootstrap_table(np.asarray(values)[None], clusters, seed, num_resamples, level)
 
@@ -65,20 +64,20 @@ def paired_comparison(
     num_resamples: int = 10_000,
     level: float = 0.95,
 ) -> Interval:
-    """Mean of a - b over the same cases and training seeds, with a two-level interval.
+    """Mean of a - b over the same cases and training seeds, with an interval over both.
 
-    See the module's caveat on few clusters and seeds.
+    The module's docstring says what is underestimated with few seeds.
 
     Args:
         a: scores (num_seeds, num_cases).
-        b: scores of the baseline, same rows and columns.
-        clusters: the subject of each case.
-        seed: of the resampling.
-        num_resamples: bootstrap samples.
-        level: coverage aimed at.
+        b: scores of the baseline for the same seeds and cases.
+        clusters: subject of each case.
+        seed: seed of the resampling.
+        num_resamples: number of bootstrap samples.
+        level: nominal coverage of the interval.
 
     Raises:
-        ValueError: tables of different shape, empty or non-finite.
+        ValueError: the tables have different shapes, are empty or not finite.
     """
     if np.shape(a) != np.shape(b):
         raise ValueError(f"tables of different shape cannot be paired: {np.shape(a)} and {np.shape(b)}")
@@ -94,16 +93,16 @@ def bootstrap_table(
 ) -> Interval:
     """Mean of a table (num_seeds, num_cases); rows and clusters of columns are resampled independently.
 
-    See the module's caveat on few clusters and seeds.
+    The module's docstring says what is underestimated with few seeds.
 
     Raises:
-        ValueError: an empty or non-finite table, or not one cluster per column.
+        ValueError: the table is empty or not finite, or the numbers of columns and clusters differ.
     """
     table = np.asarray(table, dtype=np.float64)
     if table.ndim != 2 or table.size == 0 or table.shape[1] != len(clusters):
         raise ValueError(f"a table of shape {table.shape} does not fit {len(clusters)} cluster names")
     if not np.isfinite(table).all():
-        raise ValueError("the table holds NaN or infinite values")
+        raise ValueError("the table contains NaN or infinite values")
     num_rows, num_cases = table.shape
     _, member = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
     sizes = np.bincount(member)
@@ -112,7 +111,7 @@ def bootstrap_table(
     if len(sizes) == 1:
         return Interval(mean, float("nan"), float("nan"), num_cases, 1)
     rng = np.random.default_rng(seed)
-    # How often each row and each cluster is drawn is all that a resampled mean needs to know.
+    # A resampled mean depends only on how often each row and each cluster occurs in the resample.
     rows = rng.multinomial(num_rows, np.full(num_rows, 1 / num_rows), size=num_resamples)
     columns = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=num_resamples)
     means = ((rows @ sums) * columns).sum(1) / (num_rows * (columns @ sizes))
@@ -122,22 +121,22 @@ def bootstrap_table(
 
 
 def expanded_tail(level: float, clusters: int) -> float:
-    """Probability to cut off on each side of a bootstrap distribution of means over `clusters` subjects."""
+    """The probability to cut off on each side of the bootstrap distribution of a mean over `clusters` subjects."""
     student = t.ppf((1 + level) / 2, clusters - 1)
     return float(norm.cdf(-np.sqrt(clusters / (clusters - 1)) * student))
 
 
 def verdict(interval: Interval, higher_is_better: bool, learned: bool = True) -> str:
-    """What an interval of a difference says.
+    """The verdict on a difference, from its interval.
 
     Args:
-        interval: of the difference.
-        higher_is_better: of the metric.
-        learned: whether any of the two that are compared is better than a trivial baseline.
+        interval: interval of the difference.
+        higher_is_better: whether higher values of the metric are better.
+        learned: whether at least one of the two compared arms is better than the trivial baseline.
 
     Returns:
-        `TOO_FEW` below `FEWEST_SUBJECTS` subjects, `NOT_LEARNED` where nothing was learned; else "gain" or "harm" where
-        the interval leaves out zero, and "no evidence of a difference" where it holds zero.
+        `TOO_FEW` with fewer than `FEWEST_SUBJECTS` subjects, `NOT_LEARNED` if neither arm has learned anything;
+        otherwise "gain" or "harm" if the interval excludes zero, and "no evidence of a difference" if it contains zero.
     """
     if interval.clusters < FEWEST_SUBJECTS:
         return TOO_FEW

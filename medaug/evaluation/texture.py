@@ -1,4 +1,4 @@
-"""How sharp an image is, and the part of it where such things are measured."""
+"""Sharpness of an image, and the central part of a volume in which texture is measured."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 CROP = 0.6
-"""Share of each side about the centre that is looked at: nearer the edges, scans of different size are padded."""
+"""Share of each side, about the centre, that is measured, because scans of different size are padded at the edges."""
 
 
 def central_box(shape: Sequence[int], crop: float) -> tuple[slice, ...]:
-    """The share `crop`, in (0, 1], of each side, but for as many voxels as are cut off at either end."""
+    """Slices of the central part of a volume: about the share `crop`, in (0, 1], of each side.
+
+    The same number of voxels is cut off at both ends of a side.
+    """
     cut = [round(side * (1 - crop) / 2) for side in shape]
     return tuple(slice(n, side - n) for side, n in zip(shape, cut, strict=True))
 
 
 def mean_absolute_gradient(volume: NDArray[np.number]) -> float:
-    """Mean absolute difference between neighbouring voxels of (X, Y, Z), intensity units per voxel.
+    """Mean absolute difference between neighbouring voxels of (X, Y, Z), in intensity units per voxel.
 
-    Forward differences are averaged along each axis, then over the axes: two of them in a single slice. The value falls
-    with blur and rises with noise and contrast, so compare volumes of one grid and one intensity scale only.
+    Forward differences are averaged along each axis, then over the axes that are longer than one voxel. The value
+    decreases with blur and increases with noise and contrast, so compare only volumes with the same grid and intensity
+    scale.
 
     Raises:
-        ValueError: not three axes, or no neighbours along any.
+        ValueError: there are not three axes, or all have length 1.
     """
     if volume.ndim != 3 or max(volume.shape) < 2:
         raise ValueError(f"three axes with neighbours along at least one are needed, not {volume.shape}")

@@ -1,4 +1,4 @@
-"""How sure several samples are of a label, and whether they are unsure where they are wrong."""
+"""Uncertainty of a label map from several samples, and whether it is high where the label is wrong."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from scipy.stats import rankdata
 
 
 def entropy(probabilities: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Entropy of class probabilities (C, X, Y, Z), nats: 0 where a class is certain, log C where all are equal."""
+    """Entropy of class probabilities (C, X, Y, Z) in nats: 0 if a class is certain, log C if all are equally likely."""
     p = np.clip(probabilities, 1e-12, 1.0)
     return np.asarray(np.maximum(-(probabilities * np.log(p)).sum(0), 0.0), np.float32)
 
 
 def auroc(score: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | None:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
+    """Area under the ROC curve: the probability that a positive scores above a negative, where ties count half.
 
-    By ranks (Mann & Whitney 1947). None where all are positive, or none is.
+    Computed from ranks (Mann & Whitney 1947). None if there are no positives or no negatives.
     """
     score, positive = np.ravel(score), np.ravel(positive)
     number = int(positive.sum())

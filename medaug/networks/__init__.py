@@ -1,1 +1,1 @@
-"""Denoising networks behind one signature net(x, t, condition), and the codecs that they run in."""
+"""Denoising networks with one signature, net(x, t, condition), and the codecs whose space they work in."""

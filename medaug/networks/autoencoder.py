@@ -1,10 +1,11 @@
-"""The KL-regularised autoencoder of latent diffusion (Rombach et al. 2022), and the codec that it becomes."""
+"""The KL-regularised autoencoder of latent diffusion (Rombach et al. 2022), and the codec made from it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+from einops import rearrange
 from monai.networks.nets import AutoencoderKL
 from torch import Tensor, nn
 
@@ -14,14 +15,14 @@ from medaug.networks.codecs import Codec, Stride, pad_to_multiple
 class Autoencoder(nn.Module):
     """MONAI's `AutoencoderKL` on volumes: a residual block per level, no attention.
 
-    Sides are padded to multiples of the stride, which MONAI would round silently. A stride that leaves the third axis
-    as it is stands for a 2D network: every axial slice is a sample of its own.
+    Sides are padded to multiples of the stride, because MONAI would silently round them. If the stride is 1 along the
+    third axis, the network is 2D and processes each axial slice by itself.
 
     Args:
-        stride: voxels per latent position.
-        image_channels: M of the images.
+        stride: voxels per latent position along each axis.
+        image_channels: number M of image channels.
         channels: features per level; each level after the first halves the sides.
-        latent_channels: C of the latents.
+        latent_channels: number C of latent channels.
     """
 
     def __init__(self, stride: Stride, image_channels: int, channels: Sequence[int], latent_channels: int) -> None:
@@ -38,33 +39,33 @@ class Autoencoder(nn.Module):
             attention_levels=(False,) * len(channels),
             with_encoder_nonlocal_attn=False,  # quadratic in the number of voxels
             with_decoder_nonlocal_attn=False,
-            norm_num_groups=max(
-                1, math.gcd(*channels) // 4
-            ),  # of few features each: what a group has in common is lost
+            # Small groups: normalisation removes the mean and scale of a group.
+            norm_num_groups=max(1, math.gcd(*channels) // 4),
         )
 
     def posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, M, X, Y, Z) to mean and standard deviation of their latents, each (B, C, X/sx, Y/sy, Z/sz)."""
+        """Mean and standard deviation of the latents of images (B, M, X, Y, Z), each (B, C, X/sx, Y/sy, Z/sz)."""
         mean, std = self.net.encode(self.slices(pad_to_multiple(image, self.stride)))
-        return self._unfolded(mean, len(image)), self._unfolded(std, len(image))
+        return self._volumes(mean, len(image)), self._volumes(std, len(image))
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Latents (B, C, x, y, z) to images (B, M, x*sx, y*sy, z*sz)."""
-        return self._unfolded(self.net.decode(self.slices(latent)), len(latent))
+        """Decode latents (B, C, x, y, z) to images (B, M, x*sx, y*sy, z*sz)."""
+        return self._volumes(self.net.decode(self.slices(latent)), len(latent))
 
     def slices(self, x: Tensor) -> Tensor:
-        """Volumes as the network inside takes them: as they are, or (2D) every axial slice a sample, (B*Z, C, X, Y)."""
-        return x.permute(0, 4, 1, 2, 3).flatten(0, 1) if self.flat else x
+        """Volumes (B, C, X, Y, Z) as the network takes them: unchanged in 3D, in 2D as slices (B*Z, C, X, Y)."""
+        return rearrange(x, "b c x y z -> (b z) c x y") if self.flat else x
 
-    def _unfolded(self, x: Tensor, batch_size: int) -> Tensor:
-        return x.unflatten(0, (batch_size, -1)).permute(0, 2, 3, 4, 1) if self.flat else x
+    def _volumes(self, x: Tensor, batch_size: int) -> Tensor:
+        """The inverse of `slices`."""
+        return rearrange(x, "(b z) c x y -> b c x y z", b=batch_size) if self.flat else x
 
 
 class LatentCodec(Codec):
     """A trained autoencoder as a codec: the code is the standardised mean of the posterior.
 
-    The weights are buffers: no optimiser, moving average or gradient of the diffusion stage meets them, and
-    checkpoints carry them.
+    The weights are buffers, so that checkpoints contain them but diffusion training neither computes gradients for
+    them, nor optimises or averages them.
     """
 
     def __init__(self, stride: Stride, image_channels: int, channels: Sequence[int], latent_channels: int) -> None:

@@ -1,4 +1,4 @@
-"""From the options of a network to the network."""
+"""The table of networks, and building one from its options."""
 
 from __future__ import annotations
 
@@ -22,26 +22,27 @@ LARGEST_BLOCK_WITHOUT_STEM = 8
 def build_network(
     options: dict[str, Any], in_channels: int, condition_channels: int, attribute_channels: int, block: int
 ) -> ConditionalUNet:
-    """An untrained network.
+    """Build an untrained network.
 
     Args:
-        options: the plain `network` node; keys that an older checkpoint lacks have the value that they had then.
-        in_channels: channels of x in codec space.
-        condition_channels: channels of the condition's planes, 0 for none.
+        options: the `network` options as a plain dictionary; keys that an older checkpoint lacks get the value that
+            was fixed at that time.
+        in_channels: number of channels of x in codec space.
+        condition_channels: number of channels of the condition's planes, 0 for none.
         attribute_channels: length of the condition's attributes, 0 for none.
-        block: voxels per block of the codec. `stem` null adds a stem where that is above 8, since each voxel of a block
-            is a plane of its own.
+        block: voxels per block of the codec. With `stem` null, a stem is added if this is above 8, because each voxel
+            of a block makes a plane.
 
     Raises:
         UserError: an unknown name.
-        ValueError: names the key of what cannot be built.
+        ValueError: a network that cannot be built; names the key.
     """
     rest = dict(options)
     kind = NETWORKS[rest.pop("name", "unet")]
     if (stem := rest.pop("stem", None)) is None:
         stem = AUTOMATIC_STEM if block > LARGEST_BLOCK_WITHOUT_STEM else 0
     elif stem and not condition_channels:
-        raise ValueError(f"network.stem={stem}: this task has no condition for a stem; leave it out")
+        raise ValueError(f"network.stem={stem}: has no effect, this task has no condition planes; leave it out")
     channels, attention = tuple(rest.pop("channels")), tuple(rest.pop("attention"))
     shape = UNetShape(channels=channels, attention=attention, stem=stem, **rest)
     return kind(shape, in_channels, condition_channels, attribute_channels)

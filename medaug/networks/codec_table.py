@@ -1,4 +1,4 @@
-"""The codecs by name, and how each is built from its options."""
+"""The table of codecs, and how each is built from its options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class CodecType:
     """An entry of `CODECS`.
 
     Attributes:
-        build: stride, image channels and options to a codec that is neither trained nor fitted.
+        build: function of stride, image channels and options that returns a codec, neither trained nor fitted.
         halvings: how often the codec halves the sides.
     """
 
@@ -41,18 +41,18 @@ CODECS: Table[CodecType] = Table("codecs", "codec", CodecType, key="codec.name")
 
 
 def codec_stride(options: CodecOptions, spatial_dims: int) -> Stride:
-    """Voxels per block along each axis; with a 2D network 1 along the third axis."""
+    """Voxels per block along each axis; 1 along the third axis with a 2D network."""
     side = 2 ** CODECS[options.name].halvings(options)
     return side, side, side if spatial_dims == 3 else 1
 
 
 def build_codec(options: Mapping[str, Any], image_channels: int, spatial_dims: int) -> Codec:
-    """The codec of a plain `codec` node: before `fit` it standardises nothing, and `kl` is untrained.
+    """Build a codec from plain `codec` options. It is not fitted yet, and `kl` is untrained.
 
     Args:
         options: keys of `CodecOptions`; absent ones have their defaults.
-        image_channels: M of the images.
-        spatial_dims: of the network; with 2 every axial slice is coded by itself.
+        image_channels: number M of image channels.
+        spatial_dims: dimensions of the network; with 2, each axial slice is encoded by itself.
 
     Raises:
         UserError: there is no codec of that name.

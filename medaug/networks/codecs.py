@@ -1,9 +1,9 @@
-"""Changes of variables in which the diffusion runs: the image itself or its Haar coefficients.
+"""Codecs: the changes of variables that the diffusion runs in, such as the Haar coefficients of an image.
 
-A codec maps each block of `stride` voxels to one position. `BlockCodec` mixes the voxels of a block by an orthogonal
-matrix: it is exactly invertible, and nothing is trained. A trained autoencoder is another codec
-(`medaug.networks.autoencoder`). Every codec standardises its channels by the training data. The codecs by name are in
-`medaug.networks.codec_table`.
+A codec maps each block of `stride` voxels to one position. `BlockCodec` multiplies the voxels of a block by an
+orthogonal matrix; it is exactly invertible and needs no training. `medaug.networks.autoencoder` has a trained codec.
+Every codec standardises its channels with the statistics of the training data. `medaug.networks.codec_table` is the
+table of codecs.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Stride = tuple[int, int, int]
 
 
 class Codec(nn.Module):
-    """Images (B, M, X, Y, Z) in [-1, 1] to codes (B, C, X/sx, Y/sy, Z/sz) of about zero mean and unit variance.
+    """Encodes images (B, M, X, Y, Z) in [-1, 1] as codes (B, C, X/sx, Y/sy, Z/sz) of about zero mean and unit variance.
 
-    Sides that do not divide by the stride are rounded up: the image is padded with its outermost voxels.
+    Sides that are not divisible by the stride are rounded up: the image is padded by repeating its last voxels.
 
     Attributes:
         stride: voxels per block along each axis.
-        channels: C of the codes.
-        mean, std: (1, C, 1, 1, 1), measured by `fit`, kept in checkpoints and used at sampling.
+        channels: number C of channels of a code.
+        mean, std: (1, C, 1, 1, 1), measured by `fit` and stored in checkpoints.
     """
 
     mean: Tensor
@@ -41,11 +41,11 @@ class Codec(nn.Module):
         self.register_buffer("std", torch.ones(1, channels, 1, 1, 1))
 
     def transform(self, image: Tensor) -> Tensor:
-        """Float32 images to coefficients as they are, not standardised."""
+        """Coefficients of float32 images, not yet standardised."""
         raise NotImplementedError
 
     def inverse(self, coefficients: Tensor) -> Tensor:
-        """From what `transform` gives to images whose sides are multiples of the stride."""
+        """The inverse of `transform`: images whose sides are multiples of the stride."""
         raise NotImplementedError
 
     def pooled(self, moments: Tensor) -> Tensor:
@@ -53,22 +53,22 @@ class Codec(nn.Module):
         return moments
 
     def encode(self, image: Tensor) -> Tensor:
-        """Image in model space to standardised coefficients, float32."""
+        """Standardised coefficients, float32, of an image in model space."""
         return (self.transform(image.float()) - self.mean) / self.std
 
     def decode(self, code: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        """The inverse of `encode`: for `identity` and `haar` exact, to rounding.
+        """The inverse of `encode`; exact up to rounding for `identity` and `haar`.
 
         Args:
             code: (B, C, ...).
-            shape: X, Y, Z of the image; None: all that the code holds, with what `encode` added to odd sides.
+            shape: X, Y, Z of the image, to which the result is cropped; None: keep the padding that `encode` added.
         """
         image = self.inverse(code.float() * self.std + self.mean)
         return image if shape is None else crop(image, shape)
 
     @torch.no_grad()
     def fit(self, images: Iterable[Tensor]) -> None:
-        """Measure mean and standard deviation of every channel over images (M, X, Y, Z), all positions pooled."""
+        """Measure the mean and standard deviation of every channel, over all positions of images (M, X, Y, Z)."""
         total = torch.zeros(self.channels, dtype=torch.float64)
         squares = torch.zeros_like(total)
         count = 0
@@ -84,10 +84,11 @@ class Codec(nn.Module):
 
 
 class BlockCodec(Codec):
-    """Blocks of voxels mixed by the Haar matrix: for a stride of 1 the identity, of 2, 4 or 8 one, two or three levels.
+    """Multiplies blocks of voxels by the Haar matrix.
 
-    Channels are ordered by modality, then as the rows of `haar_matrix`. The coefficients of one subband that a block
-    holds at several positions share their mean and standard deviation.
+    Strides of 2, 4 and 8 have one, two and three levels; with a stride of 1 the codec is the identity.
+    Channels are ordered by modality, then as the rows of `haar_matrix`. If a block has coefficients of one subband at
+    several positions, these share their mean and standard deviation.
     """
 
     mixing: Tensor
@@ -102,11 +103,11 @@ class BlockCodec(Codec):
         return self._mix(space_to_depth(image, self.stride), self.mixing)
 
     def inverse(self, coefficients: Tensor) -> Tensor:
-        """The transposed matrix is the inverse one."""
+        """Multiply by the transposed matrix, which is the inverse."""
         return depth_to_space(self._mix(coefficients, self.mixing.T), self.stride)
 
     def pooled(self, moments: Tensor) -> Tensor:
-        """Averaged over each subband's positions in the block."""
+        """Moments (C,) averaged over each subband's positions in the block."""
         bands = subbands(self.stride)
         parts = moments.view(-1, self.block).split(bands, dim=1)
         return torch.cat([part.mean(1, keepdim=True).expand_as(part) for part in parts], dim=1).flatten()
@@ -118,11 +119,12 @@ class BlockCodec(Codec):
 
 
 def haar_matrix(stride: Stride) -> Tensor:
-    """The orthonormal Haar transform of one block (block, block), over the axes that are longer than 1.
+    """The matrix (block, block) of the orthonormal Haar transform of one block, over the axes that are longer than 1.
 
-    One level is the Kronecker product of [[1, 1], [1, -1]] / sqrt(2) over the axes (Haar 1910); further levels
-    transform its low-pass band again (Mallat 1989, the isotropic pyramid). Columns are voxels, rows are coefficients:
-    the coarsest low-pass, then the other subbands from coarse to fine, each at all its positions in the block.
+    One level is the Kronecker product of [[1, 1], [1, -1]] / sqrt(2) over the axes (Haar 1910); each further level
+    transforms the low-pass band of the one before (Mallat 1989, the isotropic pyramid). Columns are voxels and rows are
+    coefficients: first the coarsest low-pass, then the other subbands from coarse to fine, each at all its positions in
+    the block.
     """
     if math.prod(stride) == 1:
         return torch.ones(1, 1)
@@ -138,7 +140,7 @@ def haar_matrix(stride: Stride) -> Tensor:
 
 
 def subbands(stride: Stride) -> list[int]:
-    """How many rows of `haar_matrix` belong to each subband, in their order."""
+    """The number of rows of `haar_matrix` that belong to each subband, in order."""
     if math.prod(stride) == 1:
         return [1]
     halved = _halved(stride)
@@ -147,9 +149,10 @@ def subbands(stride: Stride) -> list[int]:
 
 
 def space_to_depth(x: Tensor, stride: Stride) -> Tensor:
-    """(B, C, X, Y, Z) -> (B, C * sx*sy*sz, X/sx, Y/sy, Z/sz): every voxel kept, so a one-voxel lesion stays visible.
+    """Turn each block of voxels into channels: (B, C, X, Y, Z) -> (B, C * sx*sy*sz, X/sx, Y/sy, Z/sz).
 
-    Sides that do not divide by the stride are rounded up (`pad_to_multiple`).
+    Every voxel is kept, so that a lesion of one voxel stays visible. Sides that are not divisible by the stride are
+    padded (`pad_to_multiple`).
     """
     sx, sy, sz = stride
     blocks = "b c (x sx) (y sy) (z sz) -> b (c sx sy sz) x y z"
@@ -163,7 +166,7 @@ def depth_to_space(x: Tensor, stride: Stride) -> Tensor:
 
 
 def pad_to_multiple(x: Tensor, stride: Stride) -> Tensor:
-    """(B, C, X, Y, Z) with each side rounded up to a multiple of the stride: its last voxels are repeated behind it."""
+    """Pad each side of (B, C, X, Y, Z) to a multiple of the stride by repeating its last voxels."""
     missing = [-side % s for side, s in zip(x.shape[2:], stride, strict=True)]
     if not any(missing):
         return x
@@ -171,7 +174,7 @@ def pad_to_multiple(x: Tensor, stride: Stride) -> Tensor:
 
 
 def crop(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """The first voxels of (B, C, ...) along each axis: what `pad_to_multiple` was given."""
+    """Crop (B, C, X, Y, Z) to its first voxels along each axis; undoes `pad_to_multiple`."""
     width, height, depth = shape
     return x[..., :width, :height, :depth]
 

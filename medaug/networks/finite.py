@@ -1,4 +1,4 @@
-"""Whether what a network holds, or gives, are numbers: a training that diverged leaves NaN and infinities."""
+"""Finds NaN and infinite values in weights and outputs; a training that diverged leaves them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.distributed.tensor import DTensor
 
 
 def not_finite(contents: Any, name: str = "") -> str | None:
-    """The name of the first tensor that holds NaN or infinity; None where there is none.
+    """The name of the first tensor with a NaN or infinite value; None if there is none.
 
     Args:
-        contents: tensors in mappings and sequences, such as a state dict. Of a tensor that is split over processes only
-            this process's part is looked at.
-        name: of `contents` itself.
+        contents: tensors in mappings and sequences, such as a state dict. If a tensor is split over processes, only
+            this process's part is checked.
+        name: name of `contents` itself.
     """
     if isinstance(contents, Tensor):
         values = contents.to_local() if isinstance(contents, DTensor) else contents

@@ -1,4 +1,4 @@
-"""Layers that take the place of MONAI's: the same functions of the same weights, computed faster."""
+"""Replacements for MONAI layers that compute the same functions of the same weights faster."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 
 class UpsampledConv(nn.Module):
-    """What a convolution of width 3 says to x upsampled twofold by nearest neighbour, for 8/27 of its operations in 3D.
+    """Nearest-neighbour x2 upsampling and a 3-wide convolution, fused into one transposed convolution.
 
-    Of the three voxels that the convolution sees along an axis, two are copies of one voxel of x. So an even output is
-    w_0 x_{i-1} + (w_1 + w_2) x_i and an odd one (w_0 + w_1) x_i + w_2 x_{i+1}: a transposed convolution of stride 2
-    with the kernel (w_2, w_1 + w_2, w_0 + w_1, w_0) along each axis (the equivalence of Shi et al. 2016,
-    arXiv:1609.07009, read backwards). The weights, their names and shapes stay those of the convolution.
+    In 3D it needs 8/27 of the operations. Two of the three voxels that the convolution sees along an axis are copies of
+    one voxel of x. So an even output is w_0 x_{i-1} + (w_1 + w_2) x_i and an odd one (w_0 + w_1) x_i + w_2 x_{i+1}: a
+    transposed convolution of stride 2 with the kernel (w_2, w_1 + w_2, w_0 + w_1, w_0) along each axis (the equivalence
+    of Shi et al. 2016, arXiv:1609.07009, in the opposite direction). The names and shapes of the weights are those of
+    the convolution.
 
     Args:
-        conv: of kernel 3, stride 1, padding 1, whose weight (out, in, 3, ...) and bias are taken over.
+        conv: convolution with kernel 3, stride 1 and padding 1 whose weight (out, in, 3, ...) and bias are used.
     """
 
     def __init__(self, conv: nn.Conv2d | nn.Conv3d) -> None:
@@ -30,7 +31,7 @@ class UpsampledConv(nn.Module):
         """(B, in, X, Y[, Z]) to (B, out, 2X, 2Y[, 2Z])."""
         volumetric = x.ndim == 5
         if 1 in x.shape[2:]:
-            # On processors torch 2.13 computes such a kernel's gradient in bfloat16 from memory that nobody wrote.
+            # On CPUs, torch 2.13 reads uninitialised memory in the bfloat16 gradient of such a transposed kernel.
             convolution = F.conv3d if volumetric else F.conv2d
             return convolution(F.interpolate(x, scale_factor=2.0), self.weight, self.bias, padding=1)
         kernel = self.weight.transpose(0, 1)
@@ -42,18 +43,18 @@ class UpsampledConv(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, eq. 1), on processors always in float32.
+    """Multi-head attention softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, eq. 1), on CPUs always in float32.
 
-    There, torch 2.13 takes several times as long for the gradient of attention in bfloat16. Elsewhere autocast decides,
-    so that CUDA takes its flash kernel.
+    On CPUs, torch 2.13 takes several times as long for the gradient of attention in bfloat16. On other devices autocast
+    decides, so that CUDA uses its flash kernel.
 
     Args:
-        block: MONAI's, with projections of their own for q, k and v, which are taken over.
+        block: MONAI's block, with separate projections for q, k and v, which are reused.
     """
 
     def __init__(self, block: SABlock) -> None:
         super().__init__()
-        # In MONAI's order, by which the state of an optimiser knows them.
+        # In MONAI's order: an optimiser's saved state identifies parameters by their order.
         self.out_proj, self.to_q, self.to_k, self.to_v = block.out_proj, block.to_q, block.to_k, block.to_v
         self.num_heads = block.num_heads
 
@@ -71,7 +72,7 @@ class SelfAttention(nn.Module):
 
 
 def replace_layers(net: nn.Module) -> None:
-    """Put these layers into a MONAI diffusion U-Net or ControlNet; weights keep their names, shapes and order."""
+    """Replace the layers of a MONAI diffusion U-Net or ControlNet; weights keep their names, shapes and order."""
     for module in net.modules():
         if isinstance(module, WrappedUpsample):
             module.upsample_non_trainable = nn.Identity()

@@ -12,13 +12,13 @@ from medaug.networks.layers import replace_layers
 
 
 class SpadeUNet(ConditionalUNet):
-    """Every normalisation of the decoder is scaled and shifted by what convolutions make of the condition's planes.
+    """A U-Net whose decoder normalisations are scaled and shifted by convolutions of the condition's planes.
 
-    The encoder sees x alone. At each level the planes are resized to it by taking the nearest position, so that of a
-    small lesion only the first level is sure to hear.
+    The encoder sees x alone. The planes are resized to each level by nearest neighbour, so that only the first level is
+    certain to see a small lesion.
 
-    MONAI normalises scale and shift over each sample's positions, which Park et al. (eq. 1 and figure 3) do not. That
-    would delete all that is constant in space, the known flags above all, so these normalisations are taken out.
+    MONAI normalises scale and shift over each sample's positions, unlike Park et al. (eq. 1 and figure 3). That would
+    remove everything that is constant in space, such as the known flags, so these normalisations are removed here.
 
     Raises:
         ValueError: there are no planes.
@@ -27,7 +27,7 @@ class SpadeUNet(ConditionalUNet):
     def __init__(self, shape: UNetShape, in_channels: int, condition_channels: int, attribute_channels: int) -> None:
         super().__init__(shape, in_channels, condition_channels, attribute_channels)
         if not condition_channels:
-            raise ValueError("network.name=spade: this task has no condition to modulate with; use network=unet3d")
+            raise ValueError("network.name=spade: this task has no condition planes; use network=unet3d")
         x, planes, last = self.parts
         self.unet = SPADEDiffusionModelUNet(
             in_channels=x + last,
@@ -46,5 +46,5 @@ class SpadeUNet(ConditionalUNet):
 
     def run(self, inputs: Tensor, steps: Tensor, attributes: Tensor | None) -> Tensor:
         """See `ConditionalUNet.run`."""
-        x, planes, places = inputs.split(self.parts, dim=1)
-        return self.unet(torch.cat([x, places], dim=1), steps, seg=planes, class_labels=attributes)
+        x, planes, positions = inputs.split(self.parts, dim=1)
+        return self.unet(torch.cat([x, positions], dim=1), steps, seg=planes, class_labels=attributes)

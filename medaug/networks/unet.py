@@ -10,7 +10,7 @@ from medaug.networks.layers import replace_layers
 
 
 class ConcatUNet(ConditionalUNet):
-    """The condition's planes are input channels beside x. Without planes it is an unconditional network."""
+    """A U-Net that gets the condition's planes as further input channels; without planes it is unconditional."""
 
     def __init__(self, shape: UNetShape, in_channels: int, condition_channels: int, attribute_channels: int) -> None:
         super().__init__(shape, in_channels, condition_channels, attribute_channels)

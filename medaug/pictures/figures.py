@@ -146,7 +146,7 @@ def guidance_picture(
 
 
 def dice_plot(arms: Mapping[str, tuple[Array, Interval]]) -> Figure:
-    """Per arm, a dot for each case's mean foreground Dice and, beside the dots, the mean with its interval.
+    """Plot each case's mean foreground Dice as a dot, per arm, and beside the dots their mean with its interval.
 
     Args:
         arms: arm -> (values (num_cases,), interval of their mean).
@@ -189,7 +189,7 @@ def guidance_plot(points: Mapping[float, Interval]) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all.
+    """Write a figure as PNG, atomically.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -247,7 +247,7 @@ def _show_label(axis: Axes, plane: Array, spacing: Sequence[float]) -> None:
 
 
 def _frame(axis: Axes, plane: Array) -> None:
-    """Keep the limits of the slice whatever is drawn on top of it, with the patient's right on the left."""
+    """Fix the axis limits to the slice, whatever is drawn later, with the patient's right on the left."""
     axis.set_xlim(plane.shape[0] - 0.5, -0.5)
     axis.set_ylim(-0.5, plane.shape[1] - 0.5)
 

@@ -1,4 +1,4 @@
-"""The picture of its samples that a training shows, for every task."""
+"""Pictures of the samples of a model in training, for every task."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SamplePictures:
     """The pictures of a training run; see `medaug.training.module.Picture`.
 
     Attributes:
-        folder: of the run.
+        folder: folder of the run.
         task: targets and conditions of the model.
         manifest: the cohort.
     """
@@ -57,23 +57,23 @@ def samples_picture(
         sample: (B, num_targets, X, Y, Z), sampled for this batch.
         task: targets and conditions of the model.
         manifest: the cohort, for the names of its modalities and classes.
-        title: heading.
-        made: heading of the samples.
+        title: heading of the picture.
+        made: heading of the samples' column.
     """
     label = batch["label"].numpy()
     images = task.images_of(batch["image"], batch["seed"]).numpy()
     rows = []
     for i in range(len(label)):
         if task.target == "label":
-            drawn = [("label", task.label_of(sample[i : i + 1])[0].numpy(), label[i])]
+            pairs = [("label", task.label_of(sample[i : i + 1])[0].numpy(), label[i])]
         else:
             real = batch["image"][i].numpy()
-            drawn = [(manifest.modalities[m], sample[i, c].numpy(), real[m]) for c, m in enumerate(task.drawn)]
-        for c, (name, synthetic, real) in enumerate(drawn):
+            pairs = [(manifest.modalities[m], sample[i, c].numpy(), real[m]) for c, m in enumerate(task.generated)]
+        for c, (name, synthetic, real) in enumerate(pairs):
             if task.mask:
                 given = [label[i]]
             elif task.degradation != "none":
-                given = [images[i, c - len(drawn)]]  # the degraded ones come last
+                given = [images[i, c - len(pairs)]]  # the degraded ones come last
             else:
                 given = [*images[i, :1]]
             rows.append((f"case {i + 1}, {name}", *given, synthetic, real))

@@ -1,4 +1,4 @@
-"""The denoising strip: how one sample comes out of the noise, as a picture and as a GIF."""
+"""The denoising strip: how one sample develops from noise, as a picture and as a GIF."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from medaug.files import atomic_write
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SIDE = 160  # pixels that a slice has at least along its longer side
-SECONDS = 0.25  # that a frame of the GIF is shown; the last one, eight times as long
+SIDE = 160  # minimum pixels of the longer side of a slice
+SECONDS = 0.25  # duration of a frame of the GIF; the last frame is shown eight times as long
 
 
 def evenly(count: int, wanted: int) -> list[int]:
-    """At most `wanted` of the numbers 0 ... count - 1, evenly spread, first and last among them; rising."""
+    """At most `wanted` of the numbers 0 ... count - 1, evenly spread and in order, with the first and the last."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(wanted, count))})
 
 
@@ -30,7 +30,7 @@ def denoising_strip(frames: Sequence[tuple[float, NDArray[Any]]], z: int, stem: 
 
     Args:
         frames: (time, volume (X, Y, Z) in [-1, 1]) from noise to image.
-        z: the slice that is shown.
+        z: index of the axial slice to show.
         stem: path of both files without suffix.
     """
     from PIL import Image
@@ -50,7 +50,7 @@ def denoising_strip(frames: Sequence[tuple[float, NDArray[Any]]], z: int, stem: 
 
 
 def _tile(plane: NDArray[Any], caption: str) -> Image:
-    """A grey slice, enlarged by a whole factor, under its caption."""
+    """A grey slice, enlarged by a whole number, below its caption."""
     from PIL import Image, ImageDraw
 
     grey = np.rint((np.clip(plane, -1, 1) + 1) * 127.5).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The work of medaug.predict: from a trained model and scans to volumes, scores and a picture."""
+"""Applies a trained model to scans (`medaug.predict`) and writes volumes, scores and a picture."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from medaug.evaluation.scores import check_scoring
 from medaug.imaging.nifti import write_volume
 from medaug.options import Options
 from medaug.pictures.figures import save_figure
-from medaug.prediction.drawing import Predictor, file_part
 from medaug.prediction.picture import predictions_picture
+from medaug.prediction.predictor import Predictor, file_part
 from medaug.prediction.request import check_request
 from medaug.prediction.results import RECORD, Predictions
 from medaug.prediction.scans import Scan, read_scan
@@ -35,9 +35,9 @@ class Job:
     """A trained model and the scans that it is applied to.
 
     Attributes:
-        predictor: the model with the request.
+        predictor: the model and the request.
         checkpoint: SHA-256 of the model's checkpoint.
-        contents: digests of the files of the scans.
+        contents: digests of the scans' files.
     """
 
     predictor: Predictor
@@ -46,12 +46,12 @@ class Job:
 
     @classmethod
     def load(cls, checkpoint: Path, options: Options, cache: Path) -> Job:
-        """Load the model and check the request; nothing is written but the cache.
+        """Load the model and check the request. Writes only to the cache.
 
         Args:
-            checkpoint: of the model, with the `manifest.json` of its training beside it.
-            options: `predict`, `sampler`, `scoring`.
-            cache: folder in which digests of files are remembered.
+            checkpoint: the model's checkpoint; the `manifest.json` of its training lies beside it.
+            options: options of the stage; `predict`, `sampler` and `scoring` are read.
+            cache: folder in which digests of files are stored.
 
         Raises:
             UserError: the model cannot do what the options ask for.
@@ -70,18 +70,21 @@ class Job:
         return {"checkpoint": self.checkpoint, "scans": scans, "contents": cohort_digest(manifest, self.contents)}
 
     def run(self, folder: Path, title: str) -> Predictions:
-        """Predict every scan that is not on record in `folder`, and draw the contact sheet.
+        """Predict every scan that is not yet recorded in `folder`, and draw the contact sheet.
 
         Args:
-            folder: of the run.
-            title: of the contact sheet.
+            folder: folder of the run.
+            title: title of the contact sheet.
         """
         predictor = self.predictor
         card, cases = predictor.card, predictor.request.cases
         seen = {case.subject for case in cases} & card.seen.in_split("train")
         seen |= {case.subject for case in card.seen.scans(cases, self.contents)}
         if seen:
-            log.warning("the model was trained on %d of these subjects; their scores say nothing of others", len(seen))
+            log.warning(
+                "the model was trained on %d of these subjects; their scores do not show how well it does on new ones",
+                len(seen),
+            )
         made = {record["index"] for record in Predictions.load(folder).records}
         for index in track([i for i in range(len(cases)) if i not in made], "predicting"):
             self._predict(index, folder)
@@ -95,9 +98,9 @@ class Job:
     def _scan(self, index: int) -> Scan:
         predictor = self.predictor
         request = predictor.request
-        with_label = predictor.model.task.mask or bool(request.redrawn)
+        with_label = predictor.model.task.mask or bool(request.inpainted)
         case = request.cases[index]
-        return read_scan(request.manifest, case, predictor.card, request.told, with_label, predictor.refine)
+        return read_scan(request.manifest, case, predictor.card, request.inputs, with_label, predictor.refine)
 
     def _predict(self, index: int, folder: Path) -> None:
         """Write the volumes of one scan, then its record."""

@@ -15,7 +15,7 @@ from medaug.imaging.cases import read_indices
 from medaug.imaging.intensity import scale
 from medaug.imaging.reading import read_volume
 from medaug.pictures.figures import comparison_picture
-from medaug.prediction.drawing import file_part
+from medaug.prediction.predictor import file_part
 from medaug.prediction.request import Request
 from medaug.prediction.scans import Scan, read_truth
 from medaug.training.checkpoint import Card
@@ -37,10 +37,10 @@ def predictions_picture(
     """One slice per row, all in model space.
 
     Args:
-        shown: scan, folder of its results, and their files by kind.
-        card, task: the model's.
+        shown: per scan, the folder of its results and their file names by kind.
+        card, task: card and task of the model.
         request: the request to the model.
-        title: heading.
+        title: heading of the picture.
     """
     rows: list[tuple[Any, ...]] = []
     panels: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ def predictions_picture(
 def _rows(
     scan: Scan, files: Mapping[str, Path], card: Card, task: Task, request: Request
 ) -> list[tuple[tuple[Any, ...], tuple[str, ...]]]:
-    """Each row of a scan with the names of its panels."""
+    """The rows of one scan, each with the names of its panels."""
 
     def image(kind: str) -> NDArray[np.float32]:
         array = read_volume(files[kind]).array.astype(np.float32)
@@ -65,34 +65,35 @@ def _rows(
 
     name = scan.case.name
     if task.target == "label":
-        drawn = label(card.schema.to_indices(read_volume(files["label"]).array, str(files["label"])))
+        predicted = label(card.schema.to_indices(read_volume(files["label"]).array, str(files["label"])))
         entropy = card.preprocessing.grid.place(read_volume(files["uncertainty"]).array, scan.placement, fill=0.0)
         placed = scale(entropy, 0.0, math.log(card.schema.num_classes))
-        row: list[Any] = [name, scan.image[scan.told[0]], drawn, placed]
-        panels = ["given", "label", "uncertainty"]
+        row: list[Any] = [name, scan.image[scan.inputs[0]], predicted, placed]
+        panels = ["input", "label", "uncertainty"]
         if (true_label := read_indices(request.manifest, scan.case, scan.grid)) is not None:
             row.append(label(true_label))
             panels.append("truth")
         return [(tuple(row), tuple(panels))]
-    told = set(task.drawn) <= set(scan.told)
-    truth = scan.image[list(task.drawn)] if told else None
+    are_inputs = set(task.generated) <= set(scan.inputs)
+    truth = scan.image[list(task.generated)] if are_inputs else None
     if truth is None and request.truth:
-        truth = read_truth(request.manifest, scan, card, task.drawn)
+        truth = read_truth(request.manifest, scan, card, task.generated)
     rows = []
-    for c, m in enumerate(task.drawn):
+    for c, m in enumerate(task.generated):
         kind = file_part(card.modalities[m])
         row = [f"{name}, {card.modalities[m]}"]
         panels = []
-        if request.redrawn:
+        if request.inpainted:
             assert scan.label is not None
             region = label(read_volume(files["region"]).array.astype(np.uint8)) > 0
             around = np.where(region & (scan.label == 0), IGNORE, scan.label)  # the margin in grey
             row += [scan.image[m], around, image(kind)]
-            panels = ["scan", "mask and region", "drawn anew"]
+            panels = ["scan", "mask and region", "inpainted"]
         else:
             degraded = f"{kind}_degraded"
-            row += [image(degraded) if degraded in files else scan.image[m if told else scan.told[0]], image(kind)]
-            panels = ["given", "drawn"]
+            shown = m if are_inputs else scan.inputs[0]
+            row += [image(degraded) if degraded in files else scan.image[shown], image(kind)]
+            panels = ["input", "generated"]
             if request.truth and truth is not None:
                 row.append(truth[c])
                 panels.append("real")

@@ -20,23 +20,23 @@ FEW = 8
 
 @dataclass(frozen=True)
 class Request:
-    """A model applied to cases, see `check_request`.
+    """What is to be predicted for which cases; `check_request` makes it.
 
     Attributes:
         manifest: manifest of the cases.
         cases: the cases, in order.
-        told: indices of the model's modalities that are read from the scans.
-        truth: whether the scans contain the real version of what the model generates, for comparison.
-        redrawn: class indices whose voxels are inpainted; empty: the model's own task.
+        inputs: indices of the model's modalities that are read from the scans.
+        truth: whether the scans have the modalities that the model generates, so that the two can be compared.
+        inpainted: class indices whose voxels are inpainted; empty: no inpainting, the model's own task.
         num_samples: samples per case.
         sampling: sampler, steps and spacing.
     """
 
     manifest: Manifest
     cases: tuple[Case, ...]
-    told: tuple[int, ...]
+    inputs: tuple[int, ...]
     truth: bool
-    redrawn: tuple[int, ...]
+    inpainted: tuple[int, ...]
     num_samples: int
     sampling: Sampling
 
@@ -57,31 +57,31 @@ def check_request(
     task = model.task
     sampling = check_sampling(model.process, sampler)
     _check_task(task, predict)
-    redrawn = _redrawn(card, task, predict)
-    told = {*task.given, *(task.drawn if redrawn or task.degradation != "none" else ())}
-    if not told:
-        remedy = "inpaint=[CLASS] redraws a class in real scans" if task.target == "image" else "use medaug.generate"
-        raise UserError("the model is told nothing of a scan, so there is nothing to predict", remedy)
+    inpainted = _inpainted_classes(card, task, predict)
+    inputs = {*task.given, *(task.generated if inpainted or task.degradation != "none" else ())}
+    if not inputs:
+        remedy = "inpaint=[CLASS] inpaints a class in real scans" if task.target == "image" else "use medaug.generate"
+        raise UserError("the model takes no scans as input, so there is nothing to predict", remedy)
     manifest, cases = _cases(card, cohort, predict)
-    if missing := [card.modalities[m] for m in sorted(told) if card.modalities[m] not in manifest.modalities]:
+    if missing := [card.modalities[m] for m in sorted(inputs) if card.modalities[m] not in manifest.modalities]:
         raise UserError(
-            f"{manifest.name}: has the modalities {', '.join(manifest.modalities)}, and the model also needs "
+            f"{manifest.name}: has the modalities {', '.join(manifest.modalities)}, but the model also needs "
             f"{', '.join(missing)}",
-            "name them in the manifest as the training cohort does",
+            "name them in the manifest as in the training cohort",
         )
-    if (task.mask or redrawn) and any(case.label is None for case in cases):
+    if (task.mask or inpainted) and any(case.label is None for case in cases):
         without = next(case.name for case in cases if case.label is None)
-        raise UserError(f"{without}: the model is told the label map, and this case has none", "leave it out")
+        raise UserError(f"{without}: the model needs a label map, and this case has none", "leave it out")
     labelled = any(case.label is not None for case in cases)
-    if (task.target == "label" or task.mask or redrawn) and labelled and manifest.schema.labels != card.schema.labels:
+    if (task.target == "label" or task.mask or inpainted) and labelled and manifest.schema.labels != card.schema.labels:
         raise UserError(f"{manifest.name}: its labels are not those that the model was trained on", "remap them")
-    drawn_too = {card.modalities[m] for m in task.drawn} <= set(manifest.modalities)
+    has_generated = {card.modalities[m] for m in task.generated} <= set(manifest.modalities)
     return Request(
         manifest=manifest,
         cases=cases,
-        told=tuple(sorted(told)),
-        truth=not redrawn and drawn_too and (task.degradation == "none" or predict.degrade),
-        redrawn=redrawn,
+        inputs=tuple(sorted(inputs)),
+        truth=not inpainted and has_generated and (task.degradation == "none" or predict.degrade),
+        inpainted=inpainted,
         num_samples=predict.num_samples or (FEW if task.target == "label" else 1),
         sampling=sampling,
     )
@@ -90,20 +90,26 @@ def check_request(
 def _check_task(task: Task, predict: PredictOptions) -> None:
     """Refuse options that have no effect on the model's task."""
     if predict.degrade and task.degradation == "none":
-        raise UserError("degrade=true: the model enhances no scans, so there is nothing to degrade", "leave it out")
+        raise UserError(
+            "degrade=true: the model does not enhance scans, so there is nothing to degrade", "leave it out"
+        )
     if predict.probabilities and task.target != "label":
-        raise UserError("probabilities=true: the model draws images, not labels", "leave it out")
+        raise UserError("probabilities=true: the model generates images, not labels", "leave it out")
     if predict.guidance_scale != 1 and not (task.mask or task.num_images):
-        raise UserError(f"guidance_scale={predict.guidance_scale:g}: the model has no condition to be guided by")
+        raise UserError(
+            f"guidance_scale={predict.guidance_scale:g}: the model has no condition to guide towards", "leave it out"
+        )
 
 
-def _redrawn(card: Card, task: Task, predict: PredictOptions) -> tuple[int, ...]:
+def _inpainted_classes(card: Card, task: Task, predict: PredictOptions) -> tuple[int, ...]:
     if not predict.inpaint:
         return ()
     if task.target != "image" or task.num_images:
-        raise UserError("inpaint: only models that draw images from masks, or from nothing, can", "leave it out")
+        raise UserError("inpaint: needs a model that generates images from masks or unconditionally", "leave it out")
     if predict.remove and not task.mask:
-        raise UserError("remove=true: the model is told no mask that a class could be removed from", "leave it out")
+        raise UserError(
+            "remove=true: the model has no mask as its condition, so no class can be removed from it", "leave it out"
+        )
     if unknown := [name for name in predict.inpaint if name not in card.schema.foreground]:
         raise UserError(
             f"inpaint: {', '.join(unknown)} is not a class of the masks",

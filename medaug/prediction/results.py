@@ -27,7 +27,7 @@ class Predictions:
     """The finished predictions of a run, in the order of its cases.
 
     Attributes:
-        records: per scan its index, name, subject, files by what they hold, and scores (structure, metric, value).
+        records: per scan, its index, name, subject, files by kind, and scores (structure, metric, value).
     """
 
     records: tuple[Mapping[str, Any], ...]
@@ -42,11 +42,11 @@ class Predictions:
         """Write `metrics.csv`, and `metrics.json` with means and 95% intervals over subjects; log the means.
 
         Args:
-            folder: of the run.
-            seed: of the bootstrap.
+            folder: folder of the run.
+            seed: seed of the bootstrap.
 
         Returns:
-            Whether there is any score; otherwise nothing is written.
+            Whether there are scores; without any, nothing is written.
         """
         rows = [(r["name"], r["subjects"][0], *score) for r in self.records for score in r["scores"]]
         defined = [row for row in rows if row[4] is not None]

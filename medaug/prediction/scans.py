@@ -1,4 +1,4 @@
-"""Reads real scans as input of a model. The real version of its output is read separately, only for comparison."""
+"""Reads real scans as a model's input; the real counterpart of its output is read separately, for scoring only."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Scan:
 
     Attributes:
         case: the case in the manifest.
-        told: indices of the model's modalities that are input.
-        host: (len(told), X, Y, Z) float32, on the scan's grid in its units.
+        inputs: indices of the model's modalities that are input.
+        host: (len(inputs), X, Y, Z) float32, on the scan's grid in its units.
         affine: affine of that grid, (4, 4) mm.
         image: (M, *model grid) float32 in [-1, 1]; modalities that are not input are 0.
         placement: how to return to the scan's grid, for the input modalities.
-        label: (*model grid) uint8 class indices; None if the label is not input of the model.
+        label: (*model grid) uint8 class indices; None if the label is not an input.
     """
 
     case: Case
-    told: tuple[int, ...]
+    inputs: tuple[int, ...]
     host: NDArray[np.float32]
     affine: NDArray[np.float64]
     image: NDArray[np.float32]
@@ -46,10 +46,13 @@ class Scan:
         """Shape and affine of the scan."""
         return Volume(self.host[0], self.affine, self.host.dtype).header
 
-    def placement_of(self, drawn: Sequence[int], card: Card) -> Placement:
-        """How to return generated modalities to the scan's grid: in the scan's units, or the cohort's if not input."""
-        if set(drawn) <= set(self.told):
-            places = [self.told.index(m) for m in drawn]
+    def placement_of(self, generated: Sequence[int], card: Card) -> Placement:
+        """How to return generated modalities to the scan's grid.
+
+        Their intensities come out in the scan's units if the modalities are also inputs, otherwise in the cohort's.
+        """
+        if set(generated) <= set(self.inputs):
+            places = [self.inputs.index(m) for m in generated]
             bias = self.placement.bias
             return replace(
                 self.placement,
@@ -57,7 +60,7 @@ class Scan:
                 high=tuple(self.placement.high[i] for i in places),
                 bias=None if bias is None else tuple(bias[i] for i in places),
             )
-        low, high = zip(*(card.scale[m] for m in drawn), strict=True)
+        low, high = zip(*(card.scale[m] for m in generated), strict=True)
         return replace(self.placement, low=low, high=high, bias=None)
 
     def field_of_view(self, volume: NDArray[Any]) -> NDArray[Any]:
@@ -69,39 +72,48 @@ class Scan:
 
 
 def read_scan(
-    manifest: Manifest, case: Case, card: Card, told: tuple[int, ...], label: bool = False, refine: int = 1
+    manifest: Manifest, case: Case, card: Card, inputs: tuple[int, ...], label: bool = False, refine: int = 1
 ) -> Scan:
-    """Read a model's input from a case, and nothing else.
+    """Read from a case what the model takes as input, and nothing else.
 
     Args:
         manifest: manifest of the case.
-        case: a scan.
+        case: the scan to read.
         card: card of the model.
-        told: indices of the model's modalities to read.
-        label: whether the label map is input of the model.
-        refine: first split each voxel into this many along each axis, trilinearly, as in training of super-resolution.
+        inputs: indices of the model's modalities to read.
+        label: whether to read the label map too.
+        refine: number of voxels per axis into which each voxel is first split, by trilinear interpolation, as in the
+            training of super-resolution.
 
     Raises:
-        UserError: as `read_images`; or the label does not fit.
+        UserError: as `read_modalities`; or the label map does not match the images.
     """
-    image = read_modalities(manifest, case, [card.modalities[m] for m in told])
+    image = read_modalities(manifest, case, [card.modalities[m] for m in inputs])
     host, affine = image.array, image.affine
     indices = read_indices(manifest, case, image.grid) if label else None
     if refine > 1:
         host = interpolate(torch.from_numpy(host)[None], scale_factor=refine, mode="trilinear")[0].numpy()
         finer = np.diag([1 / refine] * 3 + [1.0])
-        finer[:3, 3] = (1 / refine - 1) / 2  # the first of the new voxels lies off the old one's centre
+        finer[:3, 3] = (1 / refine - 1) / 2  # the centre of the first new voxel is not that of the old one
         affine = affine @ finer
     placed_image, placement = card.preprocessing.apply_image(host, affine)
     whole = np.zeros((len(card.modalities), *placed_image.shape[1:]), np.float32)
-    whole[list(told)] = placed_image
+    whole[list(inputs)] = placed_image
     placed = None if indices is None else card.preprocessing.apply_label(indices, placement)
-    return Scan(case, told, host, affine, whole, placement, placed)
+    return Scan(case, inputs, host, affine, whole, placement, placed)
 
 
-def read_truth(manifest: Manifest, scan: Scan, card: Card, drawn: Sequence[int]) -> NDArray[np.float32]:
-    """The real modalities that were drawn, (len(drawn), *model grid) in [-1, 1], each by its own intensities."""
-    host = read_modalities(manifest, scan.case, [card.modalities[m] for m in drawn])
+def read_truth(manifest: Manifest, scan: Scan, card: Card, generated: Sequence[int]) -> NDArray[np.float32]:
+    """Read the real images of the generated modalities, each scaled by its own intensities.
+
+    Returns:
+        (len(generated), *model grid) in [-1, 1].
+
+    Raises:
+        UserError: as `read_modalities`; or they are on another grid than the scan.
+    """
+    host = read_modalities(manifest, scan.case, [card.modalities[m] for m in generated])
     if host.array.shape[1:] != scan.host.shape[1:] or not np.allclose(host.affine, scan.affine, atol=1e-3):
-        raise UserError(f"{scan.case.name}: what is drawn lies on another grid than the rest", "resample to one grid")
+        names = ", ".join(card.modalities[m] for m in generated)
+        raise UserError(f"{scan.case.name}: {names} is on another grid than the model's inputs", "resample to one grid")
     return card.preprocessing.apply_image(host.array, host.affine, scan.placement.box)[0]

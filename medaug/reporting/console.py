@@ -44,7 +44,7 @@ def _print_metrics(benchmark: Benchmark, metrics: Sequence[str], console: Consol
 
 
 def print_verdicts(benchmark: Benchmark, console: Console) -> None:
-    """Print what the report says first: that a smoke run means nothing, the verdicts, and the trivial baseline."""
+    """Print the main results: a warning if this is a smoke run, the verdicts, and the trivial baseline."""
     if benchmark.smoke:
         console.print(Text(f"{SMOKE}\n", style="bold"), soft_wrap=True)
     for one in benchmark.headlines:

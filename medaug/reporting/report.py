@@ -46,10 +46,10 @@ JUDGED = {
 
 
 def write_report(benchmark: Benchmark, run: Path, out: Path) -> None:
-    """Render a benchmark, with what other stages of the run left, to one HTML file.
+    """Render a benchmark, and results of other stages of the run, to one HTML file.
 
-    Beside the benchmark, these are shown if they exist: the audit, pictures of the audit and of the training, and the
-    contact sheet of the pairs. An audit of other pairs than the benchmark's is left out.
+    Apart from the benchmark, the report shows these if they exist: the audit, pictures of the audit and of the
+    training, and the contact sheet of the pairs. An audit of other pairs than the benchmark's is left out.
 
     Args:
         benchmark: results.
@@ -63,7 +63,11 @@ def write_report(benchmark: Benchmark, run: Path, out: Path) -> None:
     audit = run / "audit"
     shown = audit.exists() and _same_pairs(audit, run / "benchmark")
     if audit.exists() and not shown:
-        log.warning("%s: of other pairs or another cohort, so the report leaves it out; run medaug.audit again", audit)
+        log.warning(
+            "%s: its pairs or its cohort are not those of the benchmark, so the report leaves it out; run medaug.audit "
+            "again",
+            audit,
+        )
     audited = Audit.load(audit) if shown and (audit / "faithfulness.json").exists() else None
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -88,7 +92,7 @@ def write_report(benchmark: Benchmark, run: Path, out: Path) -> None:
 
 
 def _judged(audit: Audit | None) -> list[tuple[str, Any]]:
-    """(what was judged, its interval) of the audit's faithfulness."""
+    """Rows of the audit's faithfulness: what was judged, and its interval."""
     if audit is None:
         return []
     found = [(images, audit.interval("faithfulness", images)) for images in FAITHFULNESS]
@@ -96,7 +100,7 @@ def _judged(audit: Audit | None) -> list[tuple[str, Any]]:
 
 
 def _measures(audit: Audit | None) -> list[dict[str, Any]]:
-    """The audit's other measures: title, note and rows of (images, value, number of images)."""
+    """The audit's other measures, each with title, note and rows of (images, value, number of images)."""
     shown = []
     for name, groups in (audit.results if audit is not None else {}).items():
         if name in ("faithfulness", "guidance") or not groups:
@@ -126,7 +130,7 @@ def _explained(measure: Measure) -> str:
 
 
 def _dice_plot(benchmark: Benchmark) -> str:
-    """Per case, Dice is the mean over seeds and foreground classes; the bar is the table's."""
+    """Plot of the Dice of each case, the mean over seeds and structures; the bars are the intervals of the table."""
     arms = {
         arm: (
             benchmark.table(arm, MEAN_FOREGROUND, "dice").mean(axis=0),
@@ -143,7 +147,7 @@ def _guidance_plot(audit: Audit | None) -> str | None:
 
 
 def _same_pairs(audit: Path, benchmark: Path) -> bool:
-    """Whether two stages' results are of the same pairs and, if both recorded it, of the same cohort."""
+    """Whether audit and benchmark used the same pairs and, if both recorded it, the same cohort."""
     one, other = (
         read_yaml(path) if path.exists() else {} for path in (audit / "config.yaml", benchmark / "config.yaml")
     )
@@ -152,7 +156,7 @@ def _same_pairs(audit: Path, benchmark: Path) -> bool:
 
 
 def _pictures(run: Path, audited: bool) -> list[tuple[str, str]]:
-    """(caption, data URI) of the pictures of other stages; of a training, a few evenly spaced up to the last."""
+    """Caption and data URI of the pictures of other stages; of a training, a few evenly spaced ones, with the last."""
     sheet = run / "synthetic" / "contact_sheet.png"
     audit = sorted((run / "audit").glob("*.png"), key=_natural) if audited else []
     training = sorted((run / "train" / "pictures").glob("*.png"), key=_natural)

@@ -1,4 +1,4 @@
-"""Numbers and findings in words: the report and the console say the same."""
+"""Formats numbers and comparisons as text, for the report and the console alike."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from medaug.comparison.results import Comparison
 from medaug.evaluation.scores import METRICS, Metric
 from medaug.evaluation.statistics import Interval
 
-SMOKE = "Smoke run (preset=smoke): it shows that the parts fit together. Its numbers and verdicts mean nothing."
+SMOKE = "Smoke run (preset=smoke): it only shows that everything runs. Its numbers and verdicts mean nothing."
 
 
 def metric_of(name: str) -> Metric:
-    """The entry of `METRICS`, or a plain one for a metric that only an earlier or extended version knew."""
+    """The entry of `METRICS`, or a plain one for a metric of an earlier version or of a package not installed now."""
     if name in METRICS:
         return METRICS[name]
     return Metric(name, "", 3, True, "", lambda *_: math.nan)
@@ -34,7 +34,7 @@ def format_difference(comparison: Comparison) -> str:
 
 
 def format_evidence(comparison: Comparison) -> str:
-    """How much a comparison rests on: `20 subjects, 3 seeds`."""
+    """What a comparison is based on, such as `20 subjects, 3 seeds`."""
     return f"{_count(comparison.difference.clusters, 'subject')}, {_count(comparison.num_seeds, 'seed')}"
 
 

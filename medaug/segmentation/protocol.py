@@ -69,8 +69,8 @@ class Segmenter(Protocol):
         Args:
             training_set: cases in model space.
             steps: optimisation steps, the same in every arm of a benchmark.
-            seed: of everything random.
-            name: of this training, for messages and the progress bar.
+            seed: seed of everything random.
+            name: name of this training, for messages and the progress bar.
 
         Raises:
             UserError: the training failed.

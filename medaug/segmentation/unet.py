@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def _batches(training_set: TrainingSet, batch_size: int, seed: int) -> MixedBatches:
-    """A fixed share of each batch is synthetic, the rest real; each kind has a seeded order of its own."""
+    """Batches of which a fixed share is synthetic and the rest real; each kind has its own seeded order."""
     num_synthetic = training_set.num_synthetic(batch_size)
     parts = (
         (training_set.real, batch_size - num_synthetic, "real"),
@@ -112,12 +112,12 @@ def dice_and_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
         logits: (B, num_classes, X, Y, Z).
         label: (B, X, Y, Z) int64 class indices or IGNORE.
     """
-    judged = label != IGNORE
-    shares = logits.softmax(1) * judged[:, None]
+    known = label != IGNORE
+    shares = logits.softmax(1) * known[:, None]
     dice = DiceLoss(include_background=False, batch=True)(shares, one_hot(label, logits.shape[1]).float())
     # torch's own mean is NaN if every voxel is ignored.
     summed = cross_entropy(logits, label, ignore_index=IGNORE, reduction="sum")
-    return dice + summed / judged.sum().clamp(min=1)
+    return dice + summed / known.sum().clamp(min=1)
 
 
 def train_segmenter(
@@ -130,7 +130,7 @@ def train_segmenter(
         num_classes: number of classes, background included.
         options: size, learning rate, batch size.
         steps: optimisation steps; the learning rate decays as a cosine until the last one.
-        seed: of weights, order and augmentation.
+        seed: seed of weights, order and augmentation.
         name: label of the progress bar.
 
     Raises:
@@ -222,8 +222,8 @@ def encode(net: nn.Module, image: NDArray | Tensor) -> NDArray[np.float32]:
 
 
 def save_segmenter(net: nn.Module, path: Path) -> None:
-    """Write the weights; the file is whole or absent."""
-    # Serialise in memory first: torch.save's disk-full error cannot be told from a bug.
+    """Write the weights atomically."""
+    # Serialise in memory first: torch.save's disk-full error cannot be distinguished from a bug.
     buffer = io.BytesIO()
     torch.save(net.state_dict(), buffer)
     with atomic_write(path) as temporary:
@@ -237,7 +237,7 @@ def load_segmenter(path: Path, num_modalities: int, num_classes: int, channels: 
         UserError: the file is damaged, its network has another size, or a weight is NaN or infinite.
     """
     net = build_segmenter(num_modalities, num_classes, channels)
-    remedy = "remove it, and it is trained again"
+    remedy = "remove it; the segmenter is then trained again"
     weights = read_archive(path, "segmenter", remedy)
     load_weights(net, weights, path, remedy)
     if (name := not_finite(net.state_dict())) is not None:

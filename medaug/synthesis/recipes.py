@@ -94,7 +94,7 @@ def check_task(task: Task, card: Card, path: Path) -> None:
         )
     if task.target != "image" or not task.mask or task.num_images:
         raise UserError("does not draw images from masks alone", "apply it to scans with medaug.predict", path=path)
-    if left := [name for m, name in enumerate(card.modalities) if m not in task.drawn]:
+    if left := [name for m, name in enumerate(card.modalities) if m not in task.generated]:
         raise UserError(
             f"does not draw {', '.join(left)}, which a pair needs", "train without task.modalities", path=path
         )

@@ -312,7 +312,7 @@ class _FirstStage:
     def _save(self, contents: dict[str, Any]) -> None:
         if not_finite(contents) is not None:
             raise self._diverged(contents["step"])
-        # Serialise in memory first: torch.save's disk-full error cannot be told from a bug.
+        # Serialise in memory first: torch.save's disk-full error cannot be distinguished from a bug.
         buffer = io.BytesIO()
         torch.save({"medaug": self.card.to_dict(), **contents}, buffer)
         with atomic_write(self.path) as temporary:

@@ -36,18 +36,18 @@ class Initialised:
     new: tuple[str, ...]
 
     def __str__(self) -> str:
-        text = f"{self.loaded} of {self.total} tensors of the network begin from it"
+        text = f"{self.loaded} of {self.total} tensors of the network are initialised from it"
         return f"{text}; new: {', '.join(self.new)}" if self.new else text
 
 
 def initialise(model: DiffusionModel, path: Path) -> Initialised:
     """Load the averaged weights of a checkpoint into a model wherever they fit, and the whole codec with statistics.
 
-    The network decides which weights fit: see its `adopt` method.
+    The network's method `matching_weights` decides which weights fit.
 
     Raises:
-        UserError: as `read_checkpoint`; another codec, target or coordinates option; no weights that fit; for a
-            ControlNet, another process or U-Net, or an incomplete base.
+        UserError: as `read_checkpoint`; codec, target or coordinates option differ; no weights fit; or, for a
+            ControlNet, process or U-Net differ or the base is incomplete.
     """
     card, contents = read_checkpoint(path)
     weights, own = averaged_weights(contents), model.state_dict()
@@ -56,27 +56,28 @@ def initialise(model: DiffusionModel, path: Path) -> Initialised:
     if {name: value.shape for name, value in codec.items()} != shapes:
         made = ", ".join(f"codec.{key}={value}" for key, value in card.options["codec"].items())
         raise UserError(
-            f"init_from={path}: made in another space ({made}, {len(card.modalities)} channels of the scans)",
-            "train with the same codec and as many channels",
+            f"init_from={path}: trained in another space ({made}, {len(card.modalities)} modalities)",
+            "train with the same codec and the same number of modalities",
         )
     task = resolve_task(card.options.get("task", {}), card.modalities, card.schema.num_classes)
     if task.target != model.task.target:
         raise UserError(
-            f"init_from={path}: made with task.target={task.target}, whose codec does not fit {model.task.target}s",
-            "give a model of the same target",
+            f"init_from={path}: trained with task.target={task.target}, and its codec cannot encode "
+            f"{model.task.target}s",
+            "give a model with the same target",
         )
     controlled = isinstance(model.network, ControlledUNet)
     former, shape = {"coordinates": False} | card.options["network"], asdict(model.network.shape)
     for key in (*(_BASE if controlled else ()), "coordinates"):
         now = list(shape[key]) if isinstance(shape[key], tuple) else shape[key]
         if former[key] != now:
-            raise UserError(f"init_from={path}: made with network.{key}={former[key]}, not {now}", "set the same")
+            raise UserError(f"init_from={path}: trained with network.{key}={former[key]}, not {now}", "set the same")
     if controlled:
         base = replace(build_process(**card.options["process"]), loss_weight=model.process.loss_weight)
         if base != model.process:
             raise UserError(
-                f"init_from={path}: made with another process (process.noise_schedule={base.schedule.name}, "
-                f"process.prediction_type={base.prediction.name}), and a base is not trained again",
+                f"init_from={path}: trained with another process (process.noise_schedule={base.schedule.name}, "
+                f"process.prediction_type={base.prediction.name}), and a ControlNet's base stays frozen",
                 "set the same",
             )
     prefix = "network."
@@ -85,19 +86,20 @@ def initialise(model: DiffusionModel, path: Path) -> Initialised:
         network = {name: value for name, value in network.items() if ".class_embedding." not in name}
     same_planes = _planes(task) == _planes(model.task)
     try:
-        adopted = {prefix + name: value for name, value in model.network.adopt(network, same_planes).items()}
+        matching = model.network.matching_weights(network, same_planes)
     except ValueError as error:
         raise UserError(f"init_from={path}: {error}") from error
-    if all(value.ndim < 2 for value in adopted.values()):  # biases fit other networks of the same width by chance
+    loaded = {prefix + name: value for name, value in matching.items()}
+    if all(value.ndim < 2 for value in loaded.values()):  # biases fit other networks of the same width by chance
         raise UserError(f"init_from={path}: no weight of its network fits this one", "set the same network.* keys")
-    model.load_state_dict(own | codec | adopted)
+    model.load_state_dict(own | codec | loaded)
     names = [name for name in own if name.startswith(prefix)]
-    parts = dict.fromkeys(".".join(name.split(".")[1:3]) for name in names if name not in adopted)
-    return Initialised(len(adopted), len(names), tuple(parts))
+    parts = dict.fromkeys(".".join(name.split(".")[1:3]) for name in names if name not in loaded)
+    return Initialised(len(loaded), len(names), tuple(parts))
 
 
 def _planes(task: Task) -> tuple[object, ...]:
-    """What the planes of a task's condition mean; the same number may be masks in one task and images in another."""
+    """What the planes of a task's condition mean: two tasks can have equally many planes of different meaning."""
     return task.num_masks, task.given, task.num_images
 
 
@@ -115,7 +117,7 @@ def read_base(path: Path, manifest: Manifest) -> Base:
     for what, theirs, ours in names:
         if len(theirs) == len(ours) and theirs != ours:
             log.warning(
-                "init_from=%s: its %s were %s; here %s begin from them in this order",
+                "init_from=%s: its %s are %s; their weights initialise %s, matched by order",
                 path,
                 what,
                 ", ".join(theirs),
@@ -144,6 +146,6 @@ def base_digest(base: Path, folder: Path) -> str:
         UserError: there is no such file, or it lies in the run's own folder.
     """
     if not base.is_file() or folder.resolve() in base.resolve().parents:
-        reason = "lies in the folder of this very run" if base.is_file() else "no such file"
+        reason = "lies in the folder of this run" if base.is_file() else "no such file"
         raise UserError(f"init_from={base}: {reason}", "give the last.ckpt of another training")
     return file_sha256(base)

@@ -1,4 +1,4 @@
-"""Codec, network and process in one module: the loss on one side, `denoise` on the other."""
+"""The diffusion model: codec, network and process in one module, with the training loss and the sampling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from medaug.cohort.schema import foreground
 from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
 from medaug.diffusion.guidance import NO_GUIDANCE, Guidance, guided
-from medaug.diffusion.inpainting import Inpainting, draw
+from medaug.diffusion.inpainting import Inpainting, sample_from_noise
 from medaug.diffusion.noise import generators, named_seed, standard_normal
 from medaug.diffusion.process import add_noise, build_process, loss_weight, predicted_sample, training_target
 from medaug.diffusion.samplers import Sampling
@@ -29,13 +29,13 @@ from medaug.training.tasks import Task, resolve_task
 
 @dataclass(frozen=True)
 class Dropout:
-    """Shares of the condition that training hides, each drawn per sample.
+    """Probabilities with which training hides parts of the condition, independently for each sample.
 
     Attributes:
-        condition: of masks as a whole; of all images together in a task without masks. It trains the null condition.
-        classes: of the classes of a mask, each by itself.
-        images: of the given modalities, each by itself.
-        attributes: of the attributes, each by itself.
+        condition: hides the whole mask, or in a task without masks all images. This trains the null condition.
+        classes: hides each class of a mask.
+        images: hides each image of the condition.
+        attributes: hides each attribute.
     """
 
     condition: float = 0.0
@@ -45,16 +45,16 @@ class Dropout:
 
     @classmethod
     def of(cls, trainer: TrainerOptions) -> Dropout:
-        """As the options say."""
+        """The probabilities in the `trainer` options."""
         return cls(trainer.condition_dropout, trainer.class_dropout, trainer.image_dropout, trainer.attribute_dropout)
 
 
 @dataclass(frozen=True)
 class Context:
-    """What is known of each sample of a batch beside its label map.
+    """What is known about each sample of a batch, apart from its label map.
 
     Attributes:
-        images: (B, num_images, X, Y, Z), see `Task.images_of`; None: the task has none.
+        images: (B, num_images, X, Y, Z), see `Task.images_of`; None if the task has none.
         attributes: (B, A), see `AttributeEncoder`; None: all unknown.
         labelled: (B,) bool, which samples have a label; None: all. The others get the null condition.
     """
@@ -68,17 +68,17 @@ class DiffusionModel(nn.Module):
     """p(target | condition) in codec space, for instance p(image | mask).
 
     Args:
-        options: plain `codec`, `network` and `process` nodes of the options, and `trainer` for its `region_weight`
-            (1 where it is absent).
-        num_modalities: channels of the image.
-        num_classes: of the label map, with background.
-        precision: of the network's matrix products: bf16, fp32, or auto (bf16 where the processor has it).
+        options: the `codec`, `network` and `process` options as plain dictionaries, and `trainer` for its
+            `region_weight` (1 if absent).
+        num_modalities: number of channels of the image.
+        num_classes: number of classes of the label map, with background.
+        precision: precision of the network: fp32, bf16, fp16 (on CUDA), or auto (bf16 if the hardware supports it).
             Process, codec and loss are always computed in float32.
-        task: what is drawn, from what; None: images of all modalities, from masks.
-        attributes: that the model is told beside masks and images.
+        task: what is generated and from what; None: images of all modalities, from masks.
+        attributes: encoder of the attributes that are part of the condition.
 
     Raises:
-        UserError: options that do not go together.
+        UserError: options that do not work together.
     """
 
     def __init__(
@@ -104,10 +104,10 @@ class DiffusionModel(nn.Module):
             planes = embedded_channels(self.task.num_masks + self.task.num_images, self.codec.stride)
             self.network = build_network(network, self.codec.channels, planes, attributes.size, block)
         except ValueError as error:
-            raise UserError(f"codec, network and process do not go together: {error}") from error
+            raise UserError(f"codec, network and process do not work together: {error}") from error
 
     def target(self, batch: dict[str, Tensor]) -> Tensor:
-        """What is to be drawn for a batch: (B, num_targets, X, Y, Z) in [-1, 1]."""
+        """The volumes that the model learns to generate for a batch: (B, num_targets, X, Y, Z) in [-1, 1]."""
         return self.task.target_of(batch["image"], batch["label"])
 
     def condition(
@@ -121,11 +121,14 @@ class DiffusionModel(nn.Module):
         """The condition in codec space.
 
         Args:
-            label: (B, X, Y, Z) class indices or IGNORE; not looked at in a task without masks.
-            known: (B, num_classes - 1), whether each class was looked for.
-            images: (B, num_images, X, Y, Z), see `Task.images_of`; None where the task is given none.
-            images_known: (B, num_images), whether each is there; None: all.
+            label: (B, X, Y, Z) class indices or IGNORE; unused in a task without masks.
+            known: (B, num_classes - 1), 1 if the class is known, else 0.
+            images: (B, num_images, X, Y, Z), see `Task.images_of`; None if the task has none.
+            images_known: (B, num_images), 1 if the image is known, else 0; None: all are known.
             attributes: (B, A), see `AttributeEncoder`; None: all unknown.
+
+        Raises:
+            ValueError: the task needs images, and there are none.
         """
         stride = self.codec.stride
         grid = [-(-side // s) for side, s in zip(label.shape[1:], stride, strict=True)]
@@ -134,25 +137,26 @@ class DiffusionModel(nn.Module):
             planes.append(embed(signed_planes(label, self.task.num_classes), known, stride))
         if self.task.num_images:
             if images is None:
-                raise ValueError(f"the task is given {self.task.num_images} image(s), and there are none")
-            there = torch.ones(images.shape[:2], device=images.device) if images_known is None else images_known
-            planes.append(embed(images, there, stride))
-        told = planes[0].new_zeros(len(label), self.attributes.size) if attributes is None else attributes
-        return Condition(torch.cat(planes, dim=1), told)
+                raise ValueError(f"the task needs {self.task.num_images} image(s) as its condition, and there are none")
+            present = torch.ones(images.shape[:2], device=images.device) if images_known is None else images_known
+            planes.append(embed(images, present, stride))
+        if attributes is None:
+            attributes = planes[0].new_zeros(len(label), self.attributes.size)
+        return Condition(torch.cat(planes, dim=1), attributes)
 
     def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """The network's output at x (B, C, ...), float32, whatever it is computed in.
+        """The network's output at x (B, C, ...), float32 whatever the precision of the network.
 
-        The network sees x and t as the process's schedule shows them.
+        The schedule scales x and t before the network gets them.
         """
         schedule = self.process.schedule
-        shown = schedule.input_scale(t).view(-1, *[1] * (x.ndim - 1)) * x
-        dtype = self._reduced(x)
+        scaled = schedule.input_scale(t).view(-1, *[1] * (x.ndim - 1)) * x
+        dtype = self._autocast_dtype(x)
         with torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
-            return self.network(shown, schedule.network_time(t), condition).float()
+            return self.network(scaled, schedule.network_time(t), condition).float()
 
-    def _reduced(self, x: Tensor) -> torch.dtype | None:
-        """What the network computes x in; None: float32."""
+    def _autocast_dtype(self, x: Tensor) -> torch.dtype | None:
+        """The reduced precision in which the network processes x; None: float32."""
         if self.precision == "fp16":
             return torch.float16 if x.device.type == "cuda" else None
         bf16 = self.precision == "bf16" or (self.precision == "auto" and has_bf16(x.device))
@@ -161,30 +165,31 @@ class DiffusionModel(nn.Module):
         return torch.bfloat16 if bf16 else None
 
     def denoise(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """The model's x_0 at x_t = x (B, C, ...), all in codec space."""
+        """The model's estimate of x_0 given x_t = x (B, C, ...); both are in codec space."""
         return predicted_sample(self.process, self.predict(x, t, condition), x, t)
 
     def loss(self, batch: dict[str, Tensor], dropout: Dropout = Dropout(), t: Tensor | None = None) -> Tensor:
-        """Mean squared error of the prediction, times the process's weight of its time, per sample (B,).
+        """Mean squared error of the prediction, times the process's loss weight at its time, per sample (B,).
 
-        With a region weight w other than 1, positions in codec space whose block of voxels holds foreground count w
-        times as much as the others in that mean; ignored voxels are no foreground, scans without a label have none.
-        Where the label is drawn, positions whose block holds ignored voxels do not count. In 2D slices outside the scan
-        do not count.
+        With a region weight w other than 1, positions in codec space whose block of voxels contains foreground count w
+        times as much as the others in that mean; ignored voxels and scans without a label have no foreground. If the
+        target is the label, positions whose block contains ignored voxels do not count. With a 2D network, slices
+        outside the scan do not count.
 
-        Each sample's time, noise and what is hidden of its condition come from generators of its own, seeded by
-        `batch["seed"]`. Scans without a label train the null condition.
+        Each sample has its own random generators, seeded by `batch["seed"]`, for its time, its noise and the dropout of
+        its condition. Scans without a label train the null condition.
 
         Args:
             batch: see `medaug.data.batches.TrainingBatches`.
-            dropout: what is hidden of the condition.
-            t: (B,) times to take in place of those that are drawn.
+            dropout: probabilities with which parts of the condition are hidden.
+            t: (B,) times to use instead of random ones.
         """
         x0 = self.codec.encode(self.target(batch))
         draws = generators([named_seed(int(seed), "diffusion") for seed in batch["seed"]])
         kept = torch.stack([torch.rand((), generator=draw) >= dropout.condition for draw in draws]).to(x0.device)
-        drawn = torch.cat([self.process.schedule.training_times(1, draw) for draw in draws]).to(x0.device)
-        t = drawn if t is None else t
+        # Sampled even if t is given: the noise that follows from the same generators must not depend on it.
+        random_times = torch.cat([self.process.schedule.training_times(1, draw) for draw in draws]).to(x0.device)
+        t = random_times if t is None else t
         noise = standard_normal(draws, x0.shape[1:], x0.device)
         condition = self._training_condition(batch, kept, dropout)
         output = self.predict(add_noise(self.process, x0, noise, t), t, condition)
@@ -194,38 +199,38 @@ class DiffusionModel(nn.Module):
         return loss_weight(self.process, t) * squares.flatten(1).mean(1)
 
     def _training_condition(self, batch: dict[str, Tensor], kept: Tensor, dropout: Dropout) -> Condition:
-        """The condition of a batch with what is hidden of it; kept (B,): whether it is there at all."""
+        """The condition of a batch after dropout; kept (B,) is false where the whole condition is hidden."""
 
         def shown(name: str, share: float, number: int) -> Tensor:
             draws = generators([named_seed(int(seed), name) for seed in batch["seed"]])
             return torch.stack([torch.rand(number, generator=draw) >= share for draw in draws]).to(kept.device)
 
         known = (batch["labelled"] & kept)[:, None] & shown("classes", dropout.classes, self.task.num_classes - 1)
-        there = shown("images", dropout.images, self.task.num_images) & (kept[:, None] | self.task.mask)
-        told = None
+        images_known = shown("images", dropout.images, self.task.num_images) & (kept[:, None] | self.task.mask)
+        attributes = None
         if "attributes" in batch:
             hidden = ~shown("attributes", dropout.attributes, len(self.attributes.attributes))
-            told = self.attributes.hide(batch["attributes"], hidden)
+            attributes = self.attributes.hide(batch["attributes"], hidden)
         images = self.task.images_of(batch["image"], batch["seed"])
-        return self.condition(batch["label"], known, images, there, told)
+        return self.condition(batch["label"], known, images, images_known, attributes)
 
     def _weights(self, batch: dict[str, Tensor]) -> Tensor | None:
-        """(B, 1, X/sx, Y/sy, Z/sz): what each position counts in the loss; None: all the same."""
+        """Weights (B, 1, X/sx, Y/sy, Z/sz) of the positions in the loss; None: all have the same weight."""
         weight = None
         if self.region_weight != 1:
             labelled = batch["labelled"].view(-1, 1, 1, 1)
-            held = self._holds(foreground(batch["label"]) & labelled)
-            weight = 1 + (self.region_weight - 1) * held
-        if (judged := self.task.judged(batch["label"])) is not None:
-            clean = 1 - self._holds(~judged)
-            weight = clean if weight is None else weight * clean
+            in_region = self._block_contains(foreground(batch["label"]) & labelled)
+            weight = 1 + (self.region_weight - 1) * in_region
+        if (known_voxels := self.task.known_voxels(batch["label"])) is not None:
+            known = 1 - self._block_contains(~known_voxels)
+            weight = known if weight is None else weight * known
         if self.sliced and "inside" in batch:
             inside = batch["inside"].float()[:, None, None, None]
             weight = inside if weight is None else weight * inside
         return weight
 
-    def _holds(self, voxels: Tensor) -> Tensor:
-        """(B, 1, X/sx, Y/sy, Z/sz): 1 where a block holds any of the voxels (B, X, Y, Z) bool, else 0."""
+    def _block_contains(self, voxels: Tensor) -> Tensor:
+        """(B, 1, X/sx, Y/sy, Z/sz): 1 if the block contains any of the voxels (B, X, Y, Z) bool, else 0."""
         return space_to_depth(voxels[:, None].float(), self.codec.stride).amax(1, keepdim=True)
 
     @torch.no_grad()
@@ -242,22 +247,22 @@ class DiffusionModel(nn.Module):
     ) -> Tensor:
         """Sample targets: (B, num_targets, X, Y, Z) in [-1, 1], for instance images for masks.
 
-        Sample i depends on its condition and seeds[i] alone, not on its batch (to float rounding).
+        Sample i depends on its condition and seeds[i] alone, and apart from float rounding not on its batch.
 
         Args:
-            label: (B, X, Y, Z) class indices or IGNORE. The samples have its shape; a task without masks ignores its
-                values.
-            seeds: of the noise, one per sample.
+            label: (B, X, Y, Z) class indices or IGNORE, on the grid of the samples; a task without masks ignores them.
+            seeds: seed of the noise of each sample.
             sampling: sampler, steps and spacing.
-            guidance: strength of the guidance. It leads away from the same mask with the classes `negative` made
-                background, or without them from the null condition: no mask, or in a task without masks no images.
-            context: what is known of each sample beside its label map, in both branches of guidance.
-            inpainting: the known part of the targets, which the samples equal outside its region; None: nothing.
-            watch: called at each evaluation with its time and the expected x_0 there, in the form of the result.
+            guidance: guidance away from the same mask with the `negative` classes set to background. Without negative
+                classes it moves away from the null condition: no mask, or in a task without masks no images.
+            context: what else is known about each sample; both branches of guidance get it.
+            inpainting: the known part of the targets and the region to inpaint; outside the region the samples equal
+                the known part. None: no inpainting.
+            watch: called at each evaluation of the network with its time and the current estimate of the result.
 
         Raises:
-            ValueError: what `Sampling.check` refuses, and images where the task needs them.
-            UserError: an unknown sampler or spacing; the samples are NaN or infinite.
+            ValueError: as `Sampling.check`; or images are missing that the task needs.
+            UserError: an unknown sampler or spacing; or the samples are NaN or infinite.
         """
         sampling.check(self.process)
         condition, negative = self._sampling_conditions(label, guidance, context)
@@ -281,16 +286,16 @@ class DiffusionModel(nn.Module):
             return x0
 
         resample = 1 if inpainting is None else inpainting.resample
-        samples = decode(draw(sampling, watched, self.process, noise, resample)).clamp(-1, 1)
+        samples = decode(sample_from_noise(sampling, watched, self.process, noise, resample)).clamp(-1, 1)
         if not_finite(samples) is not None:
             raise UserError(
-                "the model's samples hold NaN or infinite values",
-                "lower the guidance scale, or train it again with a lower trainer.learning_rate",
+                "the model's samples contain NaN or infinite values",
+                "lower the guidance scale, or train the model again with a lower trainer.learning_rate",
             )
         return samples if inpainting is None else inpainting.paste(samples)
 
     def _sampling_conditions(self, label: Tensor, guidance: Guidance, context: Context) -> tuple[Condition, Condition]:
-        """The condition of the samples, and the condition that guidance leads away from."""
+        """The condition of the samples, and the one that guidance moves away from."""
         images, attributes = context.images, context.attributes
         known = torch.ones(len(label), self.task.num_classes - 1, device=label.device)
         if context.labelled is not None:
@@ -304,21 +309,21 @@ class DiffusionModel(nn.Module):
 
 
 def sound_in_bf16(device: torch.device, first_sides: Iterable[int], halved_last_sides: Iterable[int] = ()) -> bool:
-    """Whether 3-D convolutions of volumes with these sides, one per level, can be computed in bfloat16 there.
+    """Whether 3D convolutions give correct results in bfloat16 on a device, for volumes of these sizes.
 
-    On processors torch 2.13 computes the weight gradient from memory that nobody wrote where the first side is 2, and
-    so the output of a convolution with stride 2 where its last side is 1.
+    On CPUs, torch 2.13 reads uninitialised memory in two cases: in the weight gradient if the first side is 2, and in
+    a convolution with stride 2 if the last side of its output is 1.
 
     Args:
-        device: that computes.
-        first_sides: of the volumes of all levels.
-        halved_last_sides: of what convolutions with stride 2 give.
+        device: the device that computes.
+        first_sides: first side of the volumes at each level.
+        halved_last_sides: last side of the outputs of the convolutions with stride 2.
     """
     return device.type != "cpu" or (2 not in first_sides and 1 not in halved_last_sides)
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products run in hardware there, and are not emulated."""
+    """Whether the device computes bfloat16 matrix products in hardware, without emulation."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()

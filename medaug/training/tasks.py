@@ -34,7 +34,7 @@ class Task:
 
     Attributes:
         target: what the model generates, "image" or "label".
-        drawn: modalities that the model generates; empty if the target is the label.
+        generated: modalities that the model generates; empty if the target is the label.
         given: modalities that are a condition, unchanged.
         mask: whether the label map is a condition.
         degradation: if not "none", degraded versions of the generated modalities are a condition too; see `degrade`.
@@ -44,7 +44,7 @@ class Task:
     """
 
     target: str
-    drawn: tuple[int, ...]
+    generated: tuple[int, ...]
     given: tuple[int, ...]
     mask: bool
     degradation: str
@@ -55,12 +55,12 @@ class Task:
     @property
     def num_targets(self) -> int:
         """Number of volumes that the model generates: modalities, or foreground classes."""
-        return len(self.drawn) if self.target == "image" else self.num_classes - 1
+        return len(self.generated) if self.target == "image" else self.num_classes - 1
 
     @property
     def num_images(self) -> int:
         """Number of images in the condition."""
-        return len(self.given) + (len(self.drawn) if self.degradation != "none" else 0)
+        return len(self.given) + (len(self.generated) if self.degradation != "none" else 0)
 
     @property
     def num_masks(self) -> int:
@@ -75,7 +75,7 @@ class Task:
             label: (B, X, Y, Z) class indices or IGNORE. As a target each foreground class is a plane of -1 and 1
                 (after the analog bits of Chen et al. 2023), 0 at ignored voxels.
         """
-        return image[:, list(self.drawn)] if self.target == "image" else signed_planes(label, self.num_classes)
+        return image[:, list(self.generated)] if self.target == "image" else signed_planes(label, self.num_classes)
 
     def images_of(self, image: Tensor, seeds: Tensor | Sequence[int], degraded: bool = True) -> Tensor:
         """The images in the condition: (B, num_images, X, Y, Z).
@@ -88,7 +88,7 @@ class Task:
         images = image[:, list(self.given)]
         if self.degradation == "none":
             return images
-        poor = image[:, list(self.drawn)]
+        poor = image[:, list(self.generated)]
         return torch.cat([images, self.degrade(poor, seeds) if degraded else poor], dim=1)
 
     def degrade(self, image: Tensor, seeds: Tensor | Sequence[int]) -> Tensor:
@@ -104,7 +104,7 @@ class Task:
         background = torch.zeros_like(target[:, :1])
         return torch.cat([background, target], dim=1).argmax(1)
 
-    def judged(self, label: Tensor) -> Tensor | None:
+    def known_voxels(self, label: Tensor) -> Tensor | None:
         """The voxels where the target is known: (B, X, Y, Z) bool; None: all of them."""
         return label != IGNORE if self.target == "label" else None
 
@@ -135,11 +135,11 @@ def resolve_task(options: Mapping[str, Any], modalities: Sequence[str], num_clas
             )
         if chosen.modalities or chosen.degradation != "none":
             raise UserError("task.target=label: task.modalities and task.degradation are for task.target=image")
-        drawn = []
+        generated = []
     else:
-        drawn = [name for name in modalities if name in chosen.modalities] or list(modalities)
-    given = [name for name in modalities if name not in drawn] if EVERY in chosen.given else chosen.given
-    if both := [name for name in given if name in drawn]:
+        generated = [name for name in modalities if name in chosen.modalities] or list(modalities)
+    given = [name for name in modalities if name not in generated] if EVERY in chosen.given else chosen.given
+    if both := [name for name in given if name in generated]:
         raise UserError(
             f"task.given: {', '.join(both)} is also generated", "name it in one of task.modalities, task.given"
         )
@@ -151,7 +151,7 @@ def resolve_task(options: Mapping[str, Any], modalities: Sequence[str], num_clas
     number = {name: i for i, name in enumerate(modalities)}
     return Task(
         target=chosen.target,
-        drawn=tuple(number[name] for name in drawn),
+        generated=tuple(number[name] for name in generated),
         given=tuple(number[name] for name in given),
         mask=chosen.mask,
         degradation=chosen.degradation,

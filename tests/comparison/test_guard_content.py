@@ -155,7 +155,7 @@ def test_another_subject_for_a_host_in_a_record_without_a_digest(loop):
     content = json.loads((loop.synthetic / "manifest.json").read_text())
     content["training"][0]["subject"] = "B"
     (loop.synthetic / "manifest.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="leak guard: p0 names another subject than A for its host A_1"):
+    with pytest.raises(UserError, match="leak guard: the record of p0 says that its host A_1 is not of subject A"):
         loop.check()
 
 

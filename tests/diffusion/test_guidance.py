@@ -118,8 +118,8 @@ def test_scale_one_needs_no_second_branch_whatever_else_is_said() -> None:
     ("interval", "rescale", "complaint"),
     [
         ((0.5, 0.5), 0.0, r"guidance_interval is \[0.5, 0.5\]"),
-        ((-0.1, 0.5), 0.0, "rising times"),
-        ((0.5, 1.1), 0.0, "rising times"),
+        ((-0.1, 0.5), 0.0, "increasing times"),
+        ((0.5, 1.1), 0.0, "increasing times"),
         (None, 1.5, "guidance_rescale is 1.5"),
         (None, -0.1, "guidance_rescale is -0.1"),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import times
 
-from medaug.diffusion.inpainting import Inpainting, draw
+from medaug.diffusion.inpainting import Inpainting, sample_from_noise
 from medaug.diffusion.process import build_process
 from medaug.diffusion.samplers import SAMPLERS, Sampling, sample
 
@@ -45,7 +45,7 @@ def draw_region(process, name, resample, steps=20):
         return torch.randn(NUM, 1, 2, 1, 1, generator=generator, dtype=torch.float64)
 
     imposed = known_first_voxel(resample=resample).impose(exact(process), lambda x: x, lambda x: x)
-    return draw(Sampling(name, steps), imposed, process, noise, resample).flatten(1)
+    return sample_from_noise(Sampling(name, steps), imposed, process, noise, resample).flatten(1)
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda p: p.schedule.name)
@@ -73,7 +73,9 @@ def test_one_try_per_step_is_the_plain_sampler(name):
 
     def run(resample):
         done = []
-        return draw(Sampling(name, 5), exact(process), process, noise_stream(), resample, done.append), done
+        return sample_from_noise(
+            Sampling(name, 5), exact(process), process, noise_stream(), resample, done.append
+        ), done
 
     noise, done = noise_stream(), []
     plain = sample(name, exact(process), noise(), process, times(5), noise, progress=done.append)
@@ -90,7 +92,7 @@ def test_taking_steps_again_keeps_the_distribution_of_a_model_that_knows_nothing
     def noise():
         return torch.randn(NUM, 1, 2, 1, 1, generator=generator, dtype=torch.float64)
 
-    drawn = draw(Sampling("ddim", 40), exact(process), process, noise, resample=2).flatten(1)
+    drawn = sample_from_noise(Sampling("ddim", 40), exact(process), process, noise, resample=2).flatten(1)
     torch.testing.assert_close(drawn.T.cov(), COVARIANCE, atol=0.12, rtol=0)
 
 

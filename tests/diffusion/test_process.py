@@ -157,11 +157,15 @@ def test_training_times_of_rectified_flow_are_logit_normal_and_seeded() -> None:
     [
         (("linear", "epsilon"), {"num_train_timesteps": 20}, "needs more than 20"),
         (("cosine", "epsilon"), {"num_train_timesteps": 0}, "at least 1, or null"),
-        (("rectified_flow", "epsilon"), {}, "cannot go with noise_schedule rectified_flow"),
-        (("linear", "epsilon"), {"zero_terminal_snr": True}, "epsilon cannot go with .* linear with zero_terminal_snr"),
+        (("rectified_flow", "epsilon"), {}, "cannot be used with noise_schedule rectified_flow"),
+        (
+            ("linear", "epsilon"),
+            {"zero_terminal_snr": True},
+            "epsilon cannot be used with .* linear with zero_terminal_snr",
+        ),
         (("rectified_flow", "flow"), {"zero_terminal_snr": True}, "rectified_flow does not read it"),
         (("cosine", "sample"), {"num_train_timesteps": 1, "zero_terminal_snr": True}, "needs at least 2"),
-        (("edm", "v_prediction"), {}, "v_prediction cannot go with noise_schedule edm"),
+        (("edm", "v_prediction"), {}, "v_prediction cannot be used with noise_schedule edm"),
         (("edm", "edm"), {"sigma_min": 80.0, "sigma_max": 1.0}, "sigma_min and sigma_max are 80 and 1"),
         (("edm", "edm"), {"sigma_data": 0.0}, "sigma_data is 0"),
         (("linear", "edm"), {"sigma_data": 0.0}, "sigma_data is 0"),

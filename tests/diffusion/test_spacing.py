@@ -163,7 +163,9 @@ def test_epsilon_rounded_to_bf16_does_no_harm_where_it_is_let_through(schedule, 
 )
 def test_epsilon_is_refused_where_the_first_step_blows_its_errors_up(schedule, sampler, steps, spacing) -> None:
     process = build_process(schedule, "epsilon")
-    with pytest.raises(ValueError, match="cannot go with prediction_type epsilon .*; use spacing karras or more steps"):
+    with pytest.raises(
+        ValueError, match="cannot be used with prediction_type epsilon .*; use spacing karras or more steps"
+    ):
         Sampling(sampler, steps, spacing).check(process)
     Sampling(sampler, steps, spacing).check(build_process(schedule, "v_prediction"))
     exact, rounded = (spread_of_samples(process, sampler, steps, spacing, 1.0, way) for way in (False, True))
@@ -175,7 +177,7 @@ def test_epsilon_is_refused_where_the_first_step_blows_its_errors_up(schedule, s
 def test_cosine_and_epsilon_part_at_about_640_steps(timesteps) -> None:
     process = build_process("cosine", "epsilon", num_train_timesteps=timesteps)
     Sampling("ddpm", 640).check(process)
-    with pytest.raises(ValueError, match="600 steps of spacing trailing cannot go with"):
+    with pytest.raises(ValueError, match="600 steps of spacing trailing cannot be used with"):
         Sampling("ddpm", 600).check(process)
 
 

@@ -45,7 +45,7 @@ def test_a_stem_is_where_it_is_asked_for_and_where_blocks_are_large(name, stem, 
     [
         ({"channels": [8, 18]}, "network.channels has 18 features, not a multiple of network.norm_num_groups=4"),
         ({"channels": [8, 20]}, "20 features at a level with attention .* network.num_head_channels=8"),
-        ({"channels": [8, 20], "attention": [False, False]}, "20 features .*the last one has it always"),
+        ({"channels": [8, 20], "attention": [False, False]}, "20 features .*the last one always has it"),
         ({"channels": [12, 16], "attention": [True, False]}, "12 features at a level with attention"),
         ({"channels": [8]}, "network.channels has 1 levels and network.attention 2"),
     ],
@@ -63,7 +63,7 @@ def test_an_unknown_network_and_a_control_of_nothing_are_refused():
     for name in ("spade", "controlnet"):
         with pytest.raises(ValueError, match=f"network.name={name}: this task has no condition"):
             make_net(name, planes=0)
-    with pytest.raises(ValueError, match="network.stem=4: this task has no condition for a stem"):
+    with pytest.raises(ValueError, match="network.stem=4: has no effect"):
         make_net("unet", planes=0, stem=4)
 
 

@@ -15,7 +15,7 @@ def with_base(planes=2, randomised=False, **options):
     """A base that is trained, as it were, and a control on it that is not."""
     base = make_net("unet", planes=0, attributes=0, **{key: options[key] for key in options if key != "stem"})
     net = make_net("controlnet", planes=planes, randomised=randomised, **options)
-    net.load_state_dict(net.state_dict() | net.adopt(base.state_dict()))
+    net.load_state_dict(net.state_dict() | net.matching_weights(base.state_dict()))
     return base, net
 
 
@@ -68,7 +68,7 @@ def test_a_conditional_network_is_the_base_that_it_is_under_the_null_condition()
     for options in ({}, {"stem": 4}):
         base = make_net("unet", **options)
         net = make_net("controlnet", randomised=False, **options)
-        net.load_state_dict(net.state_dict() | net.adopt(base.state_dict()))
+        net.load_state_dict(net.state_dict() | net.matching_weights(base.state_dict()))
         x, t, told, _ = inputs()
         null = condition_of(torch.zeros_like(told.planes), torch.zeros_like(told.attributes))
         torch.testing.assert_close(net(x, t, told), base(x, t, null), atol=1e-5, rtol=1e-5)
@@ -78,16 +78,16 @@ def test_a_conditional_network_is_the_base_that_it_is_under_the_null_condition()
 def test_another_controlnet_gives_its_control_too_if_all_of_it_fits():
     former = make_net("controlnet")
     same = make_net("controlnet", randomised=False)
-    taken = same.adopt(former.state_dict())
+    taken = same.matching_weights(former.state_dict())
     assert taken.keys() == same.state_dict().keys()
     assert all(torch.equal(value, former.state_dict()[name]) for name, value in taken.items())
     told = make_net("controlnet", attributes=3, randomised=False)
-    told.load_state_dict(told.state_dict() | told.adopt(former.state_dict()))
+    told.load_state_dict(told.state_dict() | told.matching_weights(former.state_dict()))
     x, t, condition, _ = inputs()
     nothing = condition_of(condition.planes, torch.zeros(2, 2)), condition_of(condition.planes, torch.randn(2, 3))
     assert torch.equal(told(x, t, nothing[1]), former(x, t, nothing[0])), "new attributes begin at zero"
     wider = make_net("controlnet", planes=3, randomised=False)
-    wider.load_state_dict(wider.state_dict() | wider.adopt(former.state_dict()))
+    wider.load_state_dict(wider.state_dict() | wider.matching_weights(former.state_dict()))
     x, t, told, _ = inputs(planes=3)
     assert torch.equal(wider(x, t, told), wider.unet(x, 1000 * t)), "a new control begins from the base"
 
@@ -96,8 +96,8 @@ def test_another_controlnet_gives_its_control_too_if_all_of_it_fits():
 def test_weights_that_hold_no_base_are_refused(former):
     net = make_net("controlnet")
     name, options = former
-    with pytest.raises(ValueError, match="holds no base for this ControlNet"):
-        net.adopt(make_net(name, **options).state_dict())
+    with pytest.raises(ValueError, match="has no base for this ControlNet"):
+        net.matching_weights(make_net(name, **options).state_dict())
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from medaug.diffusion.noise import named_seed
 from medaug.errors import UserError
 from medaug.imaging.nifti import write_volume
 from medaug.options import Options, PredictOptions, SamplerOptions
-from medaug.prediction.drawing import Predictor, redrawn_region
+from medaug.prediction.predictor import Predictor, inpainting_region
 from medaug.prediction.scans import read_scan
 from medaug.training.checkpoint import Card
 from medaug.training.model import Context
@@ -270,10 +270,10 @@ def test_inpainting_says_how_its_samples_differ_within_the_region_and_nowhere_el
 def test_a_region_is_the_classes_and_their_surroundings_and_removing_leaves_the_others():
     label = np.zeros((9, 9, 9), np.uint8)
     label[4, 4, 4], label[4, 4, 6] = 2, 1
-    without, region = redrawn_region(label, (2,), 1)
+    without, region = inpainting_region(label, (2,), 1)
     assert region.sum() == 7 and region[4, 4, 4] and region[3, 4, 4]
     assert without.sum() == 1 and without[4, 4, 6] == 1
-    assert redrawn_region(label, (2,), 0)[1].sum() == 1
+    assert inpainting_region(label, (2,), 0)[1].sum() == 1
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
@@ -302,18 +302,18 @@ def test_an_interrupted_run_goes_on_where_it_stopped(run, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("task", "options", "complaint"),
     [
-        ({}, {}, r"told nothing of a scan, so there is nothing to predict; inpaint=\[CLASS\]"),
+        ({}, {}, r"takes no scans as input, so there is nothing to predict; inpaint=\[CLASS\]"),
         ({"target": "label", "mask": False}, {}, "nothing to predict; use medaug.generate"),
         ({}, {"inpaint": ["lesion"]}, "inpaint: lesion is not a class of the masks; choose from shell, core"),
-        ({"mask": False}, {"inpaint": ["core"], "remove": True}, "remove=true: the model is told no mask"),
-        (SEGMENTATION, {"inpaint": ["core"]}, "inpaint: only models that draw images from masks"),
-        (SEGMENTATION, {"degrade": True}, "degrade=true: the model enhances no scans"),
-        (TRANSLATION, {"probabilities": True}, "probabilities=true: the model draws images"),
+        ({"mask": False}, {"inpaint": ["core"], "remove": True}, "remove=true: the model has no mask as its condition"),
+        (SEGMENTATION, {"inpaint": ["core"]}, "inpaint: needs a model that generates images from masks"),
+        (SEGMENTATION, {"degrade": True}, "degrade=true: the model does not enhance scans"),
+        (TRANSLATION, {"probabilities": True}, "probabilities=true: the model generates images"),
         ({"mask": False}, {"inpaint": ["core"], "guidance_scale": 2.0}, "guidance_scale=2: the model has no condition"),
         (SEGMENTATION, {"split": "test"}, "split=test: has no scans"),
     ],
 )
-def test_what_cannot_be_done_is_one_line_before_anything_is_written(run, tmp_path, task, options, complaint):
+def test_invalid_request_is_refused_with_one_line_before_anything_is_written(run, tmp_path, task, options, complaint):
     with pytest.raises(UserError, match=complaint) as caught:
         run(task, **options)
     assert "\n" not in str(caught.value)
@@ -324,12 +324,12 @@ def test_scans_that_lack_what_the_model_needs_are_refused(run, cohort, tmp_path)
     for number, (task, changes, complaint) in enumerate(
         [
             (SEGMENTATION, {"modalities": ("T1",)}, "the model also needs T2"),
-            (SEGMENTATION, {"modalities": ("T1", "PD")}, "the modalities T1, PD, and the model also needs T2"),
+            (SEGMENTATION, {"modalities": ("T1", "PD")}, "the modalities T1, PD, but the model also needs T2"),
             (SEGMENTATION, {"schema": LabelSchema(((0, "background"), (2, "shell"), (3, "core")))}, "its labels"),
             (
                 {"mask": True, "modalities": ["T2"], "given": ["T1"]},
                 {"label": None},
-                "plain: the model is told the label",
+                "plain: the model needs a label map",
             ),
         ]
     ):

@@ -221,7 +221,9 @@ def test_a_segmenter_of_another_make_is_refused_in_one_line(tmp_path):
     path = tmp_path / "judge.pt"
     save_segmenter(build_segmenter(1, 3, TINY.channels), path)
     for modalities, classes in ((2, 3), (1, 4)):
-        with pytest.raises(UserError, match="judge.pt: .* and the model needs .*; remove it, and it is trained again"):
+        with pytest.raises(
+            UserError, match="judge.pt: .* and the model needs .*; remove it; the segmenter is then trained again"
+        ):
             load_segmenter(path, modalities, classes, TINY.channels)
     path.unlink()
     os.mkfifo(path)

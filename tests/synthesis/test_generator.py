@@ -137,7 +137,11 @@ def test_the_recipe_counts_attempts_and_takes_only_the_grid_from_its_host(tmp_pa
         ({"subjects": SUBJECTS | {"train": ["stranger"]}}, {}, "leak: it saw stranger, not a training subject here"),
         ({"subjects": SUBJECTS | {"val": ["T"]}}, {}, "leak: it saw T, not a training subject here"),
         ({"subjects": SUBJECTS | {"train": ["V"]}}, {}, "leak: it saw V, not a training subject here"),
-        ({}, {"sampler": SamplerOptions(spacing="karras")}, "sampler: spacing karras cannot go with rectified_flow"),
+        (
+            {},
+            {"sampler": SamplerOptions(spacing="karras")},
+            "spacing karras cannot be used with rectified_flow",
+        ),
     ],
 )
 def test_a_generator_that_does_not_fit_is_named_in_one_line(tmp_path, made, asked, complaint):
@@ -176,7 +180,7 @@ def test_generate_takes_models_of_whole_scans_from_masks_alone(options, complain
     task = card.build().task
     if complaint is None:
         check_task(task, card, Path("last.ckpt"))
-        assert task.drawn == (0, 1), "in the cohort's order, which is that of the files"
+        assert task.generated == (0, 1), "in the cohort's order, which is that of the files"
     else:
         with pytest.raises(UserError, match=f"last.ckpt: .*{complaint}"):
             check_task(task, card, Path("last.ckpt"))

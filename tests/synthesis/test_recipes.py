@@ -156,7 +156,7 @@ def test_options_that_work_are_let_through():
     ("generate", "sampler", "complaint"),
     [
         ({}, {"name": "euler"}, r"sampler.name=euler: no such sampler.*\(all: "),
-        ({}, {"spacing": "karras"}, "karras cannot go with rectified_flow: .*; use trailing or uniform"),
+        ({}, {"spacing": "karras"}, "karras cannot be used with rectified_flow: .*; use trailing or uniform"),
         ({}, {"eta": 0.5}, "only ddim does"),
         ({}, {"num_inference_steps": 0}, "must be at least 1"),
         (

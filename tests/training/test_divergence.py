@@ -124,7 +124,7 @@ def test_samples_that_are_no_numbers_are_refused():
     label = torch.zeros(1, 8, 8, 8, dtype=torch.long)
     assert torch.isfinite(samples(model, label, [0], **SAMPLER)).all()
     next(model.network.parameters()).data.fill_(float("nan"))
-    assert "the model's samples hold NaN or infinite values" in refused(samples, model, label, [0], **SAMPLER)
+    assert "the model's samples contain NaN or infinite values" in refused(samples, model, label, [0], **SAMPLER)
 
 
 def test_a_volume_of_nan_does_not_become_integers():

@@ -73,7 +73,7 @@ def test_the_same_make_is_taken_whole_with_the_codecs_statistics(tmp_path):
     report = initialise(model, tmp_path / "a.ckpt")
     assert all(torch.equal(value, former.state_dict()[name]) for name, value in model.state_dict().items())
     assert report.loaded == report.total == len(model.network.state_dict()) and report.new == ()
-    assert str(report) == f"{report.total} of {report.total} tensors of the network begin from it"
+    assert str(report) == f"{report.total} of {report.total} tensors of the network are initialised from it"
 
 
 @pytest.mark.parametrize("coordinates", [False, True])
@@ -149,19 +149,19 @@ EDM = {"noise_schedule": "edm", "prediction_type": "edm"}
 @pytest.mark.parametrize(
     ("former", "now", "complaint"),
     [
-        (card_of(codec="identity"), CARD, r"another space \(codec.name=identity, 1 channels of the scans\)"),
-        (card_of(task=GENERATOR), CARD, "task.target=label, whose codec does not fit images"),
-        (card_of(modalities=("T1", "T2")), CARD, r"another space \(codec.name=haar, 2 channels"),
+        (card_of(codec="identity"), CARD, r"another space \(codec.name=identity, 1 modalities\)"),
+        (card_of(task=GENERATOR), CARD, "task.target=label, and its codec cannot encode images"),
+        (card_of(modalities=("T1", "T2")), CARD, r"another space \(codec.name=haar, 2 modalities"),
         (CARD, card_of(coordinates=True), "network.coordinates=False, not True; set the same"),
         (CARD, card_of(name="controlnet", norm_num_groups=8), "network.norm_num_groups=4, not 8"),
         (card_of(num_head_channels=4), card_of(name="controlnet"), "network.num_head_channels=4, not 8"),
         (card_of(channels=[8, 16]), card_of(name="controlnet"), r"network.channels=.8, 16., not .8, 8."),
         (card_of(process=EDM), card_of(name="controlnet"), "another process .process.noise_schedule=edm"),
-        (card_of(name="spade"), card_of(name="controlnet"), "holds no base for this ControlNet"),
+        (card_of(name="spade"), card_of(name="controlnet"), "has no base for this ControlNet"),
         (card_of(), card_of(channels=[16, 16]), "no weight of its network fits this one"),
     ],
 )
-def test_what_would_mislead_is_refused_in_one_line(tmp_path, former, now, complaint):
+def test_incompatible_checkpoint_is_refused_with_one_line(tmp_path, former, now, complaint):
     save(tmp_path / "a.ckpt", former)
     model = now.build()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -235,10 +235,10 @@ def test_what_begins_from_another_name_is_said(tmp_path, caplog):
     path = tmp_path / "a.ckpt"
     save(path, CARD)
     read_base(path, replace(cohort("nobody"), modalities=("FLAIR",)))
-    assert "its modalities were T1; here FLAIR begin from them in this order" in caplog.text
+    assert "its modalities are T1; their weights initialise FLAIR, matched by order" in caplog.text
     caplog.clear()
     read_base(path, replace(cohort("nobody"), schema=LabelSchema(((0, "background"), (5, "cyst")))))
-    assert "its classes were background, lesion; here background, cyst begin from them" in caplog.text
+    assert "its classes are background, lesion; their weights initialise background, cyst" in caplog.text
     caplog.clear()
     read_base(path, replace(cohort("nobody"), schema=THREE))  # other planes, which begin at zero
     assert not caplog.records
@@ -279,5 +279,5 @@ def test_what_cannot_begin_is_refused_before_anything_is_written(tmp_path):
     assert not own.parent.exists()
     own.parent.mkdir(parents=True)
     own.touch()
-    with pytest.raises(UserError, match="lies in the folder of this very run"):
+    with pytest.raises(UserError, match="lies in the folder of this run"):
         run_train(tmp_path, f"init_from={own}")

@@ -31,7 +31,12 @@ Score = tuple[str, str, float | None]
 
 @dataclass(frozen=True)
 class Prediction:
-    """The result for one scan: volumes (X, Y, Z) on its grid by the end of their file names, and scores."""
+    """The result for one scan.
+
+    Attributes:
+        volumes: volumes (X, Y, Z) on the scan's grid; the keys become the ends of the file names.
+        scores: scores of the volumes, empty without a truth.
+    """
 
     volumes: dict[str, NDArray[np.generic]]
     scores: list[Score]
@@ -39,7 +44,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model with a request; `predict` is a function of these and of the scan alone."""
+    """A model with a request. The result of `predict` depends on these and on the scan alone."""
 
     card: Card
     model: DiffusionModel
@@ -49,29 +54,29 @@ class Predictor:
 
     @property
     def refine(self) -> int:
-        """How many voxels per axis each voxel of a scan is first split into: super-resolution's factor, else 1."""
+        """Into how many voxels per axis each voxel of a scan is split first: super-resolution's factor, otherwise 1."""
         task = self.model.task
         return task.factor if task.degradation == "low_resolution" and not self.options.degrade else 1
 
     def predict(self, scan: Scan) -> Prediction:
-        """The volumes that the request asks for, and their scores."""
-        if self.request.redrawn:
+        """Predict the requested volumes and score them."""
+        if self.request.inpainted:
             return self._inpaint(scan)
         return self._segment(scan) if self.model.task.target == "label" else self._image(scan)
 
     def _samples(
         self, scan: Scan, label: NDArray[np.uint8], given: Tensor | None, inpainting: Inpainting | None = None
     ) -> Tensor:
-        """(num_samples, num_targets, *model grid), on the CPU; sample k by a seed of its own."""
+        """Samples (num_samples, num_targets, *model grid) on the CPU; each sample has its own seed."""
         device = self.model.codec.mean.device
         seeds = [named_seed(self.options.seed, "predict", scan.case.name, k) for k in range(self.request.num_samples)]
         encoder = self.model.attributes
         attributes = encoder.encode(encoder.of(scan.case, scan.affine)).to(device)
-        size, drawn = self.options.batch_size, []
+        size, samples = self.options.batch_size, []
         for some in (seeds[i : i + size] for i in range(0, len(seeds), size)):
             labels = torch.from_numpy(label).long()[None].expand(len(some), -1, -1, -1)
             images = None if given is None else given.expand(len(some), -1, -1, -1, -1).to(device)
-            drawn.append(
+            samples.append(
                 self.model.sample(
                     labels.to(device),
                     some,
@@ -81,10 +86,10 @@ class Predictor:
                     inpainting=inpainting,
                 ).cpu()
             )
-        return torch.cat(drawn)
+        return torch.cat(samples)
 
     def _given(self, scan: Scan) -> Tensor | None:
-        """The images in the model's condition, (1, num_images, *model grid)."""
+        """The images in the model's condition, (1, num_images, *model grid); None if the task has none."""
         if not self.model.task.num_images:
             return None
         seed = named_seed(self.options.seed, "degrade", scan.case.name)
@@ -100,17 +105,17 @@ class Predictor:
         volumes, poor = self._in_units(scan, samples), None
         if self.options.degrade:
             assert given is not None
-            poor = given[0, -len(task.drawn) :].numpy()
-            put_back = card.preprocessing.invert_image(poor, scan.placement_of(task.drawn, card))
-            for m, volume in zip(task.drawn, put_back, strict=True):
+            poor = given[0, -len(task.generated) :].numpy()
+            degraded = card.preprocessing.invert_image(poor, scan.placement_of(task.generated, card))
+            for m, volume in zip(task.generated, degraded, strict=True):
                 volumes[f"{file_part(card.modalities[m])}_degraded"] = volume
         return Prediction(volumes, list(self._image_scores(scan, samples.mean(0).numpy(), poor)))
 
     def _in_units(self, scan: Scan, samples: Tensor) -> dict[str, NDArray[np.generic]]:
-        """The samples' mean on the scan's grid in its units, and their standard deviation where they are several."""
+        """Mean of the samples on the scan's grid, in its units; with several samples also their standard deviation."""
         task, card = self.model.task, self.card
-        placement = scan.placement_of(task.drawn, card)
-        names = [file_part(card.modalities[m]) for m in task.drawn]
+        placement = scan.placement_of(task.generated, card)
+        names = [file_part(card.modalities[m]) for m in task.generated]
         volumes = dict(zip(names, card.preprocessing.invert_image(samples.mean(0).numpy(), placement), strict=True))
         if len(samples) > 1:
             stds = card.preprocessing.invert_deviation(samples.std(0).numpy(), placement)
@@ -120,24 +125,24 @@ class Predictor:
     def _image_scores(self, scan: Scan, mean: NDArray[np.float32], poor: NDArray[np.float32] | None) -> Iterator[Score]:
         if not self.request.truth:
             return
-        drawn = self.model.task.drawn
-        known = set(drawn) <= set(scan.told)
-        truth = scan.image[list(drawn)] if known else read_truth(self.request.manifest, scan, self.card, drawn)
-        for c, m in enumerate(drawn):
+        generated = self.model.task.generated
+        known = set(generated) <= set(scan.inputs)
+        truth = scan.image[list(generated)] if known else read_truth(self.request.manifest, scan, self.card, generated)
+        for c, m in enumerate(generated):
             name, real = self.card.modalities[m], scan.field_of_view(truth[c])
             for suffix, volumes in (("", mean), ("_degraded", poor)):
                 if volumes is not None:
-                    shown = scan.field_of_view(volumes[c])
-                    yield name, f"psnr{suffix}", psnr(shown, real)
-                    yield name, f"ssim{suffix}", ssim(shown, real)
+                    covered = scan.field_of_view(volumes[c])
+                    yield name, f"psnr{suffix}", psnr(covered, real)
+                    yield name, f"ssim{suffix}", ssim(covered, real)
 
     def _segment(self, scan: Scan) -> Prediction:
         card, schema = self.card, self.card.schema
         samples = self._samples(scan, self._label(scan), self._given(scan))
         votes = np.stack([schema.one_hot(label)[1:] for label in self.model.task.label_of(samples).numpy()])
         probabilities = card.preprocessing.invert_probabilities(votes.mean(0, dtype=np.float32), scan.placement)
-        label, unsure = probabilities.argmax(0).astype(np.uint8), entropy(probabilities)
-        volumes: dict[str, NDArray[np.generic]] = {"label": schema.to_values(label), "uncertainty": unsure}
+        label, uncertainty = probabilities.argmax(0).astype(np.uint8), entropy(probabilities)
+        volumes: dict[str, NDArray[np.generic]] = {"label": schema.to_values(label), "uncertainty": uncertainty}
         if self.options.probabilities:
             volumes |= {
                 f"probability_{file_part(name)}": plane for name, plane in zip(schema.names, probabilities, strict=True)
@@ -147,38 +152,42 @@ class Predictor:
             spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
             scores += segmentation_scores(label, truth, spacing, schema, self.scoring, probabilities)
             region = tuple(slice(*ends) for ends in card.preprocessing.region(scan.placement))
-            judged = truth[region] != IGNORE
-            wrong = (label != truth)[region][judged]
-            scores.append(("all voxels", "auroc_of_uncertainty", auroc(unsure[region][judged], wrong)))
+            labelled = truth[region] != IGNORE
+            wrong = (label != truth)[region][labelled]
+            scores.append(("all voxels", "auroc_of_uncertainty", auroc(uncertainty[region][labelled], wrong)))
         return Prediction(volumes, scores)
 
     def _inpaint(self, scan: Scan) -> Prediction:
         card, task = self.card, self.model.task
         assert scan.label is not None
-        label, region = redrawn_region(scan.label, self.request.redrawn, self.options.margin)
+        label, region = inpainting_region(scan.label, self.request.inpainted, self.options.margin)
         inpainting = Inpainting(
-            torch.from_numpy(scan.image[list(task.drawn)])[None].to(self.model.codec.mean.device),
+            torch.from_numpy(scan.image[list(task.generated)])[None].to(self.model.codec.mean.device),
             torch.from_numpy(region)[None, None].to(self.model.codec.mean.device),
             self.options.resample,
         )
         samples = self._samples(scan, label if self.options.remove else scan.label, None, inpainting)
         within = card.preprocessing.invert_label(region.astype(np.uint8), scan.placement).astype(bool)
-        real = {file_part(card.modalities[m]): scan.host[scan.told.index(m)] for m in task.drawn}
+        real = {file_part(card.modalities[m]): scan.host[scan.inputs.index(m)] for m in task.generated}
         volumes: dict[str, NDArray[np.generic]] = {"region": within.astype(np.uint8)}
         for kind, volume in self._in_units(scan, samples).items():
-            volumes[kind] = np.where(within, volume, real.get(kind, np.float32(0)))  # what is known has no uncertainty
+            # Outside the region: the real intensities, and an uncertainty of 0.
+            volumes[kind] = np.where(within, volume, real.get(kind, np.float32(0)))
         return Prediction(volumes, [])
 
 
-def redrawn_region(
+def inpainting_region(
     label: NDArray[np.uint8], classes: tuple[int, ...], margin: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """The label map (X, Y, Z) without the classes, and their voxels with those within `margin` steps of them."""
+    """The label map (X, Y, Z) with the classes set to background, and the region to inpaint.
+
+    The region consists of the voxels of the classes and of those within `margin` steps of them.
+    """
     chosen = np.isin(label, classes)
     region = binary_dilation(chosen, iterations=margin) if margin else chosen
     return np.where(chosen, 0, label).astype(np.uint8), region
 
 
 def file_part(name: str) -> str:
-    """Make a name safe for file names: letters, digits, dot, dash and underscore stay, others become a dash."""
+    """Make a name safe for file names: letters, digits, dots, dashes and underscores stay, the rest becomes a dash."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
