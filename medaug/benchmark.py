@@ -22,6 +22,7 @@ def main(options: Options) -> None:
     from medaug.comparison.arms import check_arms
     from medaug.comparison.benchmark import all_jobs, run_benchmark
     from medaug.comparison.inputs import read_inputs
+    from medaug.comparison.labels import TrainingScans, label_counts
     from medaug.comparison.results import Benchmark
     from medaug.reporting.console import print_table, print_verdicts
     from medaug.reporting.report import write_report
@@ -31,12 +32,15 @@ def main(options: Options) -> None:
         stage_folder(options, name) for name in ("benchmark", "audit", "train", "generate")
     )
     inputs = read_inputs(trained_checkpoint(options), train, synthetic, command("generate", options))
-    identity = part(options, "benchmark", "arms", "segmenter", *changed(options, "scoring")) | inputs.identity
+    scans = TrainingScans.find(inputs, label_counts(options.benchmark))
+    identity = part(options, "benchmark", "arms", "segmenter", *changed(options, "scoring"))
+    identity |= inputs.identity | scans.identity
     if options.benchmark.backend != "unet":
         identity["backend"] = options.benchmark.backend  # runs from before there was a choice used the U-Net
-    work = claim(folder, identity, options.overwrite, recorded=("cohort",))
+    growable = ("arms.names", "benchmark.labelled", "benchmark.draws")  # each job is a result of its own
+    work = claim(folder, identity, options.overwrite, growable, recorded=("cohort",))
     if work:
-        result = run_benchmark(inputs, options, folder)
+        result = run_benchmark(inputs, scans, options, folder)
         files = [*result.save(folder), *(job.scores(folder) for job in all_jobs(options))]
     else:
         refuse_edited(folder)

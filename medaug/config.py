@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medaug.errors import UserError
 from medaug.inputs import read_yaml
-from medaug.keys import Key, check_values, fits, keys, problem, type_name
+from medaug.keys import Key, check_values, fits, keys, problem, type_name, value_of
 from medaug.options import Options
 from medaug.paths import conf_dir, expand_paths, expanded, without_references
 from medaug.stages import STAGES, Stage
@@ -197,20 +197,19 @@ def part(options: Options, *names: str) -> dict[str, Any]:
     """Nodes or keys of the options (`"data"`, `"trainer.seed"`) as plain containers: the identity of a run.
 
     Keys that change no result (where the files lie, how many processes read them) are left out, so that a run
-    can be moved and resumed elsewhere. So are `parameters` where there are none: runs of earlier versions lack them.
+    can be moved and resumed elsewhere. So are the defaults of keys that earlier versions did not have.
     """
-    wanted = [key for key in keys().values() if key.identity and not _is_empty_parameters(options, key.path)]
-    return nested(options, [k.path for k in wanted if any(k.path == n or k.path.startswith(n + ".") for n in names)])
+    wanted = [
+        key.path
+        for key in keys().values()
+        if key.identity and (key.default_recorded or value_of(options, key.path) != key.default)
+    ]
+    return nested(options, [path for path in wanted if any(path == n or path.startswith(n + ".") for n in names)])
 
 
 def changed(options: Options, *names: str) -> list[str]:
     """Those of these nodes that differ from their defaults; configurations of earlier versions lack the others."""
     return [name for name in names if getattr(options, name) != getattr(Options(), name)]
-
-
-def _is_empty_parameters(options: Options, path: str) -> bool:
-    group, _, name = path.partition(".")
-    return name == "parameters" and not getattr(options, group).parameters
 
 
 def nested(options: Options, paths: Iterable[str]) -> dict[str, Any]:

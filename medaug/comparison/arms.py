@@ -18,6 +18,21 @@ from medaug.tables import Table
 
 
 @dataclass(frozen=True)
+class Material:
+    """What the arms may train on in one job.
+
+    Attributes:
+        real: labelled real training cases.
+        synthetic: all synthetic pairs.
+        synthetic_share: share of each batch that is synthetic, in arms with both kinds.
+    """
+
+    real: Sequence[ModelCase]
+    synthetic: Sequence[ModelCase]
+    synthetic_share: float
+
+
+@dataclass(frozen=True)
 class Arm:
     """An entry of the table of arms.
 
@@ -34,19 +49,10 @@ class Arm:
     augment: Augment | None = None
     synthetic: bool = False
 
-    def training_set(
-        self, real: Sequence[ModelCase], synthetic: Sequence[ModelCase], synthetic_share: float
-    ) -> TrainingSet:
-        """What its segmenters train on.
-
-        Args:
-            real: all labelled real training cases.
-            synthetic: all synthetic pairs.
-            synthetic_share: share of each batch that is synthetic, in arms with both kinds.
-        """
-        return TrainingSet(
-            real if self.real else (), synthetic if self.synthetic else (), synthetic_share, self.augment
-        )
+    def training_set(self, material: Material) -> TrainingSet:
+        """What its segmenters train on."""
+        real, synthetic = material.real if self.real else (), material.synthetic if self.synthetic else ()
+        return TrainingSet(real, synthetic, material.synthetic_share, self.augment)
 
 
 REAL = Arm(baseline=None)

@@ -9,6 +9,9 @@ from medaug.errors import UserError
 from medaug.files import atomic_write, file_sha256
 from medaug.inputs import read_text
 
+CHOICES = ("fold", "labelled", "draw")
+"""Attributes of a job that are None in the simplest benchmark."""
+
 REMOVE = "remove the scores.csv of that arm and seed below jobs/, and run the benchmark again to repeat the job"
 
 
@@ -21,12 +24,14 @@ class Job:
         seed: seed of the segmenter's training.
         fold: number of the fold that validates; None: the splits of the cohort's manifest.
         labelled: number of training subjects that keep their labels; None: all.
+        draw: number of the random choice of those subjects; None: all keep their labels.
     """
 
     arm: str
     seed: int
     fold: int | None = None
     labelled: int | None = None
+    draw: int | None = None
 
     def __str__(self) -> str:
         """For messages and the progress bar."""
@@ -35,8 +40,7 @@ class Job:
 
     @property
     def _choices(self) -> list[tuple[str, int]]:
-        pairs = (("fold", self.fold), ("labelled", self.labelled))
-        return [(name, value) for name, value in pairs if value is not None]
+        return [(name, value) for name in CHOICES if (value := getattr(self, name)) is not None]
 
     def scores(self, folder: Path) -> Path:
         """Its score file below the folder of the benchmark."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,13 +57,15 @@ class TestSet:
         return Scores(values, tuple(self.cohort.schema.structures()), path, REMOVE)
 
 
-def run_job(job: Job, segmenter: Segmenter, training_set: TrainingSet, steps: int, test: TestSet, folder: Path) -> None:
+def run_job(
+    job: Job, segmenter: Segmenter, make: Callable[[], TrainingSet], steps: int, test: TestSet, folder: Path
+) -> None:
     """Train the job's segmenter and score it, unless the job is done already.
 
     Args:
         job: the job.
         segmenter: untrained segmenter.
-        training_set: what it is trained on.
+        make: makes what it is trained on; called only if the job is not done.
         steps: optimisation steps.
         test: what it is scored on.
         folder: folder of the benchmark.
@@ -76,7 +78,7 @@ def run_job(job: Job, segmenter: Segmenter, training_set: TrainingSet, steps: in
         job.refuse_edited(folder)
         log.info("%s: done already", job)
         return
-    segmenter.fit(training_set, steps, job.seed, str(job))
+    segmenter.fit(make(), steps, job.seed, str(job))
     scores = test.score(job, segmenter, path)
     scores.save(path)
     job.mark_done(folder)

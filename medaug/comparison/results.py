@@ -47,6 +47,7 @@ class Comparison:
         num_seeds: training seeds.
         verdict: what the interval says, in words.
         floor: Dice of the trivial baseline; None in files of earlier versions.
+        labelled: how many training subjects kept their labels; None: all.
     """
 
     arm: str
@@ -57,6 +58,7 @@ class Comparison:
     num_seeds: int
     verdict: str
     floor: float | None
+    labelled: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class Benchmark:
         config: the resolved configuration, for the reader.
         scores: scores of all jobs.
         comparisons: arms against their baselines.
+        labelled: how many training subjects kept their labels, in the order in which they are shown; None: all.
+        draws: which random choices of those subjects were made; every arm and seed has one job for each.
     """
 
     experiment: str
@@ -94,6 +98,8 @@ class Benchmark:
     config: Mapping[str, Any]
     scores: Scores
     comparisons: tuple[Comparison, ...] = ()
+    labelled: tuple[int | None, ...] = (None,)
+    draws: tuple[int, ...] = (0,)
 
     @property
     def structures(self) -> tuple[str, ...]:
@@ -110,16 +116,39 @@ class Benchmark:
         """The comparisons that a summary names: those of the mean over all structures."""
         return [one for one in self.comparisons if one.structure == MEAN_FOREGROUND] or list(self.comparisons)
 
-    def table(self, arm: str, structure: str, metric: str, absolute: bool = False) -> NDArray[np.float64]:
-        """Scores of an arm, (num_seeds, num_cases), or their absolute values."""
-        return self.scores.table([Job(arm, seed) for seed in self.seeds], self.subjects, structure, metric, absolute)
+    @property
+    def rows(self) -> list[tuple[str, str, int | None]]:
+        """(title, arm, labelled) of the rows of a table of arms, in order."""
+        return [(with_labels(arm, num), arm, num) for num in self.labelled for arm in self.arms]
 
-    def mean(self, arm: str, structure: str, metric: str) -> Interval:
-        """Mean of an arm's scores, with an interval over subjects and seeds."""
-        return bootstrap_table(self.table(arm, structure, metric), list(self.subjects.values()), self.bootstrap_seed)
+    def table(
+        self, arm: str, structure: str, metric: str, labelled: int | None = None, absolute: bool = False
+    ) -> NDArray[np.float64]:
+        """Scores of an arm with a number of labelled training subjects, (num_runs, num_cases), or absolute values.
+
+        Runs are seeds, or, with several draws, draws. The scores of a draw are means over its seeds, because seeds of
+        one draw share its training subjects and are not independent.
+        """
+        draws = (None,) if labelled is None else self.draws
+        by_draw = [
+            self.scores.table(
+                [Job(arm, seed, labelled=labelled, draw=draw) for seed in self.seeds],
+                self.subjects,
+                structure,
+                metric,
+                absolute,
+            )
+            for draw in draws
+        ]
+        return by_draw[0] if len(by_draw) == 1 else np.stack([table.mean(axis=0) for table in by_draw])
+
+    def mean(self, arm: str, structure: str, metric: str, labelled: int | None = None) -> Interval:
+        """Mean of an arm's scores, with an interval over subjects and runs (see `table`)."""
+        table = self.table(arm, structure, metric, labelled)
+        return bootstrap_table(table, list(self.subjects.values()), self.bootstrap_seed)
 
     def compare(self, pairs: Iterable[tuple[str, str]]) -> Benchmark:
-        """The same benchmark with paired differences between arms, on the same test cases and seeds.
+        """The same benchmark with paired differences between arms, on the same test cases, labels and seeds.
 
         If neither arm's mean Dice is above the trivial baseline, no metric of that structure gets a verdict.
 
@@ -127,7 +156,8 @@ class Benchmark:
             pairs: (arm, baseline).
         """
         comparisons = tuple(
-            self._compare(arm, baseline, structure, metric)
+            self._compare(arm, baseline, structure, metric, labelled)
+            for labelled in self.labelled
             for arm, baseline in pairs
             for metric in self.scores.metrics
             for structure in self.structures
@@ -135,14 +165,14 @@ class Benchmark:
         )
         return replace(self, comparisons=comparisons)
 
-    def _compare(self, arm: str, baseline: str, structure: str, metric: str) -> Comparison:
+    def _compare(self, arm: str, baseline: str, structure: str, metric: str, labelled: int | None) -> Comparison:
         floor = self.floor[structure]
-        learned = max(self.table(one, structure, "dice").mean() for one in (arm, baseline)) > floor
+        learned = max(self.table(one, structure, "dice", labelled).mean() for one in (arm, baseline)) > floor
         entry = METRICS[metric]
-        one, other = (self.table(name, structure, metric, entry.is_signed) for name in (arm, baseline))
+        one, other = (self.table(name, structure, metric, labelled, entry.is_signed) for name in (arm, baseline))
         difference = paired_comparison(one, other, list(self.subjects.values()), self.bootstrap_seed)
         words = verdict(difference, bool(entry.higher_is_better), learned)
-        return Comparison(arm, baseline, structure, metric, difference, len(self.seeds), words, floor)
+        return Comparison(arm, baseline, structure, metric, difference, len(self.seeds), words, floor, labelled)
 
     def save(self, folder: Path) -> list[Path]:
         """Write scores.csv, comparison.csv and summary.json; returns their paths.
@@ -158,6 +188,8 @@ class Benchmark:
             "smoke": self.smoke,
             "arms": list(self.arms),
             "seeds": list(self.seeds),
+            "labelled": list(self.labelled),
+            "draws": list(self.draws),
             "steps": self.steps,
             "num_training_cases": self.num_training_cases,
             "num_test_subjects": self.num_test_subjects,
@@ -200,17 +232,26 @@ class Benchmark:
                 config=config,
                 scores=Scores.load([scores], summary["classes"], scores, _AGAIN),
                 comparisons=tuple(load_comparisons(folder / "comparison.csv")),
+                labelled=tuple(None if num is None else int(num) for num in summary.get("labelled", [None])),
+                draws=tuple(int(draw) for draw in summary.get("draws", [0])),
             )
 
 
+def with_labels(arm: str, labelled: int | None) -> str:
+    """Name of an arm with the number of labelled training subjects, if labels were hidden."""
+    return arm if labelled is None else f"{arm}, {labelled} labelled"
+
+
 def save_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
-    """Write comparison.csv, one comparison per row."""
-    rows = []
+    """Write comparison.csv, one comparison per row; the column `labelled` only if labels were hidden."""
+    extra = ("labelled",) if any(one.labelled is not None for one in comparisons) else ()
+    rows: list[tuple[object, ...]] = []
     for one in comparisons:
         difference = one.difference
         numbers = (difference.mean, difference.low, difference.high, difference.clusters, one.num_seeds)
-        rows.append((one.arm, one.baseline, one.structure, one.metric, *numbers, one.verdict, one.floor))
-    write_csv(path, COLUMNS, rows)
+        row = (one.arm, one.baseline, one.structure, one.metric, *numbers, one.verdict, one.floor)
+        rows.append((*row, *(getattr(one, name) for name in extra)))
+    write_csv(path, (*COLUMNS, *extra), rows)
 
 
 def load_comparisons(path: Path) -> list[Comparison]:
@@ -226,5 +267,6 @@ def load_comparisons(path: Path) -> list[Comparison]:
         floor = number(row["floor"], path, _AGAIN) if row.get("floor") else None
         difference = Interval(mean, low, high, subjects, subjects)
         names = (row["arm"], row["baseline"], row["class"], row["metric"])
-        comparisons.append(Comparison(*names, difference, seeds, row["verdict"], floor))
+        labelled = int(number(row["labelled"], path, _AGAIN)) if row.get("labelled") else None
+        comparisons.append(Comparison(*names, difference, seeds, row["verdict"], floor, labelled))
     return comparisons

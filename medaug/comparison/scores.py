@@ -10,16 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medaug.comparison.job import Job
+from medaug.comparison.job import CHOICES, Job
 from medaug.csv_files import number, read_csv, write_csv
 from medaug.errors import UserError
 from medaug.evaluation.scores import MEAN_FOREGROUND, METRICS
 from medaug.inputs import parsing
 
 COLUMNS = ("arm", "seed", "case", "class", "metric", "value")
-CHOICES = ("fold", "labelled")
-"""Columns that a file has only if a job has a value for them."""
-
 Key = tuple[Job, str, str, str]
 """(job, case, structure, metric)."""
 
@@ -94,6 +91,7 @@ class Scores:
         Raises:
             UserError: the disk is full or the folder cannot be written.
         """
+        # Columns that a file has only if a job has a value for them.
         extra = [name for name in CHOICES if any(getattr(job, name) is not None for job, *_ in self.values)]
         write_csv(
             path,

@@ -46,7 +46,9 @@ class SamplerOptions:
         "trailing",
         choices=one_of(table="spacings"),
     )
-    parameters: list[str] = option("options of a sampler that another package adds, as in [strength:0.5]", [])
+    parameters: list[str] = option(
+        "options of a sampler that another package adds, as in [strength:0.5]", [], default_recorded=False
+    )
 
 
 @dataclass
@@ -209,6 +211,19 @@ class BenchmarkOptions:
     steps: int = option("optimisation steps of every segmenter, the same in every arm", 600, limits=_POSITIVE)
     seeds: list[int] = option(
         "one segmenter is trained per arm and seed", [0, 1, 2], items=Items(fewest=1, distinct=True)
+    )
+    labelled: list[str] = option(
+        "how many labelled training subjects keep their labels, as in [4,8,16,all]; every arm is trained for each",
+        ["all"],
+        items=Items(fewest=1, distinct=True),
+        default_recorded=False,
+    )
+    draws: list[int] = option(
+        "random choices of those subjects; within a draw, a smaller number keeps a part of what a larger one keeps",
+        [0],
+        limits=at_least(0),
+        items=Items(fewest=1, distinct=True),
+        default_recorded=False,
     )
     bootstrap_seed: int = option("seed of the intervals", 0, limits=at_least(0))
     backend: str = option("what trains the segmenters", "unet", choices=one_of(table="backends"), identity=False)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from medaug.comparison.results import Benchmark
+from medaug.comparison.results import Benchmark, with_labels
 from medaug.errors import printable
 from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.reporting.text import SMOKE, format_difference, format_evidence, format_interval, metric_of
@@ -30,12 +30,17 @@ def _print_metrics(benchmark: Benchmark, metrics: Sequence[str], console: Consol
     table.add_column("arm, class", overflow="fold")
     for name in metrics:
         table.add_column(metric_of(name).heading, justify="right", no_wrap=True)
-    for arm in benchmark.arms:
-        table.add_row(Text(printable(arm), style="bold"))
+    for title, arm, labelled in benchmark.rows:
+        table.add_row(Text(printable(title), style="bold"))
         for structure in benchmark.structures:
-            cells = [
-                format_interval(benchmark.mean(arm, structure, name), metric_of(name).digits, metric_of(name).is_signed)
+            means = {
+                name: benchmark.mean(arm, structure, name, labelled)
+                for name in metrics
                 if benchmark.scores.measures(structure, name)
+            }
+            cells = [
+                format_interval(means[name], metric_of(name).digits, metric_of(name).is_signed)
+                if name in means
                 else "-"
                 for name in metrics
             ]
@@ -48,8 +53,9 @@ def print_verdicts(benchmark: Benchmark, console: Console) -> None:
     if benchmark.smoke:
         console.print(Text(f"{SMOKE}\n", style="bold"), soft_wrap=True)
     for one in benchmark.headlines:
+        arm = with_labels(one.arm, one.labelled)
         line = (
-            f"{one.arm} against {one.baseline}, {one.structure} {metric_of(one.metric).title}: "
+            f"{arm} against {one.baseline}, {one.structure} {metric_of(one.metric).title}: "
             f"{format_difference(one)}, {one.verdict} ({format_evidence(one)})"
         )
         console.print(Text(line), soft_wrap=True)

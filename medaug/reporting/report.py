@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 
 from medaug.auditing.measures import MEASURES, Measure
 from medaug.auditing.results import FAITHFULNESS, Audit
-from medaug.comparison.results import Benchmark
+from medaug.comparison.results import Benchmark, with_labels
 from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.evaluation.statistics import FEWEST_SUBJECTS
 from medaug.files import atomic_write
@@ -73,6 +73,7 @@ def write_report(benchmark: Benchmark, run: Path, out: Path) -> None:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"interval": format_interval, "difference": format_difference, "evidence": format_evidence}
     environment.filters["metric"] = metric_of
+    environment.filters["arm"] = lambda one: with_labels(one.arm, one.labelled)
     template = environment.from_string((files("medaug.reporting") / "report.html.jinja").read_text("utf-8"))
     html = template.render(
         benchmark=benchmark,
@@ -132,11 +133,11 @@ def _explained(measure: Measure) -> str:
 def _dice_plot(benchmark: Benchmark) -> str:
     """Plot of the Dice of each case, the mean over seeds and structures; the bars are the intervals of the table."""
     arms = {
-        arm: (
-            benchmark.table(arm, MEAN_FOREGROUND, "dice").mean(axis=0),
-            benchmark.mean(arm, MEAN_FOREGROUND, "dice"),
+        title: (
+            benchmark.table(arm, MEAN_FOREGROUND, "dice", labelled).mean(axis=0),
+            benchmark.mean(arm, MEAN_FOREGROUND, "dice", labelled),
         )
-        for arm in benchmark.arms
+        for title, arm, labelled in benchmark.rows
     }
     return _png_uri(figures.png(figures.dice_plot(arms)))
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from medaug.comparison.arms import ARMS, Arm, check_arms, pairs_to_compare
+from medaug.comparison.arms import ARMS, Arm, Material, check_arms, pairs_to_compare
 from medaug.config import load_options
 from medaug.data.transforms import classical
 from medaug.errors import UserError
 from medaug.options import ArmsOptions
 
 REAL, SYNTHETIC = ["r"], ["s"]
+MATERIAL = Material(REAL, SYNTHETIC, 0.25)  # type: ignore[arg-type]
 NAMES = list(ARMS)
 
 
 def test_each_arm_adds_one_ingredient():
-    plain, classic, synthetic = (ARMS[arm].training_set(REAL, SYNTHETIC, 0.25) for arm in ARMS)  # type: ignore[arg-type]
+    plain, classic, synthetic = (ARMS[arm].training_set(MATERIAL) for arm in ARMS)
     assert (plain.real, list(plain.synthetic), plain.augment) == (REAL, [], None)
     assert (classic.real, list(classic.synthetic), classic.augment) == (REAL, [], classical)
     assert (synthetic.real, synthetic.synthetic, synthetic.augment) == (REAL, SYNTHETIC, classical)
@@ -34,7 +35,7 @@ def test_an_added_arm_names_its_own_baseline(monkeypatch):
         ("synthetic", "real"),
         ("real+classical", "real"),
     ]
-    training_set = ARMS["synthetic"].training_set(REAL, SYNTHETIC, 0.25)  # type: ignore[arg-type]
+    training_set = ARMS["synthetic"].training_set(MATERIAL)
     assert list(training_set.real) == [] and training_set.num_synthetic(4) == 4
     check_arms(ArmsOptions(names=["real", "synthetic"]), 1)
     monkeypatch.setitem(ARMS.own, "apart", lambda: Arm(baseline=None))

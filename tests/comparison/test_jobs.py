@@ -14,7 +14,7 @@ import pytest
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import LabelSchema
 from medaug.comparison.arms import ARMS as TABLE
-from medaug.comparison.arms import pairs_to_compare
+from medaug.comparison.arms import Material, pairs_to_compare
 from medaug.comparison.job import Job
 from medaug.comparison.jobs import TestSet, gather, run_job
 from medaug.comparison.results import COLUMNS as COMPARISON_COLUMNS
@@ -157,8 +157,8 @@ def run(job, folder, bench, segmenter=None):
     manifest, space, loaded = bench
     problem = Problem(manifest.modalities, manifest.schema, space)
     segmenter = segmenter or BACKENDS["unet"].make(problem, OPTIONS)
-    training_set = TABLE[job.arm].training_set(loaded, loaded, 0.5)
-    run_job(job, segmenter, training_set, 1, TestSet(manifest, loaded), folder)
+    training_set = TABLE[job.arm].training_set(Material(loaded, loaded, 0.5))
+    run_job(job, segmenter, lambda: training_set, 1, TestSet(manifest, loaded), folder)
 
 
 def test_scores_are_taken_on_the_scans_own_grid(bench, tmp_path):

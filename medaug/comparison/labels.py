@@ -1,0 +1,152 @@
+"""Which training scans have which labels: all of them, or a random choice of a given number of subjects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+
+from medaug.cohort.folds import hide_labels
+from medaug.cohort.manifest import Case, Manifest
+from medaug.comparison.inputs import Inputs
+from medaug.comparison.job import Job
+from medaug.data.cases import ModelCase, load_cases
+from medaug.data.cohorts import find_cohort
+from medaug.data.contents import case_contents, cohort_digest
+from medaug.errors import UserError
+from medaug.options import BenchmarkOptions, DataOptions
+from medaug.training.checkpoint import Card
+
+ALL = "all"
+
+
+def label_counts(options: BenchmarkOptions) -> list[int | None]:
+    """The numbers of labelled training subjects to compare, in the order given; None: all.
+
+    Raises:
+        UserError: an entry is neither "all" nor a number from 1 up.
+    """
+    for word in options.labelled:
+        if word != ALL and not (word.isascii() and word.isdigit() and int(word) > 0):
+            raise UserError(
+                f"benchmark.labelled={word}", "write numbers of subjects from 1 up, or all, as in [4,8,all]"
+            )
+    return [None if word == ALL else int(word) for word in options.labelled]
+
+
+def uncovered(cohort: Manifest, card: Card, phantoms: Path) -> Manifest:
+    """The cohort of a training with the labels that `data.labelled` hid from it.
+
+    Args:
+        cohort: the cohort as the training saw it.
+        card: of the training's checkpoint.
+        phantoms: folder of the run's phantoms.
+
+    Raises:
+        UserError: the cohort's source cannot be read, or is not the one that was trained on.
+    """
+    known = {field.name for field in fields(DataOptions)}
+    stored = {key: value for key, value in card.options["data"].items() if key in known}
+    if stored.get("labelled") is None:
+        return cohort
+    options = DataOptions(**stored | {"labelled": None, "roots": [cohort.root]})
+    source = {case.name: case for case in find_cohort(options, phantoms).cases}
+    cases = []
+    for case in cohort.cases:
+        whole = source.get(case.name)
+        if whole is None or (whole.subject, whole.split) != (case.subject, case.split):
+            raise UserError(
+                f"benchmark.labelled: {case.name} is not in the cohort that data.labelled={stored['labelled']} hid "
+                "labels of, or has another subject or split there",
+                "restore the manifest, or use labelled=[all]",
+            )
+        cases.append(replace(case, label=whole.label))
+    return replace(cohort, cases=tuple(cases))
+
+
+@dataclass(frozen=True)
+class TrainingScans:
+    """The training scans of a benchmark.
+
+    Attributes:
+        inputs: generator, pairs and cohort.
+        cohort: the cohort with every label that is known, including those that the generator's training did not see.
+    """
+
+    inputs: Inputs
+    cohort: Manifest
+
+    @classmethod
+    def find(cls, inputs: Inputs, counts: Sequence[int | None]) -> TrainingScans:
+        """The scans for these numbers of labelled subjects.
+
+        Raises:
+            UserError: as `uncovered`.
+        """
+        hidden = any(count is not None for count in counts)
+        cohort = uncovered(inputs.cohort, inputs.card, inputs.cache.parent / "phantom") if hidden else inputs.cohort
+        return cls(inputs, cohort)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a result depends on beside the benchmark's inputs: the labels that they do not include."""
+        return {} if self.cohort == self.inputs.cohort else {"labels": self.digest()}
+
+    def digest(self) -> str:
+        """Digest of the cohort with all labels, as the files are now."""
+        return cohort_digest(self.cohort, case_contents(self.cohort, self.cohort.cases, self.inputs.cache))
+
+    @cached_property
+    def labelled(self) -> list[ModelCase]:
+        """All training scans with a label, in model space."""
+        return self._load([case for case in self.cohort.split("train") if case.label is not None])
+
+    def kept(self, job: Job) -> set[str]:
+        """Names of the training scans that keep their label in a job.
+
+        Raises:
+            UserError: fewer training subjects have labels.
+        """
+        if job.labelled is None:
+            return {case.name for case in self.inputs.labelled("train")}
+        cases = hide_labels(self.cohort.cases, job.labelled, job.draw or 0)
+        return {case.name for case in cases if case.split == "train" and case.label is not None}
+
+    def real(self, job: Job) -> list[ModelCase]:
+        """The training scans that keep their label in a job, in model space."""
+        kept = self.kept(job)
+        return [case for case in self.labelled if case.case.name in kept]
+
+    def unlabelled(self, job: Job) -> list[ModelCase]:
+        """The other training scans, without their labels."""
+        kept = self.kept(job)
+        hidden = [case for case in self.labelled if case.case.name not in kept]
+        never = [case for case in self.cohort.split("train") if case.label is None]
+        return [replace(case, case=replace(case.case, label=None), label=None) for case in hidden] + self._load(never)
+
+    def refuse_seen(self, job: Job) -> None:
+        """Refuse a job with pairs whose generator saw labels that the job hides.
+
+        Raises:
+            UserError: names a subject.
+        """
+        if job.labelled is None:
+            return
+        kept, seen = self.kept(job), self.inputs.card.seen.contents
+        hidden = [case for case in self.cohort.split("train") if case.label is not None and case.name not in kept]
+        contents = case_contents(self.cohort, hidden, self.inputs.cache)
+        visible = {case.name for case in self.inputs.labelled("train")}
+        known = [case for case in hidden if case.name in visible or contents[case.name][-1] in seen]
+        subjects = {case.subject for case in hidden}
+        for record in self.inputs.pairs.records:
+            if record.get("mask_source") == "generated":
+                known += [case for case in hidden if case.subject in subjects & set(record["subjects"])]
+        if known:
+            raise UserError(
+                f"leak: {job} hides the label of subject {known[0].subject}, which the generator of the pairs saw",
+                f"train it with data.labelled={job.labelled} data.labelled_seed={job.draw}, or leave the arm out",
+            )
+
+    def _load(self, cases: Sequence[Case]) -> list[ModelCase]:
+        return load_cases(self.cohort, cases, self.inputs.card.preprocessing, self.inputs.cache)
