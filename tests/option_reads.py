@@ -117,12 +117,7 @@ class Reader:
                 for target, value in _assigned(node):
                     if paths := self._paths(value, known):
                         known[ast.unparse(target)] = known.get(ast.unparse(target), Paths()) | paths
-        entries = {
-            ast.unparse(target)
-            for node in nodes
-            for target, value in _assigned(node)
-            if isinstance(value, ast.Subscript) and ast.unparse(value.value).isupper()
-        }
+        entries = {ast.unparse(target) for node in nodes for target, value in _assigned(node) if _is_entry(value)}
         texts = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
         self.words |= texts | {n.attr for n in nodes if isinstance(n, ast.Attribute)}
         self.words |= {n.arg for n in nodes if isinstance(n, ast.arg)}
@@ -163,7 +158,9 @@ class Reader:
         if given:
             for place in self._callees(module, function):
                 self._enter(place, dict(given))
-            if isinstance(function, ast.Attribute) and ast.unparse(function.value) in entries:
+            if isinstance(function, ast.Attribute) and (
+                _is_entry(function.value) or ast.unparse(function.value) in entries
+            ):
                 # An entry of a table may do with the options whatever takes options of that type.
                 for _, paths in given:
                     for path in paths & NODES:
@@ -197,6 +194,11 @@ class Reader:
             own = {name: paths for name, paths in held.items() if name.startswith("self.")}
         for method in methods:
             self.follow(module, method, own)
+
+
+def _is_entry(node: ast.AST) -> bool:
+    """Whether a node looks an entry up in a table, as in `CODECS[name]`."""
+    return isinstance(node, ast.Subscript) and ast.unparse(node.value).isupper()
 
 
 def _assigned(node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:

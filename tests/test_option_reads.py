@@ -44,7 +44,7 @@ def test_what_is_read_is_found_through_names_calls_and_constructors():
     assert {
         "trainer.learning_rate",
         "segmenter.channels",
-        "codec.levels",
+        "codec.name",
         "data.fold",
         "trainer.score_num",
     } <= train
