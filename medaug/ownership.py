@@ -12,6 +12,7 @@ from typing import Any
 from medaug.errors import UserError
 from medaug.files import atomic_write, writing
 from medaug.inputs import read_json
+from medaug.tables import entry_names
 
 MARKER = ".medaug-run"
 _SAME_COMMAND = "remove it and run the same command again, which keeps the work that is done"
@@ -19,7 +20,6 @@ _TEXT = "A run folder of medaug. With overwrite=true its results may be replaced
 _RESULTS = (
     *("finished.json", "manifest.json", "provenance*.jsonl", "contact_sheet.png", ".scoring", ".tmp-????????-*-*"),
     *("last.ckpt", "best.ckpt", "codec.ckpt", "selector.pt", "validation.csv", "pictures"),
-    *("tensorboard", "csv", "wandb", "mlflow"),
     *("imagesTr", "labelsTr", "strip.png", "strip.gif"),
     *("metrics.csv", "metrics.json"),
     *("judge.pt", "faithfulness.json", "faithfulness.csv", "measures.csv", "guidance.png"),
@@ -54,7 +54,8 @@ def empty(folder: Path) -> None:
     volumes = _volumes(folder)
     found = sorted(folder.iterdir(), key=lambda entry: (entry.name != "finished.json", entry.name))
     entries = [entry for entry in found if not _matches(entry.name, _KEPT)]
-    if foreign := [entry.name for entry in entries if not _matches(entry.name, _RESULTS) and entry.name not in volumes]:
+    ours = (*_RESULTS, *entry_names("loggers"))  # a logger writes to a folder with the name of its entry
+    if foreign := [entry.name for entry in entries if not _matches(entry.name, ours) and entry.name not in volumes]:
         raise UserError(
             f"holds {', '.join(foreign[:3])}{' and others' if len(foreign) > 3 else ''}, which medaug did not write",
             "move it away and run the same command again. Nothing was removed",

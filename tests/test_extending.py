@@ -85,7 +85,7 @@ def test_a_model_is_built_of_installed_parts(installed: None) -> None:
 
 
 def test_an_installed_logger_writes_where_it_says(installed: None, tmp_path: Path) -> None:
-    assert make_logger("quiet_csv", tmp_path).name == "quiet"
+    assert make_logger("quiet_csv", tmp_path).name == "quiet_csv"
 
 
 def test_runs_without_parameters_have_the_identity_of_earlier_versions() -> None:

@@ -140,6 +140,15 @@ def test_overwriting_removes_the_former_result_only(folder):
     assert (neighbour / "b.nii.gz").read_text() == "kept" and outside.read_text() == "kept"
 
 
+def test_the_folders_of_all_loggers_are_results(folder, install):
+    install("quiet", "def quiet(folder): ...", loggers={"quiet_csv": "quiet"})
+    assert runs.claim(folder, IDENTITY, overwrite=False)
+    for name in ("tensorboard", "csv", "wandb", "mlflow", "quiet_csv"):
+        (folder / name).mkdir()
+    assert runs.claim(folder, OTHER_SEED, overwrite=True)
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", ".medaug-run", "config.yaml"]
+
+
 @pytest.mark.parametrize("name", ["thesis.tex", ".git/HEAD", "photos/a.nii.gz", "b_T1.nii.gz"])
 def test_overwriting_is_refused_where_there_is_more_than_a_result(folder, name):
     assert runs.claim(folder, IDENTITY, overwrite=False)
