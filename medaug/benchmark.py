@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from medaug.config import changed, part
+from medaug.config import part
 from medaug.launcher import launch
 from medaug.options import Options
 from medaug.runs import claim, command, finish, refuse_edited, stage_folder, trained_checkpoint
@@ -33,10 +33,7 @@ def main(options: Options) -> None:
     )
     inputs = read_inputs(trained_checkpoint(options), train, synthetic, command("generate", options))
     scans = TrainingScans.find(inputs, label_counts(options.benchmark))
-    identity = part(options, "benchmark", "arms", "segmenter", *changed(options, "scoring"))
-    identity |= inputs.identity | scans.identity
-    if options.benchmark.backend != "unet":
-        identity["backend"] = options.benchmark.backend  # runs from before there was a choice used the U-Net
+    identity = part(options, "benchmark", "arms", "segmenter", "scoring") | inputs.identity | scans.identity
     growable = ("arms.names", "benchmark.labelled", "benchmark.draws")  # each job is a result of its own
     work = claim(folder, identity, options.overwrite, growable, recorded=("cohort",))
     if work:

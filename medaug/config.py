@@ -197,19 +197,14 @@ def part(options: Options, *names: str) -> dict[str, Any]:
     """Nodes or keys of the options (`"data"`, `"trainer.seed"`) as plain containers: the identity of a run.
 
     Keys that change no result (where the files lie, how many processes read them) are left out, so that a run
-    can be moved and resumed elsewhere. So are the defaults of keys that earlier versions did not have.
+    can be moved and resumed elsewhere. So are keys that runs of earlier versions lack, while they have their default.
     """
     wanted = [
-        key.path
+        key
         for key in keys().values()
-        if key.identity and (key.default_recorded or value_of(options, key.path) != key.default)
+        if (value_of(options, key.path) != key.default if key.identity is None else key.identity)
     ]
-    return nested(options, [path for path in wanted if any(path == n or path.startswith(n + ".") for n in names)])
-
-
-def changed(options: Options, *names: str) -> list[str]:
-    """Those of these nodes that differ from their defaults; configurations of earlier versions lack the others."""
-    return [name for name in names if getattr(options, name) != getattr(Options(), name)]
+    return nested(options, [k.path for k in wanted if any(k.path == n or k.path.startswith(n + ".") for n in names)])
 
 
 def nested(options: Options, paths: Iterable[str]) -> dict[str, Any]:

@@ -26,8 +26,8 @@ class Key:
         hint: type.
         default: value.
         help: its help line.
-        choices, limits, items, applies_when, identity, default_recorded, is_path: see
-            `medaug.options.declaration.option`; the keys of `applies_when` have their full paths.
+        choices, limits, items, applies_when, identity, is_path: see `medaug.options.declaration.option`; the keys of
+            `applies_when` have their full paths.
     """
 
     path: str
@@ -38,8 +38,7 @@ class Key:
     limits: Range
     items: Items
     applies_when: tuple[When, ...]
-    identity: bool
-    default_recorded: bool
+    identity: bool | None
     is_path: bool
 
 

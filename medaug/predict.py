@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from medaug.config import changed, part
+from medaug.config import part
 from medaug.launcher import launch
 from medaug.options import Options
 from medaug.runs import claim, finish, stage_folder, trained_checkpoint
@@ -25,7 +25,7 @@ def main(options: Options) -> None:
     job = Job.load(trained_checkpoint(options), options, stage_folder(options, "train").parent / "cache")
     name = settings.name or (Path(settings.manifest).stem if settings.manifest else settings.split or "val")
     folder = stage_folder(options, "predict") / name
-    identity = part(options, "predict", "sampler", *changed(options, "scoring")) | job.identity
+    identity = part(options, "predict", "sampler", "scoring") | job.identity
     if not claim(folder, identity, options.overwrite, recorded=("contents",), keep="name=NAME keeps both"):
         return
     predictions = job.run(folder, f"{options.experiment}, {name}")

@@ -271,6 +271,14 @@ def test_a_run_of_an_earlier_version_is_recognised(tmp_path, stage):
     assert json.loads((folder / "finished.json").read_text()) == {}
 
 
+def test_a_key_that_earlier_runs_lack_belongs_to_the_identity_once_it_is_set():
+    load = config.load_options
+    assert "backend" not in config.part(load("benchmark", ["experiment=demo"]), "benchmark")["benchmark"]
+    options = load("benchmark", ["experiment=demo"])
+    options.benchmark.backend = "another"
+    assert config.part(options, "benchmark")["benchmark"]["backend"] == "another"
+
+
 @pytest.fixture
 def trained(tmp_path):
     """A function that claims the folder of a training with a preset, as the stage does."""

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import nn
 
 from medaug.auditing.measures import MEASURES, Generator, Material
 from medaug.auditing.results import Audit
 from medaug.cohort.provenance import Recipe
 from medaug.comparison.inputs import Inputs
-from medaug.data.cases import ModelCase
 from medaug.data.contents import refuse_copies
 from medaug.errors import UserError
 from medaug.evaluation.baseline import trivial_dice
@@ -21,8 +19,8 @@ from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.options import Options
 from medaug.pictures.figures import guidance_picture, save_figure
 from medaug.processes import choose_device
-from medaug.segmentation.protocol import TrainingSet
-from medaug.segmentation.unet import load_segmenter, save_segmenter, train_segmenter
+from medaug.segmentation.backends import trained_judge
+from medaug.segmentation.protocol import Problem, TrainingSet
 from medaug.training.checkpoint import load_model
 
 if TYPE_CHECKING:
@@ -62,9 +60,11 @@ def audit(inputs: Inputs, options: Options, folder: Path) -> Audit:
             path=inputs.cohort.root,
         )
     refuse_copies({"train": train, "val": val, "synthetic": synthetic})
-    judge = _judge(train, inputs, options, folder / "judge.pt")
+    settings, problem = options.audit, Problem(inputs.cohort.modalities, inputs.cohort.schema, card.preprocessing)
+    steps, seed, path = settings.judge_steps, settings.seed, folder / "judge.pt"
+    judge = trained_judge(settings.backend, problem, options.segmenter, TrainingSet(train), steps, seed, "judge", path)
     recipes = {record["name"]: Recipe.from_mapping(record) for record in inputs.pairs.records}
-    material = Material(card.schema, options.audit, val, synthetic, judge, Generator(model, recipes))
+    material = Material(card.schema, settings, val, synthetic, judge, Generator(model, recipes))
     results = {
         name: list(measure.function(material)) for name, measure in MEASURES.items() if material.has(measure.needs)
     }
@@ -82,8 +82,8 @@ def audit(inputs: Inputs, options: Options, folder: Path) -> Audit:
         ratio=made.mean / real.mean if learned else None,
         ratio_low=made.low / real.mean if learned and not np.isnan(made.low) else None,
         judge={
-            "steps": options.audit.judge_steps,
-            "seed": options.audit.seed,
+            "steps": settings.judge_steps,
+            "seed": settings.seed,
             "num_training_cases": len(train),
         },
     )
@@ -111,17 +111,6 @@ def log_audit(result: Audit, path: Path) -> None:
             "nothing, so its numbers tell nothing about the images; raise judge_steps",
             result.floor,
         )
-
-
-def _judge(train: list[ModelCase], inputs: Inputs, options: Options, path: Path) -> nn.Module:
-    """Load the judge from `path`, after training it if there is no such file."""
-    num_classes, settings = inputs.cohort.schema.num_classes, options.audit
-    if not path.exists():
-        net = train_segmenter(
-            TrainingSet(train), num_classes, options.segmenter, settings.judge_steps, settings.seed, "judge"
-        )
-        save_segmenter(net, path)
-    return load_segmenter(path, len(inputs.cohort.modalities), num_classes, options.segmenter.channels)
 
 
 def _guidance_figure(material: Material, inputs: Inputs) -> Figure:

@@ -13,7 +13,6 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from medaug.auditing.results import GUIDANCE, Group
 from medaug.cohort.provenance import Recipe
@@ -22,7 +21,7 @@ from medaug.data.cases import ModelCase
 from medaug.evaluation.faithfulness import agreement, derangement
 from medaug.evaluation.texture import mean_absolute_gradient
 from medaug.options import AuditOptions
-from medaug.segmentation.unet import segment
+from medaug.segmentation.protocol import Judge
 from medaug.synthesis.generation import sample_images
 from medaug.tables import Table
 from medaug.training.model import DiffusionModel
@@ -75,7 +74,7 @@ class Material:
     settings: AuditOptions
     val: Sequence[ModelCase]
     synthetic: Sequence[ModelCase]
-    judge: nn.Module | None = None
+    judge: Judge | None = None
     generator: Generator | None = None
 
     def has(self, needs: Sequence[str]) -> bool:
@@ -89,7 +88,7 @@ class Material:
     def judged(self, images: Sequence[NDArray[np.float32]]) -> Labels:
         """The judge's label maps of images (M, X, Y, Z)."""
         assert self.judge is not None
-        return [segment(self.judge, np.array(image)) for image in images]
+        return [self.judge.segment(image) for image in images]
 
     @cached_property
     def judged_synthetic(self) -> Labels:

@@ -138,8 +138,7 @@ def option(
     limits: Range = _ANY_NUMBER,
     items: Items = _ANY_LIST,
     applies_when: tuple[When, ...] = (),
-    identity: bool = True,
-    default_recorded: bool = True,
+    identity: bool | None = True,
     is_path: bool = False,
 ) -> Any:
     """A dataclass field that is a key of the configuration.
@@ -156,9 +155,8 @@ def option(
         items: what a list must look like.
         applies_when: all of these must hold for the key to have an effect; where one does not, the key is refused on a
             command line. Configuration files may set it, for they serve several command lines.
-        identity: False: the key changes no result, only where and how fast.
-        default_recorded: False: a run's identity holds the key only if its value is not the default, because earlier
-            versions recorded runs without it.
+        identity: whether the key belongs to a run's identity. False: it changes no result, only where and how fast.
+            None: only if it differs from its default, because there are runs that are older than the key.
         is_path: it names files or folders, in which `~` and environment variables are expanded.
     """
     metadata = {
@@ -168,7 +166,6 @@ def option(
         "items": items,
         "applies_when": applies_when,
         "identity": identity,
-        "default_recorded": default_recorded,
         "is_path": is_path,
     }
     if isinstance(default, list):

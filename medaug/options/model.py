@@ -171,7 +171,5 @@ class ProcessOptions:
         choices=one_of(table="loss_weights"),
     )
     parameters: list[str] = option(
-        "options of a schedule, prediction or loss weight that another package adds, as in [power:2]",
-        [],
-        default_recorded=False,
+        "options of a schedule, prediction or loss weight that another package adds, as in [power:2]", [], identity=None
     )

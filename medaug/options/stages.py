@@ -47,7 +47,7 @@ class SamplerOptions:
         choices=one_of(table="spacings"),
     )
     parameters: list[str] = option(
-        "options of a sampler that another package adds, as in [strength:0.5]", [], default_recorded=False
+        "options of a sampler that another package adds, as in [strength:0.5]", [], identity=None
     )
 
 
@@ -170,9 +170,13 @@ class ScoringOptions:
         "distance in mm between two surfaces that counts as agreement in NSD; 1 is about one voxel of a brain scan",
         1.0,
         limits=at_least(0),
+        identity=None,
     )
     lesions: list[str] = option(
-        "structures that consist of separate lesions, which are then also counted", [], items=Items(distinct=True)
+        "structures that consist of separate lesions, which are then also counted",
+        [],
+        items=Items(distinct=True),
+        identity=None,
     )
 
 
@@ -181,6 +185,7 @@ class AuditOptions:
     """Do the images show what their masks say? Measured by a segmenter (the judge) that has no other use."""
 
     judge_steps: int = option("optimisation steps of the judge", 1500, limits=_POSITIVE)
+    backend: str = option("what trains the judge", "unet", choices=one_of(table="backends"), identity=None)
     guidance_scales: list[float] = option(
         "guidance scales compared on the same seeds and masks", [0.0, 1.0, 3.0], limits=at_least(0)
     )
@@ -216,17 +221,17 @@ class BenchmarkOptions:
         "how many labelled training subjects keep their labels, as in [4,8,16,all]; every arm is trained for each",
         ["all"],
         items=Items(fewest=1, distinct=True),
-        default_recorded=False,
+        identity=None,
     )
     draws: list[int] = option(
         "random choices of those subjects; within a draw, a smaller number keeps a part of what a larger one keeps",
         [0],
         limits=at_least(0),
         items=Items(fewest=1, distinct=True),
-        default_recorded=False,
+        identity=None,
     )
     bootstrap_seed: int = option("seed of the intervals", 0, limits=at_least(0))
-    backend: str = option("what trains the segmenters", "unet", choices=one_of(table="backends"), identity=False)
+    backend: str = option("what trains the segmenters", "unet", choices=one_of(table="backends"), identity=None)
 
 
 @dataclass

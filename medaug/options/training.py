@@ -105,6 +105,9 @@ class TrainerOptions:
         limits=at_least(1),
         applies_when=_SCORED,
     )
+    selector_backend: str = option(
+        "what trains that segmenter", "unet", choices=one_of(table="backends"), applies_when=_SCORED, identity=None
+    )
 
 
 @dataclass

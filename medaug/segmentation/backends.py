@@ -1,9 +1,12 @@
-"""The table of segmenter backends, from which `benchmark.backend` chooses."""
+"""The table of segmenter backends, for the benchmark, the audit's judge and the selecting segmenter of a training."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from medaug.errors import UserError
 from medaug.options import SegmenterOptions
-from medaug.segmentation.protocol import Backend, Problem
+from medaug.segmentation.protocol import Backend, Judge, Problem, TrainingSet
 from medaug.segmentation.unet import UNetSegmenter
 from medaug.tables import Table
 
@@ -18,3 +21,38 @@ class UNetBackend:
 
 UNET = UNetBackend()
 BACKENDS: Table[Backend] = Table("backends", "segmenter backend", Backend, key="benchmark.backend")
+
+
+def trained_judge(
+    backend: str,
+    problem: Problem,
+    options: SegmenterOptions,
+    training_set: TrainingSet,
+    steps: int,
+    seed: int,
+    name: str,
+    path: Path,
+) -> Judge:
+    """A segmenter for images in model space, trained once and kept in a file.
+
+    Args:
+        backend: name in `BACKENDS`.
+        problem, options: what the segmenter is made of.
+        training_set, steps, seed, name: see `Segmenter.fit`; used unless the file exists.
+        path: the file.
+
+    Raises:
+        UserError: the backend makes no judges, the training failed, or the file is damaged.
+    """
+    judge = BACKENDS[backend].make(problem, options)
+    if not isinstance(judge, Judge):
+        raise UserError(
+            f"backend {backend} cannot be the {name}: its segmenters lack some of the methods segment, features, save "
+            "and load",
+            "choose another one",
+        )
+    if not path.exists():
+        judge.fit(training_set, steps, seed, name)
+        judge.save(path)
+    judge.load(path)
+    return judge

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -58,9 +59,9 @@ class Problem:
 class Segmenter(Protocol):
     """A segmenter that is trained once and then applied to cases.
 
-    It need not be a network, or even run in this process. A segmenter may also have two methods that nothing requires:
-    `features(case) -> (num_features,)`, and `probabilities(case) -> (num_classes, X, Y, Z)`, the probability of every
-    class on the scan's own grid, without which calibration is not measured.
+    It need not be a network, or even run in this process. A segmenter may also have a method
+    `probabilities(case) -> (num_classes, X, Y, Z)`, the probability of every class on the scan's own grid, without
+    which calibration is not measured.
     """
 
     def fit(self, training_set: TrainingSet, steps: int, seed: int, name: str) -> None:
@@ -81,6 +82,34 @@ class Segmenter(Protocol):
 
         Raises:
             UserError: the prediction failed.
+        """
+
+
+@runtime_checkable
+class Judge(Segmenter, Protocol):
+    """A segmenter that also segments images in model space, such as samples, and is kept in a file.
+
+    The audit's judge and the selecting segmenter of a training must be one; for a benchmark a `Segmenter` is enough.
+    """
+
+    def segment(self, image: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Class indices (X, Y, Z) of an image (M, X, Y, Z) in model space.
+
+        Raises:
+            UserError: the prediction failed.
+        """
+
+    def features(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What distinguishes images (M, X, Y, Z) in model space from each other, (num_features,)."""
+
+    def save(self, path: Path) -> None:
+        """Write what was trained; the file is whole or absent."""
+
+    def load(self, path: Path) -> None:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: the file is damaged, or of another segmenter.
         """
 
 

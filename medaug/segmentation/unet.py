@@ -61,7 +61,7 @@ class _UNet(UNet):
 
 
 class UNetSegmenter:
-    """The U-Net as a `Segmenter` (`medaug.segmentation.protocol`).
+    """The U-Net as a `Judge` (`medaug.segmentation.protocol`).
 
     Args:
         problem: what is to be segmented.
@@ -80,16 +80,29 @@ class UNetSegmenter:
 
     def predict(self, case: ModelCase) -> NDArray[np.uint8]:
         """Class indices (X, Y, Z) on the scan's own grid; see `segment` for the errors."""
-        return self.problem.preprocessing.invert_label(segment(self.net, np.array(case.image)), case.placement)
+        return self.problem.preprocessing.invert_label(self.segment(case.image), case.placement)
 
     def probabilities(self, case: ModelCase) -> NDArray[np.float32]:
         """Probability of every class, (num_classes, X, Y, Z), on the scan's own grid; see `segment` for the errors."""
         foreground = compute_logits(self.net, np.array(case.image)).float().softmax(0)[1:]
         return self.problem.preprocessing.invert_probabilities(foreground.cpu().numpy(), case.placement)
 
-    def features(self, case: ModelCase) -> NDArray[np.float32]:
+    def segment(self, image: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Class indices (X, Y, Z) of an image (M, X, Y, Z) in model space; see `segment` for the errors."""
+        return segment(self.net, np.array(image))
+
+    def features(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """The mean features of the coarsest level, (channels[-1],)."""
-        return encode(self.net, np.array(case.image))
+        return encode(self.net, np.array(image))
+
+    def save(self, path: Path) -> None:
+        """See `save_segmenter`."""
+        save_segmenter(self.net, path)
+
+    def load(self, path: Path) -> None:
+        """See `load_segmenter`."""
+        schema, modalities = self.problem.schema, self.problem.modalities
+        self.net = load_segmenter(path, len(modalities), schema.num_classes, self.options.channels)
 
 
 def build_segmenter(num_modalities: int, num_classes: int, channels: Sequence[int]) -> nn.Module:

@@ -33,7 +33,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from medaug.cohort.provenance import Recipe
 from medaug.cohort.schema import LabelSchema
@@ -56,14 +55,8 @@ from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.evaluation.texture import CROP, central_box, mean_absolute_gradient
 from medaug.options import GenerateOptions, MasksOptions, SamplerOptions, SegmenterOptions, TrainerOptions
 from medaug.processes import wait_for_first
-from medaug.segmentation.protocol import TrainingSet
-from medaug.segmentation.unet import (
-    encode,
-    load_segmenter,
-    save_segmenter,
-    segment,
-    train_segmenter,
-)
+from medaug.segmentation.backends import trained_judge
+from medaug.segmentation.protocol import Judge, Problem, TrainingSet
 from medaug.synthesis.generation import sample_images
 from medaug.synthesis.masks import Label
 from medaug.synthesis.recipes import Recipes
@@ -162,7 +155,7 @@ def sample_score(
     ready.unlink(missing_ok=True)
     schema, num_held_out = data.card.schema, len(data.val)
     real = _real(data.train, data.val)
-    selector = _selector(data.labelled, data.val, schema, trainer, segmenter, folder)
+    selector = _selector(data, trainer, segmenter, folder)
     ready.touch()
 
     def score(model: DiffusionModel, step: int) -> dict[str, float]:
@@ -262,7 +255,7 @@ def _gradient(images: Sequence[Image]) -> float:
 class _Selector:
     """The selecting segmenter, with its Dice and features on real scans."""
 
-    net: nn.Module
+    net: Judge
     dice: float
     features_mean: NDArray[np.float64]
     features_std: NDArray[np.float64]
@@ -271,7 +264,7 @@ class _Selector:
     def judge(
         self, images: Sequence[Image], masks: Sequence[NDArray[np.uint8]], schema: LabelSchema
     ) -> dict[str, float]:
-        dice = float(agreement((segment(self.net, image) for image in images), masks, schema).mean())
+        dice = float(agreement(map(self.net.segment, images), masks, schema).mean())
         numbers = {"faithfulness": dice / self.dice, "dice": dice}
         if len(self.validation) > 1:
             numbers["kernel_distance"] = kernel_distance(self._features(images), self._features(self.validation))
@@ -282,14 +275,10 @@ class _Selector:
 
 
 def _selector(
-    labelled: Sequence[ModelCase],
-    val: Sequence[ModelCase],
-    schema: LabelSchema,
-    trainer: TrainerOptions,
-    segmenter: SegmenterOptions,
-    folder: Path,
+    data: TrainingData, trainer: TrainerOptions, segmenter: SegmenterOptions, folder: Path
 ) -> _Selector | None:
     """Train the selecting segmenter, or load it; None, with a warning, if it could not judge samples."""
+    card, labelled, val = data.card, data.labelled, data.val
     judged = [case for case in val if case.label is not None]
     if len(labelled) < FEWEST_LABELLED or not judged:
         log.warning(
@@ -299,15 +288,19 @@ def _selector(
             len(judged),
         )
         return None
-    path = folder / "selector.pt"
-    if not path.exists():
-        seed = named_seed(trainer.seed, "selector")
-        steps = trainer.selector_steps
-        save_segmenter(
-            train_segmenter(TrainingSet(labelled), schema.num_classes, segmenter, steps, seed, "selector"), path
-        )
-    net = load_segmenter(path, len(labelled[0].image), schema.num_classes, segmenter.channels)
-    found = (segment(net, np.array(case.image)) for case in judged)
+    schema, problem = card.schema, Problem(card.modalities, card.schema, card.preprocessing)
+    steps, seed = trainer.selector_steps, named_seed(trainer.seed, "selector")
+    net = trained_judge(
+        trainer.selector_backend,
+        problem,
+        segmenter,
+        TrainingSet(labelled),
+        steps,
+        seed,
+        "selector",
+        folder / "selector.pt",
+    )
+    found = (net.segment(case.image) for case in judged)
     dice = float(agreement(found, [np.asarray(case.label) for case in judged], schema).mean())
     log.info("the selecting segmenter's mean foreground Dice on %d validation scans: %.3f", len(judged), dice)
     subjects = [case.case.subject for case in labelled]
@@ -330,5 +323,5 @@ def _selector(
     )
 
 
-def _features(net: nn.Module, images: Sequence[Image]) -> NDArray[np.float64]:
-    return np.array([encode(net, image) for image in images], dtype=np.float64)
+def _features(net: Judge, images: Sequence[Image]) -> NDArray[np.float64]:
+    return np.array([net.features(image) for image in images], dtype=np.float64)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from pages import Page, toy_benchmark
 
-from medaug.auditing import measures as module
 from medaug.auditing.measures import MEASURES, Material, Measure
 from medaug.auditing.results import Audit, Group
 from medaug.cohort.manifest import Case
@@ -50,14 +50,14 @@ def test_sharpness_is_the_mean_gradient_of_each_set():
     assert synthetic.interval == expected
 
 
-def test_a_judge_that_sees_the_mask_finds_real_and_synthetic_faithful_and_shuffled_masks_too(monkeypatch):
+def test_a_judge_that_sees_the_mask_finds_real_and_synthetic_faithful_and_shuffled_masks_too():
     """All masks are equal here, so that chance is as good: what shuffling is for."""
     label = case("x", "X").label
-    monkeypatch.setattr(module, "segment", lambda judge, image: label)
-    groups = {g.images: g.interval.mean for g in MEASURES["faithfulness"].function(material(judge=object()))}
+    judge = SimpleNamespace(segment=lambda image: label)
+    groups = {g.images: g.interval.mean for g in MEASURES["faithfulness"].function(material(judge=judge))}
     assert groups == {"real_validation": 1.0, "synthetic": 1.0, "shuffled": 1.0}
-    monkeypatch.setattr(module, "segment", lambda judge, image: 1 - label)
-    groups = {g.images: g.interval.mean for g in MEASURES["faithfulness"].function(material(judge=object()))}
+    judge = SimpleNamespace(segment=lambda image: 1 - label)
+    groups = {g.images: g.interval.mean for g in MEASURES["faithfulness"].function(material(judge=judge))}
     assert set(groups.values()) == {0.0}
 
 

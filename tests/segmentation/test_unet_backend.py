@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +14,13 @@ from monai.losses import DiceCELoss
 from medaug.cohort.manifest import Case
 from medaug.cohort.schema import IGNORE, LabelSchema
 from medaug.data.cases import ModelCase
-from medaug.data.preprocessing import Placement
+from medaug.data.preprocessing import Placement, Preprocessing
 from medaug.data.transforms import classical
 from medaug.errors import UserError
 from medaug.evaluation.scores import mean_foreground_dice
 from medaug.options import SegmenterOptions
-from medaug.segmentation.protocol import TrainingSet
+from medaug.segmentation.backends import BACKENDS, trained_judge
+from medaug.segmentation.protocol import Problem, TrainingSet
 from medaug.segmentation.unet import (
     _batches,
     build_segmenter,
@@ -32,6 +34,7 @@ from medaug.segmentation.unet import (
 from medaug.training.model import has_bf16
 
 SIDE = 16
+SCHEMA = LabelSchema(((0, "background"), (1, "dim"), (2, "bright")))
 TINY = SegmenterOptions(channels=[8, 16], batch_size=4, learning_rate=5e-3, num_workers=0)
 
 
@@ -56,9 +59,8 @@ CASES = [toy(i) for i in range(6)]
 @pytest.mark.slow
 def test_what_is_plain_to_see_is_learned():
     net = train_segmenter(TrainingSet(CASES, augment=None), 3, TINY, 60, 0, "toy")
-    schema = LabelSchema(((0, "background"), (1, "dim"), (2, "bright")))
     unseen = [toy(100 + i) for i in range(4)]
-    scores = [mean_foreground_dice(segment(net, case.image), case.label, schema) for case in unseen]
+    scores = [mean_foreground_dice(segment(net, case.image), case.label, SCHEMA) for case in unseen]
     assert np.mean(scores) > 0.9
 
 
@@ -120,6 +122,51 @@ def test_a_saved_segmenter_segments_as_before(tmp_path):
     result = segment(again, CASES[0].image)
     assert result.dtype == np.uint8 and result.shape == (SIDE,) * 3
     np.testing.assert_array_equal(result, segment(net, CASES[0].image))
+
+
+def test_a_judge_of_any_backend_is_trained_once_and_one_that_cannot_judge_is_refused(tmp_path, monkeypatch):
+    """A judge that is no network: whatever is brighter than the mean of its training images is class 1."""
+
+    class Threshold:
+        def __init__(self, problem, options):
+            pass
+
+        def fit(self, training_set, steps, seed, name):
+            self.level = float(np.mean([case.image for case in training_set.real]))
+
+        def predict(self, case):
+            return self.segment(case.image)
+
+        def segment(self, image):
+            return (image[0] > self.level).astype(np.uint8)
+
+        def features(self, image):
+            return image.mean((1, 2, 3))
+
+        def save(self, path):
+            path.write_text(str(self.level))
+
+        def load(self, path):
+            self.level = float(path.read_text())
+
+    class Plain:
+        def __init__(self, problem, options):
+            pass
+
+        fit, predict = Threshold.fit, Threshold.predict
+
+    for name, made in (("threshold", Threshold), ("plain", Plain)):
+        monkeypatch.setitem(BACKENDS.own, name, lambda made=made: SimpleNamespace(make=made))
+    path = tmp_path / "judge.txt"
+    problem = Problem(("T1",), SCHEMA, Preprocessing((SIDE,) * 3, None, (0.0, 100.0)))
+    judge = trained_judge("threshold", problem, TINY, TrainingSet(CASES), 1, 0, "judge", path)
+    expected = CASES[0].image[0] > np.mean([case.image for case in CASES])
+    np.testing.assert_array_equal(judge.segment(CASES[0].image), expected)
+    path.write_text("5")  # what is on file is not trained again
+    again = trained_judge("threshold", problem, TINY, TrainingSet(CASES), 1, 0, "judge", path)
+    assert not again.segment(CASES[0].image).any()
+    with pytest.raises(UserError, match="backend plain cannot be the judge: its segmenters lack some of the methods"):
+        trained_judge("plain", problem, TINY, TrainingSet(CASES), 1, 0, "judge", path)
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from medaug.diffusion.process import build_process
 from medaug.errors import UserError
 from medaug.evaluation.memorisation import expected_near_copies
 from medaug.options import MasksOptions, SegmenterOptions, TrainerOptions
+from medaug.segmentation.unet import UNetSegmenter
 from medaug.synthesis import scoring
 from medaug.synthesis.scoring import check_scoring, sample_score
 from medaug.training.checkpoint import Card
@@ -97,10 +98,10 @@ def copying(label, seed):
 def by_threshold(monkeypatch):
     """A selecting segmenter that needs no training: what is bright once it is smooth is the box."""
 
-    def segment(net, image):
+    def segment(self, image):
         return (gaussian_filter(np.asarray(image)[0], 1.5) > 0.0).astype(np.uint8)
 
-    monkeypatch.setattr(scoring, "segment", segment)
+    monkeypatch.setattr(UNetSegmenter, "segment", segment)
     monkeypatch.setattr(scoring, "LEAST_DICE", 0.1)
 
 
@@ -163,7 +164,7 @@ def test_the_selector_is_trained_once(tmp_path, monkeypatch):
     scorer(tmp_path)
     before = (tmp_path / "selector.pt").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, "train_segmenter", lambda *_: pytest.fail("trained again"))
+        patch.setattr(UNetSegmenter, "fit", lambda *_: pytest.fail("trained again"))
         scorer(tmp_path)
     assert (tmp_path / "selector.pt").read_bytes() == before
     (tmp_path / "selector.pt").unlink()
