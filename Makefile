@@ -16,7 +16,7 @@ preset = $(if $(PRESET),preset=$(PRESET))
 data = $(if $(DATA),data=$(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo ingest train generate predict export audit benchmark test test-fast fuzz lint format notebooks docs clean help
+.PHONY: setup demo ingest train generate predict export audit benchmark verify test test-fast fuzz lint format notebooks docs clean help
 
 setup: $(STAMP) ## create the environment in .venv (updates it when requirements change)
 
@@ -63,6 +63,9 @@ audit: $(STAMP) ## measure whether the images match their masks: EXP=name
 
 benchmark: $(STAMP) ## measure whether the pairs help on held-out subjects: EXP=name
 	@$(BIN)/python -m medaug.benchmark $(experiment) $(preset) $(ARGS)
+
+verify: $(STAMP) ## say whether files are synthetic and unchanged: ARGS=DIR
+	@$(BIN)/python -m medaug.verify $(ARGS)
 
 # All tests of a file run in one process because they share fixtures. One thread per process, so that processes do not compete.
 pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile

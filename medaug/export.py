@@ -38,9 +38,11 @@ def main(options: Options) -> None:
     from medaug.data.cache import content_digests
     from medaug.exporting.formats import WRITERS
     from medaug.exporting.request import Export
+    from medaug.marking.signing import Signer
     from medaug.synthesis.pairs import Pairs
 
     write = WRITERS[wanted.format]
+    signer = None if wanted.sign_key is None else Signer.load(Path(wanted.sign_key))
     out = Path(wanted.out)
     if wanted.manifest is not None:
         source = Path(wanted.manifest)
@@ -55,7 +57,7 @@ def main(options: Options) -> None:
         pairs.refuse_changed(content_digests(files, folder.parent / "cache"))
     line = {"out": str(out.resolve()), "format": wanted.format, "cases": len(cohort.cases), "digest": digest}
     made = {one["name"]: one for one in records}
-    write(Export(cohort, out, made, wanted.segmentation, partial(_note, record, line)))
+    write(Export(cohort, out, made, wanted.segmentation, signer, partial(_note, record, line)))
     log.info("%d cases of %s are in %s", len(cohort.cases), cohort.name, out)
 
 

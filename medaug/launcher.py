@@ -110,6 +110,8 @@ def run(stage_name: str, body: Callable[[Options], None], arguments: Sequence[st
             run_sweep([word for word in arguments if word not in {"--multirun", "-m"}])
             return 0
         words = [word for word in arguments if word != "--cfg"]
+        if key := STAGES[stage_name].positional:
+            words = [word if "=" in word or word.startswith("-") else f"{key}={word}" for word in words]
         for word in words:
             if re.match(r"[+~]*hydra[./]|(train\.)?objective=", word):
                 raise UserError(f"{word}: read by sweeps alone", "they are made by `train --multirun`")

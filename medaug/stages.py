@@ -15,7 +15,8 @@ class Stage:
     """What a stage is for, what it needs, and the nodes or single keys of `Options` that its command line may set.
 
     `shared`: several processes can work on it together. `continues`: it works on the experiment's training, and so
-    takes the preset of that training unless the command line names one.
+    takes the preset of that training unless the command line names one. `positional`: the key that a word without `=`
+    gives.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Stage:
     result: str
     example: str
     reads: tuple[str, ...]
+    positional: str = ""
     experiment_needed: bool = True
     shared: bool = False
     continues: bool = False
@@ -111,6 +113,16 @@ STAGES = {
             "experiment=demo",
             (*_RUN, "overwrite", "checkpoint", "segmenter", "arms", "scoring"),
             continues=True,
+        ),
+        Stage(
+            "verify",
+            "say whether files are synthetic, whether they are unchanged, and what made them",
+            "a file or folder",
+            "a line per file, and exit status 2 if one was changed",
+            "path=DIR",
+            ("umask",),
+            positional="path",
+            experiment_needed=False,
         ),
     )
 }

@@ -233,6 +233,16 @@ def record_digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(dict(record), sort_keys=True).encode()).hexdigest()
 
 
+def recipe_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `Recipe` that a record holds."""
+    return {f.name: record[f.name] for f in fields(Recipe) if f.name in record}
+
+
+def recipe_digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 of the recipe in a record, hexadecimal."""
+    return record_digest(recipe_of(record))
+
+
 def _line(mapping: Mapping[str, Any]) -> str:
     return json.dumps(dict(mapping), ensure_ascii=False, allow_nan=False)
 

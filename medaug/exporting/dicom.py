@@ -57,9 +57,12 @@ def write_dicom(export: Export) -> None:
             stored = Stored.of(image, through_zero=kind.modality == "PT")
             rounding[modality] = max(rounding[modality], stored.error)
             series.append(series_of(study, kind, number, modality, stored, affine))
+            for dataset in series[-1]:
+                export.mark_dicom(case, dataset)
             _save(series[-1], folder / case.name / folders[number - 1])
         if label is not None:
             seg = segmentation(study, series[0], label, manifest.schema, export.segmentation, len(images) + 1)
+            export.mark_dicom(case, seg)
             with atomic_write(folder / case.name / "SEG.dcm") as temporary:
                 seg.save_as(temporary, enforce_file_format=True)
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from medaug.cohort.manifest import Case
 from medaug.exporting.request import Export, training_part
 from medaug.files import atomic_write
-from medaug.imaging.nifti import write_volume
 
 
 def write_msd(export: Export) -> None:
@@ -25,7 +24,7 @@ def write_msd(export: Export) -> None:
     Raises:
         UserError: as `Export.fill`, `Export.images` and `Export.indices`.
     """
-    manifest, note = export.manifest, export.note
+    manifest = export.manifest
     schema = replace(manifest.schema, remap=())
 
     def write_case(case: Case, folder: Path) -> None:
@@ -33,12 +32,13 @@ def write_msd(export: Export) -> None:
         images, first = export.images(case)
         target = folder / f"images{part}" / f"{case.name}.nii.gz"
         if len(images) == 1:
-            write_volume(target, images[0], first.affine, note)
+            export.write(case, target, images[0], first.affine)
         else:
-            _write_stack(target, np.stack(images, axis=-1), first.affine, note)
+            _write_stack(target, np.stack(images, axis=-1), first.affine, export.note(case))
+            export.mark(case, target)
         if part == "Tr":
             label = schema.to_values(export.indices(case, first))
-            write_volume(folder / "labelsTr" / f"{case.name}.nii.gz", label, first.affine, note)
+            export.write(case, folder / "labelsTr" / f"{case.name}.nii.gz", label, first.affine)
 
     def files(cases: list[Case]) -> dict[str, Any]:
         listed = {part: [c for c in cases if training_part(c) == part] for part in ("Tr", "Ts")}

@@ -10,7 +10,6 @@ from medaug.cohort.manifest import Case
 from medaug.cohort.schema import LabelSchema
 from medaug.errors import UserError
 from medaug.exporting.request import Export, training_part
-from medaug.imaging.nifti import write_volume
 from medaug.imaging.volume import RIGHT_ANGLE, shear
 
 log = logging.getLogger(__name__)
@@ -27,7 +26,7 @@ def write_nnunet(export: Export) -> None:
     Raises:
         UserError: as `Export.fill`, `Export.images` and `Export.indices`, or a class is called "ignore".
     """
-    manifest, note = export.manifest, export.note
+    manifest = export.manifest
     schema = _renumbered(manifest.schema)
     labels, order = _nnunet_labels(schema)
     sheared = False
@@ -38,10 +37,10 @@ def write_nnunet(export: Export) -> None:
         images, first = export.images(case)
         sheared = sheared or shear(first.affine).max() > RIGHT_ANGLE / 2
         for index, image in enumerate(images):
-            write_volume(folder / f"images{part}" / f"{case.name}_{index:04d}.nii.gz", image, first.affine, note)
+            export.write(case, folder / f"images{part}" / f"{case.name}_{index:04d}.nii.gz", image, first.affine)
         if case.label is not None:
             label = schema.to_values(export.indices(case, first))
-            write_volume(folder / f"labels{part}" / f"{case.name}.nii.gz", label, first.affine, note)
+            export.write(case, folder / f"labels{part}" / f"{case.name}.nii.gz", label, first.affine)
 
     def files(cases: list[Case]) -> dict[str, Any]:
         training = [case for case in cases if training_part(case) == "Tr"]

@@ -10,13 +10,17 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 
 from medaug.cohort.manifest import Case, Manifest
 from medaug.errors import UserError
 from medaug.files import atomic_write, put_folder, temporary_folder, write_json
+from medaug.imaging.nifti import write_volume
 from medaug.imaging.reading import read_label, read_volumes
 from medaug.imaging.volume import Header, Volume, grid_difference, is_finite
 from medaug.layouts import PHANTOM_MARK
+from medaug.marking.mark import PHANTOM_NOTE, mark_dataset, mark_file, synthetic_note
+from medaug.marking.signing import Signer
 from medaug.progress import track
 
 log = logging.getLogger(__name__)
@@ -35,6 +39,7 @@ class Export:
         out: the folder to write, which must not exist yet; afterwards it is whole or absent.
         records: provenance of the cases that are synthetic, by the name of the case; other cases are real or phantoms.
         segmentation: kind of DICOM SEG, for the format that writes one.
+        signer: signs the marks of synthetic files; None: they are not signed.
         announce: called when all files are written, just before the folder gets its name.
     """
 
@@ -42,12 +47,33 @@ class Export:
     out: Path
     records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     segmentation: str = "BINARY"
+    signer: Signer | None = None
     announce: Callable[[], None] = _silent
 
-    @property
-    def note(self) -> str:
-        """The note in every header; without the cohort's name, which may be that of a patient's folder."""
-        return "medaug export, phantom" if self.manifest.phantom else "medaug export"
+    def note(self, case: Case) -> str:
+        """The note in the headers of a case; without the cohort's name, which may be that of a patient's folder."""
+        if case.name in self.records:
+            return synthetic_note(self.records[case.name], self.manifest.phantom)
+        return PHANTOM_NOTE if self.manifest.phantom else "medaug export"
+
+    def mark(self, case: Case, path: Path, **beside: Any) -> None:
+        """Write the mark of a NIfTI file of a synthetic case beside it; `beside` are further keys of that JSON file."""
+        if case.name in self.records:
+            mark_file(path, self.records[case.name], self.manifest.phantom, self.signer, **beside)
+
+    def mark_dicom(self, case: Case, dataset: Dataset) -> None:
+        """Put the mark of a synthetic case into a DICOM dataset, just before it is saved."""
+        if case.name in self.records:
+            mark_dataset(dataset, self.records[case.name], self.manifest.phantom, self.signer)
+
+    def write(self, case: Case, path: Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
+        """Write a NIfTI file (X, Y, Z) of a case with its note and its mark.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        write_volume(path, array, affine, self.note(case))
+        self.mark(case, path)
 
     def fill(
         self,

@@ -117,6 +117,14 @@ def read_nifti_header(path: str | os.PathLike[str]) -> Header:
         return _parse(path, stream.read(_HEADER_BYTES))[1]
 
 
+def read_description(path: str | os.PathLike[str]) -> str:
+    """Read the note in the header of a NIfTI file (`descrip`). Raises as `read_nifti_header`."""
+    path = Path(path)
+    with _opened(path) as stream:
+        note = bytes(_parse(path, stream.read(_HEADER_BYTES))[0]["descrip"].item())
+    return note.rstrip(b"\0").decode("ascii", "replace")
+
+
 def write_volume(path: str | os.PathLike[str], array: ArrayLike, affine: ArrayLike, description: str = "") -> None:
     """Write a NIfTI-1 file, whole or not at all, the same bytes for the same input.
 

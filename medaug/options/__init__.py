@@ -23,6 +23,7 @@ from medaug.options.stages import (
     SamplerOptions,
     ScoringOptions,
     SegmenterOptions,
+    VerifyOptions,
 )
 from medaug.options.training import LoggerOptions, TrainerOptions, TrainOptions
 
@@ -48,6 +49,7 @@ __all__ = [
     "TaskOptions",
     "TrainOptions",
     "TrainerOptions",
+    "VerifyOptions",
 ]
 
 
@@ -90,3 +92,4 @@ class Options:
     benchmark: BenchmarkOptions = field(default_factory=BenchmarkOptions)
     export: ExportOptions = field(default_factory=ExportOptions)
     ingest: IngestOptions = field(default_factory=IngestOptions)
+    verify: VerifyOptions = field(default_factory=VerifyOptions)

@@ -245,6 +245,7 @@ class ExportOptions:
         choices=one_of("BINARY", "LABELMAP"),
         applies_when=(only_with("export.format", "dicom"),),
     )
+    sign_key: str | None = path_option("private Ed25519 key (PEM) that signs the mark of every synthetic file")
     manifest: str | None = path_option("manifest of a cohort to export; null: the experiment's synthetic pairs")
     out: str | None = path_option("folder to write, which must not exist yet")
 
@@ -308,3 +309,12 @@ class IngestOptions(SplitOptions):
     mirror: str | None = option(
         "address of the folder with the archives; null: the task's own", None, applies_when=_DOWNLOAD
     )
+
+
+@dataclass
+class VerifyOptions:
+    """What is a file, and is it what was written?"""
+
+    path: str | None = path_option("the file or folder to look at; the word path= may be left out")
+    public_key: str | None = path_option("public Ed25519 key (PEM) by which every file must be signed")
+    report: str | None = path_option("JSON file for all that was found")

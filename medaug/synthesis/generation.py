@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from medaug.data.cases import ModelCase
 from medaug.errors import UserError
 from medaug.files import file_sha256
 from medaug.imaging.nifti import write_volume
+from medaug.marking.mark import synthetic_note
 from medaug.processes import process_count, process_rank
 from medaug.progress import track
 from medaug.synthesis.recipes import recipe_guidance, recipe_sampling
@@ -97,7 +99,7 @@ def generate_pairs(
             if recipe.index in made:
                 continue
             files = _write_pair(folder, card, recipe, host, mask, image)
-            line = {**recipe.to_mapping(), **files, "subjects": [recipe.host_subject]}
+            line = {**recipe.to_mapping(), **files, "subjects": [recipe.host_subject], "version": version("medaug")}
             if mask_seen is not None:
                 line["subjects"] = sorted({recipe.host_subject, *mask_seen.in_split("train")})
                 line["mask_validation_subjects"] = sorted(mask_seen.in_split("val"))
@@ -114,7 +116,7 @@ def _write_pair(
 ) -> dict[str, Any]:
     """Write one pair; returns its name, its files with their digests, and the host voxels that the model generated."""
     name = f"{card.experiment}_synthetic_{recipe.index:05d}"
-    description = "medaug synthetic" + (" phantom" if card.phantom else "")
+    description = synthetic_note(recipe.to_mapping(), card.phantom)
     volumes, values = on_host_grid(card, host, mask, image)
     images = [f"imagesTr/{name}_{m:04d}.nii.gz" for m in range(len(volumes))]
     for file, volume in zip(images, volumes, strict=True):
