@@ -39,9 +39,9 @@ class Model:
     """A trained model that turns masks into images.
 
     Attributes:
-        path: its checkpoint.
-        sha256: of that file.
-        card: what the model was made of, for and from.
+        path: checkpoint of the model.
+        sha256: SHA-256 of the checkpoint.
+        card: the model card: options, preprocessing, labels, and the subjects that training saw.
         network: the torch module.
     """
 
@@ -79,21 +79,21 @@ class Model:
         sampler: SamplerOptions | None = None,
         attributes: Mapping[str, str | float] | None = None,
     ) -> torch.Tensor:
-        """Draw one image for each mask.
+        """Sample one image for each mask.
 
         Args:
             masks: label values (B, X, Y, Z) on the model's grid (`shape`); (X, Y, Z) is one mask.
             seed: image i depends on its mask, the seed and i alone.
             guidance_scale: 0 ignores the mask, 1 is the plain conditional model, more exaggerates the mask.
             sampler: sampler and number of steps; None: the default sampler.
-            attributes: of the scans, by name, if the model was trained with any; unnamed ones are unknown.
+            attributes: values of attributes by name, if the model was trained with any; the others are unknown.
 
         Returns:
             Images (B, M, X, Y, Z) in [-1, 1], float32, on the CPU.
 
         Raises:
-            UserError: the masks have another shape or hold a value that is no label, the model needs more than masks,
-                or the options do not fit the model.
+            UserError: the masks have the wrong shape or contain a value that is not a label, the model needs other
+                inputs besides masks, or the options do not fit the model.
         """
         indices = self._indices(masks)
         named = [f"{name}:{value}" for name, value in (attributes or {}).items()]
@@ -129,7 +129,7 @@ class Model:
         array = np.asarray(masks)
         if array.ndim not in (3, 4) or array.shape[-3:] != self.shape or 0 in array.shape:
             raise UserError(
-                f"masks: the shape is {array.shape}, and the model needs {self.shape} or (B, *{self.shape})",
+                f"masks: the shape is {array.shape}, but the model needs {self.shape} or (B, *{self.shape})",
                 "resample them to the model's grid",
             )
         return self.card.schema.to_indices(array.reshape(-1, *self.shape), "masks")
@@ -139,10 +139,10 @@ def load(path: PathLike) -> Model:
     """Load a trained model, with averaged weights, onto the GPU if there is one.
 
     Args:
-        path: a run folder (runs/EXPERIMENT, whose best checkpoint is used, else the last), or a checkpoint.
+        path: a checkpoint, or a run folder (runs/EXPERIMENT), of which the best checkpoint is used, otherwise the last.
 
     Raises:
-        UserError: no such checkpoint, or it is damaged or not medaug's.
+        UserError: there is no such checkpoint, or it is damaged or was not written by medaug.
     """
     checkpoint = _find_checkpoint(Path(path))
     digest, card, network = _read(checkpoint)
@@ -176,26 +176,27 @@ class SyntheticPairs(IterableDataset[Pair]):
         image: MetaTensor (M, X, Y, Z), float32, in the host's units, with its affine (mm, RAS).
         label: MetaTensor (1, X, Y, Z), uint8, label values as in the cohort's files, with the same affine.
         index: number of the pair.
-        subject: the training subject that lent grid, intensities and (for masks "real" and "deformed") the mask.
-        recipe: JSON text of all that made the pair, see `medaug.cohort.provenance.Recipe`.
+        subject: the training subject whose grid, intensities and (for masks "real" and "deformed") mask were used.
+        recipe: JSON text of everything that determines the pair, see `medaug.cohort.provenance.Recipe`.
 
-    The pairs are those that `medaug.generate` writes with the same options. Processes of a data loader, and of
-    torchrun, share them without making any twice. Neither their number nor the seed of the loader changes a pair, only
-    the order.
+    The pairs are those that `medaug.generate` writes with the same options. The processes of a data loader and of
+    torchrun share the pairs, and each pair is made once. The number of processes and the loader's seed change only the
+    order of the pairs.
 
     Args:
         checkpoint: a run folder or a checkpoint, as in `load`; the training's manifest.json lies beside the checkpoint,
             and its scans are needed too.
         masks: name of a mask source, or its options.
-        screen: called with each pair; if it returns False, the pair is made again from another seed, up to
+        screen: called with each pair; if it returns False, the pair is made again with another seed, up to
             `MOST_ATTEMPTS` times.
-        seed: root of every pair's own seed.
-        num: number of pairs; None: without end.
+        seed: root seed from which the seed of every pair is derived.
+        num: number of pairs; None: no limit.
         generate: guidance, attributes and batch size; its `num`, `seed` and `strip` are not used.
         sampler: sampler and number of steps.
 
     Raises:
-        UserError: no such checkpoint, its training scans are missing or were changed, or the options do not fit.
+        UserError: there is no such checkpoint, its training scans are missing or were changed, or the options do not
+            fit the model.
     """
 
     def __init__(
@@ -209,7 +210,7 @@ class SyntheticPairs(IterableDataset[Pair]):
         sampler: SamplerOptions | None = None,
     ) -> None:
         if num is not None and num < 1:
-            raise UserError(f"num={num}: at least 1 is needed", "give None for pairs without end")
+            raise UserError(f"num={num}: must be at least 1", "give None for an unlimited number of pairs")
         self.checkpoint = _find_checkpoint(Path(checkpoint))
         self.screen = screen
         self.num = num
@@ -224,7 +225,7 @@ class SyntheticPairs(IterableDataset[Pair]):
         self._load()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without model and scans: a spawned process loads them again."""
+        """The state without model and scans, which a spawned process loads again."""
         return self.__dict__ | {"_loaded": None}
 
     def __iter__(self) -> Iterator[Pair]:
@@ -233,7 +234,7 @@ class SyntheticPairs(IterableDataset[Pair]):
         number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
         mine, all_shares = process_rank() * count + number, process_count() * count
         size = self._options.generate.batch_size
-        # Pairs of one batch are sampled together, so a batch is never divided: its last digits would change.
+        # A batch is never split between processes: sampling its pairs separately would change their last digits.
         for start in itertools.count(mine * size, all_shares * size):
             batch = range(start, start + size if self.num is None else min(start + size, self.num))
             if not batch:

@@ -1,4 +1,4 @@
-"""Stage: measure whether the images obey their masks.
+"""Stage: measure how well the images match their masks.
 
 python -m medaug.audit experiment=hippocampus [guidance_scales=[0,1,3]]
 """
@@ -12,7 +12,7 @@ from medaug.runs import claim, command, finish, stage_folder, trained_checkpoint
 
 
 def main(options: Options) -> None:
-    """Train the judge, take all measures of the pairs, and write faithfulness.json, its tables and its picture."""
+    """Train the judge, compute all measures of the pairs, and write faithfulness.json, tables and a picture."""
     from medaug.auditing.audit import audit, check_pairs, log_audit
     from medaug.comparison.inputs import read_inputs
 

@@ -1,4 +1,4 @@
-"""Stage: measure on untouched subjects whether the synthetic pairs help.
+"""Stage: measure, on subjects that no model saw, whether the synthetic pairs help.
 
 python -m medaug.benchmark experiment=hippocampus [seeds=[0,1,2]] [steps=600]
 """
@@ -34,7 +34,7 @@ def main(options: Options) -> None:
     inputs = read_inputs(trained_checkpoint(options), train, synthetic, command("generate", options))
     scans = TrainingScans.find(inputs, label_counts(options.benchmark))
     identity = part(options, "benchmark", "arms", "segmenter", "scoring") | inputs.identity | scans.identity
-    growable = ("arms.names", "benchmark.labelled", "benchmark.draws")  # each job is a result of its own
+    growable = ("arms.names", "benchmark.labelled", "benchmark.draws")  # each job has its own result
     work = claim(folder, identity, options.overwrite, growable, recorded=("cohort",))
     if work:
         result = run_benchmark(inputs, scans, options, folder)
@@ -44,7 +44,7 @@ def main(options: Options) -> None:
         result = Benchmark.load(folder)
     refuse_edited(audit)
     report = folder / "report.html"
-    write_report(result, folder.parent, report)  # always: the audit may have been run, or run again, since
+    write_report(result, folder.parent, report)  # also if finished: the audit may have been run in the meantime
     if work:
         finish(folder, {"report": report.name}, files)
     console = Console()

@@ -11,7 +11,7 @@ from medaug.stages import STAGES
 
 
 def overview() -> str:
-    """What each stage is for, what it needs, where its result goes, and a command that runs it."""
+    """The text that lists the stages: purpose, needs, result and an example of each."""
     lines = ["medaug: synthetic image-mask pairs for segmentation, and whether they help", ""]
     for stage in STAGES.values():
         lines += [
@@ -25,9 +25,9 @@ def overview() -> str:
 
 
 def main() -> None:
-    """Run the stage that the first word names; without words, list the stages.
+    """Run the stage named by the first word; without words, list the stages.
 
-    The stage runs as if by `python -m`, so that a launcher that starts it again on further devices finds it.
+    The stage runs as with `python -m`, so that launchers can start it again on other devices.
     """
     words = sys.argv[1:]
     if not words or words[0] in {"--help", "-h", "help"}:

@@ -1,8 +1,8 @@
-"""From `key=value` words on a command line to one typed `Options`.
+"""Turns the `key=value` words of a command line into one typed `Options`.
 
-Hydra composes the files under `conf/`: schema, groups, experiment, preset, in this order, so that an
-experiment says what is modelled and a preset has the last word on size and budget; single keys of the command
-line come on top. Every word is checked before anything is composed: a key silently ignored costs a night.
+Hydra composes the files under `conf/` in this order: schema, groups, experiment, preset. So the experiment defines
+what is modelled, and the preset overrides its size and budget. Single keys of the command line override everything.
+Every word is checked before anything is composed, because a key that is silently ignored wastes a whole training.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from medaug.tables import did_you_mean
 
 logger = logging.getLogger(__name__)
 
-# Groups whose files lie in the global package: they choose among the other groups and set any key.
+# Groups whose files can choose among the other groups and set any key (Hydra's global package).
 GLOBAL_GROUPS = ("experiment", "preset")
 
 
 def choices(group: str) -> list[str]:
-    """What may be chosen for a group, sorted: the file names in `conf/<group>`."""
+    """The choices of a group, sorted: the names of the files in `conf/<group>`."""
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
 def _full_path(stage: Stage, word: str, known: Mapping[str, Key]) -> str:
-    """The path in `Options` that a stage's command line means by `word`, which may name a whole group."""
+    """The path in `Options` of a word on a stage's command line; the word may name a whole group."""
     groups = {path.split(".")[0] for path in known}
     path = f"{stage.name}.{word}" if word in stage.own else word
     if path in known or path in groups:
@@ -55,7 +55,7 @@ def _full_path(stage: Stage, word: str, known: Mapping[str, Key]) -> str:
     if readers:
         names = ", ".join(f"`{reader.name}`" for reader in readers)
         trained = stage.name != "ingest" and [reader.name for reader in readers] == ["train"]
-        why = ": the generator is taken from its checkpoint" if trained else ""
+        why = ": the generator is loaded from its checkpoint" if trained else ""
         raise UserError(f"{word} is read by {names}, not by `{stage.name}`{why}")
     mine = {
         *stage.own,
@@ -67,7 +67,7 @@ def _full_path(stage: Stage, word: str, known: Mapping[str, Key]) -> str:
 
 
 def _parse(argument: str, word: str, text: str, key: Key) -> Any:
-    """The value of one `key=value`, read by Hydra's grammar; text may stand unquoted whatever is in it."""
+    """The value of one `key=value`, parsed by Hydra's grammar; text needs no quotation marks, whatever it contains."""
     hint, is_text = key.hint, fits("", key.hint)
     texts = _texts(text) if fits([""], hint) else None
     try:
@@ -84,9 +84,9 @@ def _parse(argument: str, word: str, text: str, key: Key) -> Any:
             return text
         raise UserError(f"{argument}: expected {type_name(hint)}", f"a list is written {word}=[{text}]")
     value = override.value()
-    # A folder called 2024 or 1e3 is text: as typed, not as the number that it could be.
+    # A folder called 2024 or 1e3 stays the text that was typed.
     value = text if is_text and value is not None and not isinstance(value, str) else value
-    if texts is not None and not fits(value, hint):  # so in a list: case 010 is not the number 10
+    if texts is not None and not fits(value, hint):  # the same in a list: case 010 is not the number 10
         value = texts
     if (wrong := problem(key, value)) is not None:
         raise UserError(f"{argument}: {wrong}")
@@ -94,7 +94,7 @@ def _parse(argument: str, word: str, text: str, key: Key) -> Any:
 
 
 def _texts(text: str) -> list[str] | None:
-    """The items of a list as they were typed; None where it is none, or quotation marks or brackets shape it."""
+    """The items of a list as they were typed; None if it is not a list, or has quotation marks or inner brackets."""
     inside = re.fullmatch(r"\s*\[([^][(){}'\"\\]*)\]\s*", text)
     items = [item.strip() for item in inside[1].split(",")] if inside else []
     return items if items and all(items) else None
@@ -113,7 +113,7 @@ def parse_arguments(stage: Stage, arguments: Sequence[str]) -> tuple[dict[str, s
     """Split a command line into group choices and single keys, both by their path in `Options`.
 
     Raises:
-        UserError: a malformed argument, a key given twice or not read by the stage, an unknown choice.
+        UserError: an argument is malformed, a key is given twice or not read by the stage, or a choice is unknown.
     """
     known = keys()
     chosen: dict[str, str] = {}
@@ -139,7 +139,7 @@ def parse_arguments(stage: Stage, arguments: Sequence[str]) -> tuple[dict[str, s
 
 
 def trained_preset(runs: Path, experiment: str) -> str | None:
-    """The preset that an experiment's training was started with; None: there is no training, or no record of it.
+    """The preset that an experiment was trained with; None if there is no training, or it did not record its preset.
 
     Raises:
         UserError: the training's config.yaml cannot be read.
@@ -149,7 +149,7 @@ def trained_preset(runs: Path, experiment: str) -> str | None:
 
 
 def _usual_preset(stage: Stage, experiment: str, values: dict[str, Any]) -> str:
-    """The preset of a command line that names none."""
+    """The preset to use if the command line does not name one."""
     own = read_yaml(conf_dir() / "experiment" / f"{experiment}.yaml")
     if stage.continues:
         runs = expanded("runs", str(values.get("runs", own.get("runs", Options.runs))))
@@ -160,17 +160,17 @@ def _usual_preset(stage: Stage, experiment: str, values: dict[str, Any]) -> str:
 
 @functools.cache
 def _composed(conf: Path, choices: tuple[str, ...]) -> DictConfig:
-    """The files below `conf` that these choices of groups name, put together; they are read once in a process."""
+    """Compose the configuration files below `conf` for these choices of groups; cached in the process."""
     ConfigStore.instance().store(name="schema", node=Options)
     with initialize_config_dir(str(conf), version_base="1.3"):
         return compose("config", overrides=list(choices))
 
 
 def load_options(stage_name: str, arguments: Sequence[str]) -> Options:
-    """Compose the options that a stage's command line means.
+    """Compose and check the options for a stage's command line.
 
     Raises:
-        UserError: anything on the command line is wrong, or a configuration file does not fit the schema.
+        UserError: a word on the command line is wrong, or a configuration file does not fit the schema.
     """
     stage = STAGES[stage_name]
     chosen, values = parse_arguments(stage, arguments)
@@ -181,7 +181,7 @@ def load_options(stage_name: str, arguments: Sequence[str]) -> Options:
         composed = _composed(conf_dir(), tuple(f"{group}={name}" for group, name in chosen.items()))
         config = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Options), composed, names))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
-        raise UserError(" ".join(str(error).split()), "mend that file", path=conf_dir()) from error
+        raise UserError(" ".join(str(error).split()), "correct that file", path=conf_dir()) from error
     for path, value in values.items():
         OmegaConf.update(config, path, without_references(value) if keys()[path].is_path else value, merge=False)
     try:
@@ -194,10 +194,10 @@ def load_options(stage_name: str, arguments: Sequence[str]) -> Options:
 
 
 def part(options: Options, *names: str) -> dict[str, Any]:
-    """Nodes or keys of the options (`"data"`, `"trainer.seed"`) as plain containers: the identity of a run.
+    """Nodes or keys of the options (`"data"`, `"trainer.seed"`) as plain containers, for the identity of a run.
 
-    Keys that change no result (where the files lie, how many processes read them) are left out, so that a run
-    can be moved and resumed elsewhere. So are keys that runs of earlier versions lack, while they have their default.
+    Keys that change no result (where the files are, how many processes read them) are left out, so that a run can be
+    moved and resumed elsewhere. So are keys that earlier versions did not have, if they have their default value.
     """
     wanted = [
         key

@@ -1,4 +1,4 @@
-"""CSV tables of results: written so that no spreadsheet runs what is in them, and read back as they were."""
+"""CSV tables of results, written so that spreadsheets do not run cells as formulas, and read back unchanged."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from medaug.errors import UserError
 from medaug.files import atomic_write
 from medaug.inputs import read_text
 
-# A spreadsheet takes a cell that begins so for a formula, and may run it; an apostrophe in front makes it a text.
+# A spreadsheet treats a cell that begins like this as a formula and may run it; an apostrophe in front makes it text.
 _FORMULA = re.compile(r"'*[=+\-@\t\n]")
 
 
 def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table, whole or not at all; texts that a spreadsheet would run get an apostrophe in front.
+    """Write a table atomically; texts that a spreadsheet would run as formulas get an apostrophe in front.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -34,11 +34,11 @@ def read_csv(path: str | os.PathLike[str], columns: Sequence[str], remedy: str) 
 
     Args:
         path: the file.
-        columns: that it must have.
-        remedy: what the user is advised to do where it is damaged.
+        columns: columns that the file must have.
+        remedy: what the user should do if it is damaged.
 
     Raises:
-        UserError: unreadable, not CSV, a column is missing, or a row has more or fewer cells than there are columns.
+        UserError: the file cannot be read or is not CSV, a column is missing, or a row has too many or too few cells.
     """
     rows: list[dict[str, str]] = []
     lines = csv.reader(io.StringIO(read_text(path, remedy=remedy), newline=""), strict=True)
@@ -56,10 +56,10 @@ def read_csv(path: str | os.PathLike[str], columns: Sequence[str], remedy: str) 
 
 
 def number(text: str, path: str | os.PathLike[str], remedy: str, absent: str | None = None) -> float:
-    """A cell as a number; NaN where it holds `absent`.
+    """A cell as a number; NaN if its text is `absent`.
 
     Raises:
-        UserError: it is not a number, or NaN or infinite; the file is named.
+        UserError: it is not a finite number; names the file.
     """
     if text == absent:
         return math.nan
@@ -75,14 +75,14 @@ def number(text: str, path: str | os.PathLike[str], remedy: str, absent: str | N
 def _harmless(cell: object) -> object:
     if not isinstance(cell, str):
         return cell
-    cell = cell.replace("\r", " ")  # which csv writes in a way that it does not read back
+    cell = cell.replace("\r", " ")  # the csv module cannot read back the carriage returns that it writes
     if not _FORMULA.match(cell):
         return cell
     try:
         float(cell)
     except ValueError:
         return f"'{cell}"
-    return cell  # such as -0.004
+    return cell  # a number, such as -0.004
 
 
 def _original(cell: str) -> str:

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read, and how text from files is shown."""
+"""The exception for mistakes that a user can correct, and how text from files is shown."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ def printable(text: str, kept: str = "") -> str:
     Names and values from files may contain terminal control sequences, or line breaks that forge a further line.
 
     Args:
-        text: what is to be shown.
-        kept: characters that are left as they are.
+        text: text to show.
+        kept: characters that are not escaped.
     """
     return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def sentence(what: str, path: str | os.PathLike[str] | None) -> str:
-    """Return what is wrong with the path of the file in front, if there is one."""
+    """Return `what`, preceded by the path of the file if there is one."""
     return what if path is None else f"{printable(os.fspath(path))}: {what}"
 
 
@@ -29,12 +29,12 @@ class UserError(Exception):
     error reads the fields and never searches the text.
 
     Attributes:
-        what: what is wrong, without the path of the file and without anything quoted from it where `detail` is given.
-        remedy: what the user can do about it; "" where `what` already says it.
-        code: the kind of fault, in words with hyphens ("truncated"), where callers need to tell kinds apart.
-        path: the file or folder at fault.
-        detail: what the file contains or what a library says of it, shown in brackets. It may name a patient or a
-            path, so handlers that must keep those out of their messages leave it out, and `path` as well.
+        what: what is wrong, without the path of the file; if `detail` is given, also without quotations from the file.
+        remedy: what the user can do about it; "" if `what` already says it.
+        code: the kind of error in hyphenated words, such as "truncated", if callers need to distinguish kinds.
+        path: the file or folder that the error is about.
+        detail: what the file contains or what a library reported, shown in brackets. It may name a patient or a path,
+            so handlers whose messages must not contain those leave out `detail` and `path`.
     """
 
     def __init__(
@@ -59,5 +59,5 @@ class UserError(Exception):
         return f"{self.what} ({printable(self.detail)})" if self.detail else self.what
 
     def within(self, context: str) -> UserError:
-        """Return the same error with the place where it occurred in front of `what`, such as "series 3"."""
+        """Return the same error with a context, such as "series 3", in front of `what`."""
         return UserError(f"{context}: {self.what}", self.remedy, code=self.code, path=self.path, detail=self.detail)

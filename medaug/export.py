@@ -1,4 +1,4 @@
-"""Stage: hand the synthetic pairs, or any cohort, to another tool.
+"""Stage: write the synthetic pairs, or any cohort, in another tool's format.
 
 python -m medaug.export experiment=hippocampus format=msd out=DIR
 python -m medaug.export experiment=hippocampus format=nnunet out=nnUNet_raw/Dataset501_Hippocampus

@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def main(options: Options) -> None:
-    """Write pairs, their provenance, their manifest and a contact sheet; with `strip`, how the first pair emerges.
+    """Write pairs, their provenance, a manifest and a contact sheet; with `strip`, also a picture of the denoising.
 
-    Processes that torchrun or srun started share the pairs without waiting for each other; whichever finds all of them
-    on record writes the rest.
+    Processes started by torchrun or srun share the pairs without waiting for each other; the first that finds all pairs
+    recorded writes the manifest and the contact sheet.
     """
     checkpoint, folder = trained_checkpoint(options), stage_folder(options, "generate")
 

@@ -1,6 +1,6 @@
-"""The keys of `Options`: what is declared of them, what is wrong with a value, and how both are put into words.
+"""The keys of `Options`: their declarations, the check of a value, and the description of both in words.
 
-Free of torch and numpy, as `medaug.options` is.
+Like `medaug.options`, this module does not import torch or numpy.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class Key:
     """One key of `Options`.
 
     Attributes:
-        path: dotted.
-        hint: type.
-        default: value.
-        help: its help line.
+        path: dotted path, such as "trainer.seed".
+        hint: type of the value.
+        default: default value.
+        help: help line.
         choices, limits, items, applies_when, identity, is_path: see `medaug.options.declaration.option`; the keys of
             `applies_when` have their full paths.
     """
@@ -44,7 +44,7 @@ class Key:
 
 @cache
 def keys() -> Mapping[str, Key]:
-    """All keys of `Options` by dotted path; those that a group shares with another one come after its own."""
+    """All keys of `Options` by dotted path; keys that a group shares with another one come after its own."""
     found: dict[str, Key] = {}
 
     def walk(options: Any, prefix: str) -> None:
@@ -69,7 +69,7 @@ def keys() -> Mapping[str, Key]:
 
 
 def names(choices: Choices) -> list[str | int]:
-    """All names that may be chosen, those of installed packages last; empty if any may."""
+    """All valid names, those of installed packages last; empty if any name is valid."""
     entries = (name for name in entry_names(choices.table) if name not in choices.without) if choices.table else ()
     return [*choices.names, *entries]
 
@@ -85,7 +85,7 @@ def type_name(hint: Any) -> str:
 
 
 def values_text(key: Key) -> str:
-    """What a key may be, in words: "integer, at least 1", "cosine|constant", "list of number, 2 ascending values"."""
+    """The valid values in words: "integer, at least 1", "cosine|constant", "list of number, 2 ascending values"."""
     allowed = "|".join(str(name) for name in names(key.choices))
     kind = type_name(key.hint)
     if allowed:
@@ -94,14 +94,14 @@ def values_text(key: Key) -> str:
 
 
 def condition_text(key: Key, stage: str = "") -> str:
-    """When a key has an effect, in words: "only with codec=kl, not with codec.checkpoint"; empty: always."""
+    """When a key has an effect, in words: "only with codec=kl, not with codec.checkpoint"; empty if it always has."""
     return ", ".join(
         f"{'not' if when.not_ else 'only'} with {str(when).removeprefix(stage + '.')}" for when in key.applies_when
     )
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a parsed value has a key's type: stricter than OmegaConf, for which 3 is a way to say true."""
+    """Whether a parsed value has a key's type; stricter than OmegaConf, which accepts 3 for true."""
     if get_origin(hint) is list:
         return isinstance(value, list) and all(fits(item, get_args(hint)[0]) for item in value)
     if get_args(hint):
@@ -110,7 +110,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def problem(key: Key, value: Any) -> str | None:
-    """What is wrong with a value, whatever the other keys are; None where nothing is."""
+    """What is wrong with a value, regardless of other keys; None if it is valid."""
     if not fits(value, key.hint):
         return f"expected {type_name(key.hint)}"
     if value is None:
@@ -130,7 +130,7 @@ def problem(key: Key, value: Any) -> str | None:
 
 
 def shown(value: Any) -> str:
-    """A value as a command line has it."""
+    """A value as it is written on a command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
@@ -147,16 +147,16 @@ def value_of(options: Options, path: str) -> Any:
 
 
 def check_values(options: Options, stage: str, given: Collection[str] = ()) -> None:
-    """Refuse values that no key may have, wherever they were set, and keys of the command line that have no effect.
+    """Refuse invalid values, wherever they were set, and keys of the command line that have no effect.
 
     Args:
-        options: to check.
-        stage: whose own keys are named without their prefix.
-        given: paths of the keys that the command line sets. Those that only a file sets may have no effect, since an
-            experiment serves several command lines.
+        options: the options to check.
+        stage: stage whose own keys are named without their prefix.
+        given: paths of the keys that the command line sets. Keys set in a configuration file may have no effect,
+            because the file is used with several command lines.
 
     Raises:
-        UserError: names the key, its value, what is wrong, and the way out.
+        UserError: names the key, its value, what is wrong, and the remedy.
     """
     for key in keys().values():
         value = value_of(options, key.path)
@@ -174,10 +174,10 @@ def check_values(options: Options, stage: str, given: Collection[str] = ()) -> N
 
 
 def check_stored(options: Mapping[str, Mapping[str, Any]], *parts: str) -> None:
-    """Refuse values that no key may have, in options that a file stores and no command line has checked.
+    """Refuse invalid values in options that come from a file instead of a command line.
 
     Args:
-        options: by group and name. Keys that are missing are not checked, nor are those that there are no more.
+        options: values by group and name. Missing keys, and keys that no longer exist, are not checked.
         parts: groups or single keys to check (`"codec"`, `"trainer.precision"`).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Runs a stage: flags, help, logging, and what its errors become on standard error."""
+"""Runs a stage from the command line: flags, help, logging, error messages and exit status."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from medaug.stages import STAGES
 
 logger = logging.getLogger(__name__)
 
-_OURS = ("medaug", "__main__")  # a stage run by `python -m` is called __main__
+_OURS = ("medaug", "__main__")  # names of our loggers; a stage run by `python -m` is called __main__
 
 
 def help_text(stage_name: str) -> str:
-    """What a stage is for, needs and writes, and every key that it takes."""
+    """The help page of a stage: its purpose, needs and result, and every key that it reads."""
     stage = STAGES[stage_name]
     lines = [
         f"medaug {stage.name}: {stage.purpose}",
@@ -33,7 +33,7 @@ def help_text(stage_name: str) -> str:
         f"  needs   {stage.needs}",
         f"  result  {stage.result}",
         f"  usage   python -m medaug.{stage.name} {stage.example} [key=value ...]",
-        "          --cfg prints the configuration that the same words give, --help this page",
+        "          --cfg prints the resulting configuration and stops, --help prints this page",
     ]
     if stage_name == "train":
         lines.append("          --multirun with key=a,b trains every combination, each in a folder below RUNS/sweep")
@@ -60,21 +60,24 @@ def help_text(stage_name: str) -> str:
 
 
 class _Printable(logging.Formatter):
-    """Messages in which nothing from a file can command the terminal; ours take one line each."""
+    """Escapes control characters in messages, so that text from files cannot control the terminal.
+
+    Messages of medaug take one line each.
+    """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The message in its place in the line."""
+        """The line of a message."""
         ours = record.name.split(".")[0] in _OURS
         record.message = printable(record.message, "" if ours else "\n\t")
         return super().formatMessage(record)
 
     def formatException(self, ei: Any) -> str:
-        """A traceback, which takes many lines."""
+        """The lines of a traceback."""
         return printable(super().formatException(ei), "\n\t")
 
 
 def set_up_logging() -> None:
-    """Messages of medaug from INFO, of everybody else from WARNING, on standard error."""
+    """Log to standard error: medaug's messages from INFO, those of libraries from WARNING."""
     handler: logging.Handler
     if sys.stderr.isatty():
         from rich.console import Console
@@ -83,7 +86,7 @@ def set_up_logging() -> None:
         handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
         handler.setFormatter(_Printable("%(message)s"))
     else:
-        handler = logging.StreamHandler()  # rich would break paths at its column 80
+        handler = logging.StreamHandler()  # rich would wrap lines, and with them paths, at column 80
         handler.setFormatter(_Printable("%(asctime)s %(message)s", "%H:%M:%S"))
     level = logging.INFO if process_rank() == 0 else logging.WARNING
     # A filter, because libraries set the level of their own loggers when they are imported.
@@ -92,13 +95,13 @@ def set_up_logging() -> None:
     for name in _OURS:
         logging.getLogger(name).setLevel(level)
     logging.captureWarnings(True)
-    # Of libraries about their own future, which a user can do nothing about.
+    # Users can do nothing about the warnings of libraries about their future versions.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.formatwarning = lambda message, category, *_, **__: f"{category.__name__}: {message}"
 
 
 def run(stage_name: str, body: Callable[[Options], None], arguments: Sequence[str]) -> int:
-    """Run a stage and return the exit status: 0, 2 for a user's mistake, 130 when interrupted."""
+    """Run a stage and return its exit status: 0, 2 for a user's mistake, 130 if interrupted."""
     try:
         if {"--help", "-h"} & set(arguments):
             sys.stdout.write(help_text(stage_name))
@@ -114,7 +117,7 @@ def run(stage_name: str, body: Callable[[Options], None], arguments: Sequence[st
             words = [word if "=" in word or word.startswith("-") else f"{key}={word}" for word in words]
         for word in words:
             if re.match(r"[+~]*hydra[./]|(train\.)?objective=", word):
-                raise UserError(f"{word}: read by sweeps alone", "they are made by `train --multirun`")
+                raise UserError(f"{word}: only sweeps read this key", "start one with `train --multirun`")
         flags = [word for word in words if word.startswith("-")]
         if flags:
             raise UserError(f"{flags[0]}: unknown flag", "options are written key=value, and --help lists them")
@@ -126,16 +129,16 @@ def run(stage_name: str, body: Callable[[Options], None], arguments: Sequence[st
             return 0
         if (count := process_count()) > 1 and not STAGES[stage_name].shared:
             raise UserError(
-                f"torchrun or srun started {count} processes, and this stage is the work of one", "start one"
+                f"torchrun or srun started {count} processes, but this stage runs in a single one", "start only one"
             )
         set_up_logging()
         if options.preset == "smoke":
-            logger.warning("preset=smoke: shows that the parts fit together; what comes out means nothing")
+            logger.warning("preset=smoke: only shows that everything runs; the results mean nothing")
         set_umask(options.umask)
         body(options)
     except UserError as error:
         return _refuse(stage_name, error)
-    except OSError as error:  # what a library met at the disk on its own ways
+    except OSError as error:  # from a library that accessed the disk itself
         refused = refusal(error)
         if refused is None:
             raise
@@ -152,10 +155,10 @@ def _refuse(stage_name: str, error: UserError) -> int:
 
 
 def launch(stage_name: str, body: Callable[[Options], None]) -> None:
-    """Run a stage on the words of the command line and leave the process with its exit status.
+    """Run a stage on the words of the command line and exit with its status.
 
     Args:
         stage_name: a key of `medaug.stages.STAGES`.
-        body: the stage itself; it imports what is heavy when it is called, so that `--help` stays quick.
+        body: the function of the stage; it imports large libraries only when it is called, so that `--help` is fast.
     """
     sys.exit(run(stage_name, body, sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Folders that come with the package, and the paths among the options, in which `~` and variables are expanded once."""
+"""Folders that come with the package, and the expansion of `~` and variables in options that are paths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medaug.options import Options
 
 
 def _shipped(folder: str) -> Path:
-    """A folder that lies inside the installed package, or beside it in a source checkout."""
+    """A folder inside the installed package, or beside the package in a source checkout."""
     package = Path(__file__).resolve().parent
     return package / folder if (package / folder).is_dir() else package.parent / folder
 
@@ -29,12 +29,12 @@ def manifests_dir() -> Path:
 
 
 def expand_paths(options: Options) -> None:
-    """Put home folders for `~` and values for `$NAME` in every path, wherever it was said.
+    """Expand `~` and `$NAME` in every option that is a path, whether it comes from a file or the command line.
 
-    A path that is relative stays so: it starts at the folder in which the command is run.
+    Relative paths stay relative to the folder in which the command is run.
 
     Raises:
-        UserError: a path is empty, holds a null byte, or names an unknown user or variable.
+        UserError: a path is empty, contains a null byte, or names an unknown user or variable.
     """
     for key in keys().values():
         if not key.is_path:
@@ -51,19 +51,19 @@ def expand_paths(options: Options) -> None:
 
 
 def expanded(key: str, text: str) -> str:
-    """A path with home folder and variables put in; `key` is named in errors."""
+    """A path with `~` and variables expanded; `key` is the name for error messages."""
     if not text or "\0" in text:
-        raise UserError(f"{key}={text}: is {'empty' if not text else 'not a path'}", "give a path, or leave it out")
+        raise UserError(f"{key}={text}: {'is empty' if not text else 'is not a path'}", "give a path, or leave it out")
     path = os.path.expandvars(os.path.expanduser(text))
     if path.startswith("~"):
-        raise UserError(f"{key}={text}: there is no such user", f"write ./{text} if the folder is really called so")
+        raise UserError(f"{key}={text}: there is no such user", f"write ./{text} if that is the folder's real name")
     if unset := re.search(r"\$(\w+|\{\w+\})", path):
         raise UserError(f"{key}={text}: the variable {unset[0]} is not set", "set it, or write the path without it")
     return path
 
 
 def without_references(value: Any) -> Any:
-    """A value in which OmegaConf leaves `${NAME}` alone: in a path it is a variable of the environment."""
+    """Escape `${NAME}` for OmegaConf, because in a path it is an environment variable."""
     if isinstance(value, list):
         return [without_references(item) for item in value]
     return re.sub(r"\$\{(?=\w+\})", r"\\${", value) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""The processes that work together on one run, and the permissions of the files that they write."""
+"""The processes that work together on one run: ranks, devices, waiting, and the permissions of their files."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 def process_rank() -> int:
-    """Number of this process among those that work together; 0 where it works alone."""
+    """The rank of this process among those that work together; 0 if it works alone."""
     return _number("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 
 def process_count() -> int:
-    """How many processes torchrun or srun started to work together; 1 where this one works alone."""
-    # SLURM_NTASKS would be wrong: a batch script has it too, and runs once.
+    """The number of processes that torchrun or srun started to work together; 1 if this one works alone."""
+    # Not SLURM_NTASKS, which is also set in a batch script, although that is a single process.
     return int(os.environ.get("WORLD_SIZE" if "RANK" in os.environ else "SLURM_STEP_NUM_TASKS", "1"))
 
 
 def local_rank() -> int:
-    """Number of this process among those on its machine; 0 where it works alone."""
+    """The rank of this process among those on its machine; 0 if it works alone."""
     return _number("LOCAL_RANK", "SLURM_LOCALID")
 
 
@@ -48,17 +48,17 @@ def _number(*variables: str) -> int:
 def wait_for_first(
     folder: Path, ready: Callable[[], bool], interval: float = 1.0, patience: float = 600.0, blind: float = 86400.0
 ) -> None:
-    """Wait until the first process has done its part in a folder that it locks.
+    """Wait until rank 0 has done its part in a run folder that it locks.
 
     Args:
-        folder: of the run; the first process holds its `.lock`.
+        folder: folder of the run; rank 0 holds its `.lock`.
         ready: whether the part is done.
         interval: seconds between two checks.
-        patience: seconds to wait while no process holds the lock: the first process may start later than this one.
-        blind: seconds to wait on a file system without locks, which do not show whether the first process still runs.
+        patience: seconds to wait while no process holds the lock, because rank 0 may start later than this process.
+        blind: seconds to wait on a file system without locks, where nothing shows whether rank 0 is still running.
 
     Raises:
-        UserError: the first process has ended, or takes longer than that.
+        UserError: rank 0 has ended, or took too long.
     """
     begun = time.monotonic()
     end = begun + patience
@@ -72,13 +72,13 @@ def wait_for_first(
 
 
 def set_umask(umask: str | None) -> None:
-    """Keep permissions from every file that this process and its workers write; None: leave them as they are.
+    """Set the umask of this process and its workers; None: leave it unchanged.
 
     Raises:
-        UserError: not an octal number, or one that keeps the files from their owner.
+        UserError: not an octal number, or one that takes permissions from the owner.
     """
     if umask is None:
         return
     if not re.fullmatch("0*[0-7]{1,3}", umask) or int(umask, 8) & 0o700:
-        raise UserError(f"umask={umask}: not an octal number from 000 to 077", "077 leaves files to their owner alone")
+        raise UserError(f"umask={umask}: not an octal number from 000 to 077", "with 077 only the owner can read files")
     os.umask(int(umask, 8))

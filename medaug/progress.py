@@ -1,4 +1,4 @@
-"""Progress on standard error, for whatever takes more than a few seconds."""
+"""Progress bars on standard error, for work that takes more than a few seconds."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ T = TypeVar("T")
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-    """Iterate with a bar that shows count and time left; silent where there is nothing to do or no terminal.
+    """Iterate with a bar that shows count and time left; no bar if there is nothing to do or no terminal.
 
     Args:
-        items: what to go through.
-        description: stands before the bar.
-        total: how many they are, where they do not know themselves.
+        items: what to iterate over.
+        description: text in front of the bar.
+        total: number of items, needed if they have no length.
     """
     from rich.console import Console
     from rich.progress import track as rich_track
@@ -27,13 +27,13 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
 
 
 def track_bytes(chunks: Iterable[bytes], description: str, total: int, done: int = 0) -> Iterator[bytes]:
-    """Iterate with a bar that shows bytes, their speed and the time left; silent without a terminal.
+    """Iterate with a bar that shows bytes, speed and the time left; no bar without a terminal.
 
     Args:
-        chunks: what to go through.
-        description: stands before the bar.
-        total: bytes of the whole.
-        done: bytes of the whole that came before `chunks`.
+        chunks: what to iterate over.
+        description: text in front of the bar.
+        total: total number of bytes.
+        done: bytes of the total that came before `chunks`.
     """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn

@@ -1,4 +1,4 @@
-"""The configuration reference (docs/reference/configuration.md), written from the declarations of the options.
+"""Generates the configuration reference (docs/reference/configuration.md) from the declarations of the options.
 
 python -m medaug.reference > docs/reference/configuration.md
 """

@@ -1,7 +1,7 @@
-"""Run folders: which configuration a result belongs to, and whether it is whole.
+"""Run folders: which configuration a result belongs to, and whether it is complete.
 
-A stage claims its folder, works, and finishes it. The same command again then resumes an unfinished run and
-leaves a finished one alone, and two different configurations never mix in one folder.
+A stage claims its folder, works, and finishes it. If the same command is run again, it resumes an unfinished run and
+leaves a finished one as it is. Two different configurations are never mixed in one folder.
 """
 
 from __future__ import annotations
@@ -38,19 +38,20 @@ _FOLDERS = {
     "benchmark": "benchmark",
 }
 _MOST_DIFFERENCES = 5
-_RECORDED_ONLY = ("preset",)  # in config.yaml for later stages, and no part of the identity: its keys are
-_locks: dict[Path, Lock] = {}  # folders that this process holds
+# Recorded in config.yaml for later stages, but not part of the identity, because the keys that a preset sets are.
+_RECORDED_ONLY = ("preset",)
+_locks: dict[Path, Lock] = {}  # folders that this process has locked
 
 
 def stage_folder(options: Options, stage: str) -> Path:
-    """Where a stage writes: `runs/<experiment>/{train,synthetic,predictions,audit,benchmark}`."""
+    """The folder that a stage writes to: `runs/<experiment>/{train,synthetic,predictions,audit,benchmark}`."""
     return Path(options.runs) / options.experiment / _FOLDERS[stage]
 
 
 def command(stage: str, options: Options) -> str:
-    """The command that runs a stage for the same experiment, preset and folder of results.
+    """The command that runs a stage for the same experiment, preset and `runs` folder.
 
-    Later stages take the preset from the training, so it is left out where the training has recorded it.
+    Later stages use the preset of the training, so it is left out if the training has recorded it.
     """
     words, recorded = [f"experiment={options.experiment}"], None
     with contextlib.suppress(UserError):
@@ -70,23 +71,24 @@ def claim(
     recorded: tuple[str, ...] = (),
     keep: str = "move the folder elsewhere first to keep it",
 ) -> bool:
-    """Take a run folder for a configuration, and hold it against other processes until `finish` or exit.
+    """Claim a run folder for a configuration, and lock it against other processes until `finish` or exit.
 
-    Of several processes that work together the first writes and locks; the others come to the same answer.
+    If several processes work together, rank 0 writes and locks, and the others return the same answer.
 
     Args:
-        folder: made if absent; `config.yaml` in it says whose it is.
+        folder: folder of the run, created if absent; its `config.yaml` says which configuration it belongs to.
         identity: the configuration that the result depends on, as plain containers.
-        overwrite: remove the result of another configuration instead of refusing.
-        growable: dotted keys that may differ while the work on disk is kept: more steps of one training.
-        recorded: keys that runs of earlier versions do not have; such a run is still taken as finished, with a warning.
-        keep: how a user keeps the result of another configuration; said beside `overwrite`.
+        overwrite: whether to remove the result of another configuration instead of refusing.
+        growable: dotted keys that may differ without invalidating the result on disk, such as more training steps.
+        recorded: keys that runs of earlier versions did not record; such a run still counts as finished, with a
+            warning.
+        keep: how the user can keep the result of another configuration, for the message that suggests `overwrite`.
 
     Returns:
-        True: there is work to do, from the start or from where it stopped. False: this very run is finished.
+        True if there is work to do, from the start or from where it stopped; False if this run is finished.
 
     Raises:
-        UserError: another configuration's result is there, the folder is no run's, another process holds it.
+        UserError: the folder has another configuration's result or is not a run, or another process has locked it.
     """
     first = process_rank() == 0
     if first:
@@ -126,7 +128,7 @@ def _settle(
     if not is_marked(folder) and first:
         if differences and not grows:
             raise UserError(
-                f"its config.yaml is not of this run ({_told(differences)}), and no marker says that medaug wrote it",
+                f"config.yaml is another run's ({_describe(differences)}), and no marker shows that it is medaug's",
                 "choose runs=DIR, or, if it is an earlier version's run that you no longer need, remove it",
                 path=folder,
             )
@@ -142,27 +144,27 @@ def _settle(
         logger.info("%s: %s", folder, "finished already, nothing to do" if done else "unfinished, going on")
         return not done
     if grows:
-        logger.info("%s: going on with %s", folder, _told(differences))
+        logger.info("%s: going on with %s", folder, _describe(differences))
         if first:
-            # In this order: whoever looks in between sees an unfinished run.
+            # In this order, so that a process that reads in between sees an unfinished run.
             (folder / "finished.json").unlink(missing_ok=True)
             _write_config(folder / "config.yaml", identity)
         return True
     if not overwrite:
         raise UserError(
-            f"made with another configuration ({_told(differences)})",
+            f"made with another configuration ({_describe(differences)})",
             f"overwrite=true replaces it, {keep}",
             path=folder,
         )
     if first:
         empty(folder)
         _begin(folder, identity)
-    logger.info("%s: replaced, %s", folder, _told(differences))
+    logger.info("%s: replaced, %s", folder, _describe(differences))
     return True
 
 
 def _results(folder: Path) -> set[str]:
-    """What lies in a folder, without hidden files."""
+    """The names in a folder, without hidden files."""
     return {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
 
 
@@ -172,17 +174,17 @@ def _begin(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def join(folder: Path, identity: dict[str, Any], patience: float = 600.0) -> None:
-    """Of several processes that share work without speaking to each other: begin once the first has claimed the folder.
+    """Wait until rank 0 has claimed the folder, then take a per-rank lock.
 
-    Each but the first then holds a lock of its own, so that the folder is not given to another configuration while
-    one of them is at work.
+    For processes that share work without communicating. Because of the lock, the folder cannot be claimed for another
+    configuration while any of them is still working.
 
     Args:
         folder, identity: as for `claim`.
-        patience: seconds to wait for the first.
+        patience: seconds to wait for rank 0.
 
     Raises:
-        UserError: the first does not come, or another process of this number is at work there.
+        UserError: rank 0 did not claim the folder in time, or another process of the same rank is working there.
     """
     if process_rank() == 0:
         return
@@ -197,14 +199,14 @@ def join(folder: Path, identity: dict[str, Any], patience: float = 600.0) -> Non
 
 
 def finish(folder: Path, summary: dict[str, Any], results: Iterable[Path] = ()) -> None:
-    """Mark a run as whole with `finished.json`, which holds the summary, and let go of the folder.
+    """Mark a run as complete with `finished.json`, which contains the summary, and unlock the folder.
 
-    The first process does so, and any that has joined; a further process of a training does nothing.
+    Rank 0 and processes that called `join` do so; the other processes of a training do nothing.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         summary: plain values.
-        results: files below the folder whose digests are kept, for `refuse_edited`.
+        results: files below the folder whose digests are stored, for `refuse_edited`.
     """
     if process_rank() == 0 or folder.resolve() in _locks:
         digests = {path.relative_to(folder).as_posix(): file_sha256(path) for path in results}
@@ -213,14 +215,14 @@ def finish(folder: Path, summary: dict[str, Any], results: Iterable[Path] = ()) 
 
 
 def refuse_edited(folder: Path) -> None:
-    """Hold the results of a finished run against the digests that were kept of them.
+    """Check the results of a finished run against the digests that `finish` stored.
 
     Raises:
-        UserError: names a file that is gone or was changed.
+        UserError: a file is gone or was changed; names it.
     """
     summary = finished(folder)
     if summary is not None and "results" not in summary:
-        logger.warning("%s: an earlier version kept no digests of its results, so they cannot be checked", folder)
+        logger.warning("%s: an earlier version stored no digests of its results, so they cannot be checked", folder)
     for name, digest in ((summary or {}).get("results") or {}).items():
         path = folder / name
         if not path.is_file() or file_sha256(path) != digest:
@@ -258,18 +260,18 @@ def _differences(former: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple
     return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _told(differences: dict[str, tuple[Any, Any]]) -> str:
+def _describe(differences: dict[str, tuple[Any, Any]]) -> str:
     pairs = {path: [json.dumps(value, default=str) for value in pair] for path, pair in differences.items()}
-    told = [f"{path}: {before} -> {now}" for path, (before, now) in pairs.items()]
-    more = len(told) - _MOST_DIFFERENCES
-    return ", ".join(told[:_MOST_DIFFERENCES]) + (f" and {more} more" if more > 0 else "")
+    texts = [f"{path}: {before} -> {now}" for path, (before, now) in pairs.items()]
+    more = len(texts) - _MOST_DIFFERENCES
+    return ", ".join(texts[:_MOST_DIFFERENCES]) + (f" and {more} more" if more > 0 else "")
 
 
 def lock(folder: Path) -> None:
-    """Hold a folder against other processes, but for those that work together, until this one ends.
+    """Lock a folder until this process ends; processes that work together have one lock each.
 
     Raises:
-        UserError: another process holds it, or it cannot be written.
+        UserError: another process has locked it, or it cannot be written to.
     """
     folder = folder.resolve()
     if folder not in _locks:
@@ -285,7 +287,7 @@ def _hold(path: Path) -> Lock:
 
 
 def _refuse_company(folder: Path) -> None:
-    """Refuse while processes whose first one is gone are still at work (see `join`)."""
+    """Refuse while other ranks of an earlier command are still working, although its rank 0 has ended (see `join`)."""
     for path in folder.glob(".lock.rank*"):
         _hold(path).release()
 
@@ -297,10 +299,10 @@ def _unlock(folder: Path) -> None:
 
 
 def trained_checkpoint(options: Options) -> Path:
-    """The experiment's checkpoint that `checkpoint` names; a training that stopped early is used as it stands.
+    """The experiment's checkpoint that the option `checkpoint` selects, even if the training is unfinished.
 
     Raises:
-        UserError: nothing was trained yet, or samples were not scored, so that there is no best.
+        UserError: nothing was trained yet, or `best` is selected but no samples were scored.
     """
     choice, folder = options.checkpoint, stage_folder(options, "train")
     last, best = folder / "last.ckpt", folder / "best.ckpt"

@@ -1,6 +1,6 @@
-"""The stages: what each is for, and which options it reads.
+"""The stages: the purpose of each, and which options it reads.
 
-Free of torch and numpy, as `medaug.options` is.
+Like `medaug.options`, this module does not import torch or numpy.
 """
 
 from __future__ import annotations
@@ -12,11 +12,20 @@ from medaug.options import Options
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage is for, what it needs, and the nodes or single keys of `Options` that its command line may set.
+    """A stage.
 
-    `shared`: several processes can work on it together. `continues`: it works on the experiment's training, and so
-    takes the preset of that training unless the command line names one. `positional`: the key that a word without `=`
-    gives.
+    Attributes:
+        name: name on the command line.
+        purpose: what it does, in one line.
+        needs: what must exist before it runs.
+        result: where its result is written.
+        example: arguments of an example command.
+        reads: nodes or single keys of `Options` that its command line may set, besides its own node.
+        experiment_needed: whether the command line must name an experiment.
+        shared: whether several processes can work on it together.
+        continues: whether it works on the experiment's training; it then uses the preset of that training unless the
+            command line names one.
+        positional: the key that a word without `=` sets.
     """
 
     name: str
@@ -32,7 +41,7 @@ class Stage:
 
     @property
     def own(self) -> tuple[str, ...]:
-        """Keys of the stage's own node, which its command line takes without a prefix (`num=200`)."""
+        """Keys of the stage's own node, which are written without prefix on its command line (`num=200`)."""
         node = getattr(Options(), self.name, None)
         return tuple(f.name for f in fields(node)) if node is not None else ()
 
@@ -88,7 +97,7 @@ STAGES = {
         ),
         Stage(
             "export",
-            "hand the pairs, or a cohort, to another tool",
+            "write the pairs, or a cohort, in another tool's format",
             "generate, or manifest=FILE.json",
             "the folder DIR",
             "experiment=demo format=nnunet out=DIR",
@@ -98,7 +107,7 @@ STAGES = {
         ),
         Stage(
             "audit",
-            "measure whether the images obey their masks",
+            "measure how well the images match their masks",
             "generate",
             "runs/EXP/audit",
             "experiment=demo",
@@ -107,7 +116,7 @@ STAGES = {
         ),
         Stage(
             "benchmark",
-            "measure on untouched subjects whether the pairs help",
+            "measure, on subjects that no model saw, whether the pairs help",
             "generate (audit adds its figures to the report)",
             "runs/EXP/benchmark",
             "experiment=demo",

@@ -1,9 +1,9 @@
-"""Sweeps: `train --multirun` gives keys several values; every combination is an ordinary run in a folder of its own.
+"""Sweeps: `train --multirun` gives keys several values; each combination is an ordinary run in its own folder.
 
-Hydra's sweeper chooses the combinations and its launcher says where they run. A job is a process of its own with the
-words of a single run: a training starts further processes, answers signals and holds memory, and none of that reaches
-the next job. Its folder is a function of what is swept alone, so that the same sweep again goes on with unfinished jobs
-and leaves finished ones, and all processes of a job come to one folder.
+Hydra's sweeper chooses the combinations, and its launcher decides where they run. Each job is a separate process with
+the command line of a single run, so that its memory, signal handlers and worker processes cannot affect the next job.
+The folder of a job depends only on what is swept. So if the same sweep is run again, it resumes unfinished jobs and
+leaves finished ones as they are, and all processes of a job use the same folder.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ from medaug.training import requeue
 
 log = logging.getLogger(__name__)
 
-STAGE = STAGES["train"]  # the later stages work on one training
+STAGE = STAGES["train"]  # the only stage with sweeps; later stages work on a single training
 _ONE_FOR_ALL = ("runs", "umask", "overwrite", "resume", "objective")
 _LONGEST_NAME = 150
-# Where the files lie is ours to say, what is searched is said by words that are checked, and a job requeues itself.
-_NOT_TAKEN = re.compile(
+# medaug sets the folders itself, swept keys are given as words so that they are checked, and a job requeues itself.
+_REFUSED = re.compile(
     r"[+~]*hydra[./](?!launcher\b|sweeper\b)|[+~]*hydra\.sweeper\.(params|search_space|custom_search_space)\b"
     r"|[+~]*hydra\.launcher\.max_num_timeout\b"
 )
@@ -60,7 +60,16 @@ _NOT_TAKEN = re.compile(
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep's command line in parts: words that all jobs share, words with several values, and Hydra's own."""
+    """The parts of a sweep's command line.
+
+    Attributes:
+        fixed: words that all jobs have in common.
+        swept: words with several values.
+        hydra: words with Hydra's own keys.
+        folder: folder of the sweep.
+        objective: the number in `finished.json` to optimise.
+        umask: see `medaug.processes.set_umask`.
+    """
 
     fixed: tuple[str, ...]
     swept: tuple[str, ...]
@@ -71,15 +80,17 @@ class Sweep:
 
 
 def parse(arguments: Sequence[str]) -> Sweep:
-    """Take a sweep's command line apart, and check every value that a job may get as that of a single run.
+    """Parse a sweep's command line, and check every value of a job as in a single run.
 
     Raises:
-        UserError: a value that a single run would refuse, nothing is swept, or what cannot be.
+        UserError: a single run would refuse a value, nothing is swept, or a key cannot be swept.
     """
     hydra = tuple(word for word in arguments if re.match(r"[+~]*hydra[./]", word))
     for word in hydra:
-        if _NOT_TAKEN.match(word):
-            raise UserError(f"{word}: a sweep takes no such key", "it takes hydra/launcher, hydra/sweeper and theirs")
+        if _REFUSED.match(word):
+            raise UserError(
+                f"{word}: cannot be set in a sweep", "of Hydra's keys only hydra/launcher, hydra/sweeper and theirs can"
+            )
     optuna = "hydra/sweeper=optuna" in hydra
     fixed: list[str] = []
     values: dict[str, list[str]] = {}
@@ -98,37 +109,37 @@ def parse(arguments: Sequence[str]) -> Sweep:
             parse_arguments(STAGE, [*fixed, *first[:index], word, *first[index + 1 :]])
     options = load_options(STAGE.name, [*fixed, *first])
     if not optuna and any(_key(word) == "objective" for word in fixed):
-        raise UserError(f"objective={options.train.objective}: read by hydra/sweeper=optuna alone", "leave it out")
+        raise UserError(f"objective={options.train.objective}: only hydra/sweeper=optuna reads it", "leave it out")
     return Sweep(
         tuple(fixed), tuple(values), hydra, Path(options.runs) / "sweep", options.train.objective, options.umask
     )
 
 
 def _key(word: str) -> str:
-    """The key of `key=value`, without the prefix that the stage's own keys may have."""
+    """The key in `key=value`, without the prefix that the stage's own keys may have."""
     return word.partition("=")[0].removeprefix(f"{STAGE.name}.")
 
 
 def _swept(word: str) -> Override | None:
-    """The word as Hydra reads it where it holds several values, else None."""
+    """The word as Hydra parses it if it has several values; otherwise None."""
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException:
-        return None  # text that stands unquoted, or a mistake that the check of single words tells
+        return None  # unquoted text, or a mistake that the check of single words will report
     return override if override.is_sweep_override() else None
 
 
 def _values(word: str, override: Override, optuna: bool) -> list[str]:
-    """A `key=value` for each value of a swept word; for both ends of an interval."""
+    """A `key=value` for each value of a swept word, or for both ends of an interval."""
     key, value = override.get_key_element(), override.value()
     if _key(word) in _ONE_FOR_ALL:
-        raise UserError(f"{word}: all jobs of a sweep share this key", "give it one value")
+        raise UserError(f"{word}: this key must be the same for all jobs of a sweep", "give it one value")
     if isinstance(value, IntervalSweep):
         if not optuna:
-            raise UserError(f"{word}: an interval needs hydra/sweeper=optuna", f"else name the values, {key}=a,b")
+            raise UserError(f"{word}: an interval needs hydra/sweeper=optuna", f"or list the values, {key}=a,b")
         return [f"{key}={value.start}", f"{key}={value.end}"]
     if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
-        raise UserError(f"{word}: name the values, {key}=a,b")
+        raise UserError(f"{word}: glob patterns cannot be swept", f"list the values, {key}=a,b")
     words = [f"{key}={text}" for text in override.sweep_string_iterator()]
     if optuna and f"{key}=null" in words:
         raise UserError(f"{word}: optuna cannot choose null", "leave it out")
@@ -136,11 +147,11 @@ def _values(word: str, override: Override, optuna: bool) -> list[str]:
 
 
 def job_name(fixed: Sequence[str], words: Sequence[str]) -> str:
-    """What a job is called: its swept keys and their values, however they are written and in whatever order."""
+    """The name of a job: its swept keys and their values, independent of order and notation."""
     swept = {_key(word) for word in words}
     chosen, values = parse_arguments(STAGE, [*fixed, *words])
-    told = {_key(path): value for path, value in (chosen | values).items() if _key(path) in swept}
-    name = ",".join(f"{p}={v if isinstance(v, str) else json.dumps(v)}" for p, v in sorted(told.items()))
+    given = {_key(path): value for path, value in (chosen | values).items() if _key(path) in swept}
+    name = ",".join(f"{p}={v if isinstance(v, str) else json.dumps(v)}" for p, v in sorted(given.items()))
     safe = re.sub(r"[^\w.,=+\[\]-]", "", name)
     if len(safe) <= _LONGEST_NAME and safe == name.replace(" ", ""):
         return safe
@@ -148,20 +159,21 @@ def job_name(fixed: Sequence[str], words: Sequence[str]) -> str:
 
 
 def run_job(fixed: Sequence[str], folder: Path, objective: str, config: DictConfig) -> float | None:
-    """Run the combination that Hydra has chosen, and say in `job.json` beside its run how it ended.
+    """Run the combination that Hydra has chosen, and record in `job.json` beside its run how it ended.
 
     Args:
-        fixed: words that all jobs share.
-        folder: that of the sweep.
-        objective: the number of `finished.json` that is asked for.
-        config: what Hydra composed; the single run composes for itself, by its own rules.
+        fixed: words that all jobs have in common.
+        folder: folder of the sweep.
+        objective: name of the number in `finished.json` to return.
+        config: what Hydra composed; not used, because the single run composes its own configuration.
 
     Returns:
-        the number; None where it is unknown, and on all processes of the job but the first.
+        The number; None if it is unknown, and in all processes of the job but rank 0.
 
     Raises:
         UserError: the run failed.
-        SystemExit: the sweep was asked to stop, and the run has saved; or runs have no such number, with a message.
+        SystemExit: the sweep was stopped by a signal, after the run was saved; or runs have no such number, with a
+            message.
     """
     words = list(HydraConfig.get().overrides.task)
     name = job_name(fixed, words)
@@ -173,13 +185,13 @@ def run_job(fixed: Sequence[str], folder: Path, objective: str, config: DictConf
     if status:
         _note(runs, {"words": words, "status": status})
         raise UserError(f"{name}: failed with status {status}")
-    if process_rank() != 0:  # the first is the one to write the summary, and may be at it
+    if process_rank() != 0:  # rank 0 writes the summary, and may not have finished
         return None
-    # Composing once more is not possible inside of Hydra, nor is it needed.
+    # Only the experiment is needed; inside Hydra the whole configuration could not be composed again.
     experiment = parse_arguments(STAGE, single)[0]["experiment"]
     summary = finished(stage_folder(Options(experiment, runs=str(runs)), STAGE.name)) or {}
     numbers = {key: value for key, value in summary.items() if value is None or isinstance(value, int | float)}
-    if objective not in numbers:  # nor will any other job have it
+    if objective not in numbers:  # then no other job has it either
         sys.exit(f"objective={objective}: a run has no such number; it has {', '.join(numbers)}")
     number = numbers[objective]
     value = None if number is None else float(number)
@@ -193,38 +205,38 @@ def _note(runs: Path, record: dict[str, object]) -> None:
 
 
 def _wait(command: list[str]) -> int:
-    """Run a command to its end and return its status; a signal is passed on, and ends this process after the other."""
-    heard: list[int] = []
+    """Run a command and return its status; signals are passed on to it, and then end this process after it."""
+    received: list[int] = []
     early: list[int] = []
     process: subprocess.Popen[bytes] | None = None
 
     def pass_on(number: int, frame: object) -> None:
-        heard.append(number)
+        received.append(number)
         if process is None:
             early.append(number)
         else:
             process.send_signal(number)
 
     numbers = (signal.SIGINT, signal.SIGTERM, *requeue.signals())
-    # Before the other process is there: a signal in between would end this one alone.
+    # Before the other process starts, because a signal in between would end only this one.
     former = {number: signal.signal(number, pass_on) for number in numbers}
-    # In a session of its own, or Ctrl-C would reach it twice.
+    # In a new session, because otherwise Ctrl-C would reach it twice.
     process = subprocess.Popen(command, start_new_session=True)
     for number in early:
         process.send_signal(number)
     status = process.wait()
     for number, handler in former.items():
         signal.signal(number, handler)
-    if heard and status:
-        sys.exit(128 + heard[0])
+    if received and status:
+        sys.exit(128 + received[0])
     return status
 
 
 def run_sweep(arguments: Sequence[str]) -> None:
-    """Run every job of a sweep and say how each ended.
+    """Run all jobs of a sweep and log how each ended.
 
     Raises:
-        UserError: the command line is wrong, and nothing was started; or jobs failed.
+        UserError: the command line is wrong and nothing was started, or jobs failed.
     """
     sweep = parse(arguments)
     set_umask(sweep.umask)
@@ -242,14 +254,14 @@ def run_sweep(arguments: Sequence[str]) -> None:
         "hydra/job_logging=none",
     ]
     if "hydra/sweeper=optuna" in sweep.hydra:
-        settings.append("hydra.sweeper.max_failure_rate=1.0")  # the others go on
+        settings.append("hydra.sweeper.max_failure_rate=1.0")  # a failed job does not stop the others
         if "hydra/sweeper/sampler=grid" not in sweep.hydra:
-            settings.append("hydra.sweeper.sampler.seed=0")  # the same sweep again finds the same jobs
+            settings.append("hydra.sweeper.sampler.seed=0")  # so that a repeated sweep has the same jobs
     swept = [
         f"{STAGE.name}.{_key(word)}={word.partition('=')[2]}" if _key(word) in STAGE.own else word
         for word in sweep.swept
     ]
-    words = [*swept, *settings, *sweep.hydra]  # of two values of one key the later counts: the user's
+    words = [*swept, *settings, *sweep.hydra]  # the user's words come last and override our settings
     task = functools.partial(run_job, sweep.fixed, sweep.folder, sweep.objective)
     ConfigStore.instance().store(name="schema", node=Options)
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="medaug"):
@@ -258,7 +270,7 @@ def run_sweep(arguments: Sequence[str]) -> None:
         try:
             hydra.compose_config("config", words, RunMode.MULTIRUN, with_log_configuration=False)
         except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(f"--multirun: {_told(error)}") from error
+            raise UserError(f"--multirun: {_describe(error)}") from error
         lock(sweep.folder)
         _take_over(sweep.folder)
         failure: Exception | None = None
@@ -268,17 +280,17 @@ def run_sweep(arguments: Sequence[str]) -> None:
             if isinstance(stop.code, str):
                 raise UserError(stop.code) from stop
             raise
-        except Exception as error:  # of a job, for the sweepers raise the first
+        except Exception as error:  # sweepers raise the first error of a job
             failure = error
-    (sweep.folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's, without the words that all jobs share
+    (sweep.folder / "multirun.yaml").unlink(missing_ok=True)  # written by Hydra, without the words of all jobs
     _report(sweep, failure)
 
 
 def _take_over(folder: Path) -> None:
-    """Mark the folder of sweeps as ours, and remove what an earlier sweep says of how its jobs ended.
+    """Mark the folder of sweeps as medaug's, and remove the `job.json` files of earlier sweeps.
 
     Raises:
-        UserError: Hydra would write over a file of somebody else.
+        UserError: Hydra would overwrite a file that medaug did not write.
     """
     leftover = folder / "multirun.yaml"
     if leftover.exists() and not is_marked(folder):
@@ -301,13 +313,13 @@ def _records(folder: Path) -> dict[Path, dict[str, Any]]:
     return found
 
 
-def _told(error: Exception) -> str:
-    """Hydra's message in one line, with the way out where a plugin is missing."""
-    said = " ".join(str(error).split())
+def _describe(error: Exception) -> str:
+    """Hydra's message in one line; if a plugin is missing, how to install it instead."""
+    message = " ".join(str(error).split())
     for choice, extra in {"joblib": "sweep", "optuna": "sweep", "submitit": "cluster"}.items():
-        if "Could not find 'hydra/" in said and choice in said.partition("Available options")[0]:
+        if "Could not find 'hydra/" in message and choice in message.partition("Available options")[0]:
             return f"{choice} is not installed; pip install 'medaug[{extra}]'"
-    return said
+    return message
 
 
 def _report(sweep: Sweep, failure: Exception | None) -> None:
@@ -317,11 +329,11 @@ def _report(sweep: Sweep, failure: Exception | None) -> None:
         log.info("%s: %s %s", sweep.folder / name, sweep.objective, "unknown" if value is None else f"{value:.6g}")
     failed = {name: record["status"] for name, record in records.items() if name not in done}
     reason = " ".join(str(failure).split())
-    told = [
+    reasons = [
         f"{name} ({f'did not end: {reason}' if status is None else f'status {status}'})"
         for name, status in failed.items()
     ]
     if failed:
-        raise UserError(f"{len(failed)} of {len(records)} jobs failed: {'; '.join(told)}") from failure
+        raise UserError(f"{len(failed)} of {len(records)} jobs failed: {'; '.join(reasons)}") from failure
     if failure is not None:
         raise failure

@@ -22,9 +22,9 @@ MODEL_NODES = ("data", "task", "codec", "network", "process", "trainer")
 
 
 def main(options: Options) -> None:
-    """Train, or continue a training; leaves `last.ckpt`, `manifest.json` and, if samples are scored, `best.ckpt`.
+    """Train, or resume a training; writes `last.ckpt`, `manifest.json` and, if samples are scored, `best.ckpt`.
 
-    With `dry_run`, print the plan and leave nothing but the cohort's cache (and the phantoms, if data=phantom).
+    With `dry_run` it prints the plan and writes only the cohort's cache (and the phantoms, if data=phantom).
     """
     requeue.listen(first=process_rank() == 0)
     folder, base = stage_folder(options, "train"), Path(options.train.init_from) if options.train.init_from else None
@@ -64,12 +64,12 @@ def main(options: Options) -> None:
         score = sample_score(experiment.data, options.trainer, options.segmenter, options.masks, folder, measures=first)
     result = experiment.train(SamplePictures(folder, experiment.task, experiment.manifest), score)
     finish(folder, result.to_dict())
-    best = "" if result.best is None else f"; the best by its samples (step {result.best['step']}) is best.ckpt"
+    best = "" if result.best is None else f"; the one with the best samples (step {result.best['step']}) is best.ckpt"
     log.info("the model is %s%s", folder / "last.ckpt", best)
 
 
 def scores_samples(options: Options) -> bool:
-    """Whether samples are scored while the model trains: it must draw whole scans from masks alone."""
+    """Whether samples are scored during training; the model must generate all modalities from masks alone."""
     task = options.task
     pairs = task.target == "image" and task.mask and not task.modalities and task.degradation == "none"
     return options.trainer.score_every != 0 and pairs

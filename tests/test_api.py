@@ -100,7 +100,7 @@ def test_a_sample_depends_on_its_mask_and_the_seed_alone(run):
 @pytest.mark.parametrize(
     ("masks", "said"),
     [
-        (np.zeros((32, 32, 31)), r"masks: the shape is \(32, 32, 31\), and the model needs \(32, 32, 32\)"),
+        (np.zeros((32, 32, 31)), r"masks: the shape is \(32, 32, 31\), but the model needs \(32, 32, 32\)"),
         (np.zeros((32, 32)), r"masks: the shape is \(32, 32\)"),
         (np.full((32, 32, 32), 3), "masks: "),
         (np.full((32, 32, 32), np.nan), "masks: "),

@@ -215,7 +215,7 @@ def test_results_that_were_edited_after_the_end_are_refused(folder, caplog):
     assert not caplog.messages
     (folder / "finished.json").write_text("{}")
     runs.refuse_edited(folder)
-    assert "kept no digests of its results" in caplog.text
+    assert "stored no digests of its results" in caplog.text
     (folder / "finished.json").write_text('{"results": "none"}')
     with pytest.raises(UserError, match="finished.json: its results are not a mapping"):
         runs.refuse_edited(folder)
@@ -226,7 +226,7 @@ def test_a_run_from_before_the_marker_goes_on_and_gets_one(folder):
     assert runs.claim(folder, IDENTITY, overwrite=False)
     (folder / "last.ckpt").write_text("weights")
     (folder / ".medaug-run").unlink()
-    with pytest.raises(UserError, match="no marker says that medaug wrote it"):
+    with pytest.raises(UserError, match="no marker shows that it is medaug's"):
         runs.claim(folder, OTHER_SEED, overwrite=True)
     assert runs.claim(folder, IDENTITY, overwrite=False)
     assert runs.claim(folder, OTHER_SEED, overwrite=True)

@@ -1,7 +1,7 @@
 """The schema of every option: one dataclass per Hydra group, one declaration per key.
 
-Free of torch and numpy, so that `--help` and the refusal of a misspelt key take a fraction of a second. The YAML
-files under `conf/` hold choices only; types, limits, defaults and help lines are declared here.
+It does not import torch or numpy, so that `--help` and the error for a misspelt key take a fraction of a second. The
+YAML files under `conf/` only make choices; types, limits, defaults and help lines are declared here.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ __all__ = [
 
 @dataclass
 class Options:
-    """All keys; each stage reads, and accepts, its own part."""
+    """All keys; each stage accepts only those that it reads."""
 
     experiment: str = option("which cohort and model (conf/experiment)", "")
     preset: str = option(

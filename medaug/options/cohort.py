@@ -24,10 +24,10 @@ _INTERVAL = Items(count=2, ascending=True)
 
 @dataclass
 class SplitOptions:
-    """Which scans are one subject's, and how subjects are split: keys that `ingest` and `data` share."""
+    """Which scans belong to one subject, and how subjects are split: the keys that `ingest` and `data` share."""
 
     subject_pattern: str | None = option(
-        r"regular expression whose group 1 in a case's name is its subject, such as '(\d+)$'; null: each case is one",
+        r"regular expression; its group 1 in a case's name is the subject: '(\d+)$'; null: one subject per case",
         None,
     )
     subject_consecutive: int = option(
@@ -40,7 +40,7 @@ class SplitOptions:
         "share of subjects for validation", 0.1, limits=Range(least=0, below=1), applies_when=(not_with("splits"),)
     )
     test_fraction: float = option(
-        "share of subjects held out for testing, which no model sees",
+        "share of subjects held out for testing; no model sees them",
         0.2,
         limits=Range(least=0, below=1),
         applies_when=(not_with("splits"),),
@@ -66,21 +66,23 @@ class DataOptions(SplitOptions):
         "folders where the files may be; the first that exists is used", [], identity=False, is_path=True
     )
     layout: str = option(
-        "layout of the folder where there is no manifest; auto: detect it; phantom: make phantoms",
+        "layout of the folder if there is no manifest; auto: detect it; phantom: make phantoms",
         "auto",
         choices=one_of("auto", "phantom", table="layouts", without=("pairs",)),
     )
-    source: str = option("where to get the data, printed when they are missing", "", identity=False)
+    source: str = option("where to get the data; printed if they are missing", "", identity=False)
     fold: int = option(
         "number of the fold used for validation", 0, limits=at_least(0), applies_when=(only_with("data.folds"),)
     )
     labelled: int | None = option(
-        "training subjects that keep their labels, the others' are hidden; null: all", None, limits=at_least(1)
+        "number of training subjects that keep their labels; the other labels are hidden; null: all",
+        None,
+        limits=at_least(1),
     )
-    labelled_seed: int = option("seed of the choice of those subjects", 0, applies_when=(only_with("data.labelled"),))
+    labelled_seed: int = option("seed for choosing those subjects", 0, applies_when=(only_with("data.labelled"),))
     unlabelled: bool = option("also train on scans without a label, as unconditional samples", True)
     attributes: list[str] = option(
-        "conditions beside the mask: attributes of the manifest, or spacing", [], items=Items(distinct=True)
+        "further conditions besides the mask: attributes of the manifest, or spacing", [], items=Items(distinct=True)
     )
     max_side: int | None = option(
         "coarsen the grid isotropically until no side has more voxels; null: never", None, limits=at_least(1)
@@ -89,11 +91,11 @@ class DataOptions(SplitOptions):
         "voxel size in mm to resample to; null: as data.resample says", None, limits=above(0), items=_TRIPLE
     )
     resample: str = option(
-        "auto: resample to one voxel size where the training scans differ", "auto", choices=one_of("auto", "never")
+        "auto: resample to one voxel size if the training scans differ", "auto", choices=one_of("auto", "never")
     )
-    crop: str = option("body: cut off what lies outside the body or brain", "none", choices=one_of("none", "body"))
+    crop: str = option("body: crop to the body or brain", "none", choices=one_of("none", "body"))
     shape: list[int] | None = option(
-        "the model's grid in voxels; null: the smallest that holds every training scan",
+        "the model's grid in voxels; null: the smallest that contains every training scan",
         None,
         limits=at_least(1),
         items=_TRIPLE,

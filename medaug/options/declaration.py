@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Range:
-    """Limits of a number, or of each number of a list. NaN and infinity never lie within."""
+    """Limits of a number, or of each number of a list. NaN and infinity are never valid."""
 
     least: float | None = None
     above: float | None = None
@@ -16,7 +16,7 @@ class Range:
     below: float | None = None
 
     def __contains__(self, number: float) -> bool:
-        """Whether the number keeps to every limit."""
+        """Whether the number is within all limits."""
         return (
             (self.least is None or number >= self.least)
             and (self.above is None or number > self.above)
@@ -25,7 +25,7 @@ class Range:
         )
 
     def __str__(self) -> str:
-        """Such as "at least 1", "between 0 and 1" or "above 0 and below 1"; empty without limits."""
+        """In words, such as "at least 1", "between 0 and 1" or "above 0 and below 1"; empty without limits."""
         if self.least is not None and self.most is not None:
             return f"between {self.least:g} and {self.most:g}"
         limits = (("at least", self.least), ("above", self.above), ("at most", self.most), ("below", self.below))
@@ -34,13 +34,13 @@ class Range:
 
 @dataclass(frozen=True)
 class Items:
-    """What a list must look like as a whole.
+    """Requirements of a list as a whole.
 
     Attributes:
-        fewest: least number of values.
-        count: number of values, where only that many make sense.
-        ascending: each value is above the one before.
-        distinct: no value occurs twice.
+        fewest: minimum number of values.
+        count: exact number of values; None: any number from `fewest` on.
+        ascending: whether each value must be greater than the one before.
+        distinct: whether no value may occur twice.
     """
 
     fewest: int = 0
@@ -49,14 +49,14 @@ class Items:
     distinct: bool = False
 
     def problem(self, values: list[Any]) -> str | None:
-        """What is wrong with a list; None where nothing is."""
+        """What is wrong with a list; None if it is valid."""
         right = len(values) >= self.fewest if self.count is None else len(values) == self.count
         right = right and not (self.ascending and any(a >= b for a, b in zip(values, values[1:], strict=False)))
         right = right and not (self.distinct and len(set(values)) < len(values))
         return None if right else f"must have {self}"
 
     def __str__(self) -> str:
-        """Such as "2 ascending values" or "at least 1 value, each given once"; empty where any list will do."""
+        """In words, such as "2 ascending values" or "at least 1 value, each given once"; empty if any list is valid."""
         number = self.fewest if self.count is None else self.count
         kind = f"{'ascending ' if self.ascending else ''}value{'s' if number > 1 else ''}"
         counted = f"{'' if self.count else 'at least '}{number} {kind}" if number else "values" if self.distinct else ""
@@ -65,7 +65,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Choices:
-    """Names that an option may have: those listed, and those of a table (`medaug.tables`) except `without`."""
+    """The valid names of an option: those listed, and those of a table (`medaug.tables`) except `without`."""
 
     names: tuple[str | int, ...] = ()
     table: str = ""
@@ -74,13 +74,14 @@ class Choices:
 
 @dataclass(frozen=True)
 class When:
-    """An option has an effect only while another key has one of these values, or, if `not_`, none of them.
-
-    Without values, only while the other key is set: neither null, false nor an empty list.
+    """A condition on another key, without which an option has no effect.
 
     Attributes:
-        key: path of the other key; without a dot, a key beside the option itself. Where there is no such key, there is
-            no condition.
+        key: path of the other key; without a dot, a key of the same group. If there is no such key, the condition is
+            ignored.
+        values: the other key must have one of these values; empty: it must be set, that is, not null, false or an
+            empty list.
+        not_: reverses the condition.
     """
 
     key: str
@@ -92,7 +93,7 @@ class When:
         return (value in self.values if self.values else value not in (None, False, [])) != self.not_
 
     def __str__(self) -> str:
-        """Such as "codec=kl" or "data.labelled"; without `not_`, which its reader puts into words."""
+        """In words, such as "codec=kl" or "data.labelled"; the caller adds the word for `not_`."""
         name = self.key.removesuffix(".name")
         return name + (f"={'|'.join(f'{value}' for value in self.values)}" if self.values else "")
 
@@ -111,7 +112,7 @@ def not_with(key: str, *values: Any) -> When:
 
 
 def at_least(least: float) -> Range:
-    """Numbers from `least` up."""
+    """Numbers from `least` on, `least` included."""
     return Range(least=least)
 
 
@@ -141,23 +142,22 @@ def option(
     identity: bool | None = True,
     is_path: bool = False,
 ) -> Any:
-    """A dataclass field that is a key of the configuration.
+    """Declare a dataclass field that is a key of the configuration.
 
-    All that the declaration says is checked in `medaug.keys`, printed by `--help` and written into the configuration
-    reference, so the help line does not repeat it. What depends on several keys or on the data is checked by the code
-    that reads them.
+    `medaug.keys` checks everything that is declared here, and `--help` and the configuration reference show it, so the
+    help line does not repeat it. What depends on several keys or on the data is checked by the code that reads them.
 
     Args:
-        help: what the key means, in one line.
-        default: value.
-        choices: the names that it may have; none listed: any.
-        limits: of the number, or of each number of a list.
-        items: what a list must look like.
-        applies_when: all of these must hold for the key to have an effect; where one does not, the key is refused on a
-            command line. Configuration files may set it, for they serve several command lines.
-        identity: whether the key belongs to a run's identity. False: it changes no result, only where and how fast.
-            None: only if it differs from its default, because there are runs that are older than the key.
-        is_path: it names files or folders, in which `~` and environment variables are expanded.
+        help: meaning of the key, in one line.
+        default: default value.
+        choices: the valid names; without any, all names are valid.
+        limits: limits of the number, or of each number of a list.
+        items: requirements of a list as a whole.
+        applies_when: conditions that must all hold for the key to have an effect. If one does not, the key is refused
+            on the command line. Configuration files may still set it, because they are used with several command lines.
+        identity: whether the key belongs to the identity of a run. False: it changes no result, only where and how fast
+            results are computed. None: only if it differs from its default, because some runs are older than the key.
+        is_path: whether the key names files or folders, in which `~` and environment variables are expanded.
     """
     metadata = {
         "help": help,
@@ -174,5 +174,5 @@ def option(
 
 
 def path_option(help: str, *, identity: bool = True, applies_when: tuple[When, ...] = ()) -> Any:
-    """A key that names a file or folder, null by default; arguments as for `option`."""
+    """Declare a key that names a file or folder, null by default; arguments as for `option`."""
     return option(help, None, identity=identity, applies_when=applies_when, is_path=True)

@@ -29,7 +29,7 @@ class TaskOptions:
 
     target: str = option("what is generated: the image, or the label map", "image", choices=one_of("image", "label"))
     modalities: list[str] = option(
-        "modalities that are generated; none named: all",
+        "modalities that are generated; empty: all",
         [],
         items=Items(distinct=True),
         applies_when=(only_with("task.target", "image"),),
@@ -39,7 +39,7 @@ class TaskOptions:
         "modalities that are a condition; [all]: those that are not generated", [], items=Items(distinct=True)
     )
     degradation: str = option(
-        "the scan itself is also a condition, degraded in this way: the model learns to restore it",
+        "the scan itself, degraded in this way, is also a condition; the model learns to restore it",
         "none",
         choices=one_of("none", "noise", "low_resolution"),
     )
@@ -59,7 +59,7 @@ class TaskOptions:
 
 @dataclass
 class CodecOptions:
-    """The change of variables in which the diffusion runs, and the training of `kl`."""
+    """The change of variables that the diffusion runs in, and the training of `kl`."""
 
     name: str = option(
         "identity, haar (wavelets) or kl (an autoencoder, trained before the diffusion)",
@@ -81,7 +81,7 @@ class CodecOptions:
     )
     latent_channels: int = option("channels of the latents", 4, limits=at_least(1), applies_when=_KL)
     kl_weight: float = option(
-        "weight of the divergence from N(0, 1), per latent value, beside the absolute error",
+        "weight of the divergence from N(0, 1), per latent value, relative to the absolute error",
         1e-4,
         limits=at_least(0),
         applies_when=_KL_TRAINED,
@@ -109,7 +109,7 @@ class NetworkOptions:
     """The denoising U-Net (MONAI), and how the mask enters it."""
 
     name: str = option(
-        "unet (mask beside the image), spade (mask in the decoder), controlnet (on a frozen base)",
+        "unet (mask as input channels), spade (mask in the decoder), controlnet (on a frozen base)",
         "unet",
         choices=one_of(table="networks"),
     )
@@ -123,7 +123,7 @@ class NetworkOptions:
     norm_num_groups: int = option("groups of the group normalisation", 16, limits=at_least(1))
     coordinates: bool = option("voxel coordinates as inputs, for cohorts whose scans are aligned", False)
     stem: int | None = option(
-        "features of a learned stem of the mask; 0: none; null: 32 where blocks exceed 8 voxels",
+        "features of a learned stem of the mask; 0: none; null: 32 if the codec's blocks exceed 8 voxels",
         None,
         limits=at_least(0),
     )
@@ -157,13 +157,16 @@ class ProcessOptions:
         "make the noisiest time pure noise, as sampling assumes", False, applies_when=_VARIANCE_PRESERVING
     )
     sigma_min: float = option(
-        "least noise, in standard deviations of the (standardised) data", 0.002, limits=above(0), applies_when=_EDM
+        "smallest noise level, in standard deviations of the (standardised) data",
+        0.002,
+        limits=above(0),
+        applies_when=_EDM,
     )
-    sigma_max: float = option("most noise, where sampling starts", 80.0, limits=above(0), applies_when=_EDM)
+    sigma_max: float = option("largest noise level, where sampling starts", 80.0, limits=above(0), applies_when=_EDM)
     sigma_data: float = option(
         "schedule and prediction edm: standard deviation of the data, which the codec makes 1", 1.0, limits=above(0)
     )
-    log_sigma_mean: float = option("mean of the logarithm of the noise in training", -0.5, applies_when=_EDM)
+    log_sigma_mean: float = option("mean of the logarithm of the noise level in training", -0.5, applies_when=_EDM)
     log_sigma_std: float = option("standard deviation of that logarithm", 1.2, limits=above(0), applies_when=_EDM)
     loss_weight: str = option(
         "loss weight per time: uniform, or min_snr (noisy times count less)",

@@ -29,7 +29,7 @@ _POSITIVE = at_least(1)
 
 @dataclass
 class SamplerOptions:
-    """How noise becomes an image."""
+    """The sampler, which turns noise into an image."""
 
     name: str = option("the sampler", "dpmpp_2m", choices=one_of(table="samplers"))
     num_inference_steps: int = option(
@@ -53,7 +53,7 @@ class SamplerOptions:
 
 @dataclass
 class MasksOptions:
-    """Where the masks of synthetic pairs come from: training masks, as they are or deformed, or a mask generator."""
+    """Where the masks of synthetic pairs come from: training masks, unchanged or deformed, or a mask generator."""
 
     source: str = option(
         "training masks (real), deformed training masks, or masks of a mask generator (generated)",
@@ -101,25 +101,25 @@ class GenerateOptions:
         "classifier-free guidance: 0 ignores the mask, 1 is the plain conditional model", 2.0, limits=at_least(0)
     )
     guidance_interval: list[float] | None = option(
-        "times in [0, 1], 1 being noise, between which there is guidance; null: always",
+        "range of times in [0, 1] in which guidance is applied, where 1 is noise; null: always",
         None,
         limits=between(0, 1),
         items=Items(count=2, ascending=True),
         applies_when=_GUIDED,
     )
     guidance_rescale: float = option(
-        "0 to 1: bring the contrast of guided images back to that of the plain conditional model",
+        "0 to 1: how far to move the contrast of guided images back to that of the plain conditional model",
         0.0,
         limits=between(0, 1),
     )
     negative_classes: list[str] = option(
         "guide away from the same mask without these classes; none: from no mask at all", [], applies_when=_GUIDED
     )
-    attributes: list[str] = option("name:value in place of the host's own attribute, as in [site:A,grade:2]", [])
-    seed: int = option("root seed from which every pair's own seed is made", 0)
+    attributes: list[str] = option("name:value, replacing the host's own attribute, as in [site:A,grade:2]", [])
+    seed: int = option("root seed, from which the seed of every pair is derived", 0)
     batch_size: int = option("pairs sampled together; changes no sample", 4, limits=_POSITIVE, identity=False)
     strip: int = option(
-        "number of pictures that show the first pair emerge from noise; 0: none",
+        "number of pictures that show how the first pair develops from noise; 0: none",
         0,
         limits=at_least(0),
         identity=False,
@@ -136,7 +136,7 @@ class PredictOptions:
         choices=one_of("train", "val", "test"),
         applies_when=(not_with("predict.manifest"),),
     )
-    manifest: str | None = path_option("manifest of other scans, in place of a split")
+    manifest: str | None = path_option("manifest of other scans, instead of a split")
     name: str | None = option("folder below runs/EXP/predictions; null: the split, or the manifest's file name", None)
     num_samples: int | None = option(
         "samples per scan, whose mean is the result; null: 8 of labels, 1 of images", None, limits=_POSITIVE
@@ -144,16 +144,16 @@ class PredictOptions:
     guidance_scale: float = option("classifier-free guidance by the conditions; 1: none", 1.0, limits=at_least(0))
     degrade: bool = option("enhancement: degrade the scans first, to measure how well they are restored", False)
     probabilities: bool = option("segmentation: also write the probability of every class", False)
-    inpaint: list[str] = option("mask to image: classes whose voxels are generated anew in the real scan", [])
-    remove: bool = option("generate what would be there without those classes", False, applies_when=_INPAINT)
+    inpaint: list[str] = option("mask-to-image models: classes whose voxels are inpainted in the real scan", [])
+    remove: bool = option("inpaint as if those classes were absent", False, applies_when=_INPAINT)
     margin: int = option(
-        "voxels of the model's grid around those classes that are also generated anew",
+        "voxels of the model's grid around those classes that are inpainted too",
         2,
         limits=at_least(0),
         applies_when=_INPAINT,
     )
     resample: int = option(
-        "how often each step is repeated, so that the seam fits; 1 is fastest",
+        "how often each step is done, for a seamless transition; 1 is fastest",
         4,
         limits=_POSITIVE,
         applies_when=_INPAINT,
@@ -182,7 +182,7 @@ class ScoringOptions:
 
 @dataclass
 class AuditOptions:
-    """Do the images show what their masks say? Measured by a segmenter (the judge) that has no other use."""
+    """How well the images match their masks, measured by a segmenter (the judge) that is used for nothing else."""
 
     judge_steps: int = option("optimisation steps of the judge", 1500, limits=_POSITIVE)
     backend: str = option("what trains the judge", "unet", choices=one_of(table="backends"), identity=None)
@@ -211,7 +211,7 @@ class ArmsOptions:
 
 @dataclass
 class BenchmarkOptions:
-    """Do the pairs help on subjects that no model has seen?"""
+    """Whether the pairs help, measured on subjects that no model has seen."""
 
     steps: int = option("optimisation steps of every segmenter, the same in every arm", 600, limits=_POSITIVE)
     seeds: list[int] = option(
@@ -236,9 +236,9 @@ class BenchmarkOptions:
 
 @dataclass
 class ExportOptions:
-    """The synthetic pairs in another tool's layout."""
+    """In which format to write the synthetic pairs, or a cohort, and where."""
 
-    format: str = option("layout to write", "msd", choices=one_of(table="export_formats"))
+    format: str = option("format to write", "msd", choices=one_of(table="export_formats"))
     segmentation: str = option(
         "kind of DICOM SEG; few tools read LABELMAP yet",
         "BINARY",
@@ -247,14 +247,14 @@ class ExportOptions:
     )
     sign_key: str | None = path_option("private Ed25519 key (PEM) that signs the mark of every synthetic file")
     manifest: str | None = path_option("manifest of a cohort to export; null: the experiment's synthetic pairs")
-    out: str | None = path_option("folder to write, which must not exist yet")
+    out: str | None = path_option("folder to write to; it must not exist yet")
 
 
 @dataclass
 class IngestOptions(SplitOptions):
-    """From files to a manifest."""
+    """How scans in a folder become a manifest."""
 
-    root: str | None = path_option("folder with the scans, never written to")
+    root: str | None = path_option("folder with the scans; nothing is written to it")
     out: str | None = path_option("manifest to write (.json); scans from DICOM become NIfTI in a folder beside it")
     layout: str = option(
         "layout of the folder; auto: detect it",
@@ -267,7 +267,7 @@ class IngestOptions(SplitOptions):
     images: str | None = option("glob of the images below root", None, applies_when=_PAIRS)
     labels: str | None = option("glob of the labels below root", None, applies_when=_PAIRS)
     case_pattern: str | None = option(
-        "regular expression whose group 1 in a path is its case", None, applies_when=_PAIRS
+        "regular expression; its group 1 in a path is the name of the case", None, applies_when=_PAIRS
     )
     classes: list[str] | None = option(
         "names of label values 0, 1, 2, ..., background first", None, applies_when=_PAIRS
@@ -290,20 +290,20 @@ class IngestOptions(SplitOptions):
     report: str | None = path_option("JSON file for the findings")
     workers: int = option("processes that read; 0: one per processor", 0, limits=at_least(0))
     on_gap: str = option(
-        "where a slice is missing: refuse the series, or resample over the gap",
+        "if a slice is missing: refuse the series, or resample across the gap",
         "refuse",
         choices=one_of("refuse", "resample"),
         applies_when=_DICOM,
     )
     on_grid: str = option(
-        "modalities on different grids: refuse the case, or resample to the first (dicom)",
+        "if modalities are on different grids: refuse the case, or resample to the grid of the first (dicom)",
         "refuse",
         choices=one_of("refuse", "resample"),
         applies_when=_DICOM,
     )
-    pseudonyms: bool = option("name subjects by salted pseudonym; false: by PatientID", True, applies_when=_DICOM)
+    pseudonyms: bool = option("name subjects by salted pseudonyms; false: by PatientID", True, applies_when=_DICOM)
     private: str | None = path_option("DICOM: file of pseudonyms and salt, to be kept secret; null: beside out")
-    withdraw: str | None = option("list everything that this subject went into, and do nothing else", None)
+    withdraw: str | None = option("only list everything that was made with this subject's data", None)
     download: str | None = option("fetch a Medical Segmentation Decathlon task, such as Task04_Hippocampus", None)
     to: str | None = path_option("folder to unpack the download in", applies_when=_DOWNLOAD)
     mirror: str | None = option(

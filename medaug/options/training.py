@@ -24,9 +24,9 @@ class TrainerOptions:
     """Size and budget of the training, and the hardware it runs on."""
 
     max_steps: int = option("optimisation steps", 4000, limits=at_least(1))
-    batch_size: int = option("volumes per device and pass through the network", 4, limits=at_least(1))
+    batch_size: int = option("volumes per device in each pass through the network", 4, limits=at_least(1))
     accumulate: int = option(
-        "passes per step, whose gradients are averaged: a larger batch in the same memory", 1, limits=at_least(1)
+        "passes per step, whose gradients are averaged; a larger batch in the same memory", 1, limits=at_least(1)
     )
     learning_rate: float = option("peak learning rate of AdamW", 8e-4, limits=above(0))
     weight_decay: float = option("weight decay of AdamW", 0.01, limits=at_least(0))
@@ -36,27 +36,29 @@ class TrainerOptions:
         choices=one_of("cosine", "constant"),
     )
     warmup_steps: int = option("steps of linear warm-up", 100, limits=at_least(0))
-    gradient_clip: float = option("largest gradient norm", 1.0, limits=above(0))
+    gradient_clip: float = option("maximum gradient norm", 1.0, limits=above(0))
     ema_sigma_rel: float = option(
         "width of the moving average of the weights, as a share of the training", 0.1, limits=between(0.01, 0.28)
     )
     condition_dropout: float = option(
-        "share of masks (of images, in a task without masks) dropped to train the null condition", 0.1, limits=_SHARE
+        "share of masks (in a task without masks: of images) hidden, to train the null condition", 0.1, limits=_SHARE
     )
     class_dropout: float = option(
-        "share of a mask's classes made unknown, each independently",
+        "probability that a class of a mask is made unknown, for each class",
         0.0,
         limits=_SHARE,
         applies_when=(only_with("task.mask"),),
     )
-    image_dropout: float = option("share of the given modalities made unknown, each independently", 0.0, limits=_SHARE)
+    image_dropout: float = option(
+        "probability that an image of the condition is made unknown, for each image", 0.0, limits=_SHARE
+    )
     labelled_share: float | None = option(
-        "share of each batch with a label, the rest without; null: as they come",
+        "share of each batch that has labels; null: as in the cohort",
         None,
         limits=Range(above=0, most=1),
     )
     attribute_dropout: float = option(
-        "share of each attribute hidden, so that it may be unknown",
+        "probability that an attribute is made unknown, for each attribute",
         0.1,
         limits=_SHARE,
         applies_when=(only_with("data.attributes"),),
@@ -68,7 +70,7 @@ class TrainerOptions:
     checkpoint_every: int = option("steps between checkpoints", 200, limits=at_least(1), identity=False)
     validate_every: int = option("steps between validation loss and sample pictures", 500, limits=at_least(1))
     accelerator: str = option(
-        "auto: a GPU where there is one", "auto", choices=one_of("auto", "cpu", "gpu"), identity=False
+        "auto: a GPU if there is one", "auto", choices=one_of("auto", "cpu", "gpu"), identity=False
     )
     devices: int = option("devices per node; -1: all", 1, limits=at_least(-1))
     num_nodes: int = option("nodes", 1, limits=at_least(1))
@@ -78,7 +80,7 @@ class TrainerOptions:
         choices=one_of("auto", "ddp", "fsdp"),
     )
     precision: str = option(
-        "precision of the network; auto: bf16 where the processor has it; fp16: CUDA only",
+        "precision of the network; auto: bf16 if the hardware supports it; fp16: CUDA only",
         "auto",
         choices=one_of("auto", "bf16", "fp16", "fp32"),
     )
@@ -88,7 +90,7 @@ class TrainerOptions:
     num_workers: int = option("processes that load data", 1, limits=at_least(0), identity=False)
     seed: int = option("seed of weights, data order, augmentation, times and noise", 0)
     score_every: int = option(
-        "steps between scorings of samples, which choose best.ckpt (models from mask to image); 0: none",
+        "steps between scorings of samples, which select best.ckpt (mask-to-image models only); 0: none",
         0,
         limits=at_least(0),
     )
@@ -100,7 +102,7 @@ class TrainerOptions:
         "guidance scale of scored samples", 2.0, limits=at_least(0), applies_when=_SCORED
     )
     selector_steps: int = option(
-        "optimisation steps of the segmenter that scores samples and has no other use",
+        "optimisation steps of the segmenter that scores samples and is used for nothing else",
         600,
         limits=at_least(1),
         applies_when=_SCORED,
