@@ -52,6 +52,8 @@ PROCESSES = [
     for prediction in PREDICTIONS
     if (schedule, prediction) not in REFUSED
 ]
+# The recursion does not depend on what the network predicts: one process per schedule shows where it converges.
+ONE_PER_SCHEDULE = list({schedule: (schedule, process) for schedule, process in PROCESSES}.values())
 RUNS = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("dpmpp_2m", 0.0), ("dpmpp_2m_sde", 0.0), ("heun", 0.0)]
 
 
@@ -237,7 +239,7 @@ def test_gaussian_data_as_the_recursion_says(schedule: str, process: Process, sa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "eta"), RUNS)
-@pytest.mark.parametrize(("schedule", "process"), PROCESSES, ids=name_of)
+@pytest.mark.parametrize(("schedule", "process"), ONE_PER_SCHEDULE, ids=name_of)
 def test_gaussian_data_as_the_recursion_says_and_the_data_at_1000_steps(
     schedule: str, process: Process, sampler: str, eta: float
 ) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from warm_python import run_module
 
 ROOT = Path(__file__).parents[2]
 Done = subprocess.CompletedProcess[str]
@@ -19,8 +20,10 @@ def run_stage(home: Path, stage: str, *words: str, data: Path | None = None, **o
     """`python -m medaug.STAGE WORDS` in the folder `home`, with MEDAUG_DATA only where it is given."""
     env = {key: value for key, value in os.environ.items() if key not in {"MEDAUG_DATA", "COLUMNS"}}
     env |= {"PYTHONPATH": str(ROOT)} | ({"MEDAUG_DATA": str(data)} if data else {})
-    command = [sys.executable, "-m", f"medaug.{stage}", *words]
-    return subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, timeout=600, **options)
+    if options:
+        command = [sys.executable, "-m", f"medaug.{stage}", *words]
+        return subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, timeout=600, **options)
+    return run_module(f"medaug.{stage}", words, home, env, timeout=600)
 
 
 @dataclass(frozen=True)

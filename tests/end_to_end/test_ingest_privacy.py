@@ -9,7 +9,6 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from pydicom.uid import PYDICOM_ROOT_UID
 from test_bad_input import assert_refused
 from test_ingest import snapshot
 from test_ingest_dicom import FLAIR, RULES, T1, head, write_duplicate, write_patient, write_rules
+from warm_python import run_module
 
 from medaug.cohort.manifest import Manifest
 from medaug.imaging.nifti import write_volume
@@ -41,9 +41,8 @@ PLANTED = (
 
 
 def run_stage(home: Path, stage: str, *words: str) -> Done:
-    command = [sys.executable, "-m", f"medaug.{stage}", *words]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, timeout=600)
+    return run_module(f"medaug.{stage}", words, home, env, timeout=600)
 
 
 def tags(index: int) -> dict[str, Any]:
