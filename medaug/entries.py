@@ -91,5 +91,6 @@ OWN: dict[str, dict[str, str]] = {
         "msd": "medaug.exporting.msd:write_msd",
         "nnunet": "medaug.exporting.nnunet:write_nnunet",
         "dicom": "medaug.exporting.dicom:write_dicom",
+        "bids": "medaug.exporting.bids:write_bids",
     },
 }

@@ -57,7 +57,18 @@ def main(options: Options) -> None:
         pairs.refuse_changed(content_digests(files, folder.parent / "cache"))
     line = {"out": str(out.resolve()), "format": wanted.format, "cases": len(cohort.cases), "digest": digest}
     made = {one["name"]: one for one in records}
-    write(Export(cohort, out, made, wanted.segmentation, signer, partial(_note, record, line)))
+    write(
+        Export(
+            cohort,
+            out,
+            made,
+            segmentation=wanted.segmentation,
+            suffixes=wanted.suffixes,
+            skull_stripped=wanted.skull_stripped,
+            signer=signer,
+            announce=partial(_note, record, line),
+        )
+    )
     log.info("%d cases of %s are in %s", len(cohort.cases), cohort.name, out)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,7 +19,7 @@ from medaug.imaging.nifti import write_volume
 from medaug.imaging.reading import read_label, read_volumes
 from medaug.imaging.volume import Header, Volume, grid_difference, is_finite
 from medaug.layouts import PHANTOM_MARK
-from medaug.marking.mark import PHANTOM_NOTE, mark_dataset, mark_file, synthetic_note
+from medaug.marking.mark import PHANTOM_NOTE, mark_dataset, mark_file, sidecar, synthetic_note
 from medaug.marking.signing import Signer
 from medaug.progress import track
 
@@ -39,6 +39,8 @@ class Export:
         out: the folder to write, which must not exist yet; afterwards it is whole or absent.
         records: provenance of the cases that are synthetic, by the name of the case; other cases are real or phantoms.
         segmentation: kind of DICOM SEG, for the format that writes one.
+        suffixes: BIDS suffixes of modalities, each MODALITY:SUFFIX.
+        skull_stripped: whether the images show the brain alone, which BIDS asks.
         signer: signs the marks of synthetic files; None: they are not signed.
         announce: called when all files are written, just before the folder gets its name.
     """
@@ -47,6 +49,8 @@ class Export:
     out: Path
     records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     segmentation: str = "BINARY"
+    suffixes: Sequence[str] = ()
+    skull_stripped: bool = False
     signer: Signer | None = None
     announce: Callable[[], None] = _silent
 
@@ -57,23 +61,25 @@ class Export:
         return PHANTOM_NOTE if self.manifest.phantom else "medaug export"
 
     def mark(self, case: Case, path: Path, **beside: Any) -> None:
-        """Write the mark of a NIfTI file of a synthetic case beside it; `beside` are further keys of that JSON file."""
+        """Write a JSON file beside a NIfTI file: its mark if the case is synthetic, and the keys `beside`."""
         if case.name in self.records:
             mark_file(path, self.records[case.name], self.manifest.phantom, self.signer, **beside)
+        elif beside:
+            write_json(sidecar(path), beside)
 
     def mark_dicom(self, case: Case, dataset: Dataset) -> None:
         """Put the mark of a synthetic case into a DICOM dataset, just before it is saved."""
         if case.name in self.records:
             mark_dataset(dataset, self.records[case.name], self.manifest.phantom, self.signer)
 
-    def write(self, case: Case, path: Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
-        """Write a NIfTI file (X, Y, Z) of a case with its note and its mark.
+    def write(self, case: Case, path: Path, array: NDArray[Any], affine: NDArray[np.float64], **beside: Any) -> None:
+        """Write a NIfTI file (X, Y, Z) of a case with its note and its mark; `beside` as for `mark`.
 
         Raises:
             UserError: the disk is full or the folder cannot be written.
         """
         write_volume(path, array, affine, self.note(case))
-        self.mark(case, path)
+        self.mark(case, path, **beside)
 
     def fill(
         self,

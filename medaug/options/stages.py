@@ -245,6 +245,16 @@ class ExportOptions:
         choices=one_of("BINARY", "LABELMAP"),
         applies_when=(only_with("export.format", "dicom"),),
     )
+    suffixes: list[str] = option(
+        "BIDS: suffix of a modality whose name says too little, as in [MRI:T1w]",
+        [],
+        applies_when=(only_with("export.format", "bids"),),
+    )
+    skull_stripped: bool = option(
+        "BIDS: say in the files that the images show the brain alone",
+        False,
+        applies_when=(only_with("export.format", "bids"),),
+    )
     sign_key: str | None = path_option("private Ed25519 key (PEM) that signs the mark of every synthetic file")
     manifest: str | None = path_option("manifest of a cohort to export; null: the experiment's synthetic pairs")
     out: str | None = path_option("folder to write to; it must not exist yet")
