@@ -33,7 +33,7 @@ def main(root: Path) -> None:
     """Print a table of seconds per epoch and their ratios."""
     manifest = Manifest.load(manifests_dir() / "hippocampus.json", root)
     train = manifest.split("train")
-    space = fit_preprocessing(read_grids(manifest, train), DataOptions(shape=[40, 56, 40]), multiple=8)
+    space = fit_preprocessing(read_grids(manifest, train), DataOptions(shape=[40, 56, 40]), multiple=(8, 8, 8))
 
     def full() -> float:
         total = 0.0
