@@ -58,6 +58,13 @@ OWN: dict[str, dict[str, str]] = {
         "deformed": "medaug.synthesis.deformed:DEFORMED",
         "generated": "medaug.synthesis.generated:GENERATED",
     },
+    "screening_rules": {
+        "integrity": "medaug.screening.integrity:INTEGRITY",
+        "faithfulness": "medaug.screening.faithfulness:FAITHFULNESS",
+        "intensity": "medaug.screening.intensity:INTENSITY",
+        "near_copies": "medaug.screening.near_copies:NEAR_COPIES",
+        "duplicates": "medaug.screening.duplicates:DUPLICATES",
+    },
     "arms": {
         "real": "medaug.comparison.arms:REAL",
         "real+classical": "medaug.comparison.arms:REAL_CLASSICAL",

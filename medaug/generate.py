@@ -1,6 +1,7 @@
 """Stage: write synthetic image-mask pairs.
 
 python -m medaug.generate experiment=hippocampus num=200 [guidance_scale=1.5] [sampler=dpmpp_2m] [masks=deformed]
+    [screen=all]
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 def main(options: Options) -> None:
     """Write pairs, their provenance, a manifest and a contact sheet; with `strip`, also a picture of the denoising.
 
+    With `screen`, pairs that fail a rule are tried again, and `screening.json` says what was rejected and why.
+
     Processes started by torchrun or srun share the pairs without waiting for each other; the first that finds all pairs
     recorded writes the manifest and the contact sheet.
     """
@@ -28,6 +31,8 @@ def main(options: Options) -> None:
 
     job = Job.load(checkpoint, options, folder.parent / "cache")
     identity = part(options, "generate", "masks", "sampler") | job.identity
+    if options.screen.rules:  # runs from before there was a screening have the identity of those without
+        identity |= part(options, "screen", "segmenter", "scoring.lesions")
     work = claim(folder, identity, options.overwrite, growable=("generate.num",))
     if not work and not options.generate.strip:
         return

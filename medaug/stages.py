@@ -82,7 +82,7 @@ STAGES = {
             "train",
             "runs/EXP/synthetic",
             "experiment=demo num=16",
-            (*_RUN, "overwrite", "checkpoint", "sampler", "masks"),
+            (*_RUN, "overwrite", "checkpoint", "sampler", "masks", "screen", "segmenter", "scoring.lesions"),
             shared=True,
             continues=True,
         ),

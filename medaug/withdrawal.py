@@ -135,6 +135,7 @@ def _in_experiment(folder: Path, cohort: Manifest | None, who: _Who) -> Iterator
     models = yield from _in_training(folder / "train", who)
     pairs = list(_in_pairs(folder / "synthetic", who, models))
     yield from pairs
+    yield from _in_pairs(folder / "synthetic" / "rejected", who, models)
     yield from _in_predictions(folder / "predictions", who, models)
     names = {case.name for case in cohort.cases if who.has(case.subject, case.name)} if cohort else set()
     for stage in ("audit", "benchmark"):

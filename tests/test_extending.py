@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import model_options
 
+from medaug.cohort.schema import LabelSchema
 from medaug.config import load_options, part
 from medaug.errors import UserError
 from medaug.options import ProcessOptions
+from medaug.screening.rules import Reference, passed
+from medaug.screening.screen import Screen
 from medaug.training.loggers import make_logger
 from medaug.training.model import DiffusionModel
 from medaug.training.sampling import check_sampling
@@ -25,6 +30,7 @@ ENTRIES = {
     "codecs": {"coarse": "COARSE"},
     "networks": {"scaled": "Scaled"},
     "loggers": {"quiet_csv": "quiet_csv"},
+    "screening_rules": {"dark": "DARK"},
 }
 LABEL = torch.zeros(1, 8, 8, 8, dtype=torch.long)
 
@@ -82,6 +88,16 @@ def test_a_model_is_built_of_installed_parts(installed: None) -> None:
     assert model.codec.stride == (4, 4, 4) and type(model.network).__name__ == "Scaled"
     made = model.sample(LABEL, [1], check_sampling(model.process, options.sampler))
     assert made.shape == (1, 1, 8, 8, 8) and made.isfinite().all()
+
+
+def test_an_installed_screening_rule_judges(installed: None) -> None:
+    options = load_options("generate", ["experiment=demo", "screen.rules=[dark]"]).screen
+    scans = [SimpleNamespace(image=np.full((1, 4, 4, 4), value)) for value in (0.2, -0.4)]
+    screen = Screen.fit(Reference(LabelSchema(((0, "background"),)), scans, []), options)
+    verdicts = [screen.judge(SimpleNamespace(image=np.full((1, 4, 4, 4), value))) for value in (-0.3, -0.5)]
+    assert [passed(one) for one in verdicts] == [True, False]
+    with pytest.raises(UserError, match="darkk is not one of integrity.*did you mean dark"):
+        load_options("generate", ["experiment=demo", "screen.rules=[darkk]"])
 
 
 def test_an_installed_logger_writes_where_it_says(installed: None, tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ _KINDS: dict[str, tuple[type, type]] = {
     "scores": (list, list),
     **dict.fromkeys(("files", "contents"), (dict, str)),
     "attributes": (dict, object),
+    "screening": (dict, dict),
+    "screener": (str, object),
 }
 """Fields of a record: their type, and that of their parts."""
 
@@ -115,6 +117,8 @@ PAIR = (
     *("name", "images", "label", "subjects"),
 )
 """What the record of a pair holds."""
+REJECTED = ("name", "host", "host_subject", "checkpoint", "subjects", "screening")
+"""What the record of a rejected pair holds."""
 PREDICTION = ("subjects", "name", "checkpoint", "files", "scores")
 """What the record of a prediction holds."""
 

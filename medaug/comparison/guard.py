@@ -16,6 +16,7 @@ from medaug.cohort.seen import Contents, Seen, image_owners
 from medaug.data.cache import content_digests
 from medaug.data.contents import case_contents, cohort_digest, refuse_shared
 from medaug.errors import UserError
+from medaug.screening.screener import Screener
 from medaug.synthesis.pairs import Pairs
 from medaug.training.checkpoint import Card, refuse_changed_scans
 
@@ -98,6 +99,18 @@ def refuse_content(cohort: Manifest, contents: Contents, pairs: Pairs, digests: 
     pairs.refuse_changed(digests)
 
 
+def refuse_leaky_screening(cohort: Manifest, screener: Screener) -> None:
+    """Check what the screening of the pairs was fitted on against the cohort's splits.
+
+    Raises:
+        UserError: its segmenter was trained outside the training split, or its rules saw a test subject.
+    """
+    if known := {*screener.seen.test_subjects(cohort), *screener.seen.trained_outside(cohort.subjects("train"))}:
+        raise UserError(
+            f"leak: the screening of the pairs saw {_some(known)}, who may not be known to it; generate the pairs again"
+        )
+
+
 def guarded_cohort(train: Path, pairs: Pairs, card: Card, checkpoint: str) -> tuple[Manifest, str]:
     """Read the cohort of a training and check it against the pairs and the generator; returns it with its digest.
 
@@ -113,6 +126,9 @@ def guarded_cohort(train: Path, pairs: Pairs, card: Card, checkpoint: str) -> tu
     cohort, cache = Manifest.load(train / "manifest.json"), train.parent / "cache"
     refuse_leaks(cohort, pairs.manifest, pairs.records, card.seen, checkpoint)
     contents = case_contents(cohort, cohort.cases, cache)
+    if pairs.screener is not None:
+        refuse_leaky_screening(cohort, pairs.screener)
+        pairs.screener.seen.refuse_test_scans("the screening of the pairs", cohort, contents)
     files = [path for case in pairs.manifest.cases for path in pairs.manifest.files(case)]
     refuse_content(cohort, contents, pairs, content_digests(files, cache), card)
     return cohort, cohort_digest(cohort, contents)

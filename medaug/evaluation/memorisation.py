@@ -32,15 +32,14 @@ ALARM = 0.01
 """Warn if `near_copies_p` is below this."""
 
 
-class TrainingNeighbours:
-    """Finds the training scan that is nearest to a volume.
-
-    Similarity is the correlation, in -1..1, of coarse volumes after the mean of the training scans is subtracted, since
-    what all scans have in common does not identify one. The largest similarity over the eight flips of a volume is
-    used.
+class CoarseVolumes:
+    """The training scans as coarse volumes, minus their mean: what all scans have in common does not identify one.
 
     Args:
         training: volumes (M, X, Y, Z) in model space, at least two; iterated once.
+
+    Attributes:
+        units: one row per training scan, of length 1; the product of two rows is the correlation of the scans.
 
     Raises:
         ValueError: fewer than two.
@@ -51,19 +50,39 @@ class TrainingNeighbours:
         if len(volumes) < 2:
             raise ValueError("at least two training scans are needed")
         self._mean = volumes.mean(0)
-        self._units = self._unit(volumes)
+        self.units = self._unit(volumes)
 
-    def nearest(self, volume: NDArray[np.floating]) -> tuple[float, int]:
-        """Similarity to the nearest training scan, and its index; volume (M, X, Y, Z) is on the training grid."""
-        coarse = _coarse(volume)
-        axes = [flips for n in range(4) for flips in itertools.combinations((1, 2, 3), n)]
-        similarity = self._unit(np.stack([np.flip(coarse, flips) for flips in axes])) @ self._units.T
-        index = int(similarity.max(0).argmax())
-        return float(similarity[:, index].max()), index
+    def unit(self, volume: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The row of another volume (M, X, Y, Z) on the training grid."""
+        return self._unit(_coarse(volume)[None])[0]
 
     def _unit(self, coarse: NDArray[np.float64]) -> NDArray[np.float64]:
         centred = (coarse - self._mean).reshape(len(coarse), -1)
         return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+
+
+class TrainingNeighbours(CoarseVolumes):
+    """Finds the training scan that is nearest to a volume.
+
+    Similarity is the correlation, in -1..1, of coarse volumes after the mean of the training scans is subtracted. The
+    largest similarity over the eight flips of a volume is used.
+    """
+
+    def nearest(self, volume: NDArray[np.floating], shift: int = 0) -> tuple[float, int]:
+        """Similarity to the nearest training scan, and its index.
+
+        Args:
+            volume: (M, X, Y, Z) on the training grid.
+            shift: the volume is also compared after a shift by this many voxels along each axis, in either direction,
+                unless the blocks are so coarse that it makes no difference.
+        """
+        steps = (-shift, 0, shift) if shift > 0 and _block(volume) < 4 * shift else (0,)
+        moved = (np.roll(volume, step, (1, 2, 3)) for step in itertools.product(steps, repeat=3))
+        axes = [flips for n in range(4) for flips in itertools.combinations((1, 2, 3), n)]
+        variants = np.stack([np.flip(coarse, flips) for coarse in map(_coarse, moved) for flips in axes])
+        similarity = self._unit(variants) @ self.units.T
+        index = int(similarity.max(0).argmax())
+        return float(similarity[:, index].max()), index
 
 
 def near_copy_threshold(held_out: Sequence[float]) -> float:
@@ -95,10 +114,15 @@ def near_copies_p(flagged: int, num: int, held_out: int) -> float:
 def _coarse(volume: NDArray[np.floating]) -> NDArray[np.float64]:
     """The centre of (M, X, Y, Z) averaged over blocks of voxels; each modality has mean 0 and standard deviation 1."""
     centre = torch.from_numpy(volume[:, *central_box(volume.shape[1:], CROP)].astype(np.float64))
-    sides = centre.shape[1:]
-    block = math.ceil(max(sides) / MOST_VOXELS)
-    x, y, z = (math.ceil(side / block) for side in sides)
+    block = _block(volume)
+    x, y, z = (math.ceil(side / block) for side in centre.shape[1:])
     # Adaptive pooling places the blocks symmetrically, so that a flipped volume has the same blocks.
     blocks = adaptive_avg_pool3d(centre, (x, y, z)).numpy()
     deviation = blocks - blocks.mean((1, 2, 3), keepdims=True)
     return np.asarray(deviation / np.maximum(deviation.std((1, 2, 3), keepdims=True), 1e-12))
+
+
+def _block(volume: NDArray[np.floating]) -> int:
+    """Voxels along the side of a block of a coarse volume."""
+    sides = [box.stop - box.start for box in central_box(volume.shape[1:], CROP)]
+    return math.ceil(max(sides) / MOST_VOXELS)

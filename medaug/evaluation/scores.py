@@ -127,7 +127,14 @@ def hd95(p: NDArray[np.bool_], t: NDArray[np.bool_], spacing: Sequence[float]) -
 
 def mean_foreground_dice(prediction: NDArray[np.integer], truth: NDArray[np.integer], schema: LabelSchema) -> float:
     """Mean Dice over the structures of the schema; arguments and errors are those of `segmentation_scores`."""
-    return float(np.mean([dice(p, t) for p, t in _masks(prediction, truth, schema).values()]))
+    return float(np.mean(list(structure_dice(prediction, truth, schema).values())))
+
+
+def structure_dice(
+    prediction: NDArray[np.integer], truth: NDArray[np.integer], schema: LabelSchema
+) -> dict[str, float]:
+    """Dice of each structure of the schema; arguments and errors are those of `segmentation_scores`."""
+    return {name: dice(p, t) for name, (p, t) in _masks(prediction, truth, schema).items()}
 
 
 def volume_error(p: NDArray[np.bool_], t: NDArray[np.bool_]) -> float:

@@ -22,6 +22,7 @@ from medaug.options.stages import (
     PredictOptions,
     SamplerOptions,
     ScoringOptions,
+    ScreenOptions,
     SegmenterOptions,
     VerifyOptions,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "ProcessOptions",
     "SamplerOptions",
     "ScoringOptions",
+    "ScreenOptions",
     "SegmenterOptions",
     "SplitOptions",
     "TaskOptions",
@@ -84,6 +86,7 @@ class Options:
     sampler: SamplerOptions = field(default_factory=SamplerOptions)
     masks: MasksOptions = field(default_factory=MasksOptions)
     generate: GenerateOptions = field(default_factory=GenerateOptions)
+    screen: ScreenOptions = field(default_factory=ScreenOptions)
     predict: PredictOptions = field(default_factory=PredictOptions)
     segmenter: SegmenterOptions = field(default_factory=SegmenterOptions)
     audit: AuditOptions = field(default_factory=AuditOptions)

@@ -24,6 +24,7 @@ _INPAINT = (only_with("predict.inpaint"),)
 _DOWNLOAD = (only_with("ingest.download"),)
 _PAIRS = (only_with("ingest.layout", "auto", "pairs"),)
 _DICOM = (only_with("ingest.layout", "auto", "dicom"),)
+_SCREENED = (only_with("screen.rules"),)
 _POSITIVE = at_least(1)
 
 
@@ -124,6 +125,46 @@ class GenerateOptions:
         limits=at_least(0),
         identity=False,
     )
+
+
+@dataclass
+class ScreenOptions:
+    """Which synthetic pairs are kept: the rules that each must pass, fitted on real scans."""
+
+    rules: list[str] = option(
+        "rules that every pair must pass; none: pairs are not screened",
+        [],
+        choices=one_of(table="screening_rules"),
+        items=Items(distinct=True),
+    )
+    retries: int = option(
+        "how often a rejected pair is tried again with another seed before it is given up",
+        4,
+        limits=at_least(0),
+        applies_when=_SCREENED,
+    )
+    keep_rejected: bool = option(
+        "also write the rejected pairs, to runs/EXP/synthetic/rejected", False, identity=False, applies_when=_SCREENED
+    )
+    dice_quantile: float = option(
+        "faithfulness: the Dice that this share of real validation scans stays below is required",
+        0.1,
+        limits=between(0, 1),
+        applies_when=_SCREENED,
+    )
+    intensity_quantile: float = option(
+        "intensity: the deviation that this share of training scans stays below is allowed",
+        0.99,
+        limits=between(0, 1),
+        applies_when=_SCREENED,
+    )
+    copy_quantile: float = option(
+        "near_copies and duplicates: the similarity that this share of new real scans stays below is allowed",
+        0.95,
+        limits=between(0, 1),
+        applies_when=_SCREENED,
+    )
+    steps: int = option("optimisation steps of the screening segmenter", 600, limits=_POSITIVE, applies_when=_SCREENED)
 
 
 @dataclass

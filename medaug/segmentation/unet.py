@@ -14,7 +14,7 @@ from monai.losses import DiceLoss
 from monai.networks.nets import UNet
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import adaptive_avg_pool3d, cross_entropy
 
 from medaug.cohort.schema import IGNORE
 from medaug.data.batches import MixedBatches, StepsFrom, TrainingBatches, make_loader
@@ -219,8 +219,11 @@ def segment(net: nn.Module, image: NDArray | Tensor) -> NDArray[np.uint8]:
 
 
 @torch.no_grad()
-def encode(net: nn.Module, image: NDArray | Tensor) -> NDArray[np.float32]:
-    """Features (channels[-1],) of an image (M, X, Y, Z) in model space: the coarsest level's mean."""
+def encode(net: nn.Module, image: NDArray | Tensor, cells: int = 1) -> NDArray[np.float32]:
+    """Features of an image (M, X, Y, Z) in model space: the coarsest level's mean, (channels[-1],).
+
+    With more than one of the `cells` along each axis, the mean of each cell: (channels[-1] * cells^3,).
+    """
     device = next(net.parameters()).device
     bottom: nn.Module = net
     while inner := [child for child in bottom.modules() if hasattr(child, "submodule")]:
@@ -231,7 +234,9 @@ def encode(net: nn.Module, image: NDArray | Tensor) -> NDArray[np.float32]:
     with _autocast(net, batch):
         net(batch)
     hook.remove()
-    return kept[0].float().mean((2, 3, 4))[0].cpu().numpy()
+    features = kept[0].float()
+    means = features.mean((2, 3, 4)) if cells == 1 else adaptive_avg_pool3d(features, cells)
+    return means[0].flatten().cpu().numpy()
 
 
 def save_segmenter(net: nn.Module, path: Path) -> None:

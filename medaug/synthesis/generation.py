@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from medaug.cohort import provenance
-from medaug.cohort.provenance import PAIR, Recipe
+from medaug.cohort.provenance import Recipe
 from medaug.cohort.schema import LabelSchema
 from medaug.cohort.seen import Seen
 from medaug.data.cases import ModelCase
@@ -23,14 +24,18 @@ from medaug.imaging.nifti import write_volume
 from medaug.marking.mark import synthetic_note
 from medaug.processes import process_count, process_rank
 from medaug.progress import track
+from medaug.screening.rules import Sample, passed, verdicts_to_mapping
+from medaug.screening.screen import Screen
+from medaug.synthesis.attempts import REJECTED_FOLDER, Attempts
 from medaug.synthesis.recipes import recipe_guidance, recipe_sampling
 from medaug.training.checkpoint import Card
 from medaug.training.model import Context, DiffusionModel
 
 log = logging.getLogger(__name__)
 
-Plan = Callable[[int], tuple[Recipe, ModelCase, NDArray[np.uint8]]]
-"""A function of a pair's index that returns its recipe, its host and its mask (X, Y, Z) in model space."""
+Plan = Callable[[int, int], tuple[Recipe, ModelCase, NDArray[np.uint8]]]
+"""A function of a pair's index and first attempt number that returns its recipe, its host and its mask (X, Y, Z) in
+model space."""
 
 
 def sample_images(
@@ -65,6 +70,23 @@ def sample_images(
     return images.cpu().numpy()
 
 
+@dataclass(frozen=True)
+class Screening:
+    """Decides which images are kept.
+
+    Attributes:
+        screen: fitted rules.
+        screener: digest of the record of what the rules were fitted on (`medaug.screening.screener`).
+        retries: how often a rejected pair is tried again.
+        keep_rejected: whether the files of rejected pairs are written too.
+    """
+
+    screen: Screen
+    screener: str
+    retries: int
+    keep_rejected: bool
+
+
 def generate_pairs(
     model: DiffusionModel,
     card: Card,
@@ -73,41 +95,86 @@ def generate_pairs(
     batch_size: int,
     folder: Path,
     mask_seen: Seen | None = None,
+    screening: Screening | None = None,
 ) -> None:
     """Write pairs 0..num-1 below `folder` (imagesTr, labelsTr, provenance.jsonl); recorded pairs are left as they are.
 
     Each pair lies on its host's grid, in the host's units and voxel type. A pair is finished once its record is on
-    disk, and the record is written after both files. `mask_seen` is what the training of a mask generator saw.
+    disk, and the record is written after both files. `mask_seen` is what the training of a mask generator saw. With
+    `screening`, a rejected pair gets a record in the folder of rejected pairs and is tried again under the next attempt
+    number.
 
     The composition of a batch changes the last digits of floating-point results, so it depends only on the pairs'
-    indices. An interrupted batch is sampled again as a whole, and only its missing pairs are written. The same command
-    therefore gives the same bits however often it was stopped.
+    indices and the verdicts. An interrupted batch is sampled again as a whole, and only its missing pairs are written.
+    The same command therefore gives the same bits however often it was stopped.
 
     With several processes, each makes the pairs rank, rank + count, ... and keeps its own records.
     """
     rank, count = process_rank(), process_count()
-    record = provenance.rank_file(folder, rank)
+    writer = _Writer(folder, card, rank, mask_seen, screening)
     if count > 1:  # create it early: NFS clients may see new files with a delay
-        record.open("ab").close()
-    made = {index for index, _ in provenance.read_all(folder, PAIR)}
+        writer.record.open("ab").close()
+    attempts = Attempts.read(folder, 0 if screening is None else screening.retries)
     mine = range(rank, num, count)
     batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-    for batch in track([batch for batch in batches if not made.issuperset(batch)], "generating"):
-        recipes, hosts, masks = zip(*(plan(index) for index in batch), strict=True)
-        images = sample_images(model, card.schema, recipes, masks, recipes[0].guidance_scale)
-        for recipe, host, mask, image in zip(recipes, hosts, masks, images, strict=True):
-            if recipe.index in made:
+    for batch in track([batch for batch in batches if not all(map(attempts.settled, batch))], "generating"):
+        for turn in range(attempts.retries + 1):
+            members = attempts.turn(batch, turn)
+            missing = attempts.open([index for index, _ in members], turn)
+            if not missing:
                 continue
-            files = _write_pair(folder, card, recipe, host, mask, image)
-            line = {**recipe.to_mapping(), **files, "subjects": [recipe.host_subject], "version": version("medaug")}
-            if mask_seen is not None:
-                line["subjects"] = sorted({recipe.host_subject, *mask_seen.in_split("train")})
-                line["mask_validation_subjects"] = sorted(mask_seen.in_split("val"))
-            provenance.append(record, line)
+            recipes, hosts, masks = zip(*(plan(*member) for member in members), strict=True)
+            images = sample_images(model, card.schema, recipes, masks, recipes[0].guidance_scale)
+            for pair in zip(recipes, hosts, masks, images, strict=True):
+                if (recipe := pair[0]).index not in missing:
+                    continue
+                if writer.write(*pair):
+                    attempts.accepted.add(recipe.index)
+                else:
+                    attempts.reject(recipe.index, recipe.attempt)
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Judges and writes the pairs of one process, and their records."""
+
+    folder: Path
+    card: Card
+    rank: int
+    mask_seen: Seen | None
+    screening: Screening | None
+
+    @property
+    def record(self) -> Path:
+        return provenance.rank_file(self.folder, self.rank)
+
+    def write(self, recipe: Recipe, host: ModelCase, mask: NDArray[np.uint8], image: NDArray[np.float32]) -> bool:
+        """Write one pair, or the record that it was rejected; returns whether it was accepted."""
+        verdicts = None if self.screening is None else self.screening.screen.judge(Sample.of_pair(host, mask, image))
+        accepted = verdicts is None or passed(verdicts)
+        folder, name = self.folder, f"{self.card.experiment}_synthetic_{recipe.index:05d}"
+        if not accepted:
+            folder, name = folder / REJECTED_FOLDER, f"{name}_attempt_{recipe.attempt:02d}"
+        files: dict[str, Any] = {"name": name}
+        if accepted or self._keeps(image):
+            files = _write_pair(folder, name, self.card, recipe, host, mask, image)
+        line = {**recipe.to_mapping(), **files, "subjects": [recipe.host_subject], "version": version("medaug")}
+        if self.mask_seen is not None:
+            line["subjects"] = sorted({recipe.host_subject, *self.mask_seen.in_split("train")})
+            line["mask_validation_subjects"] = sorted(self.mask_seen.in_split("val"))
+        if self.screening is not None and verdicts is not None:
+            line |= {"screening": verdicts_to_mapping(verdicts), "screener": self.screening.screener}
+        provenance.append(self.record if accepted else provenance.rank_file(folder, self.rank), line)
+        return accepted
+
+    def _keeps(self, image: NDArray[np.float32]) -> bool:
+        """Whether the files of a rejected pair are written; NaN or infinite voxels have no place in a host's units."""
+        return self.screening is not None and self.screening.keep_rejected and bool(np.isfinite(image).all())
 
 
 def _write_pair(
     folder: Path,
+    name: str,
     card: Card,
     recipe: Recipe,
     host: ModelCase,
@@ -115,7 +182,6 @@ def _write_pair(
     image: NDArray[np.float32],
 ) -> dict[str, Any]:
     """Write one pair; returns its name, its files with their digests, and the host voxels that the model generated."""
-    name = f"{card.experiment}_synthetic_{recipe.index:05d}"
     description = synthetic_note(recipe.to_mapping(), card.phantom)
     volumes, values = on_host_grid(card, host, mask, image)
     images = [f"imagesTr/{name}_{m:04d}.nii.gz" for m in range(len(volumes))]

@@ -13,14 +13,23 @@ from medaug.cohort.manifest import Manifest
 from medaug.data.cases import load_cases
 from medaug.data.contents import case_contents
 from medaug.errors import UserError
-from medaug.options import GenerateOptions, Options, SamplerOptions
+from medaug.options import (
+    GenerateOptions,
+    Options,
+    SamplerOptions,
+    ScoringOptions,
+    ScreenOptions,
+    SegmenterOptions,
+)
 from medaug.pictures.figures import busiest_slice, contact_sheet, save_figure
 from medaug.pictures.strip import denoising_strip, evenly
 from medaug.processes import choose_device, process_count, process_rank
+from medaug.synthesis.attempts import Attempts
 from medaug.synthesis.generation import generate_pairs, sample_images
 from medaug.synthesis.masks import ImageModel, Masks
 from medaug.synthesis.pairs import Pairs
 from medaug.synthesis.recipes import Recipes, check_options, check_task
+from medaug.synthesis.screened import Conclusion, Preparation
 from medaug.synthesis.sources import load_masks
 from medaug.training.checkpoint import Card, load_experiment, refuse_changed_scans
 from medaug.training.model import DiffusionModel
@@ -42,6 +51,7 @@ class Job:
         generate, sampler: options.
         source: name of the mask source.
         cache: folder of scans in model space.
+        screen, segmenter, scoring: options of the screening.
     """
 
     model: DiffusionModel
@@ -53,6 +63,9 @@ class Job:
     sampler: SamplerOptions
     source: str
     cache: Path
+    screen: ScreenOptions
+    segmenter: SegmenterOptions
+    scoring: ScoringOptions
 
     @classmethod
     def load(cls, checkpoint: Path, options: Options, cache: Path) -> Job:
@@ -60,7 +73,7 @@ class Job:
 
         Args:
             checkpoint: checkpoint of the model; the `manifest.json` of its training must lie beside it.
-            options: `generate`, `masks`, `sampler`.
+            options: `generate`, `masks`, `sampler`, `screen`, `segmenter`, `scoring`.
             cache: folder of scans in model space.
 
         Raises:
@@ -77,8 +90,20 @@ class Job:
         check_options(model.process, card.schema, options.generate, options.sampler, card.attributes)
         cohort = Manifest.load(checkpoint.parent / "manifest.json")
         masks = load_masks(options.masks, ImageModel(card, cohort, options.sampler, model.codec.mean.device))
-        source = options.masks.source
-        return cls(model, card, digest, cohort, masks, options.generate, options.sampler, source, cache)
+        return cls(
+            model=model,
+            card=card,
+            checkpoint=digest,
+            cohort=cohort,
+            masks=masks,
+            generate=options.generate,
+            sampler=options.sampler,
+            source=options.masks.source,
+            cache=cache,
+            screen=options.screen,
+            segmenter=options.segmenter,
+            scoring=options.scoring,
+        )
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -130,10 +155,18 @@ class Job:
         Returns:
             The summary of the finished run; None if other processes are still working.
         """
-        num = self.generate.num
-        generate_pairs(self.model, self.card, recipes, num, self.generate.batch_size, folder, self.masks.seen)
-        pairs = Pairs.collect(self.card, folder, num)
-        if missing := num - len(pairs.manifest.cases):
+        num, size = self.generate.num, self.generate.batch_size
+        screening = Preparation(
+            card=self.card,
+            cohort=self.cohort,
+            screen=self.screen,
+            segmenter=self.segmenter,
+            scoring=self.scoring,
+            seed=self.generate.seed,
+            cache=self.cache,
+        ).load(folder)
+        generate_pairs(self.model, self.card, recipes, num, size, folder, self.masks.seen, screening)
+        if missing := Attempts.read(folder, 0 if screening is None else screening.retries).missing(num):
             log.info(
                 "process %d of %d has made its pairs; %d are still to come from the others, the last of which writes "
                 "the manifest. If one of them died, the same command again makes what is missing",
@@ -142,6 +175,8 @@ class Job:
                 missing,
             )
             return None
+        result = None if screening is None else Conclusion(screening, self.card, folder, num).conclude()
+        pairs = Pairs.collect(self.card, folder, num, () if result is None else result.removed)
         summary = pairs.save(folder)
         self._draw_contact_sheet(pairs, folder / "contact_sheet.png")
         return summary | {"checkpoint": self.checkpoint}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from medaug.cohort.manifest import SPACING, Case, Manifest
 from medaug.cohort.provenance import PAIR
 from medaug.errors import UserError
 from medaug.ownership import finished
+from medaug.screening.screener import RECORD, Screener
 from medaug.training.checkpoint import Card
 
 log = logging.getLogger(__name__)
@@ -28,10 +29,12 @@ class Pairs:
     Attributes:
         manifest: manifest of the pairs; all are in the training split, each under its host's subject.
         records: provenance of the pairs.
+        screener: what the screening rules were fitted on; None if the pairs were not screened.
     """
 
     manifest: Manifest
     records: tuple[Mapping[str, Any], ...]
+    screener: Screener | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -39,15 +42,17 @@ class Pairs:
         return pairs_digest(self.manifest, self.records)
 
     @classmethod
-    def collect(cls, card: Card, folder: Path, num: int) -> Pairs:
+    def collect(cls, card: Card, folder: Path, num: int, removed: Collection[str] = ()) -> Pairs:
         """Collect those of the pairs 0..num-1 that are finished in `folder`.
 
         Args:
             card: card of the model that generates their images.
             folder: folder of the run.
             num: number of requested pairs.
+            removed: names of finished pairs to leave out.
         """
-        records = tuple(r for r in provenance.read_all(folder, PAIR).values() if r["index"] < num)
+        made = provenance.read_all(folder, PAIR).values()
+        records = tuple(r for r in made if r["index"] < num and r["name"] not in removed)
         notice = "Phantoms, not patients. " if card.phantom else ""
         manifest = Manifest(
             name=f"{card.experiment}_synthetic",
@@ -89,13 +94,24 @@ class Pairs:
                     f"{folder / 'manifest.json'}: {changed} of {record['name']} is not what its provenance says",
                     "restore the file, or remove the folder and generate again",
                 )
-        pairs = cls(manifest, records)
+        pairs = cls(manifest, records, Screener.load(folder))
+        pairs._check_screener(folder)
         if summary.get("digest", pairs.digest) != pairs.digest:
             raise UserError(
                 f"{folder}: manifest.json or the provenance was changed after the pairs were finished",
                 "restore the files, or remove the folder and generate again",
             )
         return pairs
+
+    def _check_screener(self, folder: Path) -> None:
+        own = None if self.screener is None else self.screener.digest
+        for record in self.records:
+            if record.get("screener") not in (None, own):
+                raise UserError(
+                    f"not the record of what screened {record['name']}",
+                    "restore it, or remove the folder and generate again",
+                    path=folder / RECORD,
+                )
 
     def refuse_changed(self, digests: Mapping[Path, str]) -> None:
         """Refuse files that changed since they were generated; warn about pairs whose records have no digests.

@@ -126,7 +126,7 @@ class Recipes:
 
         Hosts are used in seeded permutations, so all are used equally often. If a mask is not plausible, another is
         made with the next attempt number. Attributes are the host's, unless the options replace them.
-        `first_attempt` skips attempts that were rejected before.
+        `first_attempt` skips the attempts up to one whose image was rejected.
 
         Raises:
             UserError: no plausible mask in `MOST_ATTEMPTS` attempts, or attributes that the model was not trained with.
@@ -160,8 +160,8 @@ class Recipes:
         """The number and seed of the first attempt that gives a plausible mask, and the mask."""
         assert host.label is not None
         label = np.asarray(host.label)
-        reason: str | None = "the image was refused"
-        for attempt in range(first_attempt, MOST_ATTEMPTS):
+        reason: str | None = None
+        for attempt in range(first_attempt, first_attempt + MOST_ATTEMPTS):
             seed = named_seed(self.generate.seed, "pair", index, attempt)
             mask = self.masks.make(label, named_seed(seed, "mask"))
             if (reason := self.masks.rejection(mask, label)) is None:

@@ -106,7 +106,7 @@ def model(card):
 def make(cohort, card, model, tmp_path_factory):
     hosts = load_cases(cohort, cohort.cases, card.preprocessing, tmp_path_factory.mktemp("cache"))
 
-    def plan(index):
+    def plan(index, first_attempt=0):
         sampler = SamplerOptions(num_inference_steps=2)
         return write(index, hosts, GenerateOptions(), MasksOptions(rotation=2.0, elastic=0.3), sampler, "sum")
 
@@ -501,7 +501,7 @@ def test_attributes_reach_the_model_and_stay_with_the_pair(cohort, card, tmp_pat
         for parameter in model.parameters():
             parameter.normal_(0, 0.1)
 
-    def plan(index):
+    def plan(index, first_attempt=0):
         options = GenerateOptions(attributes=["site:B"] if index >= 5 else [])
         sampler = SamplerOptions("ddim", 2)
         return write(index, hosts, options, MasksOptions(source="real"), sampler, "", encoder)
@@ -530,7 +530,7 @@ def test_attributes_reach_the_model_and_stay_with_the_pair(cohort, card, tmp_pat
 def test_an_unknown_sampler_is_the_users_mistake(model, card, cohort, tmp_path):
     hosts = load_cases(cohort, cohort.cases[:1], card.preprocessing, tmp_path)
 
-    def plan(index):
+    def plan(index, first_attempt=0):
         return write(index, hosts, GenerateOptions(), MasksOptions(source="real"), SamplerOptions("euler"), "")
 
     with pytest.raises(UserError, match="sampler.name=euler: no such sampler"):

@@ -1,0 +1,68 @@
+"""Rule "faithfulness": the screening segmenter finds in the image what the mask says, as it does in real scans."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from medaug.errors import UserError
+from medaug.evaluation.baseline import trivial_dice
+from medaug.evaluation.lesions import lesion_sensitivity
+from medaug.evaluation.scores import MEAN_FOREGROUND, structure_dice
+from medaug.options import ScreenOptions
+from medaug.screening.rules import Check, Judge, Reference, Rule, Sample
+from medaug.segmentation.unet import segment
+
+log = logging.getLogger(__name__)
+
+
+def _fit(reference: Reference, options: ScreenOptions) -> Judge:
+    schema, net = reference.schema, reference.net
+    real = [Sample.of_case(case) for case in reference.labelled_val]
+    if not real:
+        raise UserError(
+            "screen.rules: faithfulness needs labelled validation scans",
+            "raise data.val_fraction and train again, or leave it out",
+        )
+    assert net is not None
+
+    def measure(sample: Sample) -> dict[str, float]:
+        found = segment(net, np.array(sample.image))  # a copy: torch wants memory that may be written
+        figures = {f"Dice of {name}": dice for name, dice in structure_dice(found, sample.mask, schema).items()}
+        predicted, truth = schema.structure_masks(found), schema.structure_masks(sample.mask)
+        return figures | {
+            f"lesions of {name} found": lesion_sensitivity(predicted[name], truth[name]) for name in reference.lesions
+        }
+
+    rows = [measure(scan) for scan in real]
+    thresholds = {name: float(np.quantile([row[name] for row in rows], options.dice_quantile)) for name in rows[0]}
+    _warn_of_a_poor_segmenter(reference, rows)
+
+    def judge(sample: Sample) -> list[Check]:
+        return [Check(name, figure, thresholds[name], at_least=True) for name, figure in measure(sample).items()]
+
+    return judge
+
+
+def _warn_of_a_poor_segmenter(reference: Reference, rows: list[dict[str, float]]) -> None:
+    labelled = reference.labelled
+    labels, subjects = [np.asarray(case.label) for case in labelled], [case.case.subject for case in labelled]
+    dice = float(np.mean([value for row in rows for name, value in row.items() if name.startswith("Dice of ")]))
+    floor = trivial_dice(labels, subjects, reference.schema)[MEAN_FOREGROUND]
+    log.info("the screening segmenter's mean foreground Dice on %d validation scans: %.3f", len(rows), dice)
+    if dice <= floor:
+        log.warning(
+            "the screening segmenter's Dice on real scans is not above the %.3f of a trivial baseline, so its verdicts "
+            "on faithfulness say nothing; raise screen.steps",
+            floor,
+        )
+
+
+FAITHFULNESS = Rule(
+    title="faithfulness",
+    note="images in which the screening segmenter does not find what the mask says: Dice per structure, and lesions "
+    "found, against a low percentile of real validation scans",
+    fit=_fit,
+    needs_segmenter=True,
+)

@@ -1,0 +1,115 @@
+"""The screening segmenter, and the record of which scans it and the thresholds of the rules come from.
+
+It is trained on the labelled training scans under a seed of its own and used for nothing else: the audit's judge, the
+benchmark's segmenters and the segmenter that scores samples during training are other networks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from medaug.cohort.provenance import record_digest
+from medaug.cohort.schema import LabelSchema
+from medaug.cohort.seen import Contents, Seen
+from medaug.data.cases import ModelCase
+from medaug.diffusion.noise import named_seed
+from medaug.errors import UserError
+from medaug.files import file_sha256, write_json
+from medaug.inputs import parsing, read_json
+from medaug.locks import locked
+from medaug.options import ScreenOptions, SegmenterOptions
+from medaug.segmentation.protocol import TrainingSet
+from medaug.segmentation.unet import load_segmenter, save_segmenter, train_segmenter
+
+RECORD, WEIGHTS, LOCK = "screener.json", "screener.pt", ".lock.screener"
+_REMEDY = "restore it, or remove the folder and generate again"
+
+
+@dataclass(frozen=True)
+class Screener:
+    """What the rules of a run were fitted on.
+
+    Attributes:
+        seen: the subjects and files: "train" gave the weights and thresholds, "val" thresholds only.
+        digest: SHA-256 of the record; every screened pair names it.
+    """
+
+    seen: Seen
+    digest: str
+
+    @classmethod
+    def load(cls, folder: Path) -> Screener | None:
+        """Read the record in the folder of a run; None if there is none.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = folder / RECORD
+        if not os.path.lexists(path):
+            return None
+        stored = read_json(path, _REMEDY)
+        with parsing(path, _REMEDY):
+            subjects = {str(split): [str(name) for name in names] for split, names in stored["subjects"].items()}
+            return cls(Seen(subjects, frozenset(map(str, stored["contents"]))), record_digest(stored))
+
+
+def prepare_screener(
+    folder: Path,
+    scans: Mapping[str, Sequence[ModelCase]],
+    contents: Contents,
+    schema: LabelSchema,
+    options: ScreenOptions,
+    size: SegmenterOptions,
+    seed: int,
+    wanted: bool,
+) -> tuple[Screener, nn.Module | None]:
+    """Train the screening segmenter and write its record, or load what is there.
+
+    Of several processes one trains, and the others wait for it.
+
+    Args:
+        folder: of the run.
+        scans: real scans by split, "train" and "val".
+        contents: digests of their files.
+        schema: the labels.
+        options: `steps` is read.
+        size: of the segmenter.
+        seed: root seed of the run.
+        wanted: whether a rule reads the segmenter; it is not trained otherwise.
+
+    Raises:
+        UserError: too few labelled scans, the training failed, or a file is damaged.
+    """
+    labelled = [case for case in scans["train"] if case.label is not None]
+    if wanted and not labelled:
+        raise UserError("screen.rules: no training scan has a label to train a segmenter on", "screen=none")
+    weights = folder / WEIGHTS
+    with locked(folder / LOCK, wait=True):
+        if wanted and not weights.exists():
+            own = named_seed(seed, "screener")
+            net = train_segmenter(TrainingSet(labelled), schema.num_classes, size, options.steps, own, "screener")
+            save_segmenter(net, weights)
+        if not (folder / RECORD).exists():
+            write_json(folder / RECORD, _record(scans, contents, weights if wanted else None))
+    screener = Screener.load(folder)
+    assert screener is not None
+    if not wanted:
+        return screener, None
+    if read_json(folder / RECORD, _REMEDY).get("weights") != file_sha256(weights):
+        raise UserError("not the segmenter that screened the pairs of this run", _REMEDY, path=weights)
+    return screener, load_segmenter(weights, len(labelled[0].image), schema.num_classes, size.channels)
+
+
+def _record(scans: Mapping[str, Sequence[ModelCase]], contents: Contents, weights: Path | None) -> dict[str, Any]:
+    cases = [case.case for members in scans.values() for case in members]
+    return {
+        "weights": None if weights is None else file_sha256(weights),
+        "subjects": {split: sorted({case.case.subject for case in members}) for split, members in scans.items()},
+        "contents": sorted({digest for case in cases for digest in contents[case.name]}),
+    }
