@@ -25,11 +25,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medaug.errors import UserError
 from medaug.inputs import read_yaml
-from medaug.keys import Key, check_values, fits, keys, problem, type_name, value_of
+from medaug.keys import Key, check_values, fits, keys, refuse, type_name, value_of
 from medaug.options import Options
 from medaug.paths import conf_dir, expand_paths, expanded, without_references
 from medaug.stages import STAGES, Stage
-from medaug.tables import did_you_mean
+from medaug.tables import no_such
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def _full_path(stage: Stage, word: str, known: Mapping[str, Key]) -> str:
         *(path for path in known if stage.accepts(path) and path.split(".")[0] != stage.name),
     }
     where = f"python -m medaug.{stage.name} --help"
-    raise UserError(f"{word}: `{stage.name}` has no such key{did_you_mean(word, mine)} (all keys: {where})")
+    raise no_such(f"{word}: `{stage.name}` has no such key", word, mine, f"(all keys: {where})")
 
 
 def _parse(argument: str, word: str, text: str, key: Key) -> Any:
@@ -88,8 +88,7 @@ def _parse(argument: str, word: str, text: str, key: Key) -> Any:
     value = text if is_text and value is not None and not isinstance(value, str) else value
     if texts is not None and not fits(value, hint):  # the same in a list: case 010 is not the number 10
         value = texts
-    if (wrong := problem(key, value)) is not None:
-        raise UserError(f"{argument}: {wrong}")
+    refuse(key, value, argument)
     return float(text) if hint is float else value
 
 
@@ -105,7 +104,7 @@ def _checked_choice(group: str, text: str) -> str:
     if not names:
         raise UserError(f"{group}={text}: {group} is not a choice", f"set one of its keys, as in {group}.key=value")
     if text not in names:
-        raise UserError(f"{group}={text}: no such {group}{did_you_mean(text, names)} (all: {', '.join(names)})")
+        raise no_such(f"{group}={text}: no such {group}", text, names, f"(all: {', '.join(names)})")
     return text
 
 

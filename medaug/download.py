@@ -98,12 +98,12 @@ def download_task(name: str, folder: Path, mirror: str | None = None) -> Path:
     part = folder / f".{name}.tar.part"
     with made_folder(folder), locked(folder / f".{name}.lock") as lock:
         if lock is None:
-            raise UserError(f"{folder}: another process is downloading this task there", "wait until it has ended")
+            raise UserError("another process is downloading this task there", "wait until it has ended", path=folder)
         if (target / "dataset.json").exists():
             log.info("%s: there already, nothing to do", target)
             return target
         if os.path.lexists(target):
-            raise UserError(f"{target}: exists but holds no dataset.json", "move it away or choose another folder")
+            raise UserError("exists but holds no dataset.json", "move it away or choose another folder", path=target)
         _fetch(url, part)
         _check_space(folder, part.stat().st_size)
         with open(part, "rb") as archive:
@@ -259,8 +259,9 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{folder}: {decimal(needed)} are needed to fetch and unpack, {decimal(free)} are free",
+            f"{decimal(needed)} are needed to fetch and unpack, {decimal(free)} are free",
             "free some space or choose another folder",
+            path=folder,
         )
 
 

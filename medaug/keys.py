@@ -118,15 +118,30 @@ def problem(key: Key, value: Any) -> str | None:
     several = isinstance(value, list)
     for item in value if several else [value]:
         if (allowed := names(key.choices)) and item not in allowed:
-            all_names = [str(name) for name in allowed]
-            near = did_you_mean(str(item), all_names)
-            return f"{f'{item} is ' if several else ''}not one of {', '.join(all_names)}{near}"
+            return f"{f'{item} is ' if several else ''}not one of {', '.join(map(str, allowed))}"
         if isinstance(item, int | float):
             if not math.isfinite(item):
                 return "expected a finite number, not NaN or infinity"
             if item not in key.limits:
                 return f"must be {key.limits}"
     return key.items.problem(value) if several else None
+
+
+def refuse(key: Key, value: Any, text: str) -> None:
+    """Raise an error if the key may not have this value, whatever the other keys are.
+
+    Args:
+        key: of the value.
+        value: to check.
+        text: key and value as the message shows them.
+
+    Raises:
+        UserError: says what is wrong, and names the nearest choice.
+    """
+    if (wrong := problem(key, value)) is not None:
+        allowed = [str(name) for name in names(key.choices)]
+        unknown = [str(item) for item in (value if isinstance(value, list) else [value]) if str(item) not in allowed]
+        raise UserError(f"{text}: {wrong}", did_you_mean(unknown[0], allowed) if unknown else "")
 
 
 def shown(value: Any) -> str:
@@ -161,7 +176,7 @@ def check_values(options: Options, stage: str, given: Collection[str] = ()) -> N
     for key in keys().values():
         value = value_of(options, key.path)
         text = f"{key.path.removeprefix(stage + '.')}={shown(value)}"
-        _refuse(key, value, text)
+        refuse(key, value, text)
         if value == key.default or key.path not in given:
             continue
         for when in key.applies_when:
@@ -188,9 +203,4 @@ def check_stored(options: Mapping[str, Mapping[str, Any]], *parts: str) -> None:
         if (group in parts or key.path in parts) and name in options.get(group, {}):
             value = options[group][name]
             value = list(value) if isinstance(value, tuple) else value
-            _refuse(key, value, f"{key.path}={shown(value)}")
-
-
-def _refuse(key: Key, value: Any, text: str) -> None:
-    if (wrong := problem(key, value)) is not None:
-        raise UserError(f"{text}: {wrong}")
+            refuse(key, value, f"{key.path}={shown(value)}")

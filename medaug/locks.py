@@ -63,8 +63,9 @@ def take(path: Path, wait: bool = False) -> Lock | None:
         if not wait:
             return None
         raise UserError(
-            f"{path}: another process has held it for {_LONGEST_WAIT_S / 60:.0f} minutes",
+            f"another process has held it for {_LONGEST_WAIT_S / 60:.0f} minutes",
             "see whether that process still works, stop it if not, and run the same command again",
+            path=path,
         ) from None
     except OSError as error:
         if refused := refusal(error, path.parent):
@@ -94,7 +95,7 @@ def alone(path: Path) -> Iterator[None]:
     """
     with made_folder(path.parent), locked(path.with_name(f".{path.name}.lock")) as lock:
         if lock is None:
-            raise UserError(f"{path}: another process is writing it", "run the same command again when it has ended")
+            raise UserError("another process is writing it", "run the same command again when it has ended", path=path)
         yield
 
 

@@ -67,7 +67,9 @@ def wait_for_first(
         if not free:
             end = begun + blind if free is None else time.monotonic() + patience
         if time.monotonic() > end and not ready():
-            raise UserError(f"{folder}: the first of {process_count()} processes has ended", "start all of them again")
+            raise UserError(
+                f"the first of {process_count()} processes has ended", "start all of them again", path=folder
+            )
         time.sleep(interval)
 
 

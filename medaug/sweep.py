@@ -295,7 +295,7 @@ def _take_over(folder: Path) -> None:
     leftover = folder / "multirun.yaml"
     if leftover.exists() and not is_marked(folder):
         raise UserError(
-            f"{leftover}: not written by medaug, and the sweep would replace it", "move it or choose runs=DIR"
+            "not written by medaug, and the sweep would replace it", "move it or choose runs=DIR", path=leftover
         )
     mark(folder)
     for path in _records(folder):

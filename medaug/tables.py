@@ -62,7 +62,7 @@ class Table(Generic[Entry]):
             return self.own[name]()
         if (point := installed(self.name).get(name)) is None:
             said = f"{self.key}={name}" if self.key else name
-            raise UserError(f"{said}: no such {self.noun}{did_you_mean(name, self)} (all: {', '.join(self)})")
+            raise no_such(f"{said}: no such {self.noun}", name, self, f"(all: {', '.join(self)})")
         if point not in self._loaded:
             self._loaded[point] = self._load(point)
         return self._loaded[point]
@@ -139,9 +139,22 @@ def _group(table: str) -> str:
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """`; did you mean X?` with the one or two names that are spelt most like `word`; empty where none is near."""
+    """`did you mean X?` with the one or two names that are spelt most like `word`; empty if none is near."""
     close = difflib.get_close_matches(word, sorted(names), n=2, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+    return f"did you mean {' or '.join(close)}?" if close else ""
+
+
+def no_such(what: str, word: str, names: Iterable[str], listed: str) -> UserError:
+    """The error for a name that does not exist.
+
+    Args:
+        what: what is wrong, such as "sampler.name=dim: no such sampler".
+        word: the name.
+        names: those that exist; the nearest ones are the remedy.
+        listed: all names, or where they are listed, in brackets.
+    """
+    near = did_you_mean(word, names)
+    return UserError(what, f"{near} {listed}") if near else UserError(f"{what} {listed}")
 
 
 def parse_parameters(words: Iterable[str]) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def _identify(subject: str, private: Path | None) -> tuple[_Who, list[Artefact]]
     from medaug.dicom.privacy import load_private
 
     if not private.exists():
-        raise UserError(f"{private}: no such file", "give private=FILE that medaug.ingest wrote")
+        raise UserError("no such file", "give private=FILE that medaug.ingest wrote", path=private)
     known = load_private(private)
     names = {name for name, patient in known.subjects.items() if subject in {name, patient}}
     if not names:

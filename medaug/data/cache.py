@@ -146,8 +146,9 @@ def refuse_changed(stems: Mapping[str, Path], cache: Path) -> dict[str, str]:
         same = {part: now[path] == digests[part] for part, path in parts[name].items()}
         if "image" not in same or not all(same.values()) or _json_digest(about) != digests.get("json"):
             raise UserError(
-                f"{stems[name]}: the preprocessed scan of {name} was changed after it was written",
+                f"the preprocessed scan of {name} was changed after it was written",
                 f"remove {stems[name]}.* to make it again, and find out what else writes there",
+                path=stems[name],
             )
     return {name: str(about["digests"]["image"]) for name, about in written.items()}
 

@@ -113,7 +113,7 @@ def _found(
             what = f"{root / file}: case {name} has this file and {first}"
             problems.append(Finding(name, "error", "duplicate-file", what, "remove or rename one of them"))
     if not images:
-        raise UserError(f"{root / 'imagesTr'}: no files CASE_0000{ending}", "check root and file_ending")
+        raise UserError(f"no files CASE_0000{ending}", "check root and file_ending", path=root / "imagesTr")
 
     cases = {}
     for name, channels in sorted(images.items()):

@@ -51,7 +51,7 @@ def read_pairs(root: Path, rules: Rules) -> Layout:
         for case, file in _by_case(root, found, rules.case, problems).items():
             if file in taken:
                 raise UserError(
-                    f"{root / file}: is both {taken[file]} and {modality}", "make their globs exclude each other"
+                    f"is both {taken[file]} and {modality}", "make their globs exclude each other", path=root / file
                 )
             taken[file] = modality
             images.setdefault(case, {})[modality] = file
@@ -117,12 +117,13 @@ def _by_case(root: Path, files: Sequence[str], pattern: str | None, problems: li
         case = stem(file) if pattern is None else unicodedata.normalize("NFC", match[1] or "") if match else None
         if not case:
             raise UserError(
-                f"{root / file}: the pattern {pattern} finds no group 1 in it", "mend it or narrow the glob"
+                f"the pattern {pattern} finds no group 1 in it", "mend it or narrow the glob", path=root / file
             )
         if "/" in case:
             raise UserError(
-                f"{root / file}: group 1 of {pattern} is {case}, which reaches over a folder",
+                f"group 1 of {pattern} is {case}, which reaches over a folder",
                 "write [^/]+ for the case",
+                path=root / file,
             )
         if (first := found.setdefault(case, file)) != file:
             what = f"{root / file}: case {case} has this file and {first}"

@@ -128,15 +128,17 @@ def write_cohort(out: Path, num_subjects: int, shape: Shape, seed: int) -> None:
     note_path = out / "PHANTOM.txt"
     if note_path.exists() and read_text(note_path) != note:
         raise UserError(
-            f"{note_path}: the folder holds phantoms of another seed or shape", "delete it or choose another"
+            "the folder holds phantoms of another seed or shape", "delete it or choose another", path=note_path
         )
     found = len(list(out.glob("Phantom_*")))
     if found and not note_path.exists():
         raise UserError(
-            f"{out}: holds Phantom_* but no {note_path.name}, so it is not ours to add to", "choose another"
+            f"holds Phantom_* but no {note_path.name}, so it is not ours to add to", "choose another", path=out
         )
     if found > num_subjects:
-        raise UserError(f"{out}: holds {found} phantoms, {num_subjects} were asked for", "delete it or choose another")
+        raise UserError(
+            f"holds {found} phantoms, {num_subjects} were asked for", "delete it or choose another", path=out
+        )
     with atomic_write(note_path) as temporary:
         temporary.write_text(note)
     for index in track(range(num_subjects), "phantom cohort"):

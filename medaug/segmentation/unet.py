@@ -259,5 +259,5 @@ def load_segmenter(path: Path, num_modalities: int, num_classes: int, channels: 
     weights = read_archive(path, "segmenter", remedy)
     load_weights(net, weights, path, remedy)
     if (name := not_finite(net.state_dict())) is not None:
-        raise UserError(f"{path}: {name} holds NaN or infinite values", remedy)
+        raise UserError(f"{name} holds NaN or infinite values", remedy, path=path)
     return net.to(choose_device()).eval()

@@ -93,19 +93,22 @@ def _load(options: MasksOptions, image_model: ImageModel | None) -> GeneratedMas
     own, model = load_model(path, image_model.device)
     task = model.task
     if task.target != "label" or task.num_images:
-        raise UserError(f"{path}: not a mask generator", "give the checkpoint of a training with task=mask_generator")
+        raise UserError("not a mask generator", "give the checkpoint of a training with task=mask_generator", path=path)
     if own.schema.labels != card.schema.labels:
-        raise UserError(f"{path}: its labels are not those of {card.experiment}", "train it on the same cohort")
+        raise UserError(f"its labels are not those of {card.experiment}", "train it on the same cohort", path=path)
     grids = [(c.preprocessing.shape, c.preprocessing.spacing) for c in (own, card)]
     if grids[0] != grids[1]:
         (shape, spacing), (wanted, at) = grids
         raise UserError(
-            f"{path}: draws on the grid {shape} at {spacing} mm, and the images are on {wanted} at {at} mm",
+            f"draws on the grid {shape} at {spacing} mm, and the images are on {wanted} at {at} mm",
             "train it with the same data options",
+            path=path,
         )
     if leaked := sorted({*own.seen.test_subjects(cohort), *own.seen.trained_outside(cohort.subjects("train"))}):
         raise UserError(
-            f"{path}: leak: it saw {', '.join(leaked[:3])}, not a training subject here", "train it on the same split"
+            f"leak: it saw {', '.join(leaked[:3])}, not a training subject here",
+            "train it on the same split",
+            path=path,
         )
     return GeneratedMasks(model, check_sampling(model.process, sampler), file_sha256(path), own.seen)
 

@@ -84,22 +84,24 @@ class Pairs:
         """
         summary = finished(folder)
         if summary is None:
-            raise UserError(f"{folder}: no finished synthetic pairs", f"run medaug.generate first ({command})")
+            raise UserError("no finished synthetic pairs", f"run medaug.generate first ({command})", path=folder)
         manifest = Manifest.load(folder / "manifest.json")
         made = {case.name: case for case in manifest.cases}
         records = tuple(r for r in provenance.read_all(folder, PAIR).values() if r["name"] in made)
         for record in records:
             if changed := _differs(made[record["name"]], record):
                 raise UserError(
-                    f"{folder / 'manifest.json'}: {changed} of {record['name']} is not what its provenance says",
+                    f"{changed} of {record['name']} is not what its provenance says",
                     "restore the file, or remove the folder and generate again",
+                    path=folder / "manifest.json",
                 )
         pairs = cls(manifest, records, Screener.load(folder))
         pairs._check_screener(folder)
         if summary.get("digest", pairs.digest) != pairs.digest:
             raise UserError(
-                f"{folder}: manifest.json or the provenance was changed after the pairs were finished",
+                "manifest.json or the provenance was changed after the pairs were finished",
                 "restore the files, or remove the folder and generate again",
+                path=folder,
             )
         return pairs
 
@@ -130,8 +132,9 @@ class Pairs:
                 path = Path(self.manifest.root, file)
                 if digests[path] != digest:
                     raise UserError(
-                        f"{path}: a file of {record['name']} that is not the one that was generated",
+                        f"a file of {record['name']} that is not the one that was generated",
                         "restore it, or remove the folder and generate again",
+                        path=path,
                     )
         if unknown:
             log.warning(

@@ -46,7 +46,7 @@ def read_archive(path: Path, what: str, remedy: str) -> Any:
             return contents
         except Exception as error:  # damaged bytes make the unpickler raise anything
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{path}: not a whole {what} ({reason:.120})", remedy) from error
+            raise UserError(f"not a whole {what} ({reason:.120})", remedy, path=path) from error
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Any], path: Path, remedy: str) -> None:
@@ -56,7 +56,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, Any], path: Path, reme
         UserError: a tensor is missing, unexpected, or has the wrong shape or type; names the file.
     """
     if (problem := misfit(module.state_dict(), weights)) is not None:
-        raise UserError(f"{path}: {problem}", remedy)
+        raise UserError(problem, remedy, path=path)
     module.load_state_dict(weights)
 
 
@@ -92,7 +92,7 @@ def check_optimizers(optimizers: Iterable[Optimizer], path: Path, remedy: str) -
                 for name, value in optimizer.state.get(weight, {}).items():
                     if isinstance(value, Tensor) and value.ndim and value.shape != weight.shape:
                         shapes = f"{tuple(value.shape)} for a weight of shape {tuple(weight.shape)}"
-                        raise UserError(f"{path}: the optimiser's {name} is {shapes}", remedy)
+                        raise UserError(f"the optimiser's {name} is {shapes}", remedy, path=path)
 
 
 def _storages(contents: Any) -> dict[int, int]:

@@ -153,7 +153,7 @@ def read_checkpoint(path: Path, holds: str = "state_dict") -> tuple[Card, dict[s
             training can have had; its weights do not match its card; or a weight is NaN or infinite.
     """
     if not os.path.lexists(path):
-        raise UserError(f"{path}: no such checkpoint", "run medaug.train first")
+        raise UserError("no such checkpoint", "run medaug.train first", path=path)
     contents = read_archive(path, "checkpoint", _REMEDY)
     try:
         if not isinstance(contents, dict):
@@ -173,12 +173,12 @@ def read_checkpoint(path: Path, holds: str = "state_dict") -> tuple[Card, dict[s
         raise UserError(error.what, error.remedy or _REMEDY, path=path) from error
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         wanted = {
-            "state_dict": "a checkpoint, but not one of medaug's; give one that medaug.train wrote",
-            "codec": "not a codec's checkpoint; give the codec.ckpt that a training with codec=kl left",
+            "state_dict": ("a checkpoint, but not one of medaug's", "give one that medaug.train wrote"),
+            "codec": ("not a codec's checkpoint", "give the codec.ckpt that a training with codec=kl left"),
         }
-        raise UserError(wanted[holds], path=path) from error
+        raise UserError(*wanted[holds], path=path) from error
     if (name := not_finite(contents)) is not None:
-        raise UserError(f"{path}: {name} holds NaN or infinite values", _REMEDY)
+        raise UserError(f"{name} holds NaN or infinite values", _REMEDY, path=path)
     return made, contents
 
 
@@ -217,7 +217,7 @@ def load_experiment(path: Path, experiment: str, device: torch.device) -> tuple[
     digest = file_sha256(path)
     card, model = load_model(path, device)
     if card.experiment != experiment:
-        raise UserError(f"{path}: belongs to experiment {card.experiment}, not {experiment}", "train that one first")
+        raise UserError(f"belongs to experiment {card.experiment}, not {experiment}", "train that one first", path=path)
     return digest, card, model
 
 

@@ -92,4 +92,4 @@ class Experiment:
                 score=score,
             )
         except OutOfMemoryError as error:
-            raise UserError(f"{self.folder}: the device is out of memory", LESS_MEMORY) from error
+            raise UserError("the device is out of memory", LESS_MEMORY, path=self.folder) from error
