@@ -2,6 +2,7 @@
 
 python -m medaug.export experiment=hippocampus format=msd out=DIR
 python -m medaug.export experiment=hippocampus format=nnunet out=nnUNet_raw/Dataset501_Hippocampus
+python -m medaug.export experiment=hippocampus format=nnunet with_cohort=true out=nnUNet_raw/Dataset503_Both
 python -m medaug.export manifest=cohort.json format=nnunet out=nnUNet_raw/Dataset502_Cohort
 python -m medaug.export experiment=hippocampus format=dicom out=DIR [segmentation=LABELMAP]
 """
@@ -39,11 +40,12 @@ def main(options: Options) -> None:
     from medaug.exporting.formats import WRITERS
     from medaug.exporting.request import Export
     from medaug.marking.signing import Signer
+    from medaug.synthesis.joining import beside_cohort
     from medaug.synthesis.pairs import Pairs
 
     write = WRITERS[wanted.format]
     signer = None if wanted.sign_key is None else Signer.load(Path(wanted.sign_key))
-    out = Path(wanted.out)
+    out, seen = Path(wanted.out), frozenset[str]()
     if wanted.manifest is not None:
         source = Path(wanted.manifest)
         cohort, digest, record = Manifest.load(source), "", source.with_suffix(".exports.jsonl")
@@ -52,8 +54,10 @@ def main(options: Options) -> None:
         folder = stage_folder(options, "generate")
         pairs = Pairs.load(folder, command("generate", options))
         cohort, digest, record = pairs.manifest, pairs.digest, folder.parent / "exports.jsonl"
+        if wanted.with_cohort:
+            cohort, seen = beside_cohort(pairs, stage_folder(options, "train"))
         records = tuple(dict(one) for one in pairs.records)
-        files = [path for case in cohort.cases for path in cohort.files(case)]
+        files = [path for case in pairs.manifest.cases for path in pairs.manifest.files(case)]
         pairs.refuse_changed(content_digests(files, folder.parent / "cache"))
     line = {"out": str(out.resolve()), "format": wanted.format, "cases": len(cohort.cases), "digest": digest}
     made = {one["name"]: one for one in records}
@@ -62,6 +66,7 @@ def main(options: Options) -> None:
             cohort,
             out,
             made,
+            seen,
             segmentation=wanted.segmentation,
             suffixes=wanted.suffixes,
             skull_stripped=wanted.skull_stripped,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def write_nnunet(export: Export) -> None:
 
     def files(cases: list[Case]) -> dict[str, Any]:
         training = [case for case in cases if training_part(case) == "Tr"]
-        splits = {name: [case.name for case in training if case.split == name] for name in ("train", "val")}
+        splits = fold(export, training)
         attributes = {case.name: dict(case.attributes) for case in cases if case.attributes}
         dataset = {
             "name": manifest.name,
@@ -66,6 +67,28 @@ def write_nnunet(export: Export) -> None:
         return {"dataset.json": dataset, **({"splits_final.json": [splits]} if all(splits.values()) else {})}
 
     export.fill(write_case, files)
+
+
+def fold(export: Export, cases: Sequence[Case]) -> dict[str, list[str]]:
+    """The names of the cases in "train" and "val", as one fold of `splits_final.json`.
+
+    A synthetic case is left out, with a warning, if a model behind it was trained on a validation subject: that
+    subject's anatomy would be in the training data of what is then measured on it.
+
+    Args:
+        export: names the synthetic cases, and whom their generator saw.
+        cases: for training and validation.
+    """
+    held_back = {case.subject for case in cases if case.split == "val"}
+    leaks = {
+        case.name
+        for case in cases
+        if case.name in export.records and held_back & {*export.records[case.name]["subjects"], *export.seen}
+    }
+    if leaks:
+        log.warning("%d synthetic cases stand in no fold: their generator saw a validation subject", len(leaks))
+    kept = [case for case in cases if case.name not in leaks]
+    return {split: [case.name for case in kept if case.split == split] for split in ("train", "val")}
 
 
 def _renumbered(schema: LabelSchema) -> LabelSchema:

@@ -38,6 +38,7 @@ class Export:
         manifest: the cohort.
         out: the folder to write, which must not exist yet; afterwards it is whole or absent.
         records: provenance of the cases that are synthetic, by the name of the case; other cases are real or phantoms.
+        seen: subjects that the generator of the synthetic cases was trained on.
         segmentation: kind of DICOM SEG, for the format that writes one.
         suffixes: BIDS suffixes of modalities, each MODALITY:SUFFIX.
         skull_stripped: whether the images show the brain alone, which BIDS asks.
@@ -48,6 +49,7 @@ class Export:
     manifest: Manifest
     out: Path
     records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    seen: frozenset[str] = frozenset()
     segmentation: str = "BINARY"
     suffixes: Sequence[str] = ()
     skull_stripped: bool = False

@@ -280,6 +280,11 @@ class ExportOptions:
     """In which format to write the synthetic pairs, or a cohort, and where."""
 
     format: str = option("format to write", "msd", choices=one_of(table="export_formats"))
+    with_cohort: bool = option(
+        "also write the real scans of the generator's cohort, with their splits",
+        False,
+        applies_when=(not_with("export.manifest"),),
+    )
     segmentation: str = option(
         "kind of DICOM SEG; few tools read LABELMAP yet",
         "BINARY",
