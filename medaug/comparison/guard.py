@@ -107,7 +107,8 @@ def refuse_leaky_screening(cohort: Manifest, screener: Screener) -> None:
     """
     if known := {*screener.seen.test_subjects(cohort), *screener.seen.trained_outside(cohort.subjects("train"))}:
         raise UserError(
-            f"leak: the screening of the pairs saw {_some(known)}, who may not be known to it; generate the pairs again"
+            f"leak: the screening of the pairs saw {_some(known)}, who may not be known to it",
+            "generate the pairs again",
         )
 
 
