@@ -61,6 +61,19 @@ def remedies_in_what(source: str) -> Iterator[str]:
                 yield f"{node.lineno}: {ast.unparse(node)}"
 
 
+def option_checks(source: str) -> Iterator[str]:
+    """Yield the errors of a module that refuse a single value of an option, as `medaug.keys` does for every option."""
+    for node in ast.walk(ast.parse(source)):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in {"UserError", "ValueError"}
+        ):
+            text = "".join(_literals(argument) for argument in node.args[:1])
+            if re.search(r"[=_]_: (must be|not one of|at least|has no effect)", text):
+                yield f"{node.lineno}: {ast.unparse(node)}"
+
+
 def _literals(node: ast.expr, texts: Mapping[str, str] = MappingProxyType({})) -> str:
     """The text that an expression builds, with "_" for what only running it tells."""
     if isinstance(node, ast.Constant):

@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from error_texts import remedies_in_what, text_searches
+from error_texts import option_checks, remedies_in_what, text_searches
 
 import medaug
 from medaug.cohort.findings import Finding
@@ -99,3 +99,14 @@ def test_a_planted_remedy_in_what_is_found(planted: str) -> None:
 def test_lists_brackets_and_remedies_of_several_parts_are_left_alone() -> None:
     innocent = "raise UserError(f'differ ({\"; \".join(names)}) (3; in 2 voxels)', 'restore it; or remove it')"
     assert not list(remedies_in_what(innocent))
+
+
+def test_no_value_is_checked_beside_its_declaration() -> None:
+    """Exempt are an argument of the Python API, and keys that have no effect with several others or with a model."""
+    package = Path(medaug.__file__).parent
+    exempt = {"keys.py", "api.py", "training/checks.py", "networks/build.py"}
+    paths = [path for path in package.rglob("*.py") if path.relative_to(package).as_posix() not in exempt]
+    found = {path.relative_to(package): list(option_checks(path.read_text())) for path in paths}
+    assert len(found) > 100 and {path: lines for path, lines in found.items() if lines} == {}
+    assert list(option_checks("raise UserError(f'trainer.{key}={value}: must be at least {least}')"))
+    assert list(option_checks("raise ValueError(f'network.stem={stem}: not one of {known}')"))
