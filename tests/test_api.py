@@ -112,7 +112,7 @@ def test_masks_that_the_model_cannot_use(run, masks, said):
     assert "\n" not in str(caught.value)
 
 
-def test_bad_places_and_options(run, tmp_path):
+def test_missing_checkpoints_and_invalid_options_are_refused(run, tmp_path):
     with pytest.raises(medaug.UserError, match="holds no checkpoint"):
         medaug.load(tmp_path)
     with pytest.raises(medaug.UserError, match="absent.ckpt: no such checkpoint"):

@@ -50,7 +50,7 @@ def test_an_unknown_stage_is_refused_with_the_nearest(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_answers_the_same_through_both_doors(stage):
+def test_console_script_and_module_give_the_same_output(stage):
     console = "from medaug.cli import main; main()"
     doors = ([sys.executable, "-m", f"medaug.{stage}"], [sys.executable, "-c", console, stage])
     for words, status in ((["--help"], 0), (["no_such_key=1"], 2)):

@@ -1,4 +1,4 @@
-"""The launcher: what a command line means, and what it refuses."""
+"""Command lines: how they become options, and what is refused."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_every_choice_of_every_group_is_what_its_file_says(group):
         assert resolved | preset == {key: composed[key] for key in resolved | preset}
 
 
-def test_the_last_word_is_the_command_lines_then_the_presets_then_the_experiments():
+def test_command_line_overrides_preset_and_preset_overrides_experiment():
     load = config.load_options
     assert load("train", ["experiment=demo"]).preset == "demo"
     assert load("train", ["experiment=hippocampus"]).preset == "cpu"
@@ -118,7 +118,7 @@ def test_no_own_key_hides_a_shared_one():
         ("", ""),
     ],
 )
-def test_text_is_taken_as_it_was_typed(text, value):
+def test_text_is_kept_as_typed(text, value):
     assert config.load_options("ingest", [f"name={text}"]).ingest.name == value
 
 
@@ -133,7 +133,7 @@ def test_text_is_taken_as_it_was_typed(text, value):
         ("[]", []),
     ],
 )
-def test_lists_of_text_are_taken_as_they_were_typed(typed, values):
+def test_lists_of_text_are_kept_as_typed(typed, values):
     assert config.load_options("ingest", [f"exclude={typed}"]).ingest.exclude == values
     assert config.load_options("ingest", [f"classes={typed}"]).ingest.classes == values
 
@@ -237,7 +237,7 @@ def test_a_value_beyond_its_keys_limits_or_without_effect_is_refused(stage, word
     assert refused(stage, "experiment=demo", word) == f"{word}: {said}"
 
 
-def test_fractions_have_no_effect_where_a_file_brings_the_splits():
+def test_fractions_have_no_effect_if_a_file_defines_the_splits():
     words = ("splits=splits_final.json", "splits_fold=1")
     assert config.load_options("ingest", words).ingest.splits_fold == 1
     assert refused("ingest", *words, "val_fraction=0.2") == (
@@ -359,7 +359,7 @@ def test_exit_statuses_and_messages(capsys, restored_logging):
         launcher.run("train", broken, ["experiment=demo"])
 
 
-def test_only_medaug_speaks_below_warnings(capsys, restored_logging):
+def test_only_medaug_logs_below_warnings(capsys, restored_logging):
     def body(options):
         logging.getLogger("medaug.room").info("ours")
         logging.getLogger("__main__").info("the stage's")
@@ -411,10 +411,10 @@ PATHS = [(next(n for n, stage in STAGES.items() if stage.accepts(path)), path) f
 
 def test_every_key_that_names_a_file_or_folder_is_known_as_a_path():
     words = re.compile(r"\b(file|folder|folders|manifest|checkpoint|ckpt|CSV|YAML|json)\b")
-    told = {path for path, key in config.keys().items() if words.search(key.help) and "str" in str(key.hint)}
-    told -= {path for path, key in config.keys().items() if names(key.choices)}
+    described = {path for path, key in config.keys().items() if words.search(key.help) and "str" in str(key.hint)}
+    described -= {path for path, key in config.keys().items() if names(key.choices)}
     others = {"ingest.mirror", "ingest.name", "data.attributes", "predict.name", "train.objective"}  # address and names
-    assert told - others <= IS_PATH
+    assert described - others <= IS_PATH
 
 
 @pytest.fixture
@@ -481,7 +481,7 @@ def test_a_path_in_a_file_of_conf_is_expanded_too(tmp_path, monkeypatch):
 HOSTILE = "case\x1b[2J\x1b]0;title\x07\r\nmedaug train: error: forged\x00\x9b31m\u202egnp\u2028\udcff"
 
 
-def test_nothing_from_a_file_commands_the_terminal_or_forges_a_line(capsys, restored_logging):
+def test_text_from_files_cannot_control_the_terminal_or_forge_lines(capsys, restored_logging):
     def body(options):
         logging.getLogger("medaug.x").warning("%s: read", HOSTILE)
         logging.getLogger("other").warning("two\nlines\x1b[2J")
@@ -497,7 +497,7 @@ def test_nothing_from_a_file_commands_the_terminal_or_forges_a_line(capsys, rest
 @pytest.mark.parametrize(
     ("number", "said"), [(28, "the disk is full"), (13, "cannot be written"), (30, "cannot be written")]
 )
-def test_what_a_library_meets_at_the_disk_is_one_line(capsys, restored_logging, number, said):
+def test_disk_errors_in_libraries_are_reported_in_one_line(capsys, restored_logging, number, said):
     def body(options):
         raise OSError(number, "reason", "/there/events.out")
 
@@ -511,7 +511,7 @@ def test_what_a_library_meets_at_the_disk_is_one_line(capsys, restored_logging, 
         launcher.run("train", defect, ["experiment=demo"])
 
 
-def test_umask_holds_for_the_process_and_its_workers(tmp_path):
+def test_umask_applies_to_the_process_and_its_workers(tmp_path):
     def body(options):
         write_volume(tmp_path / "scans" / "a.nii.gz", np.zeros((2, 2, 2), np.uint8), np.eye(4))
         list(isolated(os.makedirs, [str(tmp_path / "cache")], "making", 1))
@@ -526,6 +526,6 @@ def test_umask_holds_for_the_process_and_its_workers(tmp_path):
 
 
 @pytest.mark.parametrize("umask", ["777", "088", "u=rwx", "-1", "1077"])
-def test_a_umask_that_is_none_is_refused(umask, capsys):
+def test_invalid_umask_is_refused(umask, capsys):
     assert launcher.run("export", lambda options: None, [f"umask={umask}"]) == 2
     assert f"umask={umask}" in capsys.readouterr().err

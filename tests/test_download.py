@@ -176,7 +176,7 @@ def test_fetched_and_unpacked_without_what_macos_adds(tmp_path: Path, serve: Cal
     assert [(r["path"], r.get("Range")) for r in server.seen] == [(f"/msd/{NAME}.tar", None)]
 
 
-def test_what_is_there_is_left_alone(tmp_path: Path, serve: Callable[..., Server]) -> None:
+def test_existing_data_is_left_alone(tmp_path: Path, serve: Callable[..., Server]) -> None:
     server = serve()
     (tmp_path / NAME).mkdir()
     (tmp_path / NAME / "mine.txt").write_text("mine")
@@ -205,7 +205,7 @@ def test_addresses_and_checksums_are_those_of_monai() -> None:
     assert {name: f"{download.ADDRESS}/{name}.tar" for name in download.MD5} == DecathlonDataset.resource
 
 
-def test_cut_connections_go_on_at_the_next_byte(tmp_path: Path, serve: Callable[..., Server]) -> None:
+def test_cut_connections_resume_at_the_next_byte(tmp_path: Path, serve: Callable[..., Server]) -> None:
     server = serve(cuts=[1, 70_000, 513, 100_000])
     download_task(NAME, tmp_path, server.address)
     check_unpacked(tmp_path)
@@ -214,7 +214,7 @@ def test_cut_connections_go_on_at_the_next_byte(tmp_path: Path, serve: Callable[
     assert [r.get("If-Range") for r in server.seen] == [None] + ['"one"'] * 4
 
 
-def test_too_many_cuts_stop_and_the_same_command_goes_on(tmp_path: Path, serve: Callable[..., Server]) -> None:
+def test_too_many_cuts_stop_and_the_same_command_resumes(tmp_path: Path, serve: Callable[..., Server]) -> None:
     server = serve(cuts=[30_000] * 5)
     assert "the connection failed 5 times" in (said := refused(tmp_path, server.address))
     assert "150.0 kB are here; run the same command again to go on" in said
@@ -237,7 +237,7 @@ def test_patience_is_renewed_by_new_bytes_only(
     assert again.sent == [20_000] * 5
 
 
-def test_server_without_ranges_begins_anew(tmp_path: Path, serve: Callable[..., Server]) -> None:
+def test_server_without_ranges_starts_again(tmp_path: Path, serve: Callable[..., Server]) -> None:
     server = serve(cuts=[100_000, 200_000], ranges=False)
     download_task(NAME, tmp_path, server.address)
     check_unpacked(tmp_path)
@@ -254,7 +254,7 @@ def test_no_weak_tag_is_used(tmp_path: Path, serve: Callable[..., Server], tag: 
 
 @pytest.mark.parametrize("honest", [True, False])
 @pytest.mark.parametrize("shorter", [False, True])
-def test_changed_file_is_fetched_anew(
+def test_changed_file_is_downloaded_again(
     tmp_path: Path, serve: Callable[..., Server], honest: bool, shorter: bool
 ) -> None:
     files = {"dataset.json": FILES["dataset.json"], "imagesTr/old.nii.gz": random.Random(9).randbytes(400_000)}
@@ -293,7 +293,7 @@ def test_416_without_a_range_is_an_answer(tmp_path: Path, serve: Callable[..., S
     assert len(server.seen) == 1
 
 
-def test_busy_server_is_asked_again(tmp_path: Path, serve: Callable[..., Server]) -> None:
+def test_busy_server_is_retried(tmp_path: Path, serve: Callable[..., Server]) -> None:
     server = serve(statuses=[503, 429, 500])
     download_task(NAME, tmp_path, server.address)
     check_unpacked(tmp_path)
@@ -304,7 +304,7 @@ def test_busy_server_is_asked_again(tmp_path: Path, serve: Callable[..., Server]
     assert len(busy.seen) == 5
 
 
-def test_waits_grow(tmp_path: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_times_grow(tmp_path: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     server = serve(statuses=[503] * 9)
     monkeypatch.setattr(download, "WAITS_S", (1, 3, 10, 30))
@@ -453,7 +453,7 @@ def test_random_damage_is_an_error_in_one_line(
     shutil.rmtree(root)
 
 
-def test_space_is_asked_before_a_byte_is_written(
+def test_disk_space_is_checked_before_anything_is_written(
     tmp_path: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(cuts=[100_000] + [0] * 4)
@@ -609,7 +609,7 @@ def test_offline(tmp_path: Path, serve: Callable[..., Server], monkeypatch: pyte
     assert os.listdir(tmp_path) == []
 
 
-def test_connection_lost_on_the_way_is_waited_for(
+def test_lost_connection_is_waited_for(
     tmp_path: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(cuts=[100_000])
@@ -641,7 +641,7 @@ def test_proxy_is_used(tmp_path: Path, serve: Callable[..., Server], monkeypatch
     ["", "/data/archives", "file:///data", "ftp://host/x", "http://", "http://[::1", "http://host:port/", "http://a b/",
      "http://host/x\nHost: y", "http://host/x?token=1", "http://user:secret@host/x"],
 )  # fmt: skip
-def test_mirror_that_is_no_address(tmp_path: Path, mirror: str) -> None:
+def test_invalid_mirror_address(tmp_path: Path, mirror: str) -> None:
     said = refused(tmp_path / "x", mirror)
     assert said.startswith("mirror")
     assert "secret" not in said

@@ -99,7 +99,7 @@ def test_a_table_of_classes_takes_derived_classes_only(install: Install, monkeyp
         table["ten"]
 
 
-def test_every_own_entry_is_what_its_table_holds() -> None:
+def test_every_own_entry_has_the_type_of_its_table() -> None:
     modules = (
         import_module(name)
         for _, name, _ in pkgutil.walk_packages(medaug.__path__, "medaug.")

@@ -1,4 +1,4 @@
-"""The export stage: what it is asked, what it writes, and what it notes down."""
+"""The export stage: its options, its files, and its record of exports."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_every_export_of_pairs_is_noted(tmp_path, pairs):
     ]
 
 
-def test_an_export_that_is_killed_before_it_has_its_name_is_on_record(tmp_path, pairs, monkeypatch):
+def test_an_export_killed_before_its_final_name_is_recorded(tmp_path, pairs, monkeypatch):
     """The same command then completes it, and notes it once; a line that was cut short is dropped."""
     record = tmp_path / "runs/toy/exports.jsonl"
     record.write_text('{"out": "/cut')
@@ -105,7 +105,7 @@ def test_an_export_that_failed_is_not_noted(tmp_path, pairs):
         ({"out": "x", "experiment": "toy"}, "no finished synthetic pairs"),
     ],
 )
-def test_what_cannot_be_exported_is_one_line(tmp_path, export, reason):
+def test_invalid_exports_are_refused_with_one_line(tmp_path, export, reason):
     with pytest.raises(UserError, match=reason) as error:
         main(options(tmp_path, **export))
     assert "\n" not in str(error.value)

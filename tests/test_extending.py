@@ -73,7 +73,7 @@ def test_an_installed_spacing_is_used_by_the_command_line(installed: None) -> No
         (["sampler.name=halving", "sampler.parameters=[strength:much]"], "strength must be a number"),
     ],
 )
-def test_what_an_installed_sampler_cannot_do_is_one_line(installed: None, words: list[str], complaint: str) -> None:
+def test_installed_sampler_errors_are_one_line(installed: None, words: list[str], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         sampled(*words)
 

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, on the disk, and nobody else's."""
+"""Atomic and durable writing of files and folders, without touching those of others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The script for GPU machines, tried where there is none: a rare machine must not be spent on its mistakes."""
+"""The script for GPU machines, run without a GPU, so that its mistakes cost no time on a GPU machine."""
 
 from __future__ import annotations
 

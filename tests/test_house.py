@@ -1,4 +1,4 @@
-"""Limits on the size of rooms, files, functions and signatures; pyproject.toml holds the order of imports."""
+"""Limits on the size of folders, files, functions and signatures; pyproject.toml has the order of imports."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_no_file_is_too_long() -> None:
     assert [path.name for path in FILES if num_lines(path) > FILE_LINES] == []
 
 
-def test_no_room_is_above_a_sixth_of_the_package() -> None:
+def test_no_folder_is_above_a_sixth_of_the_package() -> None:
     lines = Counter[str]()
     for path in FILES:
         lines[path.relative_to(PACKAGE).parts[0]] += num_lines(path)

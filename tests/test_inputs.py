@@ -1,4 +1,4 @@
-"""Whatever is done to a file that is read: one clear line with its name, and never a hang."""
+"""Damaged and hostile files give one clear line with their name, and never a hang."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_a_yaml_tag_that_its_value_does_not_fit_is_refused(tmp_path, value):
         read_yaml(path)
 
 
-def test_no_more_is_read_than_a_file_may_hold(tmp_path):
+def test_files_above_the_size_limit_are_not_read(tmp_path):
     path = tmp_path / "big.yaml"
     with path.open("wb") as file:
         file.truncate(LARGEST_YAML + 1)

@@ -1,4 +1,4 @@
-"""Worker processes that crash, hang, raise and are killed, against what the caller is told."""
+"""Worker processes that crash, hang, raise or are killed, and what the caller gets in each case."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_results_come_in_order_whatever_takes_longest() -> None:
 
 
 @pytest.mark.slow
-def test_only_the_culprit_fails() -> None:
+def test_only_the_crashing_item_fails() -> None:
     items = [1, "segfault", 2, "kill", "kill", 3, "exit", 4, 5]
     for workers in (1, 3):
         results = list(isolated(misbehave, items, "", workers=workers))
@@ -120,19 +120,19 @@ def test_workers_print_nothing_read_nothing_and_use_one_thread(capfd: pytest.Cap
     assert capfd.readouterr() == ("", "")
 
 
-def test_no_more_is_taken_than_can_be_used_soon() -> None:
-    taken = 0
+def test_items_are_consumed_only_as_needed() -> None:
+    consumed = 0
 
     def count() -> Iterator[int]:
-        nonlocal taken
+        nonlocal consumed
         for number in range(100_000):
-            taken += 1
+            consumed += 1
             yield number
 
     results = isolated(misbehave, count(), "", workers=2)
     for _ in range(100):
         next(results)
-    assert taken < 150
+    assert consumed < 150
     results.close()  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,4 @@
-"""Locks: one holder at a time, gone with the process, whatever it forked."""
+"""Locks: one holder at a time, released when the process ends, even if it forked."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_one_holder_at_a_time_and_the_file_is_removed(tmp_path):
     first.release()  # a second time
 
 
-def test_who_waits_gets_the_lock_although_its_file_was_removed(tmp_path):
+def test_a_waiting_process_gets_the_lock_although_its_file_was_removed(tmp_path):
     path = tmp_path / "a.lock"
     first, got = locks.take(path), []
     waiting = threading.Thread(target=lambda: got.append(locks.take(path, wait=True)))
@@ -68,10 +68,10 @@ def test_a_forked_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path):
         parent.wait()
         os.kill(child, 0)  # alive
         end = time.monotonic() + 30  # the child lets go as soon as it runs, which may be after its parent's death
-        while (taken := locks.take(path)) is None and time.monotonic() < end:
+        while (lock := locks.take(path)) is None and time.monotonic() < end:
             time.sleep(0.01)
-        assert taken is not None
-        taken.release()
+        assert lock is not None
+        lock.release()
     finally:
         os.kill(child, signal.SIGKILL)
         parent.stdout.close()

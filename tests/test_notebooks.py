@@ -1,4 +1,4 @@
-"""The notebook's code runs in order, and what it says is so."""
+"""The notebook's code runs in order, and its statements hold."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_first_look_runs_and_its_numbers_hold() -> None:
     assert all(mean == pytest.approx(namespace["MU"], abs=0.02) for mean in namespace["means"].values())
 
 
-def test_first_look_carries_its_output_and_is_small() -> None:
+def test_first_look_contains_its_output_and_is_small() -> None:
     outputs = [cell["outputs"] for cell in cells("code")[1:]]  # the first cell only imports
     assert all(outputs), "run the notebook again: make notebooks"
     assert not [o for cell in outputs for o in cell if o["output_type"] in ("error",) or o.get("name") == "stderr"]

@@ -1,4 +1,4 @@
-"""The declarations of the options: limits of every number, choices against tables, and the pages made of them."""
+"""The declarations of the options: limits of every number, choices against tables, and the generated pages."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_every_number_is_refused_beyond_its_limits_and_accepted_at_them(path):
 
 
 @pytest.mark.parametrize("path", sorted(set(NUMERIC) - UNLIMITED))
-def test_what_is_wrong_is_said_with_key_and_range_before_anything_is_composed(path, monkeypatch):
+def test_errors_name_key_and_range_before_anything_is_composed(path, monkeypatch):
     monkeypatch.setattr(config, "compose", lambda *_, **__: pytest.fail("composed"))
     key = KEYS[path]
     stage = next(stage for stage in STAGES.values() if stage.accepts(path))
@@ -112,7 +112,7 @@ def test_conditions_hold_and_are_put_into_words():
     assert condition_text(KEYS["trainer.max_steps"]) == ""
 
 
-def test_a_condition_names_a_key_that_there_is():
+def test_conditions_name_existing_keys():
     for key in KEYS.values():
         for when in key.applies_when:
             assert when.key in KEYS, (key.path, when.key)
@@ -155,7 +155,7 @@ def test_a_condition_names_a_key_that_there_is():
         ("predict", ["split=val", "manifest=other.json"], "has no effect with manifest; leave one of them out"),
     ],
 )
-def test_what_has_no_effect_is_refused_on_a_command_line(stage, words, said):
+def test_keys_without_effect_are_refused_on_a_command_line(stage, words, said):
     with pytest.raises(UserError) as refused:
         config.load_options(stage, ["experiment=demo", *words])
     assert said in str(refused.value) and "\n" not in str(refused.value)
@@ -291,7 +291,7 @@ def trained(tmp_path):
     return start
 
 
-def test_later_stages_take_the_preset_of_the_training(trained, tmp_path):
+def test_later_stages_use_the_preset_of_the_training(trained, tmp_path):
     load = config.load_options
     assert load("generate", ["experiment=demo", f"runs={tmp_path}"]).preset == "demo"
     runs = trained("smoke")
@@ -306,7 +306,7 @@ def test_later_stages_take_the_preset_of_the_training(trained, tmp_path):
         load("generate", ["experiment=demo", runs])
 
 
-def test_the_recorded_preset_is_no_part_of_the_identity(trained, tmp_path):
+def test_the_recorded_preset_is_not_part_of_the_identity(trained, tmp_path):
     trained("smoke")
     folder = tmp_path / "demo/train"
     identity = yaml.safe_load((folder / "config.yaml").read_text())

@@ -1,4 +1,4 @@
-"""What is built and installed is whole, and the Makefile says what it does."""
+"""The built and installed package is complete, and the Makefile describes its targets."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_make_alone_prints_every_target():
     assert listed == TARGETS.split()
 
 
-def test_make_hands_each_stage_what_it_takes():
+def test_make_passes_arguments_to_each_stage():
     words = ("EXP=brats", "PRESET=smoke", "DATA=phantom", "ARGS=runs=x overwrite=true")
     chosen = "experiment=brats preset=smoke"
     assert commands("train", *words) == [f"train {chosen} data=phantom runs=x overwrite=true"]
@@ -93,7 +93,7 @@ def test_the_constraints_pin_every_requirement():
 
 
 @pytest.mark.slow
-def test_the_wheel_is_whole_and_works_from_any_folder(tmp_path):
+def test_the_wheel_is_complete_and_works_from_any_folder(tmp_path):
     source = tmp_path / "source"
     top = {".venv", ".git", "runs", "data", ".hypothesis"}  # at the top only: medaug/data is code
     shutil.copytree(ROOT, source, ignore=lambda at, _: top if Path(at) == ROOT else {"__pycache__"})

@@ -55,7 +55,7 @@ def test_a_run_is_claimed_resumed_and_then_left_alone(folder, caplog):
     assert not [path for path in folder.iterdir() if path.name.startswith(".tmp")]
 
 
-def test_what_yaml_cannot_tell_apart_is_the_same_run(folder):
+def test_values_that_yaml_does_not_distinguish_are_the_same_run(folder):
     values = {
         "rate": 8e-4,
         "tiny": 1e-05,
@@ -70,7 +70,7 @@ def test_what_yaml_cannot_tell_apart_is_the_same_run(folder):
     assert not runs.claim(folder, {**values, "shape": [1, 2]}, overwrite=False)
 
 
-def test_a_claim_that_left_no_result_binds_nobody(folder):
+def test_a_claim_without_results_can_be_replaced(folder):
     """A stage that was refused for want of data must not stand in the way of the corrected command."""
     assert runs.claim(folder, IDENTITY, overwrite=False)
     assert runs.claim(folder, OTHER_SEED, overwrite=False)
@@ -95,7 +95,7 @@ def test_another_configuration_is_refused_with_the_difference(folder):
     assert stored(folder) == before
 
 
-def test_a_difference_to_a_value_that_json_lacks_is_shown_as_well(folder):
+def test_a_difference_to_a_value_unknown_to_json_is_shown(folder):
     assert runs.claim(folder, {"seed": 0}, overwrite=False)
     (folder / "last.ckpt").write_text("weights")
     (folder / "config.yaml").write_text("seed: 2020-01-01\n")  # YAML reads a date
@@ -150,7 +150,7 @@ def test_the_folders_of_all_loggers_are_results(folder, install):
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", ".git/HEAD", "photos/a.nii.gz", "b_T1.nii.gz"])
-def test_overwriting_is_refused_where_there_is_more_than_a_result(folder, name):
+def test_overwriting_is_refused_if_there_are_other_files(folder, name):
     assert runs.claim(folder, IDENTITY, overwrite=False)
     (folder / "last.ckpt").write_text("weights")
     (folder / name).parent.mkdir(exist_ok=True)
@@ -165,7 +165,7 @@ def test_overwriting_is_refused_where_there_is_more_than_a_result(folder, name):
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("config", ["trainer: {lr: 1}\n", "- a\n- b\n", "text", "", "a: [1"])
 @pytest.mark.parametrize("alone", [False, True])
-def test_a_foreign_folder_with_a_config_of_its_own_is_never_touched(folder, config, overwrite, alone):
+def test_a_foreign_folder_with_its_own_config_is_never_touched(folder, config, overwrite, alone):
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(config)
     if not alone:
@@ -198,7 +198,7 @@ def test_a_finished_run_that_did_not_record_a_key_is_left_alone_with_a_warning(f
         runs.claim(folder, IDENTITY | {"cohort": "def"}, overwrite=False, recorded=("cohort",))
 
 
-def test_results_that_were_edited_after_the_end_are_refused(folder, caplog):
+def test_results_edited_after_the_run_finished_are_refused(folder, caplog):
     assert runs.claim(folder, IDENTITY, overwrite=False)
     runs.refuse_edited(folder)  # unfinished: nothing to hold against
     (folder / "jobs").mkdir()
@@ -221,7 +221,7 @@ def test_results_that_were_edited_after_the_end_are_refused(folder, caplog):
         runs.refuse_edited(folder)
 
 
-def test_a_run_from_before_the_marker_goes_on_and_gets_one(folder):
+def test_a_run_without_marker_resumes_and_gets_one(folder):
     """The same configuration is evidence enough; another one is not."""
     assert runs.claim(folder, IDENTITY, overwrite=False)
     (folder / "last.ckpt").write_text("weights")
@@ -271,7 +271,7 @@ def test_two_processes_cannot_work_in_one_folder(folder):
     assert runs.claim(folder, IDENTITY, overwrite=False)
 
 
-def test_a_refusal_lets_go_of_the_folder(folder):
+def test_a_refusal_unlocks_the_folder(folder):
     runs.claim(folder, IDENTITY, overwrite=False)
     (folder / "last.ckpt").write_text("weights")
     with pytest.raises(UserError):
@@ -279,7 +279,7 @@ def test_a_refusal_lets_go_of_the_folder(folder):
     assert folder not in runs._locks
 
 
-def test_further_ranks_come_to_the_same_answer_and_write_nothing(folder, monkeypatch):
+def test_other_ranks_return_the_same_answer_and_write_nothing(folder, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert processes.process_rank() == 1
     assert runs.claim(folder, IDENTITY, overwrite=False)
@@ -313,7 +313,7 @@ def test_processes_are_counted_as_torchrun_or_srun_started_them(folder, monkeypa
     assert (processes.process_rank(), processes.process_count()) == expected
 
 
-def test_a_further_process_begins_when_the_first_has_claimed_the_folder(folder, monkeypatch):
+def test_other_ranks_wait_until_rank_0_has_claimed_the_folder(folder, monkeypatch):
     runs.claim(folder, OTHER_SEED, overwrite=False)
     runs._unlock(folder)
     monkeypatch.setenv("RANK", "1")
@@ -331,7 +331,7 @@ def test_a_further_process_begins_when_the_first_has_claimed_the_folder(folder, 
     assert runs.finished(folder) == {"pairs": 4}, "whichever process ends last"
 
 
-def test_no_other_configuration_gets_a_folder_that_a_further_process_is_at_work_in(folder, monkeypatch):
+def test_a_folder_in_use_by_another_rank_cannot_be_claimed_for_another_configuration(folder, monkeypatch):
     runs.claim(folder, IDENTITY, overwrite=False)
     runs._unlock(folder)  # the first has ended
     (folder / "provenance.jsonl").write_text("")
@@ -349,7 +349,7 @@ def test_no_other_configuration_gets_a_folder_that_a_further_process_is_at_work_
     assert runs.claim(folder, OTHER_SEED, overwrite=True)
 
 
-def test_a_further_process_gives_up_where_the_first_has_ended(folder, monkeypatch):
+def test_other_ranks_give_up_if_rank_0_has_ended(folder, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     runs.claim(folder, IDENTITY, overwrite=False)
@@ -363,7 +363,7 @@ def test_a_further_process_gives_up_where_the_first_has_ended(folder, monkeypatc
         processes.wait_for_first(folder, lambda: False, **waits)
 
 
-def test_without_locks_a_further_process_waits_for_a_limited_time(folder, monkeypatch):
+def test_without_locks_other_ranks_wait_for_a_limited_time(folder, monkeypatch):
     monkeypatch.setattr(processes, "is_free", lambda path: None)
     with pytest.raises(UserError, match="has ended"):
         processes.wait_for_first(folder, lambda: False, interval=0.02, patience=0.1, blind=0.2)
@@ -377,7 +377,7 @@ def trained(tmp_path, *names, **options):
     return runs.trained_checkpoint(Options(experiment="demo", runs=str(tmp_path), **options)).name
 
 
-def test_the_best_checkpoint_is_used_where_there_is_one(tmp_path):
+def test_the_best_checkpoint_is_used_if_there_is_one(tmp_path):
     assert trained(tmp_path, "last.ckpt") == "last.ckpt"
     with pytest.raises(UserError, match=r"no samples were scored; .*checkpoint=last"):
         trained(tmp_path, checkpoint="best")

@@ -1,4 +1,4 @@
-"""Sweeps: what they refuse before anything starts, where their jobs go, and what is said of them at the end."""
+"""Sweeps: what they refuse before anything starts, the folders of their jobs, and the final report."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_mistake_is_refused_before_any_job_starts(trained, words, parts):
 
 
 @pytest.mark.parametrize("variable", ["RANK", "SLURM_STEP_NUM_TASKS"])
-def test_one_of_several_processes_starts_no_sweep(trained, monkeypatch, variable):
+def test_a_sweep_is_refused_in_one_of_several_processes(trained, monkeypatch, variable):
     monkeypatch.setenv(variable, "2")
     with pytest.raises(UserError, match="one of several that torchrun or srun started"):
         sweep.run_sweep([*DEMO, "trainer.seed=0,1"])
@@ -91,7 +91,7 @@ def test_one_of_several_processes_starts_no_sweep(trained, monkeypatch, variable
 
 
 @pytest.mark.parametrize("word", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "objective=step"])
-def test_a_single_run_refuses_words_of_sweeps(capsys, word):
+def test_a_single_run_refuses_sweep_arguments(capsys, word):
     assert launcher.run("train", lambda options: None, [*DEMO, word]) == 2
     assert f"{word}: only sweeps read this key" in capsys.readouterr().err
 
@@ -101,7 +101,7 @@ def test_other_stages_have_no_sweeps(capsys):
     assert "--multirun: unknown flag" in capsys.readouterr().err
 
 
-def test_a_jobs_folder_says_what_is_swept_however_it_is_written():
+def test_a_jobs_folder_depends_only_on_what_is_swept():
     name = sweep.job_name(DEMO, ["trainer.seed=1", "trainer.learning_rate=1e-3"])
     assert name == "trainer.learning_rate=0.001,trainer.seed=1"
     assert name == sweep.job_name((*DEMO, "trainer.max_steps=9"), ["trainer.learning_rate=0.0010", "trainer.seed=1"])
@@ -116,7 +116,7 @@ def test_long_and_strange_values_give_different_folders_of_one_part():
 
 
 @pytest.mark.slow
-def test_every_combination_is_a_single_run_of_its_own(trained, caplog):
+def test_every_combination_is_a_separate_run(trained, caplog):
     with caplog.at_level(logging.INFO):
         sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,0.5", "logger=csv", "codec=haar,identity"])
     names = [f"codec={codec},trainer.learning_rate={rate}" for rate in (0.1, 0.5) for codec in ("haar", "identity")]
@@ -133,7 +133,7 @@ def test_every_combination_is_a_single_run_of_its_own(trained, caplog):
 
 
 @pytest.mark.slow
-def test_a_failing_job_is_named_and_the_others_go_on(trained):
+def test_a_failing_job_is_named_and_the_others_continue(trained):
     with pytest.raises(UserError) as caught:
         sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,13,0.5"])
     assert str(caught.value) == "1 of 3 jobs failed: trainer.learning_rate=13.0 (status 2)"
@@ -170,7 +170,7 @@ def test_an_objective_that_no_run_has_ends_the_search_at_its_first_job(trained):
 
 
 @pytest.mark.slow
-def test_a_further_process_of_a_job_does_not_ask_for_what_the_first_has_yet_to_write(home, monkeypatch):
+def test_other_ranks_of_a_job_do_not_read_the_summary(home, monkeypatch):
     monkeypatch.setattr(sweep, "_wait", lambda command: 0)
     monkeypatch.setenv("SLURM_PROCID", "1")
     sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,0.2"])
@@ -178,13 +178,13 @@ def test_a_further_process_of_a_job_does_not_ask_for_what_the_first_has_yet_to_w
 
 
 @pytest.mark.slow
-def test_results_may_lie_in_a_folder_of_any_name(trained):
+def test_results_may_be_in_a_folder_of_any_name(trained):
     sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,0.2", "runs='it\\'s a folder'"])
     assert Path("it's a folder/sweep/trainer.learning_rate=0.1/demo/train/finished.json").exists()
 
 
 @pytest.mark.slow
-def test_optuna_goes_on_after_a_failing_job(trained):
+def test_optuna_continues_after_a_failing_job(trained):
     with pytest.raises(UserError) as caught:
         words = (
             "trainer.learning_rate=interval(0.001,2.0)",
@@ -274,7 +274,7 @@ def test_real_trainings_by_joblib_then_found_finished_by_optuna_and_by_submitit(
 
 
 @pytest.mark.slow
-def test_files_of_somebody_else_in_the_folder_of_sweeps_stay(home, trained):
+def test_foreign_files_in_the_folder_of_sweeps_are_kept(home, trained):
     folder = home / "runs" / "sweep"
     (folder / "mine").mkdir(parents=True)
     (folder / "mine" / "job.json").write_text('{"queue": "long"}')

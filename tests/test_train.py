@@ -1,4 +1,4 @@
-"""What the training stage refuses before it writes or replaces anything, and what it does not score."""
+"""What the training stage refuses before it writes or replaces anything, and which models it scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def train(runs, *words):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "complaint"),
     [
         (["task=unconditional", "trainer.class_dropout=0.2"], "trainer.class_dropout=0.2: has no effect"),
         (["trainer.image_dropout=0.2"], "trainer.image_dropout=0.2: has no effect"),
@@ -24,16 +24,16 @@ def train(runs, *words):
         (["codec=kl", "codec.max_steps=9", "init_from=FILE"], "codec.max_steps=9: has no effect with init_from"),
     ],
 )
-def test_what_has_no_effect_is_refused_before_anything_is_written(tmp_path, words, told):
+def test_options_without_effect_are_refused_before_anything_is_written(tmp_path, words, complaint):
     (tmp_path / "base.ckpt").touch()
     words = [word.replace("FILE", str(tmp_path / "base.ckpt")) for word in words]
     with pytest.raises(UserError) as refused:
         train(tmp_path / "runs", *words)
-    assert str(refused.value).startswith(told) and "\n" not in str(refused.value)
+    assert str(refused.value).startswith(complaint) and "\n" not in str(refused.value)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_finished_run_is_not_replaced_by_what_cannot_be_trained(tmp_path):
+def test_a_finished_run_is_not_replaced_if_the_options_are_invalid(tmp_path):
     folder = tmp_path / "demo" / "train"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("task: {target: label}\n")
@@ -44,7 +44,7 @@ def test_a_finished_run_is_not_replaced_by_what_cannot_be_trained(tmp_path):
 
 
 @pytest.mark.slow
-def test_only_models_of_pairs_are_scored(tmp_path):
+def test_only_mask_to_image_models_are_scored(tmp_path):
     cohort = ("data.phantom_subjects=5", "data.max_side=16", "data.val_fraction=0.2", "data.test_fraction=0.2")
     scored = ("trainer.score_every=1", "trainer.max_steps=2", "trainer.precision=fp32", "logger=csv")
     train(tmp_path, "task=denoise", "task.mask=true", *cohort, *scored)

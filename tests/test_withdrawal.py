@@ -161,7 +161,7 @@ def test_a_model_whose_base_saw_the_subject_is_found(home: Path) -> None:
         assert ("checkpoint" in {artefact.kind for artefact in found}) == (base is not None)
 
 
-def test_a_codec_says_whom_it_learned_from(home: Path) -> None:
+def test_a_codec_names_its_training_subjects(home: Path) -> None:
     torch.save({"medaug": CARD.to_dict(), "step": 1, "codec": {}}, home / "runs/demo/train/codec.ckpt")
     assert ("checkpoint", "train/codec.ckpt") in listed(home, "Sa")
     assert ("checkpoint", "train/codec.ckpt") not in listed(home, "Sd")
@@ -180,7 +180,7 @@ def test_a_pair_whose_mask_generator_saw_the_subject_is_found(home: Path) -> Non
         assert found == {"p1_0000.nii.gz", "p2"}
 
 
-def test_what_cannot_be_told_is_said_to_be_so(home: Path) -> None:
+def test_uncertain_artefacts_are_marked_as_such(home: Path) -> None:
     demo = home / "runs" / "demo"
     (demo / "cache" / "old.json").write_text('{"affine": []}')
     others = replace(CARD, subjects={"train": ["Sb"], "val": ["Sc"]})
@@ -200,7 +200,7 @@ def test_what_cannot_be_told_is_said_to_be_so(home: Path) -> None:
 
 
 @pytest.mark.parametrize("subject", ["Sx", "ID-A", ""])
-def test_a_subject_that_nobody_knows(home: Path, subject: str) -> None:
+def test_an_unknown_subject(home: Path, subject: str) -> None:
     (home / "runs" / "demo" / "cache" / "old.json").write_text("{}")
     with pytest.raises(UserError, match="knows that subject; ") as error:
         withdraw(subject, home / "runs", manifest=home / "cohort.json")
@@ -218,7 +218,7 @@ def test_files_that_are_not_there(home: Path) -> None:
         withdraw("Sa", home / "absent")
 
 
-def test_a_copy_of_the_cohort_is_on_record(home: Path) -> None:
+def test_a_copy_of_the_cohort_is_recorded(home: Path) -> None:
     (home / "cohort.exports.jsonl").write_text('{"out": "/elsewhere/msd", "format": "msd", "digest": ""}\n{"out": "/cu')
     assert ("export", "/elsewhere/msd") in listed(home, "Sa")
 

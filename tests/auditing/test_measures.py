@@ -50,7 +50,7 @@ def test_sharpness_is_the_mean_gradient_of_each_set():
     assert synthetic.interval == expected
 
 
-def test_a_judge_that_sees_the_mask_finds_real_and_synthetic_faithful_and_shuffled_masks_too():
+def test_a_judge_that_copies_masks_scores_real_synthetic_and_shuffled_as_expected():
     """All masks are equal here, so that chance is as good: what shuffling is for."""
     label = case("x", "X").label
     judge = SimpleNamespace(segment=lambda image: label)
@@ -76,8 +76,8 @@ def brightness(material: Material):
 def test_a_new_measure_is_one_entry_and_one_function(tmp_path, monkeypatch):
     entry = Measure("Brightness", "units", 2, None, "mean intensity", brightness)
     monkeypatch.setitem(MEASURES.own, "brightness", lambda: entry)
-    taken = material()
-    results = {name: list(m.function(taken)) for name, m in MEASURES.items() if taken.has(m.needs)}
+    inputs = material()
+    results = {name: list(m.function(inputs)) for name, m in MEASURES.items() if inputs.has(m.needs)}
     Audit(False, results).save(tmp_path / "audit")
     with (tmp_path / "audit" / "measures.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["measure"] == "brightness"]
@@ -101,8 +101,8 @@ def test_a_new_measure_is_one_entry_and_one_function(tmp_path, monkeypatch):
 
 
 def test_an_audit_comes_back_from_its_files(tmp_path):
-    taken = material()
-    results = {"sharpness": list(MEASURES["sharpness"].function(taken))}
+    inputs = material()
+    results = {"sharpness": list(MEASURES["sharpness"].function(inputs))}
     audit = Audit(True, results, 0.1, 0.9, None, {"steps": 3, "seed": 0, "num_training_cases": 4})
     audit.save(tmp_path)
     again = Audit.load(tmp_path)

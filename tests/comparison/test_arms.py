@@ -23,7 +23,7 @@ def test_each_arm_adds_one_ingredient():
     assert synthetic.synthetic_share == 0.25
 
 
-def test_an_arm_without_its_baseline_is_compared_with_the_baseline_of_that():
+def test_an_arm_without_its_baseline_is_compared_with_the_next_one():
     assert pairs_to_compare(NAMES) == [(NAMES[1], NAMES[0]), (NAMES[2], NAMES[1])]
     assert pairs_to_compare(NAMES[::2]) == [(NAMES[2], NAMES[0])]
 
@@ -56,7 +56,7 @@ def test_an_added_arm_names_its_own_baseline(monkeypatch):
         ("benchmark.backend=gan", "not one of unet"),
     ],
 )
-def test_what_is_no_comparison_is_refused_with_the_options(word, said):
+def test_arms_that_cannot_be_compared_are_refused(word, said):
     with pytest.raises(UserError, match=said):
         load_options("benchmark", ["experiment=demo", word])
 
@@ -74,7 +74,7 @@ def test_a_share_that_leaves_no_room_for_both_is_refused(options, batch_size, sa
         check_arms(options, batch_size)
 
 
-def test_sound_arms_pass():
+def test_valid_arms_pass():
     check_arms(ArmsOptions(), 2)
     check_arms(ArmsOptions(synthetic_share=0.25), 4)
     check_arms(ArmsOptions(names=["real", "real+classical"]), 1)  # nothing synthetic, nothing to share

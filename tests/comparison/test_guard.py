@@ -1,4 +1,4 @@
-"""Leaks, planted one at a time in an otherwise sound benchmark."""
+"""Leaks, planted one at a time in a benchmark without leaks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def changed(index, **values):
     return [record | values if i == index else record for i, record in enumerate(RECORDS)]
 
 
-def test_a_sound_benchmark_passes():
+def test_a_benchmark_without_leaks_passes():
     check()
     check(records=changed(1, subjects=["A", "B"]))  # made from two people, both for training
     check(records=[*RECORDS, {"name": "discarded", "checkpoint": "old", "subjects": ["T"]}])  # not trained on
@@ -70,13 +70,13 @@ def test_a_validation_subject_that_the_generator_trained_on():
 
 @pytest.mark.parametrize("subject", ["T", "V", "stranger"])
 @pytest.mark.parametrize("subjects", [("{}",), ("A", "{}")])
-def test_a_pair_made_from_somebody_else_than_a_training_subject(subject, subjects):
+def test_a_pair_not_made_from_a_training_subject(subject, subjects):
     with pytest.raises(UserError, match=f"leak: pair_1 was made from {subject}, not a training subject"):
         check(records=changed(1, subjects=[s.format(subject) for s in subjects]))
 
 
 @pytest.mark.parametrize("records", [RECORDS[:2], changed(2, name="pair_9"), changed(2, subjects=[]), []])
-def test_a_pair_that_nobody_knows_the_origin_of(records):
+def test_a_pair_without_provenance(records):
     with pytest.raises(UserError, match=r"pair_\d has no provenance"):
         check(records=records)
 
@@ -88,7 +88,7 @@ def test_a_pair_of_another_checkpoint():
         check(checkpoint="newer")
 
 
-def test_a_split_that_was_drawn_anew_after_training():
+def test_a_split_that_changed_after_training():
     swapped = {"A": "test", "T": "train"}
     cases = (dataclasses.replace(c, split=swapped.get(c.subject, c.split)) for c in COHORT.cases)
     with pytest.raises(UserError, match=r"saw test subject\(s\) A"):

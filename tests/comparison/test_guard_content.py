@@ -1,4 +1,4 @@
-"""Leaks behind sound names: files of a finished loop exchanged, one plant at a time, each refused by name."""
+"""Leaks that names do not show: files of a finished run are swapped, one at a time, and each is refused by name."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_copy_of_a_training_scan_in_the_place_of_a_test_scan(loop):
         loop.check()
 
 
-def test_a_training_and_a_test_scan_that_changed_places_after_the_training(loop):
+def test_a_training_and_a_test_scan_swapped_after_training(loop):
     one, other = loop.data / "A.nii.gz", loop.data / "T.nii.gz"
     content = one.read_bytes()
     one.write_bytes(other.read_bytes())
@@ -131,7 +131,7 @@ def test_a_label_that_changed_after_the_training(loop):
 
 @pytest.mark.parametrize("subject", ["V", "T"])
 @pytest.mark.parametrize("old", [False, True])
-def test_a_pair_replaced_by_a_scan_that_nobody_may_have_seen(loop, subject, old):
+def test_a_pair_replaced_by_a_held_out_scan(loop, subject, old):
     if old:
         loop.without_digests()
     shutil.copy(loop.data / f"{subject}.nii.gz", loop.synthetic / "imagesTr" / "p1.nii.gz")

@@ -65,7 +65,7 @@ def rows():
     return [dict(zip(SCORE_COLUMNS, map(str, row), strict=True)) for row in found]
 
 
-def test_the_comparison_is_what_pandas_makes_of_the_scores(rows, tmp_path):
+def test_the_comparison_agrees_with_pandas(rows, tmp_path):
     path = tmp_path / "comparison.csv"
     compare(rows[::-1], pairs_to_compare(ARMS), SEEDS, SUBJECTS, CLASSES, 7, FLOOR, path)
     scores = pd.DataFrame(rows).astype({"value": float, "seed": int})
@@ -83,7 +83,7 @@ def test_the_comparison_is_what_pandas_makes_of_the_scores(rows, tmp_path):
         assert (line.low, line.high) == pytest.approx((interval.low, interval.high))
 
 
-def test_the_verdicts_know_which_way_is_up(rows, tmp_path):
+def test_verdicts_respect_the_direction_of_each_metric(rows, tmp_path):
     compare(rows, pairs_to_compare(ARMS), SEEDS, SUBJECTS, CLASSES, 0, FLOOR, tmp_path / "c.csv")
     result = pd.read_csv(tmp_path / "c.csv").set_index(["arm", "metric", "class"]).verdict
     assert result[ARMS[1], "dice", "mean foreground"] == "gain"
@@ -140,7 +140,7 @@ def gathered(jobs, structures, folder):
         return list(csv.DictReader(file))
 
 
-class Told:
+class FixedSegmenter:
     """A segmenter that is no network: it gives label maps in model space, one after the other."""
 
     def __init__(self, labels, space):
@@ -163,9 +163,9 @@ def run(job, folder, bench, segmenter=None):
 
 def test_scores_are_taken_on_the_scans_own_grid(bench, tmp_path):
     manifest, space, loaded = bench
-    told = Told(iter([c.label for c in loaded]), space)
-    run(Job(ARMS[0], 3), tmp_path, bench, told)
-    assert told.fitted[1:] == (1, 3, "real, seed 3")
+    segmenter = FixedSegmenter(iter([c.label for c in loaded]), space)
+    run(Job(ARMS[0], 3), tmp_path, bench, segmenter)
+    assert segmenter.fitted[1:] == (1, 3, "real, seed 3")
     rows = pd.read_csv(Job(ARMS[0], 3).scores(tmp_path))
     assert tuple(rows.columns) == SCORE_COLUMNS and len(rows) == 3 * 2 * len(BY_MASKS)
     assert set(rows.metric) == set(BY_MASKS)
@@ -188,7 +188,7 @@ def test_regions_are_scored_and_compared_by_name(bench, tmp_path):
     labels = iter([np.where(np.array(c.label) == 2, 1, c.label) for c in loaded] * 2)  # the rim is never found
     jobs = [Job(arm, 0) for arm in ARMS[:2]]
     for job in jobs:
-        run(job, tmp_path, (manifest, space, loaded), Told(labels, space))
+        run(job, tmp_path, (manifest, space, loaded), FixedSegmenter(labels, space))
     rows = gathered(jobs, SETS, tmp_path)
     dice = {name: [float(r["value"]) for r in rows if (r["class"], r["metric"]) == (name, "dice")] for name in SETS}
     assert min(dice["whole"]) > 0.8 and max(dice["rim"]) == 0 and len(rows) == 2 * 3 * 2 * len(BY_MASKS)
@@ -205,7 +205,7 @@ def test_regions_are_scored_and_compared_by_name(bench, tmp_path):
     assert set(pd.read_csv(tmp_path / "c.csv")["class"]) == {"mean foreground", *SETS}
 
 
-def test_a_job_is_done_once_and_an_unfinished_one_again(bench, tmp_path):
+def test_finished_jobs_are_kept_and_unfinished_ones_repeated(bench, tmp_path):
     jobs = [Job(arm, seed) for seed in (0, 1) for arm in ARMS[1:]]
     for job in jobs[:3]:
         run(job, tmp_path, bench)
@@ -283,7 +283,7 @@ class MostFrequent:
         return self.problem.preprocessing.invert_label(label, case.placement)
 
 
-def test_a_backend_that_is_no_network_runs_a_job(bench, tmp_path, monkeypatch):
+def test_a_backend_without_a_network_runs_a_job(bench, tmp_path, monkeypatch):
     manifest, space, loaded = bench
     backend = SimpleNamespace(make=MostFrequent)
     assert isinstance(backend, Backend)

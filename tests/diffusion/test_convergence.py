@@ -1,4 +1,4 @@
-"""The order of the solvers, measured where no step is affine: a mixture of two Gaussians, its denoiser known."""
+"""Orders of convergence of the samplers on a mixture of two Gaussians, whose denoiser is known and not affine."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_heun_evaluates_twice_a_step_but_once_on_the_last() -> None:
     assert len(calls) == 2 * 5 - 1 and min(calls) > 0
 
 
-def test_the_sde_solver_draws_the_mixture_and_better_than_ancestral_sampling_does() -> None:
+def test_sde_solver_samples_a_mixture_better_than_ancestral_sampling() -> None:
     process = build_process("cosine", "v_prediction")
     draw = torch.Generator().manual_seed(0)
     side = 20_000

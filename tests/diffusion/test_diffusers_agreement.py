@@ -230,7 +230,7 @@ def test_edm(name: str, kind: str, options: dict[str, Any], steps: int) -> None:
     x, generator = 80.0 * start(), torch.Generator().manual_seed(1)
     for c_noise in scheduler.timesteps:
         output = network(scheduler.scale_model_input(x, c_noise), c_noise.double().expand(len(x)))
-        if name == "dpmpp_2m_sde":  # its own noise, drawn in float32 but with our numbers
+        if name == "dpmpp_2m_sde":  # its own noise, in float32, with our random numbers
             scheduler_noise = torch.randn(SHAPE, generator=generator, dtype=torch.float64)
             x = step_with(scheduler, output, c_noise, x, scheduler_noise)
         else:
@@ -255,6 +255,6 @@ def test_heun_on_edm(steps: int) -> None:
     process = build_process("edm", "epsilon", sigma_min=sigmas[-2].item(), sigma_max=sigmas[0].item())
     x = sigmas[0] * start()
     for timestep, sigma in zip(scheduler.timesteps, sigmas, strict=False):
-        told = (sigma.log() / 4).expand(len(x))
-        x = scheduler.step(network(x / (sigma**2 + 1).sqrt(), told), timestep, x).prev_sample
+        network_time = (sigma.log() / 4).expand(len(x))
+        x = scheduler.step(network(x / (sigma**2 + 1).sqrt(), network_time), timestep, x).prev_sample
     assert_same(ours_edm("heun", process, steps), x, tolerance=1e-4)

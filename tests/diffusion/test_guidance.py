@@ -1,4 +1,4 @@
-"""Guidance: its algebra, its cost in forward calls, and its effect on a distribution known in closed form."""
+"""Guidance: its formula, its number of forward passes, and its effect on a distribution known in closed form."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Network:
 
 
 @pytest.mark.parametrize("scale", [-1.0, 0.0, 0.5, 1.0, 1.5, 7.0])
-def test_algebra_and_one_forward_whatever_the_scale(scale: float) -> None:
+def test_guidance_formula_needs_one_forward_pass_at_any_scale(scale: float) -> None:
     network, x, t = Network(), torch.randn(3, 1, 2, 2), torch.tensor([0.1, 0.5, 1.0])
     conditional, null = network(x, t, CONDITION), network(x, t, NULL)
     result = guided(network, CONDITION, NULL, Guidance(scale))(x, t)
@@ -37,13 +37,13 @@ def test_algebra_and_one_forward_whatever_the_scale(scale: float) -> None:
 
 
 @pytest.mark.parametrize(("scale", "only"), [(1.0, CONDITION), (0.0, NULL)])
-def test_scale_one_and_zero_are_the_two_models_bit_for_bit(scale: float, only: Tensor) -> None:
+def test_scales_one_and_zero_equal_the_two_models_bit_for_bit(scale: float, only: Tensor) -> None:
     network, x, t = Network(), torch.randn(3, 1, 2, 2), torch.full((3,), 0.5)
     assert torch.equal(guided(network, CONDITION, NULL, Guidance(scale))(x, t), network(x, t, only))
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
-def test_classes_of_one_width_are_pushed_apart_in_proportion(scale: float) -> None:
+def test_guidance_moves_class_means_apart_in_proportion_to_the_scale(scale: float) -> None:
     """For data N(condition, 1) the guided denoiser is that of N(scale * condition, 1)."""
     process = build_process("cosine", "v_prediction")
 
@@ -68,7 +68,7 @@ def test_conditions_of_different_shape_are_refused() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, 2.0])
-def test_outside_the_interval_the_conditional_model_is_run_alone(scale: float) -> None:
+def test_only_the_conditional_model_runs_outside_the_interval(scale: float) -> None:
     network, x = Network(), torch.randn(3, 1, 2, 2)
     denoise = guided(network, CONDITION, NULL, Guidance(scale, (0.3, 0.7)))
     for time in (0.29, 0.71, 1.0):
@@ -82,14 +82,14 @@ def test_outside_the_interval_the_conditional_model_is_run_alone(scale: float) -
     assert network.batches == [3 if scale == 0 else 6] * 6
 
 
-def test_samples_at_times_of_their_own_each_keep_to_the_interval() -> None:
+def test_interval_applies_to_each_sample_by_its_own_time() -> None:
     network, x, t = Network(), torch.randn(3, 1, 2, 2), torch.tensor([0.1, 0.5, 0.9])
     together = guided(network, CONDITION, NULL, Guidance(3.0, (0.3, 0.7)))(x, t)
     everywhere, nowhere = guided(network, CONDITION, NULL, Guidance(3.0))(x, t), network(x, t, CONDITION)
     torch.testing.assert_close(together, torch.stack([nowhere[0], everywhere[1], nowhere[2]]))
 
 
-def test_a_whole_sampling_runs_the_second_branch_inside_the_interval_only() -> None:
+def test_sampling_runs_the_second_branch_only_inside_the_interval() -> None:
     network, process = Network(), build_process("rectified_flow", "flow")
     denoise = guided(network, CONDITION, NULL, Guidance(2.0, (0.35, 0.75)))
     sample("dpmpp_2m", denoise, torch.randn(3, 1, 2, 2), process, times(10), lambda: torch.zeros(()))
@@ -98,7 +98,7 @@ def test_a_whole_sampling_runs_the_second_branch_inside_the_interval_only() -> N
 
 @pytest.mark.parametrize("rescale", [0.3, 1.0])
 @pytest.mark.parametrize("scale", [0.0, 2.0, 7.0])
-def test_rescaling_is_that_of_diffusers(scale: float, rescale: float) -> None:
+def test_rescaling_equals_that_of_diffusers(scale: float, rescale: float) -> None:
     network, x, t = Network(), torch.randn(3, 1, 2, 2), torch.tensor([0.1, 0.5, 1.0])
     towards = network(x, t, CONDITION)
     expected = rescale_noise_cfg(guided(network, CONDITION, NULL, Guidance(scale))(x, t), towards, rescale)
@@ -108,7 +108,7 @@ def test_rescaling_is_that_of_diffusers(scale: float, rescale: float) -> None:
         torch.testing.assert_close(actual.flatten(1).std(1), towards.flatten(1).std(1))
 
 
-def test_scale_one_needs_no_second_branch_whatever_else_is_said() -> None:
+def test_scale_one_never_needs_a_second_branch() -> None:
     network, x, t = Network(), torch.randn(3, 1, 2, 2), torch.full((3,), 0.5)
     result = guided(network, CONDITION, NULL, Guidance(1.0, (0.2, 0.8), 0.7))(x, t)
     assert torch.equal(result, network(x, t, CONDITION)) and network.batches == [3, 3]
@@ -124,8 +124,6 @@ def test_scale_one_needs_no_second_branch_whatever_else_is_said() -> None:
         (None, -0.1, "guidance_rescale is -0.1"),
     ],
 )
-def test_guidance_that_means_nothing_is_refused(
-    interval: tuple[float, float] | None, rescale: float, complaint: str
-) -> None:
+def test_invalid_guidance_is_refused(interval: tuple[float, float] | None, rescale: float, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         guided(Network(), CONDITION, NULL, Guidance(2.0, interval, rescale))

@@ -38,7 +38,7 @@ def known_first_voxel(num=NUM, resample=1):
     return Inpainting(image, REGION, resample)
 
 
-def draw_region(process, name, resample, steps=20):
+def inpainted(process, name, resample, steps=20):
     generator = torch.Generator().manual_seed(0)
 
     def noise():
@@ -50,21 +50,21 @@ def draw_region(process, name, resample, steps=20):
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda p: p.schedule.name)
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_the_region_nears_its_conditional_distribution_as_steps_are_taken_again(process, name):
+def test_region_approaches_its_conditional_distribution_with_more_resampling(process, name):
     """x_2 given x_1 = k is normal with mean rho k and variance 1 - rho^2."""
     errors, variances = [], []
     for resample in (1, 3, 10):
-        drawn = draw_region(process, name, resample)
-        assert torch.equal(drawn[:, 0], torch.full((NUM,), KNOWN, dtype=torch.float64))
-        errors.append(abs(float(drawn[:, 1].mean()) - RHO * KNOWN))
-        variances.append(float(drawn[:, 1].var()))
+        result = inpainted(process, name, resample)
+        assert torch.equal(result[:, 0], torch.full((NUM,), KNOWN, dtype=torch.float64))
+        errors.append(abs(float(result[:, 1].mean()) - RHO * KNOWN))
+        variances.append(float(result[:, 1].var()))
     assert errors[1] < 0.6 * errors[0] and errors[2] < 0.5 * errors[1]
     assert errors[2] < 0.1
     assert abs(variances[2] - (1 - RHO**2)) < 0.1 < variances[0] - (1 - RHO**2)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_one_try_per_step_is_the_plain_sampler(name):
+def test_resampling_once_equals_the_plain_sampler(name):
     process, shape = PROCESSES[0], (3, 1, 2, 1, 1)
 
     def noise_stream():
@@ -85,17 +85,17 @@ def test_one_try_per_step_is_the_plain_sampler(name):
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda p: p.schedule.name)
-def test_taking_steps_again_keeps_the_distribution_of_a_model_that_knows_nothing(process):
+def test_resampling_keeps_the_distribution_without_a_known_part(process):
     """Without an imposed part the way back and forth must leave the data's own covariance."""
     generator = torch.Generator().manual_seed(0)
 
     def noise():
         return torch.randn(NUM, 1, 2, 1, 1, generator=generator, dtype=torch.float64)
 
-    drawn = sample_from_noise(Sampling("ddim", 40), exact(process), process, noise, resample=2).flatten(1)
-    torch.testing.assert_close(drawn.T.cov(), COVARIANCE, atol=0.12, rtol=0)
+    result = sample_from_noise(Sampling("ddim", 40), exact(process), process, noise, resample=2).flatten(1)
+    torch.testing.assert_close(result.T.cov(), COVARIANCE, atol=0.12, rtol=0)
 
 
-def test_a_step_is_taken_at_least_once():
+def test_resample_below_one_is_refused():
     with pytest.raises(ValueError, match="resample is 0"):
         known_first_voxel(resample=0)

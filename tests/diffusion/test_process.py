@@ -57,7 +57,7 @@ def test_marginals_equal_the_composition_of_all_single_steps(schedule: str, step
 
 @pytest.mark.parametrize("schedule", [*VARIANCE_PRESERVING, "rectified_flow"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_time_runs_from_exactly_clean_to_noise_without_turning_back(schedule: str, dtype: torch.dtype) -> None:
+def test_noise_level_increases_monotonically_from_exactly_clean(schedule: str, dtype: torch.dtype) -> None:
     process = build_process(schedule, "sample")
     t = torch.linspace(0, 1, 5001, dtype=dtype)  # between the table's times too
     alpha, sigma = process.alpha(t), process.sigma(t)
@@ -122,7 +122,7 @@ def test_arithmetic_is_float32_for_half_precision_and_float64_for_float64(pair: 
     assert process.alpha(torch.tensor(0.5, dtype=torch.bfloat16)).dtype == torch.float32
 
 
-def test_tables_first_used_in_inference_mode_serve_training_later() -> None:
+def test_tables_created_in_inference_mode_can_be_used_in_training() -> None:
     process, t = build_process("cosine", "epsilon", num_train_timesteps=321), torch.tensor([0.3])
     with torch.inference_mode():
         process.alpha(t)
@@ -173,7 +173,9 @@ def test_training_times_of_rectified_flow_are_logit_normal_and_seeded() -> None:
         (("linear", "flow"), {"parameters": ["power"]}, "parameters has 'power'; write each option once, as in"),
     ],
 )
-def test_what_cannot_work_is_refused_by_name(names: tuple[str, str], options: dict[str, Any], complaint: str) -> None:
+def test_invalid_combinations_are_refused_with_their_names(
+    names: tuple[str, str], options: dict[str, Any], complaint: str
+) -> None:
     with pytest.raises(ValueError, match=complaint):
         build_process(*names, **options)
 
@@ -197,7 +199,7 @@ def test_unknown_names_are_refused_with_all_names(names: tuple[str, ...], compla
         build_process(*names)
 
 
-def test_a_process_node_of_an_old_checkpoint_is_read_whatever_its_schedule_does_not_read() -> None:
+def test_process_options_of_old_checkpoints_may_have_unused_keys() -> None:
     node = {"noise_schedule": "cosine", "prediction_type": "v_prediction", "num_train_timesteps": 100}
     edm = {"sigma_min": 0.01, "sigma_max": 20.0, "sigma_data": 0.5, "log_sigma_mean": 0.0, "log_sigma_std": 1.0}
     assert build_process(**node, time_shift=1.0, zero_terminal_snr=False, **edm) == build_process(**node)
@@ -218,6 +220,6 @@ def test_time_shift_divides_the_signal_to_noise_ratio(shift):
 
 
 @pytest.mark.parametrize(("schedule", "shift"), [("linear", 3.0), ("rectified_flow", 0.0), ("rectified_flow", -1.0)])
-def test_a_time_shift_that_means_nothing_is_refused(schedule, shift):
+def test_invalid_time_shift_is_refused(schedule, shift):
     with pytest.raises(ValueError, match="time_shift"):
         build_process(schedule, "v_prediction", time_shift=shift)

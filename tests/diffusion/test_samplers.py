@@ -231,7 +231,9 @@ def sampled_mean_and_std(sampler: str, eta: float, process: Process, steps: int)
 
 @pytest.mark.parametrize(("sampler", "eta"), RUNS)
 @pytest.mark.parametrize(("schedule", "process"), PROCESSES, ids=name_of)
-def test_gaussian_data_as_the_recursion_says(schedule: str, process: Process, sampler: str, eta: float) -> None:
+def test_moments_of_gaussian_data_follow_the_recursion(
+    schedule: str, process: Process, sampler: str, eta: float
+) -> None:
     for steps in FEW_STEPS:
         expected = recursion(sampler, eta, schedule, steps)
         np.testing.assert_allclose(sampled_mean_and_std(sampler, eta, process, steps), expected, rtol=1e-8)
@@ -240,7 +242,7 @@ def test_gaussian_data_as_the_recursion_says(schedule: str, process: Process, sa
 @pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "eta"), RUNS)
 @pytest.mark.parametrize(("schedule", "process"), ONE_PER_SCHEDULE, ids=name_of)
-def test_gaussian_data_as_the_recursion_says_and_the_data_at_1000_steps(
+def test_moments_of_gaussian_data_match_recursion_and_data_at_1000_steps(
     schedule: str, process: Process, sampler: str, eta: float
 ) -> None:
     mean, std = sampled_mean_and_std(sampler, eta, process, MANY_STEPS)
@@ -252,7 +254,7 @@ def test_gaussian_data_as_the_recursion_says_and_the_data_at_1000_steps(
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize(("schedule", "process"), PROCESSES, ids=name_of)
-def test_float32_follows_float64(schedule: str, process: Process, sampler: str) -> None:
+def test_float32_agrees_with_float64(schedule: str, process: Process, sampler: str) -> None:
     noises = torch.randn(21, 6, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def run(dtype: torch.dtype) -> Tensor:
@@ -306,13 +308,13 @@ def test_progress_counts_steps_and_no_graph_is_kept(sampler: str) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "heun"])
-def test_deterministic_samplers_draw_nothing(sampler: str) -> None:
+def test_deterministic_samplers_use_no_noise(sampler: str) -> None:
     def noise() -> Tensor:
         raise AssertionError("drew noise")
 
     process = build_process("cosine", "v_prediction")
-    drawn = sample(sampler, optimal_denoiser(process), torch.ones(1, 1), process, times(3), noise)
-    assert drawn.isfinite().all()
+    result = sample(sampler, optimal_denoiser(process), torch.ones(1, 1), process, times(3), noise)
+    assert result.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -324,7 +326,7 @@ def test_deterministic_samplers_draw_nothing(sampler: str) -> None:
         ("ddim", 1.5, r"must lie in \[0, 1\]"),
     ],
 )
-def test_options_that_would_not_be_obeyed_are_refused(sampler: str, eta: float, complaint: str) -> None:
+def test_options_that_the_sampler_does_not_read_are_refused(sampler: str, eta: float, complaint: str) -> None:
     x = torch.ones(1, 1)
     with pytest.raises(ValueError, match=complaint):
         sample(sampler, lambda x, t: x, x, build_process("linear", "sample"), times(2), lambda: x, {"eta": eta})
@@ -335,7 +337,7 @@ def test_an_unknown_sampler_is_refused_with_all_names() -> None:
         Sampling("euler").check(build_process("linear", "sample"))
 
 
-def test_a_sampler_evaluates_the_denoiser_as_often_as_its_entry_says() -> None:
+def test_number_of_evaluations_matches_the_table_entry() -> None:
     process = build_process("rectified_flow", "flow")
     for name, sampler in SAMPLERS.own.items():
         calls: list[float] = []

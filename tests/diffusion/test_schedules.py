@@ -132,7 +132,7 @@ def test_edm_trains_at_log_normal_levels_within_its_range() -> None:
     assert sigma.min().item() == pytest.approx(0.1, rel=1e-4) and sigma.max().item() == pytest.approx(1.0, rel=1e-4)
 
 
-def test_edm_ends_are_clean_and_sigma_max_and_what_the_network_is_told_is_finite() -> None:
+def test_edm_runs_from_clean_to_sigma_max_with_finite_network_inputs() -> None:
     process = edm(sigma_min=0.01, sigma_max=30.0)
     t = torch.linspace(0, 1, 2001)
     sigma = process.sigma(t)
@@ -140,13 +140,13 @@ def test_edm_ends_are_clean_and_sigma_max_and_what_the_network_is_told_is_finite
     assert process.schedule.initial_std == 30.0
     least = torch.tensor([process.schedule.least_time])
     assert process.sigma(least).item() == pytest.approx(0.01, rel=1e-4)
-    told = process.schedule.network_time(t)
-    assert told.isfinite().all() and told.min().item() == pytest.approx(math.log(0.01) / 4)
+    time = process.schedule.network_time(t)
+    assert time.isfinite().all() and time.min().item() == pytest.approx(math.log(0.01) / 4)
     assert process.schedule.input_scale(t).max().item() == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "rectified_flow"])
-def test_the_network_of_another_schedule_sees_x_and_t_as_they_are(schedule: str) -> None:
+def test_other_schedules_do_not_scale_network_inputs(schedule: str) -> None:
     process, t = build_process(schedule, "sample"), torch.linspace(0, 1, 9)
     assert torch.equal(process.schedule.network_time(t), t)
     assert torch.equal(process.schedule.input_scale(t), torch.ones(9)) and process.schedule.initial_std == 1
@@ -200,7 +200,7 @@ def test_weights_and_gradients_are_finite_at_the_ends_of_time(
         assert weight.grad is not None and weight.grad.isfinite().all()
 
 
-def test_pure_noise_counts_nothing_but_with_epsilon() -> None:
+def test_pure_noise_has_weight_zero_except_with_epsilon() -> None:
     zero = build_process("linear", "v_prediction", zero_terminal_snr=True, loss_weight="min_snr")
     assert loss_weight(zero, ENDS).tolist() == [0.0, 0.0]
     noisy = loss_weight(build_process("cosine", "epsilon", loss_weight="min_snr"), ENDS[1:])

@@ -1,4 +1,4 @@
-"""Which process goes with which sampler and spacing, and where the steps lie."""
+"""Which processes, samplers and spacings can be combined, and the times of each spacing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def works(schedule: str, prediction: str, zero_terminal_snr: bool, spacing: str)
 
 
 @pytest.mark.parametrize(("schedule", "prediction", "zero_terminal_snr", "sampler", "spacing"), COMBINATIONS)
-def test_the_table_of_what_goes_together(
+def test_allowed_and_refused_combinations(
     schedule: str, prediction: str, zero_terminal_snr: bool, sampler: str, spacing: str
 ) -> None:
     if not works(schedule, prediction, zero_terminal_snr, spacing):
@@ -72,7 +72,7 @@ def test_the_table_of_what_goes_together(
     ],
     ids=lambda value: value.schedule.name if isinstance(value, Process) else value,
 )
-def test_times_fall_strictly_from_one_to_zero(process: Process, steps: int, spacing: str) -> None:
+def test_times_decrease_strictly_from_one_to_zero(process: Process, steps: int, spacing: str) -> None:
     grid = spaced_times(process, steps, spacing)
     assert grid.shape == (steps + 1,) and grid.dtype == torch.float64
     assert grid[0] == 1 and grid[-1] == 0 and (grid.diff() < 0).all()
@@ -87,7 +87,7 @@ def test_no_steps_are_refused_at_every_spacing() -> None:
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_trailing_and_uniform_times_are_shifted_and_their_ends_stay(shift: float) -> None:
+def test_trailing_and_uniform_times_are_shifted_except_their_ends(shift: float) -> None:
     process = build_process("rectified_flow", "flow", time_shift=shift)
     torch.testing.assert_close(spaced_times(process, 7), process.schedule.shifted(times(7)))
     before = torch.cat([torch.linspace(1, 1e-3, 7, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
@@ -150,7 +150,7 @@ def spread_of_samples(process: Process, sampler: str, steps: int, spacing: str, 
         ("cosine", "ddpm", 640, "trailing"),
     ],
 )
-def test_epsilon_rounded_to_bf16_does_no_harm_where_it_is_let_through(schedule, sampler, steps, spacing) -> None:
+def test_epsilon_in_bf16_is_accurate_where_it_is_allowed(schedule, sampler, steps, spacing) -> None:
     process = build_process(schedule, "epsilon")
     Sampling(sampler, steps, spacing).check(process)
     exact, rounded = (spread_of_samples(process, sampler, steps, spacing, 1.0, way) for way in (False, True))
@@ -161,7 +161,7 @@ def test_epsilon_rounded_to_bf16_does_no_harm_where_it_is_let_through(schedule, 
     ("schedule", "sampler", "steps", "spacing"),
     [("cosine", "dpmpp_2m", 8, "trailing"), ("cosine", "ddim", 50, "uniform"), ("linear", "ddim", 1, "trailing")],
 )
-def test_epsilon_is_refused_where_the_first_step_blows_its_errors_up(schedule, sampler, steps, spacing) -> None:
+def test_epsilon_is_refused_if_the_first_step_amplifies_errors(schedule, sampler, steps, spacing) -> None:
     process = build_process(schedule, "epsilon")
     with pytest.raises(
         ValueError, match="cannot be used with prediction_type epsilon .*; use spacing karras or more steps"
@@ -174,7 +174,7 @@ def test_epsilon_is_refused_where_the_first_step_blows_its_errors_up(schedule, s
 
 
 @pytest.mark.parametrize("timesteps", [1000, None])
-def test_cosine_and_epsilon_part_at_about_640_steps(timesteps) -> None:
+def test_cosine_with_epsilon_needs_about_640_steps(timesteps) -> None:
     process = build_process("cosine", "epsilon", num_train_timesteps=timesteps)
     Sampling("ddpm", 640).check(process)
     with pytest.raises(ValueError, match="600 steps of spacing trailing cannot be used with"):

@@ -1,4 +1,4 @@
-"""The trivial baseline against a search that is written out, and against cases known in closed form."""
+"""The trivial baseline against an exhaustive search and against cases known in closed form."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def searched(labels, subjects, schema):
 
 @pytest.mark.parametrize("schema", [SCHEMA, REGIONS], ids=["classes", "regions"])
 @pytest.mark.parametrize("seed", range(4))
-def test_it_is_the_best_of_all_candidates(schema, seed):
+def test_baseline_is_the_best_of_all_candidates(schema, seed):
     rng = np.random.default_rng(seed)
     common = rng.random((5, 4, 3))
     labels = [
@@ -68,14 +68,14 @@ def test_known_cases(labels, expected):
     assert found == pytest.approx({MEAN_FOREGROUND: expected, "lesion": expected})
 
 
-def test_scans_of_one_subject_say_nothing_about_each_other():
+def test_baseline_of_a_subject_does_not_use_its_own_scans():
     schema = LabelSchema(((0, "background"), (1, "lesion")))
     labels = [box(0, 0, 0), box(0, 0, 0), box(4, 4, 4), box(4, 4, 4)]
     assert trivial_dice(labels, ["A", "A", "B", "B"], schema)["lesion"] == pytest.approx(2 * 64 / (512 + 64))
     assert trivial_dice(labels, ["A", "B", "C", "D"], schema)["lesion"] > 0.6
 
 
-def test_what_does_not_fit_together_is_refused():
+def test_inconsistent_arguments_are_refused():
     for labels, subjects in (([], []), ([box(0, 0, 0)], ["A", "B"])):
         with pytest.raises(ValueError, match="one subject per label"):
             trivial_dice(labels, subjects, SCHEMA)

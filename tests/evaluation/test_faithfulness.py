@@ -1,4 +1,4 @@
-"""Strangers' masks, and the agreement of a judge with a mask."""
+"""Derangements for shuffled masks, and the agreement of segmentations with masks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ groups = st.lists(st.sampled_from("abcdefg"), min_size=2, max_size=40)
 
 
 @given(groups, st.integers(0, 2**62))
-def test_nobody_meets_himself_nor_while_possible_his_own_group(names, seed):
+def test_no_item_is_mapped_to_itself_or_if_possible_its_own_group(names, seed):
     permutation = derangement(names, seed)
     assert sorted(permutation) == list(range(len(names)))
     assert all(i != j for i, j in enumerate(permutation))
@@ -26,23 +26,23 @@ def test_nobody_meets_himself_nor_while_possible_his_own_group(names, seed):
 
 
 @given(groups, st.integers(0, 2**62))
-def test_even_beside_a_majority_the_others_meet_strangers(names, seed):
+def test_with_a_majority_group_the_others_still_change_groups(names, seed):
     (largest, _), *_ = Counter(names).most_common(1)
     permutation = derangement(names, seed)
     assert all(names[i] != names[j] for i, j in enumerate(permutation) if names[i] != largest)
 
 
 @given(groups, st.integers(0, 2**62))
-def test_it_is_a_function_of_its_seed(names, seed):
+def test_derangement_depends_only_on_its_seed(names, seed):
     np.testing.assert_array_equal(derangement(names, seed), derangement(names, seed))
 
 
-def test_seeds_give_different_strangers():
+def test_different_seeds_give_different_derangements():
     names = [str(i // 2) for i in range(20)]
     assert len({tuple(derangement(names, seed)) for seed in range(10)}) > 5
 
 
-def test_a_single_item_cannot_be_exchanged():
+def test_a_single_item_cannot_be_deranged():
     with pytest.raises(ValueError, match="single"):
         derangement(["a"], 0)
     assert derangement(["a", "a"], 0).tolist() == [1, 0]

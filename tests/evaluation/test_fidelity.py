@@ -83,7 +83,7 @@ def test_a_ramp_has_no_fine_structure():
     assert bare.ravel()[1:][_bands(ramp.shape) == 0].mean() > 100 * power[0]
 
 
-def test_only_the_centre_is_looked_at():
+def test_only_the_centre_is_measured():
     volume = white(2, shape=(20, 30, 20))
     padded = np.pad(volume, ((4, 4), (6, 6), (4, 4)), constant_values=-1)
     np.testing.assert_allclose(octave_spectrum(padded, crop=20 / 28), octave_spectrum(volume, crop=1))
@@ -129,7 +129,7 @@ def test_the_discrepancy_is_the_transport_between_normals():
     assert spectral_discrepancy(real, real.mean(0), real.std(0)) == pytest.approx(0, abs=1e-9)
 
 
-def test_less_variety_does_not_excuse_being_off():
+def test_less_variety_does_not_hide_a_wrong_mean():
     rng = np.random.default_rng(13)
     real = rng.normal(size=(50, 4))
     reference = real.mean(0), real.std(0)

@@ -1,4 +1,4 @@
-"""Planted copies are found, strangers are not, and the alarm is rare where nothing is copied."""
+"""Planted copies are found, new subjects are not flagged, and false alarms are rare."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ def test_a_planted_copy_is_found(training, neighbours, name, change):
     assert similarity > threshold + 0.1
 
 
-def test_strangers_are_flagged_as_often_as_the_percentile_says(neighbours):
+def test_new_subjects_are_flagged_as_often_as_the_percentile_predicts(neighbours):
     threshold = near_copy_threshold([neighbours.nearest(person(seed))[0] for seed in range(100, 160)])
     flagged = sum(neighbours.nearest(person(seed))[0] > threshold for seed in range(200, 260))
     assert flagged <= 10
     assert near_copies_p(flagged, 60, 60) > ALARM
 
 
-def test_a_mixture_of_two_people_is_less_than_a_copy(training, neighbours):
+def test_a_mixture_of_two_scans_is_less_similar_than_a_copy(training, neighbours):
     mixed = neighbours.nearest((training[3] + training[4]) / 2)[0]
     assert neighbours.nearest(person(300))[0] < mixed < 0.9
 
@@ -102,7 +102,7 @@ def test_odd_sides_and_blocks_are_flipped_alike():
     assert TrainingNeighbours(training).nearest(training[1][:, ::-1, :, ::-1]) == (pytest.approx(1), 1)
 
 
-def test_an_empty_volume_is_no_copy(neighbours):
+def test_an_empty_volume_is_not_a_copy(neighbours):
     assert abs(neighbours.nearest(np.full((1, *SHAPE), -1.0))[0]) < 1
 
 
@@ -116,7 +116,7 @@ def test_the_threshold_is_the_95th_percentile():
 
 
 @pytest.mark.parametrize("held_out", [1, 5, 22, 101])
-def test_the_expected_share_is_what_new_scans_show(held_out):
+def test_the_expected_share_matches_new_scans(held_out):
     """Of any distribution; here the similarities are uniform, so the share above a threshold is 1 less it."""
     rng = np.random.default_rng(6)
     shares = [1 - near_copy_threshold(rng.random(held_out)) for _ in range(4000)]
@@ -135,7 +135,7 @@ def test_the_alarm_is_rare_where_nothing_is_copied(held_out):
     assert near_copies_p(0, 16, held_out) == pytest.approx(1)
 
 
-def test_copies_raise_the_alarm_where_enough_scans_are_held_out():
+def test_copies_raise_the_alarm_if_enough_scans_are_held_out():
     """With 21 held-out scans the percentile is the 20th smallest: one of 16 is nothing, nine of 16 are an alarm."""
     p = [near_copies_p(k, 16, 21) for k in range(17)]
     assert p == sorted(p, reverse=True)

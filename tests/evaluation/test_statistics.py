@@ -70,7 +70,7 @@ def test_the_spread_is_that_of_crossed_resampling():
     assert interval.high - interval.low == pytest.approx(2 * math.sqrt(60 / 59) * stats.t.ppf(0.975, 59) * sd, rel=0.03)
 
 
-def test_a_paired_difference_forgets_what_arms_share():
+def test_a_paired_difference_removes_what_arms_have_in_common():
     rng = np.random.default_rng(6)
     shared = rng.normal(0, 5.0, (3, 50))
     interval = paired_comparison(shared + 0.2, shared, _names(50), seed=0)
@@ -132,7 +132,7 @@ def test_verdicts(low, high, higher_is_better, expected):
 
 
 @pytest.mark.parametrize("low", [-0.2, 0.1, 0.4])
-def test_where_nothing_was_learned_there_is_no_verdict(low):
+def test_there_is_no_verdict_if_nothing_was_learned(low):
     interval = Interval(low + 0.1, low, low + 0.2, 9, 9)
     expected = "no verdict: neither arm is better than a trivial baseline"
     assert verdict(interval, higher_is_better=True, learned=False) == expected

@@ -1,4 +1,4 @@
-"""What cannot be built is refused by its key; saving memory changes no result; attention takes torch's kernel."""
+"""Invalid options are refused with their key; saving memory changes no result; attention uses torch's kernel."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def inputs(sides=(8, 8, 8)):
     return x, torch.tensor([0.2, 0.7]), condition_of(planes, torch.randn(2, 2, generator=draw))
 
 
-def test_options_from_before_there_was_a_choice_build_the_network_of_that_time():
+def test_old_options_build_the_network_of_their_time():
     net = build_network(OPTIONS | {"coordinates": True}, 8, 9, 0, 8)
     assert isinstance(net, ConcatUNet)
     assert all(name.startswith("unet.") for name in net.state_dict())
@@ -32,7 +32,7 @@ def test_options_from_before_there_was_a_choice_build_the_network_of_that_time()
 
 @pytest.mark.parametrize(("stem", "block", "features"), [(None, 8, 0), (None, 9, 32), (0, 64, 0), (5, 1, 5)])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_stem_is_where_it_is_asked_for_and_where_blocks_are_large(name, stem, block, features):
+def test_a_stem_is_added_if_requested_or_if_blocks_are_large(name, stem, block, features):
     net = make_net(name, block=block, stem=stem)
     assert net.shape.stem == features
     assert ("stem.0.weight" in net.state_dict()) == bool(features)
@@ -51,13 +51,13 @@ def test_a_stem_is_where_it_is_asked_for_and_where_blocks_are_large(name, stem, 
     ],
     ids=str,
 )
-def test_what_monai_cannot_build_is_refused_by_its_key(name, options, complaint):
+def test_options_that_monai_cannot_build_are_refused_with_their_key(name, options, complaint):
     with pytest.raises(ValueError, match=complaint) as caught:
         make_net(name, **options)
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_network_and_a_control_of_nothing_are_refused():
+def test_unknown_network_and_control_without_condition_are_refused():
     with pytest.raises(UserError, match=r"network.name=vit: no such network.*\(all: unet, spade, controlnet\)"):
         make_net("vit")
     for name in ("spade", "controlnet"):
@@ -94,7 +94,7 @@ class PeakMemory(TorchDispatchMode):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "dims"), [(name, 3) for name in NAMES] + [("unet", 2)])
-def test_gradient_checkpointing_changes_no_bit_and_holds_less(name, dims):
+def test_gradient_checkpointing_keeps_all_bits_and_saves_memory(name, dims):
     results, peaks, saved = [], [], []
     for checkpointing in (False, True):
         net = make_net(name, spatial_dims=dims, num_res_blocks=3, gradient_checkpointing=checkpointing)
@@ -120,7 +120,7 @@ def test_gradient_checkpointing_changes_no_bit_and_holds_less(name, dims):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_attention_takes_the_flash_kernel(name, monkeypatch):
+def test_attention_uses_the_flash_kernel(name, monkeypatch):
     """The kernel of that name for processors is run here, forward and backward, and no other is allowed."""
     seen, attend = [], F.scaled_dot_product_attention
 

@@ -78,7 +78,7 @@ def test_haar_agrees_with_pywavelets(levels, spatial_dims, axes):
     np.testing.assert_allclose(code, np.stack(expected), atol=1e-5)
 
 
-def test_one_level_orders_its_channels_as_the_checkpoints_of_format_2_do():
+def test_channel_order_of_one_level_matches_checkpoints_of_format_2():
     codec = build_codec({"name": "haar"}, 1, 3)
     assert list(codec.state_dict()) == ["mean", "std", "mixing"]
     signs = torch.tensor(list(itertools.product([0, 1], repeat=3)))
@@ -137,7 +137,7 @@ def test_strides():
     assert codec_stride(CodecOptions("kl", channels=[8, 8, 8]), 2) == (4, 4, 1)
 
 
-def test_an_unknown_codec_is_one_line():
+def test_an_unknown_codec_is_refused_with_one_line():
     with pytest.raises(UserError) as caught:
         build_codec({"name": "wavelet"}, 1, 3)
     assert str(caught.value) == "codec.name=wavelet: no such codec (all: identity, haar, kl)"
@@ -150,14 +150,14 @@ def kl_codec(channels=(8, 16), spatial_dims=3, image_channels=2):
 
 
 @pytest.mark.parametrize(("channels", "spatial_dims"), [((8, 16), 3), ((8, 8, 16), 3), ((8, 16), 2)])
-def test_latents_of_odd_sides_have_the_strides_shape_and_come_back(channels, spatial_dims):
+def test_odd_sides_are_rounded_up_in_latents_and_restored(channels, spatial_dims):
     codec, x = kl_codec(channels, spatial_dims), images((9, 12, 7))
     code = codec.encode(x)
     assert code.shape == (2, 3, *(-(-side // s) for side, s in zip(x.shape[2:], codec.stride, strict=True)))
     assert codec.decode(code, x.shape[2:]).shape == x.shape
 
 
-def test_a_latent_codec_draws_nothing_and_the_diffusion_cannot_train_it():
+def test_latent_codec_uses_no_noise_and_has_no_trainable_parameters():
     codec, x = kl_codec(), images((8, 8, 8))
     before = torch.random.get_rng_state()
     assert torch.equal(codec.encode(x), codec.encode(x))
@@ -171,7 +171,7 @@ def test_a_latent_codec_draws_nothing_and_the_diffusion_cannot_train_it():
     torch.testing.assert_close(codec.encode(x), weights.encode(x)[0])
 
 
-def test_latents_are_standardised_by_what_was_measured_and_decoding_undoes_it():
+def test_latents_are_standardised_by_fitted_statistics_and_decoding_inverts_it():
     codec, x = kl_codec(), images((8, 8, 8), num=5)
     raw = codec.encode(x)
     codec.fit(iter(x))
@@ -181,14 +181,14 @@ def test_latents_are_standardised_by_what_was_measured_and_decoding_undoes_it():
     torch.testing.assert_close(codec.decode(code), codec.autoencoder.decode(raw), atol=1e-4, rtol=1e-4)
 
 
-def test_each_slice_of_a_2d_codec_is_coded_by_itself():
+def test_a_2d_codec_encodes_each_slice_by_itself():
     codec, x = kl_codec(spatial_dims=2), images((8, 8, 4))
     code = codec.encode(x)
     torch.testing.assert_close(codec.encode(x[..., 1:2]), code[..., 1:2])
     torch.testing.assert_close(codec.decode(code)[..., 2:3], codec.decode(code[..., 2:3]))
 
 
-def test_the_divergence_is_torchs():
+def test_kl_divergence_equals_torchs():
     draw = torch.Generator().manual_seed(0)
     mean, std = torch.randn(2, 3, 4, generator=draw), torch.rand(2, 3, 4, generator=draw) + 0.1
     expected = kl_between(Normal(mean, std), Normal(torch.zeros(()), torch.ones(()))).mean()

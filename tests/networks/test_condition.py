@@ -1,4 +1,4 @@
-"""Masks and images reach the network voxel by voxel, and what is unknown looks like nothing else."""
+"""Conditions keep every voxel of masks and images, and unknown inputs differ from all known ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the condition says reaches every network: one voxel, the known flags, the attributes."""
+"""Every part of the condition affects the output of every network: single voxels, known flags, attributes."""
 
 from __future__ import annotations
 

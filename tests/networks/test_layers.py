@@ -1,4 +1,4 @@
-"""Our layers are the functions that MONAI's layers are, of the same weights."""
+"""The replacement layers compute the same functions as MONAI's layers, with the same weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIDES = [(1, 1), (3, 1), (1, 4), (2, 7), (5, 4), (3, 1, 1), (8, 1, 3), (1, 2, 3)
 
 @pytest.mark.parametrize("sides", SIDES)
 @pytest.mark.parametrize("bias", [True, False])
-def test_outputs_and_gradients_are_those_of_the_two_steps(sides, bias):
+def test_fused_upsampling_equals_the_two_separate_steps(sides, bias):
     torch.manual_seed(0)
     conv = (nn.Conv3d if len(sides) == 3 else nn.Conv2d)(3, 5, 3, padding=1, bias=bias).double()
     x = torch.randn(2, 3, *sides, dtype=torch.double, requires_grad=True)
@@ -31,7 +31,7 @@ def test_outputs_and_gradients_are_those_of_the_two_steps(sides, bias):
 
 
 @pytest.mark.parametrize("sides", [(5, 1, 6), (3, 1, 1), (8, 1, 3), (3, 2, 2), (5, 7, 5), (1, 6), (5, 4)])
-def test_gradients_in_bf16_are_sound(sides):
+def test_bf16_gradients_are_correct(sides):
     # 3D volumes of which a level has the first side 2 are left out: the model runs them in float32.
     torch.manual_seed(0)
     conv = (nn.Conv3d if len(sides) == 3 else nn.Conv2d)(16, 16, 3, padding=1)
@@ -51,7 +51,7 @@ def make_attention():
     return SABlock(hidden_size=24, num_heads=3, qkv_bias=True, use_combined_linear=False)
 
 
-def test_attention_is_that_of_monai():
+def test_attention_equals_that_of_monai():
     theirs = make_attention().double()
     ours = SelfAttention(theirs)
     x = torch.randn(2, 7, 24, dtype=torch.double, requires_grad=True)
@@ -64,7 +64,7 @@ def test_attention_is_that_of_monai():
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float32), ("meta", torch.bfloat16)])
-def test_attention_in_bf16_is_of_float32_on_processors_alone(device, dtype, monkeypatch):
+def test_attention_is_computed_in_float32_only_on_cpus(device, dtype, monkeypatch):
     """A tensor on "meta" has shape and type alone, and stands for those of every device but the processor."""
     seen, attend = [], F.scaled_dot_product_attention
 
@@ -82,7 +82,7 @@ def test_attention_in_bf16_is_of_float32_on_processors_alone(device, dtype, monk
 
 
 @pytest.mark.parametrize("make", [DiffusionModelUNet, ControlNet])
-def test_a_network_says_the_same_and_keeps_names_and_order_of_its_weights(make):
+def test_replaced_layers_keep_outputs_and_weight_names_and_order(make):
     options = {"channels": (8, 16, 16), "attention_levels": (False, True, False), "num_res_blocks": 1}
     options |= {"norm_num_groups": 4, "num_head_channels": 8}
     more = {"out_channels": 2} if make is DiffusionModelUNet else {"conditioning_embedding_num_channels": (8,)}

@@ -1,4 +1,4 @@
-"""Every network listens to its image, its time, its mask and its attributes; in 2D every slice is alone."""
+"""The output of every network depends on image, time, mask and attributes; in 2D, slices are independent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_output_depends_on_every_input(name, dims):
 
 @pytest.mark.parametrize(("name", "dims"), DIMS)
 @torch.no_grad()
-def test_samples_of_a_batch_do_not_meet(name, dims):
+def test_samples_of_a_batch_are_independent(name, dims):
     net, (x, t, condition) = make_net(name, spatial_dims=dims), inputs(3)
     alone = [net(x[i : i + 1], t[i : i + 1], condition_of(*(part[i : i + 1] for part in condition))) for i in range(3)]
     torch.testing.assert_close(net(x, t, condition), torch.cat(alone), atol=1e-4, rtol=1e-4)
@@ -44,7 +44,7 @@ def test_samples_of_a_batch_do_not_meet(name, dims):
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_slices_of_a_2d_network_do_not_meet(name):
+def test_slices_of_a_2d_network_are_independent(name):
     net, (x, t, condition) = make_net(name, spatial_dims=2), inputs()
     out = net(x, t, condition)
     one = net(x[..., 2:3], t, condition_of(condition.planes[..., 2:3], condition.attributes))
@@ -66,7 +66,7 @@ def test_a_3d_network_sees_across_slices(name):
 
 
 @torch.no_grad()
-def test_the_first_and_last_times_are_told_apart():
+def test_output_differs_between_first_and_last_time():
     """Times lie in [0, 1]; the embedding was made for a thousand steps."""
     net, (x, _, condition) = make_net("unet"), inputs(1)
     outs = [net(x, torch.tensor([t]), condition) for t in (0.0, 0.01, 0.5, 0.99, 1.0)]
@@ -77,7 +77,7 @@ def test_the_first_and_last_times_are_told_apart():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("axis", [2, 3, 4])
 @torch.no_grad()
-def test_coordinates_tell_a_network_where_it_is(name, axis):
+def test_coordinates_make_the_output_depend_on_position(name, axis):
     """The first convolution sees each axis' position; without coordinates a constant input says the same everywhere."""
     x, t = torch.zeros(1, 3, 16, 16, 16), torch.tensor([0.5])
     condition = condition_of(torch.zeros(1, 2, 16, 16, 16), torch.zeros(1, 2))

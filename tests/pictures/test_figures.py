@@ -1,4 +1,4 @@
-"""Pictures: what they show is read back from the pixels."""
+"""Figures, checked by reading back their pixels."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_matplotlib_is_not_imported_with_the_module():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_ignored_voxels_are_grey_without_an_outline_and_choose_no_slice(tmp_path):
+def test_ignored_voxels_are_grey_without_outline_and_do_not_affect_the_slice(tmp_path):
     image, label = _square()
     label[..., 1] = IGNORE  # far more than the foreground, in a slice without any
     label[:6, :, 4] = IGNORE

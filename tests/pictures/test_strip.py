@@ -1,4 +1,4 @@
-"""The denoising strip, read back from its files."""
+"""The denoising strip, checked by reading back its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stage on a toy cohort: what is written, on which grid, from what, and that the truth is not looked at."""
+"""The predict stage on a toy cohort: which files it writes, on which grid, from which inputs, without the truth."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_translation_writes_the_missing_modality_on_each_scans_grid_in_usual_uni
 
 
 @pytest.mark.parametrize("task", [TRANSLATION, SEGMENTATION], ids=["translation", "segmentation"])
-def test_the_truth_is_not_looked_at(run, cohort, tmp_path, task):
+def test_predictions_do_not_depend_on_the_truth(run, cohort, tmp_path, task):
     """Another truth, or none, gives the same bytes."""
     before = content(run(task))
     for file in Path(cohort.root).glob("*_seg.nii.gz" if task is SEGMENTATION else "*_1.nii.gz"):
@@ -157,7 +157,7 @@ def test_the_truth_is_not_looked_at(run, cohort, tmp_path, task):
     assert not (other / "metrics.csv").exists()
 
 
-def test_segmentation_writes_the_vote_of_its_samples_and_how_sure_they_are(run, cohort):
+def test_segmentation_writes_majority_label_and_uncertainty(run, cohort):
     folder = run(SEGMENTATION, num_samples=5, probabilities=True)
     written = volumes(folder)
     for name in HOSTS:
@@ -210,7 +210,7 @@ def test_enhancement_measures_against_the_scan_that_it_degraded(run):
     assert content(run(DENOISE, degrade=True, num_samples=2)) == content(folder)
 
 
-def test_what_is_poor_by_itself_is_enhanced_as_it_is(run):
+def test_without_degrade_scans_are_enhanced_as_they_are(run):
     folder = run(DENOISE)
     assert set(volumes(folder)) == {f"{name}_{m}.nii.gz" for name in HOSTS for m in MODALITIES}
     assert not (folder / "metrics.csv").exists()
@@ -248,11 +248,11 @@ def test_inpainting_leaves_every_other_voxel_as_it_is(run, cohort, mask):
         core = nib.load(Path(cohort.root) / f"{name}_seg.nii.gz").get_fdata() == 4
         assert (region | ~core).all() and core.sum() < region.sum() < region.size / 4
         for m, modality in enumerate(MODALITIES):
-            drawn = written[f"{name}_{modality}.nii.gz"].get_fdata()
+            volume = written[f"{name}_{modality}.nii.gz"].get_fdata()
             real = nib.load(Path(cohort.root) / f"{name}_{m}.nii.gz").get_fdata()
             assert on_the_grid_of(written[f"{name}_{modality}.nii.gz"], name)
-            assert (drawn[~region] == real[~region]).all()
-            assert (drawn[region] != real[region]).mean() > 0.9
+            assert (volume[~region] == real[~region]).all()
+            assert (volume[region] != real[region]).mean() > 0.9
     if mask:
         removed = volumes(run({"mask": True}, inpaint=["core"], margin=1, resample=2, remove=True))
         there, gone = (v["plain_T1.nii.gz"].get_fdata() for v in (written, removed))
@@ -260,7 +260,7 @@ def test_inpainting_leaves_every_other_voxel_as_it_is(run, cohort, mask):
         assert (there[region] != gone[region]).mean() > 0.5
 
 
-def test_inpainting_says_how_its_samples_differ_within_the_region_and_nowhere_else(run):
+def test_inpainting_uncertainty_is_zero_outside_the_region(run):
     written = volumes(run({"mask": True}, inpaint=["core"], num_samples=3))
     region = written["plain_region.nii.gz"].get_fdata() > 0
     spread = written["plain_T2_uncertainty.nii.gz"].get_fdata()
@@ -276,25 +276,26 @@ def test_a_region_is_the_classes_and_their_surroundings_and_removing_leaves_the_
     assert inpainting_region(label, (2,), 0)[1].sum() == 1
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_where_it_stopped(run, tmp_path, monkeypatch):
     whole = content(run(SEGMENTATION, num_samples=2))
-    draw, drawn, runs = Predictor.predict, [], tmp_path / "runs_again"
+    predict, predicted, runs = Predictor.predict, [], tmp_path / "runs_again"
 
     def stop_at_the_second(self, scan):
-        if drawn:
+        if predicted:
             raise KeyboardInterrupt
-        drawn.append(scan.case.name)
-        return draw(self, scan)
+        predicted.append(scan.case.name)
+        return predict(self, scan)
 
     monkeypatch.setattr(Predictor, "predict", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         run(SEGMENTATION, num_samples=2, runs=runs)
-    monkeypatch.setattr(Predictor, "predict", lambda self, scan: drawn.append(scan.case.name) or draw(self, scan))
+    recorded = lambda self, scan: predicted.append(scan.case.name) or predict(self, scan)  # noqa: E731
+    monkeypatch.setattr(Predictor, "predict", recorded)
     folder = run(SEGMENTATION, num_samples=2, runs=runs)
-    assert drawn == ["plain", "axes"]
+    assert predicted == ["plain", "axes"]
     assert content(folder) == whole
     run(SEGMENTATION, num_samples=2, runs=runs)
-    assert drawn == ["plain", "axes"], "finished: nothing to do"
+    assert predicted == ["plain", "axes"], "finished: nothing to do"
     with pytest.raises(UserError, match="num_samples: 2 -> 3"):
         run(SEGMENTATION, num_samples=3, runs=runs)
 
@@ -343,7 +344,7 @@ def test_scans_that_lack_what_the_model_needs_are_refused(run, cohort, tmp_path)
             run(task, manifest=str(path))
 
 
-def test_withdrawal_names_what_was_drawn_of_a_subject(run):
+def test_withdrawal_lists_predictions_of_a_subject(run):
     folder = run(SEGMENTATION, num_samples=2)
     found = {artefact.path.name for artefact in withdraw("subject_axes", folder.parents[2])}
     assert {"axes_label.nii.gz", "axes_uncertainty.nii.gz", "metrics.csv", "contact_sheet.png"} <= found

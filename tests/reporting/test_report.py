@@ -1,4 +1,4 @@
-"""The report's numbers against pandas, and its behaviour on odd input."""
+"""The report's numbers against pandas, and its behaviour with unusual input."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_the_printed_table_is_the_reports_even_on_a_narrow_terminal(tmp_path):
     assert "[red]real[/red]" in printed
 
 
-def test_the_verdict_is_told_in_words(tmp_path):
+def test_the_verdict_is_given_in_words(tmp_path):
     text = " ".join(Page(_render(_write_run(tmp_path))).text.split())
     assert (
         "real+classical+synthetic against real, mean foreground Dice: "
@@ -143,7 +143,7 @@ def test_the_verdict_is_told_in_words(tmp_path):
 
 
 @pytest.mark.parametrize("smoke", [True, False])
-def test_a_smoke_run_says_on_top_that_it_means_nothing(tmp_path, smoke):
+def test_a_smoke_run_starts_with_a_warning(tmp_path, smoke):
     folder = _write_run(tmp_path)
     change(folder / "summary.json", smoke=smoke)
     text, console = Page(_render(folder)).text, Console(file=io.StringIO(), width=80)
@@ -176,7 +176,7 @@ def test_a_judge_that_has_learned_nothing_gives_no_ratio(tmp_path):
 
 
 @pytest.mark.parametrize("phantom", [True, False])
-def test_a_phantom_says_so(tmp_path, phantom):
+def test_a_phantom_cohort_is_labelled(tmp_path, phantom):
     assert ("Phantom cohort." in _render(_write_run(tmp_path, phantom=phantom))) is phantom
 
 

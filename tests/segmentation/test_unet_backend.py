@@ -1,4 +1,4 @@
-"""The segmenter learns what can be learned, and is a function of its arguments."""
+"""The segmenter learns an easy problem, and its weights depend only on its arguments."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ CASES = [toy(i) for i in range(6)]
 
 
 @pytest.mark.slow
-def test_what_is_plain_to_see_is_learned():
+def test_an_easy_problem_is_learned():
     net = train_segmenter(TrainingSet(CASES, augment=None), 3, TINY, 60, 0, "toy")
     unseen = [toy(100 + i) for i in range(4)]
     scores = [mean_foreground_dice(segment(net, case.image), case.label, SCHEMA) for case in unseen]
@@ -69,7 +69,7 @@ def weights(seed=0, steps=3, training_set=None, options=TINY):
     return torch.cat([p.detach().flatten() for p in net.parameters()])
 
 
-def test_the_same_seed_gives_the_same_weights_to_the_bit_whatever_was_drawn_before():
+def test_the_same_seed_gives_the_same_weights_regardless_of_global_state():
     one = weights()
     torch.manual_seed(99)
     np.random.seed(99)
@@ -169,7 +169,7 @@ def test_a_judge_of_any_backend_is_trained_once_and_one_that_cannot_judge_is_ref
         trained_judge("plain", problem, TINY, TrainingSet(CASES), 1, 0, "judge", path)
 
 
-def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_in_one_line(tmp_path, monkeypatch):
     def full(self, data):
         raise OSError(28, "No space left on device")
 
@@ -211,14 +211,14 @@ def test_ignored_voxels_do_not_reach_the_loss(seed):
     torch.testing.assert_close(loss, monai)
 
 
-def test_a_batch_of_which_nothing_was_judged_teaches_nothing():
+def test_a_batch_of_ignored_voxels_has_zero_gradients():
     logits, label = logits_and_label(0)
     loss = dice_and_cross_entropy(logits, torch.full_like(label, IGNORE))
     (gradient,) = torch.autograd.grad(loss, logits)
     assert torch.isfinite(loss) and not gradient.any()
 
 
-def test_training_takes_ignored_voxels():
+def test_training_works_with_ignored_voxels():
     cases = [toy(i) for i in range(3)]
     for case in cases:
         case.label[:4] = IGNORE
@@ -244,7 +244,7 @@ def test_features_are_the_mean_of_the_coarsest_level(channels):
     assert not np.allclose(features, encode(net, CASES[1].image))
 
 
-def test_no_damage_becomes_a_weight_of_a_segmenter(tmp_path):
+def test_damaged_bytes_never_become_weights_of_a_segmenter(tmp_path):
     path = tmp_path / "judge.pt"
     net = build_segmenter(1, 3, TINY.channels)
     save_segmenter(net, path)
@@ -264,7 +264,7 @@ def test_no_damage_becomes_a_weight_of_a_segmenter(tmp_path):
     assert refused > 20
 
 
-def test_a_segmenter_of_another_make_is_refused_in_one_line(tmp_path):
+def test_a_segmenter_of_another_architecture_is_refused_in_one_line(tmp_path):
     path = tmp_path / "judge.pt"
     save_segmenter(build_segmenter(1, 3, TINY.channels), path)
     for modalities, classes in ((2, 3), (1, 4)):
@@ -289,7 +289,7 @@ def test_volumes_of_any_sides_are_segmented(shape):
     assert np.isfinite(encode(net, small.image)).all()
 
 
-def test_a_single_slice_is_not_computed_in_memory_that_nobody_wrote():
+def test_a_single_slice_is_not_computed_from_uninitialised_memory():
     # In bfloat16 on a processor, torch 2.13 leaves the output of a strided convolution with a last side of 1 unwritten.
     case = toy(0)
     flat = replace(case, image=case.image[..., 8:9], label=case.label[..., 8:9])

@@ -182,7 +182,7 @@ def test_intensities_stay_between_the_hosts_percentiles(made, cohort, card):
             assert image.std() > 0
 
 
-def test_the_mask_on_disk_is_the_one_that_was_asked_for(make, made, card):
+def test_the_mask_on_disk_is_the_requested_one(make, made, card):
     cases = load_cases(made, made.cases, card.preprocessing, Path(made.root) / "cache")
     records = {r["name"]: r for r in provenance.read(Path(made.root) / "provenance.jsonl").values()}
     for case in cases:
@@ -228,7 +228,7 @@ def test_the_batch_size_changes_nothing_beyond_rounding(make, made, tmp_path, ba
     assert_same_pairs(tmp_path, Path(made.root))
 
 
-def test_pairs_are_the_same_whoever_makes_them(make, made, tmp_path):
+def test_pairs_do_not_depend_on_the_number_of_processes(make, made, tmp_path):
     few = make(tmp_path, rank=1, ranks=3)  # makes 1 and 4; the others of the three died
     assert [case.name[-1] for case in few.cases] == ["1", "4"]
     before = {k: p.stat().st_mtime_ns for k, p in files(tmp_path).items() if k.endswith(".gz")}
@@ -341,7 +341,7 @@ def test_a_full_disk_is_one_line_and_leaves_whole_pairs_only(make, tmp_path, mon
         assert path.suffix != ".gz" or read(path).ndim == 3  # what is there is whole, on record or not
 
 
-def test_a_real_limit_on_file_size_is_told_as_a_full_disk(tmp_path):
+def test_a_file_size_limit_is_reported_as_a_full_disk(tmp_path):
     program = (
         "import numpy as np; from medaug.imaging.nifti import write_volume; from medaug.errors import UserError\n"
         "noise = np.random.default_rng(0).normal(size=(32, 32, 32)).astype('f4')\n"
@@ -490,8 +490,8 @@ def test_guidance_and_spacing_of_the_recipe_reach_the_sampler(model, card, cohor
 
 
 def test_attributes_reach_the_model_and_stay_with_the_pair(cohort, card, tmp_path):
-    told = [{"site": "A"}, {"site": "B"}, {"site": "A"}, {}, {"site": "B"}]
-    cases = [replace(case, attributes=known) for case, known in zip(cohort.cases, told, strict=True)]
+    values = [{"site": "A"}, {"site": "B"}, {"site": "A"}, {}, {"site": "B"}]
+    cases = [replace(case, attributes=known) for case, known in zip(cohort.cases, values, strict=True)]
     hosts = load_cases(cohort, cases, card.preprocessing, tmp_path / "cache")
     encoder = fit_attributes(["site", "spacing"], [(h.case, h.affine) for h in hosts])
     card = replace(card, attributes=encoder)

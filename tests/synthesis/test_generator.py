@@ -1,4 +1,4 @@
-"""Masks from a mask generator: a function of their seed, held against training masks, and no way for a leak."""
+"""Masks of a mask generator: reproducible, rejected if unlike training masks, and without leaks."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_mask_is_a_function_of_its_seed_alone(tmp_path):
     assert (one != other).any()
 
 
-def test_masks_unlike_all_training_masks_are_turned_down(tmp_path):
+def test_masks_unlike_all_training_masks_are_rejected(tmp_path):
     training = [label(), label(slice(1, 7), slice(3, 4)), label(slice(1, 7), slice(2, 5))]
     generator = load(saved(tmp_path)).fitted(training)
     assert generator.volumes == ((4**3 - 8, 6**3 - 1), (1, 27)) and not generator.at_border
@@ -102,11 +102,11 @@ def test_masks_unlike_all_training_masks_are_turned_down(tmp_path):
 
 def test_the_recipe_counts_attempts_and_takes_only_the_grid_from_its_host(tmp_path, monkeypatch):
     generator = load(saved(tmp_path)).fitted([label()])
-    asked = []
+    calls = []
 
     def make(self, label_of_host, seed):
-        asked.append((label_of_host.shape, seed))
-        return label() if len(asked) == 3 else np.zeros(label_of_host.shape, np.uint8)
+        calls.append((label_of_host.shape, seed))
+        return label() if len(calls) == 3 else np.zeros(label_of_host.shape, np.uint8)
 
     monkeypatch.setattr(type(generator), "make", make)
     write = Recipes(hosts(), generator, GenerateOptions(), SAMPLER, "generated", "images")
@@ -114,7 +114,7 @@ def test_the_recipe_counts_attempts_and_takes_only_the_grid_from_its_host(tmp_pa
     np.testing.assert_array_equal(mask, label())
     assert recipe.attempt == 2 and recipe.mask_source == "generated" and recipe.host == host.case.name
     assert recipe.mask_parameters == {"checkpoint": generator.checkpoint} and recipe.checkpoint == "images"
-    assert len({seed for _, seed in asked}) == 3 and all(shape == (SIDE,) * 3 for shape, _ in asked)
+    assert len({seed for _, seed in calls}) == 3 and all(shape == (SIDE,) * 3 for shape, _ in calls)
     monkeypatch.setattr(type(generator), "make", lambda self, label, seed: np.zeros_like(label))
     monkeypatch.setattr(recipes, "MOST_ATTEMPTS", 3)
     with pytest.raises(UserError, match=r"pair 4, host case_.: no plausible mask in 3 attempts \(.*class 1 is missing"):
@@ -122,7 +122,7 @@ def test_the_recipe_counts_attempts_and_takes_only_the_grid_from_its_host(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("made", "asked", "complaint"),
+    ("made", "options", "complaint"),
     [
         ({"task": {}}, {}, "not a mask generator; give the checkpoint of a training with task=mask_generator"),
         ({"task": GENERATOR | {"given": ["all"]}}, {}, "not a mask generator"),
@@ -144,13 +144,13 @@ def test_the_recipe_counts_attempts_and_takes_only_the_grid_from_its_host(tmp_pa
         ),
     ],
 )
-def test_a_generator_that_does_not_fit_is_named_in_one_line(tmp_path, made, asked, complaint):
+def test_an_incompatible_generator_is_refused_with_one_line(tmp_path, made, options, complaint):
     with pytest.raises(UserError, match=complaint) as caught:
-        load(saved(tmp_path, **made), **asked)
+        load(saved(tmp_path, **made), **options)
     assert "\n" not in str(caught.value)
 
 
-def test_a_generator_must_be_named_and_be_there(tmp_path):
+def test_a_generator_must_be_named_and_exist(tmp_path):
     with pytest.raises(UserError, match="masks=generated: needs masks.checkpoint=FILE"):
         load(None)
     with pytest.raises(UserError, match="no such checkpoint"):
@@ -175,7 +175,7 @@ def test_samples_are_not_scored_on_generated_masks():
         ({"modalities": ["T2", "T1"]}, None),
     ],
 )
-def test_generate_takes_models_of_whole_scans_from_masks_alone(options, complaint):
+def test_generate_accepts_only_mask_to_image_models_of_all_modalities(options, complaint):
     card = card_of(options)
     task = card.build().task
     if complaint is None:

@@ -1,4 +1,4 @@
-"""Deformed masks against scipy, and the reasons for which one is turned down."""
+"""Deformed masks against scipy, and the reasons for rejecting one."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_an_empty_mask_stays_empty():
     assert rejection(label, label) is None
 
 
-def test_each_reason_to_turn_a_mask_down():
+def test_each_reason_to_reject_a_mask():
     label = nested()
     assert rejection(label, label) is None
     assert rejection(np.where(label == 3, 1, label), label) == "class 3 vanished"
@@ -126,7 +126,7 @@ def test_two_fold_is_the_most_either_way():
 
 
 @pytest.mark.parametrize("change", [{"rotation": -1.0}, {"elastic": -0.5}, {"translation": -2.0}])
-def test_options_that_mean_nothing_are_refused(change):
+def test_invalid_mask_options_are_refused(change):
     with pytest.raises(UserError, match=f"masks.{next(iter(change))}={next(iter(change.values()))}".replace(".0", "")):
         load_masks(dataclasses.replace(MasksOptions(), **change))
 
@@ -138,7 +138,7 @@ def test_an_unknown_mask_source_is_named_with_all_that_there_are():
 
 @settings(max_examples=15)
 @given(seed=st.integers(0, 2**62))
-def test_what_is_ignored_moves_along_and_never_turns_a_mask_down(seed):
+def test_ignored_voxels_move_along_and_never_cause_a_rejection(seed):
     label = nested()
     blind = label.copy()
     blind[:2] = IGNORE  # far from the foreground, on the border

@@ -1,4 +1,4 @@
-"""A recipe is a function of options, checkpoint and number; hosts take turns."""
+"""A recipe depends only on options, checkpoint and number; all hosts are used equally often."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def attributes_of(index: int, generate: GenerateOptions) -> tuple[dict, ModelCas
     return recipe.attributes, chosen
 
 
-def test_attributes_are_the_hosts_unless_others_are_asked_for():
+def test_attributes_are_the_hosts_unless_others_are_given():
     for index in range(len(HOSTS)):
         attributes, chosen = attributes_of(index, GenerateOptions())
         assert attributes == {name: v for name, v in chosen.case.attributes.items() if name != "age"}
@@ -124,7 +124,7 @@ def test_attempts_are_counted_and_each_has_a_seed_of_its_own(monkeypatch):
     assert first.seed != third.seed and (mask != unlike).any()
 
 
-def test_a_host_that_no_deformation_suits_is_named_in_one_line(monkeypatch):
+def test_a_host_without_a_valid_deformation_is_named_in_one_line(monkeypatch):
     calls = []
     monkeypatch.setattr(DeformedMasks, "rejection", lambda self, mask, label: calls.append(1) or "class 1 vanished")
     with pytest.raises(UserError, match=r"case_\d: no plausible mask in 100 attempts \(the last: class 1 vanished\)"):
@@ -168,7 +168,7 @@ def test_options_that_work_are_let_through():
         ({"attributes": ["site:A"]}, {}, r"the model has no attribute site; train with data.attributes=\[NAME"),
     ],
 )
-def test_options_that_cannot_be_obeyed_are_one_line(generate, sampler, complaint):
+def test_invalid_sampling_options_are_refused_with_one_line(generate, sampler, complaint):
     with pytest.raises(UserError, match=complaint) as caught:
         refuse(GenerateOptions(**generate), SamplerOptions(**sampler))
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Samples of models that are known: perfect, blurred, disobedient, diverged, and one that copies."""
+"""Scores of samples with known faults: none, blurred, ignoring the mask, diverged, and copied."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ VAL = [person(seed) for seed in range(100, 112)]
 
 
 class Painter:
-    """A model that draws as it is told: `draw(label (X, Y, Z), seed) -> (M, X, Y, Z)`."""
+    """A model with a given sampling function: `draw(label (X, Y, Z), seed) -> (M, X, Y, Z)`."""
 
     class codec:
         mean = torch.zeros(1)
@@ -70,8 +70,8 @@ class Painter:
 
     def sample(self, label, seeds, *others, **options):
         self.seeds += seeds
-        drawn = [self.draw(one.numpy(), seed) for one, seed in zip(label, seeds, strict=True)]
-        return torch.from_numpy(np.stack(drawn).astype(np.float32))
+        images = [self.draw(one.numpy(), seed) for one, seed in zip(label, seeds, strict=True)]
+        return torch.from_numpy(np.stack(images).astype(np.float32))
 
 
 def perfect(label, seed):
@@ -109,7 +109,7 @@ def scorer(folder, train=TRAIN, val=VAL, budget=BUDGET, **rest):
     return sample_score(TrainingData(CARD, train, val), budget, TINY, REAL_MASKS, folder, **rest)
 
 
-def test_what_is_worth_more_scores_higher(by_threshold, tmp_path):
+def test_better_samples_score_higher(by_threshold, tmp_path):
     score = scorer(tmp_path)
     found = {draw.__name__: score(Painter(draw), 1) for draw in (perfect, blurred, disobedient, copying)}
     perfection = found["perfect"]
@@ -148,16 +148,16 @@ def test_the_samples_are_the_same_at_every_step_and_in_every_batch(by_threshold,
 
 
 def test_masks_are_of_labelled_training_scans_only(by_threshold, tmp_path):
-    drawn = []
+    masks_used = []
 
     def note(label, seed):
-        drawn.append(label)
+        masks_used.append(label)
         return paint(label, seed)
 
     hidden = [person(i, labelled=i % 2 == 0) for i in range(16)]
     scorer(tmp_path, train=hidden)(Painter(note), 1)
     allowed = [case.label for case in hidden if case.label is not None]
-    assert all(any(np.array_equal(mask, label) for label in allowed) for mask in drawn)
+    assert all(any(np.array_equal(mask, label) for label in allowed) for mask in masks_used)
 
 
 def test_the_selector_is_trained_once(tmp_path, monkeypatch):
@@ -181,7 +181,7 @@ def test_the_selector_is_trained_once(tmp_path, monkeypatch):
         (TRAIN, VAL, "so poor would say nothing"),
     ],
 )
-def test_without_a_selector_fidelity_stands_for_both(tmp_path, caplog, train, val, why):
+def test_without_a_selector_the_score_is_fidelity_alone(tmp_path, caplog, train, val, why):
     """The last: one step of training teaches nothing."""
     with caplog.at_level(logging.INFO):
         score = scorer(tmp_path, train=train, val=val)

@@ -50,15 +50,15 @@ def made(*names: str, randomised: bool, batch_size: int = 8):
 
 
 @torch.no_grad()
-def test_every_attribute_of_every_sample_is_hidden_by_a_draw_of_its_own():
+def test_attributes_are_hidden_independently_by_sample_and_attribute():
     model, batches = made("site", "grade", "spacing", randomised=True)
     batch = batches[0]
-    told, untold = (
+    known, hidden = (
         model.loss(batch),
         model.loss(batch | {"attributes": torch.zeros(8, model.attributes.size)}),
     )
-    assert (told != untold).all(), "at the least the voxel size is known of every scan"
-    torch.testing.assert_close(model.loss(batch, Dropout(attributes=1.0)), untold)
+    assert (known != hidden).all(), "at least the voxel size is known for every scan"
+    torch.testing.assert_close(model.loss(batch, Dropout(attributes=1.0)), hidden)
     half = model.loss(batch, Dropout(attributes=0.5))
     alone = torch.cat(
         [model.loss({key: v[i : i + 1] for key, v in batch.items()}, Dropout(attributes=0.5)) for i in range(8)]
@@ -75,7 +75,7 @@ def test_every_attribute_of_every_sample_is_hidden_by_a_draw_of_its_own():
 
 
 @pytest.mark.slow
-def test_a_model_samples_the_contrast_of_the_site_that_it_is_told():
+def test_samples_have_the_contrast_of_the_given_site():
     model, batches = made("site", randomised=False, batch_size=16)
     model.codec.fit(torch.from_numpy(s.image) for s in SCANS)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -104,4 +104,4 @@ def test_a_model_samples_the_contrast_of_the_site_that_it_is_told():
     at_a, at_b = contrasts(site="A"), contrasts(site="B")
     assert (at_a > 0).sum() >= 9 and at_a.mean() > 0.4
     assert (at_b < 0).sum() >= 9 and at_b.mean() < -0.4
-    assert abs(np.sign(contrasts()).sum()) < 12, "not told the site, it draws both"
+    assert abs(np.sign(contrasts()).sum()) < 12, "without the site, samples have both contrasts"

@@ -1,4 +1,4 @@
-"""The first stage learns, resumes in the same bits, is frozen afterwards, and may be reused where that is honest."""
+"""The first stage learns, resumes to the same bits, is frozen afterwards, and can be reused if nothing leaks."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_reconstruction_is_learned(tmp_path):
     assert contents(tmp_path)["validation"]["psnr"] > of_the_mean + 4
 
 
-def test_the_validation_is_that_of_the_codec_that_is_handed_over(whole):
+def test_reported_validation_is_that_of_the_final_codec(whole):
     folder, codec = whole
     images = torch.from_numpy(np.stack([case.image for case in make_cases(2, 1)]))
     errors = codec.decode(codec.encode(images), SHAPE).clamp(-1, 1) - images
@@ -137,7 +137,7 @@ def test_latents_of_the_training_scans_are_standard(whole):
 
 
 @pytest.mark.parametrize("at", [3, 6])
-def test_a_crash_costs_the_steps_since_the_checkpoint_and_nothing_else(whole, tmp_path, at):
+def test_a_crash_loses_only_the_steps_since_the_checkpoint(whole, tmp_path, at):
     def crash(step, *_):
         if step == at:
             raise Crash
@@ -149,7 +149,7 @@ def test_a_crash_costs_the_steps_since_the_checkpoint_and_nothing_else(whole, tm
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_stops_and_goes_on(whole, tmp_path, number):
+def test_a_signal_saves_and_stops_and_the_run_can_resume(whole, tmp_path, number):
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:
         train(tmp_path, ADVERSARIAL, lambda *_: os.kill(os.getpid(), number))
@@ -158,7 +158,7 @@ def test_a_signal_saves_stops_and_goes_on(whole, tmp_path, number):
     assert_same(train(tmp_path, ADVERSARIAL), whole[1])
 
 
-def test_global_random_state_is_neither_read_nor_moved(whole, tmp_path):
+def test_global_random_state_is_neither_used_nor_changed(whole, tmp_path):
     torch.manual_seed(99)
     expected = torch.rand(3)
     torch.manual_seed(99)
@@ -166,11 +166,11 @@ def test_global_random_state_is_neither_read_nor_moved(whole, tmp_path):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_scans_without_labels_count_as_much_as_the_others(whole, tmp_path):
+def test_unlabelled_scans_train_the_codec_too(whole, tmp_path):
     assert_same(train(tmp_path, ADVERSARIAL, cases=make_cases(5, 0, labelled=False)), whole[1])
 
 
-def test_the_discriminator_joins_at_half_of_the_steps(tmp_path):
+def test_the_discriminator_is_used_in_the_second_half_of_the_steps(tmp_path):
     seen = {}
 
     def look(step, *_):
@@ -192,7 +192,7 @@ def test_the_discriminator_joins_at_half_of_the_steps(tmp_path):
 
 
 @pytest.mark.parametrize("stride", [(4, 4, 4), (4, 4, 1)])
-def test_gradients_in_bf16_are_those_of_float32_to_its_precision(stride):
+def test_bf16_gradients_agree_with_float32(stride):
     torch.manual_seed(0)
     net, image = Autoencoder(stride, 1, [8, 8, 16], 2), torch.rand(2, 1, 16, 16, 16)
 
@@ -206,7 +206,7 @@ def test_gradients_in_bf16_are_those_of_float32_to_its_precision(stride):
     assert (exact - rounded).norm() < 0.05 * exact.norm()
 
 
-def test_the_diffusion_stage_carries_the_codec_and_leaves_it_as_it_is(tmp_path):
+def test_diffusion_training_stores_the_codec_without_changing_it(tmp_path):
     card = make_card()
     fit(TrainingData(card, make_cases(5, 0), make_cases(2, 1)), tmp_path, BUDGET, "csv")
     trained = contents(tmp_path)["codec"]
@@ -253,7 +253,7 @@ def test_a_codec_of_another_cohort_is_refused(whole, tmp_path, changes, named):
     assert "\n" not in str(refused.value)
 
 
-def test_a_codec_of_another_make_an_unfinished_one_and_other_files_are_refused(whole, tmp_path):
+def test_other_architectures_unfinished_codecs_and_other_files_are_refused(whole, tmp_path):
     def refused(path, card=None):
         with pytest.raises(UserError) as caught:
             train(tmp_path / "run", card=card or reusing(path))

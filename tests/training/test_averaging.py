@@ -15,7 +15,7 @@ from medaug.training.averaging import PowerFunctionAverage, power_function_expon
 
 
 @pytest.mark.parametrize("sigma_rel", [0.01, 0.05, 0.1, 0.15, 0.25, 0.28])
-def test_the_exponent_gives_the_relative_width_that_was_asked_for(sigma_rel):
+def test_exponent_gives_the_requested_relative_width(sigma_rel):
     gamma = power_function_exponent(sigma_rel)
     # the density (gamma + 1) s^gamma on [0, 1], by quadrature
     s = (np.arange(200_000) + 0.5) / 200_000
@@ -30,7 +30,7 @@ def test_the_exponents_of_the_paper():
 
 
 @pytest.mark.parametrize("sigma_rel", [0.05, 0.1, 0.25])
-def test_a_weight_counts_as_the_profile_says(sigma_rel):
+def test_average_weights_steps_by_the_power_profile(sigma_rel):
     """Step i of T counts as the integral of the profile over its interval: (i^g - (i - 1)^g) / T^g, g = gamma + 1."""
     steps = 40
     model = torch.nn.Linear(steps, 1, bias=False).double()
@@ -44,7 +44,7 @@ def test_a_weight_counts_as_the_profile_says(sigma_rel):
         np.testing.assert_allclose(average.module.weight.detach()[0], np.diff(edges), atol=1e-12)
 
 
-def test_the_average_lies_on_the_device_that_the_model_is_going_to():
+def test_the_average_is_on_the_device_of_the_model():
     """Lightning moves the model after the callbacks are set up; beside it, no step has to carry the weights over."""
     module, averaging = LightningModule(), PowerFunctionAverage(0.1)
     module.line = torch.nn.Linear(2, 1)

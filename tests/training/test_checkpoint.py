@@ -162,7 +162,7 @@ def folder(path):
         (newer, "newer"),
     ],
 )
-def test_what_cannot_be_read_is_one_line(tmp_path, harm, named):
+def test_unreadable_checkpoints_are_refused_with_one_line(tmp_path, harm, named):
     path = tmp_path / "last.ckpt"
     save(path)
     harm(path)
@@ -228,7 +228,7 @@ def test_wrong_tensors_are_refused_in_one_line(tmp_path, harm, said):
     assert "\n" not in str(caught.value) and str(path) in str(caught.value) and "restore it" in str(caught.value)
 
 
-def test_an_option_that_no_training_can_have_had_is_refused_with_the_path(tmp_path):
+def test_invalid_options_on_a_card_are_refused_with_the_path(tmp_path):
     path = tmp_path / "last.ckpt"
     save(path)
     contents = torch.load(path, weights_only=True)
@@ -300,7 +300,7 @@ def large(path: Path, part: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("harm", [packed, "/data.pkl", "/data/0"])
-def test_a_part_of_more_than_two_gigabytes_takes_no_such_memory(tmp_path, harm):
+def test_a_part_above_two_gigabytes_is_not_read_into_memory(tmp_path, harm):
     path = tmp_path / "last.ckpt"
     save(path)
     packed(path) if harm is packed else large(path, harm)
@@ -326,14 +326,14 @@ def test_a_bytearray_of_any_size_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("first", range(0, 256, 5))
-def test_no_byte_string_is_a_traceback(tmp_path, first):
+def test_arbitrary_bytes_give_one_line_and_no_traceback(tmp_path, first):
     path = tmp_path / "last.ckpt"
     path.write_bytes(bytes([first]) + os.urandom(50))
     with pytest.raises(UserError):
         read_checkpoint(path)
 
 
-def test_no_damage_becomes_a_weight(tmp_path):
+def test_damaged_bytes_never_become_weights(tmp_path):
     """A checkpoint cut anywhere, or with any bit turned over, is refused in one line or read as it was written."""
     path = tmp_path / "last.ckpt"
     save(path)

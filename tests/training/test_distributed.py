@@ -1,4 +1,4 @@
-"""Weights split over two nodes of one process each: the same training, and the same plain checkpoint."""
+"""Training with weights split over two nodes of one process each: same result, and the same kind of checkpoint."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ train(folder, budget=replace(half, max_steps=4))  # makes up for the last valida
 """
 
 
-def test_fsdp_by_torchrun_trains_and_goes_on_as_one_process(tmp_path):
+def test_fsdp_by_torchrun_trains_and_resumes_like_one_process(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""A training that diverges ends in one line, and neither it nor anything later takes NaN for a result."""
+"""A diverged training ends with one line, and no stage accepts NaN as a result."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def refused(call, *args, **kwargs) -> str:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_the_first_tensor_that_is_no_number_is_named_wherever_it_lies(value):
+def test_the_first_non_finite_tensor_is_named(value):
     sound = {
         "a": torch.ones(2),
         "b": [torch.zeros(1, dtype=torch.int64), {"c": torch.ones(())}],
@@ -58,7 +58,7 @@ def test_a_learning_rate_far_too_high_ends_the_training_and_saves_nothing(tmp_pa
 
 
 @pytest.mark.parametrize(("step", "kept"), [(3, 2), (4, 2), (5, 4), (7, 6)])
-def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, step, kept):
+def test_non_finite_loss_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, step, kept):
     sound = DiffusionModel.loss
     calls = []
 
@@ -74,7 +74,7 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(tmp_path, monk
 
 
 @pytest.mark.parametrize("averaged", [False, True])
-def test_a_weight_that_is_no_number_is_not_saved_though_the_loss_was_finite(tmp_path, monkeypatch, averaged):
+def test_non_finite_weight_is_not_saved_even_if_the_loss_is_finite(tmp_path, monkeypatch, averaged):
     def poison(self, trainer, module, *_):
         if trainer.global_step == 4:
             network = trainer.callbacks[0]._average_model if averaged else module
@@ -85,7 +85,7 @@ def test_a_weight_that_is_no_number_is_not_saved_though_the_loss_was_finite(tmp_
     assert contents(tmp_path)["global_step"] == 2
 
 
-def test_a_validation_loss_that_is_no_number_is_no_result(tmp_path, monkeypatch):
+def test_non_finite_validation_loss_ends_the_training(tmp_path, monkeypatch):
     sound = DiffusionModel.loss
 
     def loss(self, batch, *args, **kwargs):
@@ -96,7 +96,7 @@ def test_a_validation_loss_that_is_no_number_is_no_result(tmp_path, monkeypatch)
     assert not (tmp_path / "validation.csv").exists()
 
 
-def test_a_sample_score_that_is_no_number_is_no_result(tmp_path):
+def test_non_finite_sample_score_ends_the_training(tmp_path):
     def score(model, step):
         return {"score": 0.5, "near_copies": 0.0, "near_copies_p": 1.0, "gradient": float("nan")}
 
@@ -107,7 +107,7 @@ def test_a_sample_score_that_is_no_number_is_no_result(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["state_dict", "current_model_state", "optimizer_states"])
-def test_a_checkpoint_with_a_value_that_is_no_number_is_refused(tmp_path, part):
+def test_a_checkpoint_with_a_non_finite_value_is_refused(tmp_path, part):
     train(tmp_path, budget=replace(BUDGET, max_steps=2))
     found = contents(tmp_path)
     tensors = found[part][0]["state"][0] if part == "optimizer_states" else found[part]
@@ -119,7 +119,7 @@ def test_a_checkpoint_with_a_value_that_is_no_number_is_refused(tmp_path, part):
         assert said.startswith(f"{tmp_path / 'last.ckpt'}: {part}.") and "holds NaN or infinite values" in said
 
 
-def test_samples_that_are_no_numbers_are_refused():
+def test_non_finite_samples_are_refused():
     model = DiffusionModel(model_options(), 1, 2).eval()
     label = torch.zeros(1, 8, 8, 8, dtype=torch.long)
     assert torch.isfinite(samples(model, label, [0], **SAMPLER)).all()

@@ -1,4 +1,4 @@
-"""The training loop in one process: whatever stops it, what goes on from there ends in the same bits."""
+"""The training loop in one process: wherever it is stopped, the resumed run ends with the same bits."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Crash(Exception):
     """The machine went down."""
 
 
-def test_weights_and_their_average_both_move(whole):
+def test_weights_and_their_average_both_change(whole):
     current, average = whole["current_model_state"], whole["state_dict"]
     moved = [key for key in current if not torch.equal(current[key], average[key])]
     assert len(moved) > 10
@@ -94,7 +94,7 @@ def test_weights_and_their_average_both_move(whole):
 
 
 @pytest.mark.parametrize("at", [3, 6])
-def test_a_crash_costs_the_steps_since_the_checkpoint_and_nothing_else(whole, tmp_path, at):
+def test_a_crash_loses_only_the_steps_since_the_checkpoint(whole, tmp_path, at):
     """A crash in the validation of step 3 goes on from step 2; one at step 6 from step 6."""
 
     def crash(step, *_):
@@ -109,7 +109,7 @@ def test_a_crash_costs_the_steps_since_the_checkpoint_and_nothing_else(whole, tm
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_stops_and_goes_on(whole, tmp_path, number):
+def test_a_signal_saves_and_stops_and_the_run_can_resume(whole, tmp_path, number):
     pictured = []
 
     def interrupt(step, *_):
@@ -136,7 +136,7 @@ def _empty_picture(folder):
     return path
 
 
-def test_a_crash_while_saving_leaves_the_former_checkpoint(tmp_path, monkeypatch):
+def test_a_crash_while_saving_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     train(tmp_path, budget=replace(BUDGET, max_steps=2))
     former = (tmp_path / "last.ckpt").read_bytes()
 
@@ -155,7 +155,7 @@ def test_a_crash_while_saving_leaves_the_former_checkpoint(tmp_path, monkeypatch
     assert [path.name for path in tmp_path.glob(".tmp-*")] == []
 
 
-def test_with_a_constant_rate_a_run_that_grew_is_the_longer_run(tmp_path):
+def test_extended_run_with_constant_rate_equals_a_longer_run(tmp_path):
     budget = replace(BUDGET, schedule="constant", max_steps=4)
     train(tmp_path / "long", budget=budget)
     train(tmp_path / "grown", budget=replace(budget, max_steps=2))
@@ -163,7 +163,7 @@ def test_with_a_constant_rate_a_run_that_grew_is_the_longer_run(tmp_path):
     assert_same_bits(contents(tmp_path / "long"), contents(tmp_path / "grown"))
 
 
-def test_more_steps_go_on_from_the_end(tmp_path):
+def test_more_steps_continue_from_the_end(tmp_path):
     train(tmp_path, budget=replace(BUDGET, max_steps=3))
     pictured = []
 
@@ -184,7 +184,7 @@ def curve(folder):
 
 
 @pytest.mark.slow
-def test_every_validation_is_on_record_once_wherever_the_run_was_killed(tmp_path):
+def test_every_validation_is_recorded_once_wherever_the_run_was_killed(tmp_path):
     """Killed in the validation of step 3 (before which step 2 was saved), of 6 (just saved), and of the last step."""
     budget = replace(BUDGET, max_steps=9, checkpoint_every=2)
     train(tmp_path / "whole", budget=budget)
@@ -207,7 +207,7 @@ def test_every_validation_is_on_record_once_wherever_the_run_was_killed(tmp_path
     assert_same_bits(contents(tmp_path / "whole"), contents(tmp_path / "killed"))
 
 
-def test_the_loss_of_a_noise_level_is_that_of_the_averaged_model_at_that_time(whole, tmp_path):
+def test_loss_by_noise_level_is_computed_with_the_averaged_model(whole, tmp_path):
     train(tmp_path, budget=replace(BUDGET, max_steps=3))
     _, model = load_model(tmp_path / "last.ckpt", torch.device("cpu"))
     losses = []
@@ -225,7 +225,7 @@ def test_the_loss_of_a_noise_level_is_that_of_the_averaged_model_at_that_time(wh
     assert float(curve(tmp_path)[0]["loss_t0.7"]) == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_accumulating_is_a_larger_batch(tmp_path):
+def test_accumulation_equals_a_larger_batch(tmp_path):
     budget = replace(BUDGET, max_steps=4)
     pairs = {"one": budget, "two": replace(budget, batch_size=1, accumulate=2)}
     for name, budget in pairs.items():
@@ -272,7 +272,7 @@ def test_the_learning_rate_follows_its_schedule(tmp_path, schedule):
     np.testing.assert_allclose(rates, np.minimum([0.5, *[1.0] * BUDGET.max_steps], 1) * decay, rtol=1e-6)
 
 
-def test_a_plan_measured_before_changes_no_bit(whole, tmp_path):
+def test_measuring_a_plan_does_not_change_the_training(whole, tmp_path):
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
@@ -303,7 +303,7 @@ def test_compiling_changes_neither_keys_nor_result(tmp_path, monkeypatch):
             torch.testing.assert_close(found[part][key], value, atol=1e-5, rtol=1e-4)
 
 
-def test_nothing_left_to_do_gives_the_same_summary_which_is_json(tmp_path):
+def test_a_finished_run_returns_the_same_json_summary(tmp_path):
     first = train(tmp_path, budget=replace(BUDGET, max_steps=2))
     before = (tmp_path / "last.ckpt").read_bytes()
     summary = train(tmp_path, budget=replace(BUDGET, max_steps=2))
@@ -331,14 +331,14 @@ def test_unknown_logger_is_refused(tmp_path):
         (CARD, replace(BUDGET, max_steps=5), "7 steps already, more than trainer.max_steps=5"),
     ],
 )
-def test_a_run_does_not_go_on_as_another(whole, tmp_path, card, budget, complaint):
+def test_a_run_cannot_resume_with_another_cohort(whole, tmp_path, card, budget, complaint):
     torch.save(whole, tmp_path / "last.ckpt")
     with pytest.raises(UserError, match=complaint):
         train(tmp_path, budget=budget, card=card)
     assert_same_bits(whole, contents(tmp_path))
 
 
-def test_a_run_does_not_go_on_with_a_scan_that_was_exchanged_under_its_name(tmp_path):
+def test_a_run_cannot_resume_if_a_scan_was_replaced(tmp_path):
     """Nor is a run from before contents were recorded held against them."""
     known = replace(CARD, contents={"a": ["1", "2"], "b": ["3"]})
     train(tmp_path, budget=replace(BUDGET, max_steps=2), card=known)

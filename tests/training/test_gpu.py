@@ -1,4 +1,4 @@
-"""What only an accelerator can get wrong. Where there is none, the same tests run on the processor."""
+"""Tests of what can fail on a GPU only. Without a GPU they run on the CPU."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def gradients(model: DiffusionModel, t: Tensor | None = None) -> tuple[float, Te
 
 def sample(model: DiffusionModel) -> Tensor:
     label = make_batch(next(model.parameters()).device)["label"]
-    drawn = samples(model, label, [1, 2], guidance_scale=2.0, sampler="dpmpp_2m", num_inference_steps=4)
-    return drawn.cpu()
+    result = samples(model, label, [1, 2], guidance_scale=2.0, sampler="dpmpp_2m", num_inference_steps=4)
+    return result.cpu()
 
 
 @pytest.mark.parametrize(("precision", "far"), [("fp32", 1e-3), ("bf16", 0.1)])
@@ -100,7 +100,7 @@ def test_compiled_training_and_sampling_equal_eager(precision, far):
     assert (two - one).square().mean().sqrt() < far * one.std()
 
 
-def test_the_processor_makes_the_same_gradients_and_samples():
+def test_cpu_gives_the_same_gradients_and_samples():
     here, processor = make_model(), make_model(device=torch.device("cpu"))
     (loss, gradient), (other_loss, other) = gradients(here), gradients(processor)
     assert other_loss == pytest.approx(loss, rel=1e-4)
@@ -108,7 +108,7 @@ def test_the_processor_makes_the_same_gradients_and_samples():
     torch.testing.assert_close(sample(here), sample(processor), atol=2e-3, rtol=0)
 
 
-def test_bf16_stays_near_float32():
+def test_bf16_is_close_to_float32():
     (loss, gradient), (other_loss, other) = gradients(make_model()), gradients(make_model("bf16"))
     assert other_loss == pytest.approx(loss, rel=0.02)
     assert (other - gradient).norm() < 0.2 * gradient.norm()
@@ -138,7 +138,7 @@ def test_attention_kernels_agree_with_the_formula(backend):
     torch.testing.assert_close(found, weights @ v.float(), atol=0.02 if CUDA else 1e-5, rtol=0.02)
 
 
-def test_the_network_takes_the_flash_kernel():
+def test_the_network_uses_the_flash_kernel():
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         assert sample(make_model("auto")).isfinite().all()
 
@@ -191,7 +191,7 @@ def test_reduced_precision_learns_as_float32_does(tmp_path, precision):
     assert two == pytest.approx(one, rel=0.05)
 
 
-def test_what_auto_means_here():
+def test_meaning_of_auto_on_this_device():
     assert compiles(replace(BUDGET, accelerator="auto")) == CUDA
     if CUDA:
         assert has_bf16(DEVICE) == (torch.cuda.get_device_capability() >= (8, 0))

@@ -1,4 +1,4 @@
-"""Options of the machine: what is refused, and loss scaling that leaves arithmetic and result alone."""
+"""Hardware options: which ones are refused, and loss scaling, which changes neither precision nor result."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ CPU = TrainerOptions(accelerator="cpu")
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "complaint"),
     [
         ({"precision": "fp16"}, "needs a CUDA device"),
         ({"devices": 0}, "say how many"),
         ({"devices": -1}, "say how many"),
     ],
 )
-def test_what_cannot_be_is_one_line(change, told):
-    with pytest.raises(UserError, match=told) as caught:
+def test_impossible_hardware_options_are_refused_with_one_line(change, complaint):
+    with pytest.raises(UserError, match=complaint) as caught:
         check_device(replace(CPU, **change))
     assert "\n" not in str(caught.value)
     check_device(CPU)
 
 
-def test_on_cuda_more_is_possible(monkeypatch):
+def test_options_that_are_valid_only_on_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     check_device(TrainerOptions(precision="fp16", devices=-1))
     with pytest.raises(UserError, match="does not go with trainer.strategy=fsdp"):
@@ -46,7 +46,7 @@ def test_on_cuda_more_is_possible(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("started", "change", "told"),
+    ("started", "change", "complaint"),
     [
         ({}, {}, None),
         ({}, {"devices": 4, "strategy": "ddp"}, None),  # Lightning starts them
@@ -57,16 +57,16 @@ def test_on_cuda_more_is_possible(monkeypatch):
         ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, {"devices": 4}, "2 processes .* for 4"),
     ],
 )
-def test_a_launcher_starts_as_many_as_train(monkeypatch, started, change, told):
+def test_number_of_processes_must_match_the_options(monkeypatch, started, change, complaint):
     for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
     for name, value in started.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=told) if told else contextlib.nullcontext():
+    with pytest.raises(UserError, match=complaint) if complaint else contextlib.nullcontext():
         check_processes(replace(CPU, **change))
 
 
-def test_no_gpu_is_one_line(monkeypatch):
+def test_a_missing_gpu_is_reported_in_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert device_type(TrainerOptions()) == "cpu"

@@ -1,4 +1,4 @@
-"""Beginning from an earlier checkpoint: what fits is taken, the rest is said, what would mislead is refused."""
+"""Starting from an earlier checkpoint: matching weights are copied, the rest is reported, mismatches are refused."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def cohort(test_subject: str) -> Manifest:
     return Manifest("toy", "", CARD.modalities, CARD.schema, (case,), ".")
 
 
-def told(model, planes: int, num=2):
+def inputs(model, planes: int, num=2):
     x = torch.randn(num, model.codec.channels, 4, 4, 4, generator=torch.Generator().manual_seed(1))
     return x, torch.linspace(0.2, 0.8, num), Condition(torch.ones(num, planes, 4, 4, 4), torch.zeros(num, 0))
 
 
-def test_the_same_make_is_taken_whole_with_the_codecs_statistics(tmp_path):
+def test_the_same_architecture_is_copied_with_the_codecs_statistics(tmp_path):
     former, model = save(tmp_path / "a.ckpt", CARD), CARD.build()
     report = initialise(model, tmp_path / "a.ckpt")
     assert all(torch.equal(value, former.state_dict()[name]) for name, value in model.state_dict().items())
@@ -84,8 +84,8 @@ def test_a_mask_added_to_an_unconditional_model_changes_nothing_at_first(tmp_pat
     model = card.build()
     report = initialise(model, tmp_path / "a.ckpt")
     assert report.loaded == report.total
-    x, t, condition = told(model, 9)
-    expected = former.network(x, t, told(model, 0)[2])
+    x, t, condition = inputs(model, 9)
+    expected = former.network(x, t, inputs(model, 0)[2])
     assert expected.std() > 0
     torch.testing.assert_close(model.network(x, t, condition), expected, atol=1e-5, rtol=1e-5)
     # and it can learn: the mask's weights are zero, their gradients are not
@@ -95,33 +95,33 @@ def test_a_mask_added_to_an_unconditional_model_changes_nothing_at_first(tmp_pat
 
 
 @torch.no_grad()
-def test_other_classes_begin_from_the_null_condition(tmp_path):
+def test_with_other_classes_training_starts_from_the_null_condition(tmp_path):
     """Two classes where there was one, and a stem where there was none: the masks are new, the rest is not."""
     former = save(tmp_path / "a.ckpt", CARD)
-    expected = former.network(*told(former, 9)[:2], Condition(torch.zeros(2, 9, 4, 4, 4), torch.zeros(2, 0)))
+    expected = former.network(*inputs(former, 9)[:2], Condition(torch.zeros(2, 9, 4, 4, 4), torch.zeros(2, 0)))
     for network, new in (({}, ()), ({"stem": 9}, ("stem.0",))):
         model = card_of(THREE, **network).build()
         assert initialise(model, tmp_path / "a.ckpt").new == new
-        torch.testing.assert_close(model.network(*told(model, 18)), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model.network(*inputs(model, 18)), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["unet", "spade", "controlnet"])
 @torch.no_grad()
-def test_as_many_planes_of_another_kind_begin_anew(tmp_path, name):
+def test_planes_of_another_meaning_are_not_copied(tmp_path, name):
     """One class, then one image: 9 planes each. What the network says to the null condition stays."""
     former = save(tmp_path / "a.ckpt", card_of(name=name))
     model = card_of(name=name, task=DENOISE).build()
     initialise(model, tmp_path / "a.ckpt")
-    x, t, null = *told(model, 9)[:2], Condition(torch.zeros(2, 9, 4, 4, 4), torch.zeros(2, 0))
+    x, t, null = *inputs(model, 9)[:2], Condition(torch.zeros(2, 9, 4, 4, 4), torch.zeros(2, 0))
     own, theirs = model.network.state_dict(), former.network.state_dict()
     if name == "unet":
-        torch.testing.assert_close(model.network(*told(model, 9)), former.network(x, t, null), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model.network(*inputs(model, 9)), former.network(x, t, null), atol=1e-5, rtol=1e-5)
     else:
         part = "mlp_shared" if name == "spade" else "cond_embedding"
         assert all(not torch.equal(own[key], theirs[key]) for key in own if part in key and key.endswith("weight"))
 
 
-def test_a_wider_or_another_network_says_what_is_new(tmp_path):
+def test_a_wider_or_other_network_reports_its_new_parts(tmp_path):
     save(tmp_path / "a.ckpt", CARD)
     spade = card_of(name="spade").build()
     report = initialise(spade, tmp_path / "a.ckpt")
@@ -132,7 +132,7 @@ def test_a_wider_or_another_network_says_what_is_new(tmp_path):
     assert "unet.down_blocks" in report.new and "unet.time_embed" not in report.new and report.loaded < report.total
 
 
-def test_a_controlnet_begins_from_its_base(tmp_path):
+def test_a_controlnet_starts_from_its_base(tmp_path):
     former = save(tmp_path / "a.ckpt", unconditional(CARD))
     model = card_of(name="controlnet").build()
     report = initialise(model, tmp_path / "a.ckpt")
@@ -140,7 +140,7 @@ def test_a_controlnet_begins_from_its_base(tmp_path):
     assert report.new == tuple(f"control.controlnet_{part}" for part in parts)
     former.network.requires_grad_(False)  # torch has other kernels, that round otherwise, for weights in training
     with torch.no_grad():
-        assert torch.equal(model.network(*told(model, 9)), former.network(*told(model, 0)))
+        assert torch.equal(model.network(*inputs(model, 9)), former.network(*inputs(model, 0)))
 
 
 EDM = {"noise_schedule": "edm", "prediction_type": "edm"}
@@ -177,7 +177,7 @@ class Crash(Exception):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet", "controlnet"])
-def test_a_run_begins_from_the_averaged_weights_and_resuming_does_not_begin_again(tmp_path, name):
+def test_run_starts_from_averaged_weights_and_resuming_does_not_reload_them(tmp_path, name):
     save(tmp_path / "a.ckpt", unconditional(CARD))
     first = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
     card = card_of(name=name)
@@ -231,7 +231,7 @@ def test_the_card_names_the_base_and_counts_its_subjects_as_seen(tmp_path, caplo
     assert "saw 1 subject(s) of the test split (g first)" in caplog.text
 
 
-def test_what_begins_from_another_name_is_said(tmp_path, caplog):
+def test_other_modality_or_class_names_are_logged(tmp_path, caplog):
     path = tmp_path / "a.ckpt"
     save(path, CARD)
     read_base(path, replace(cohort("nobody"), modalities=("FLAIR",)))
@@ -270,7 +270,7 @@ def test_the_stage_trains_a_control_on_a_base_and_remembers_which(tmp_path):
         run_train(tmp_path / "control", "network=controlnet", f"init_from={other}")
 
 
-def test_what_cannot_begin_is_refused_before_anything_is_written(tmp_path):
+def test_invalid_init_from_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match="network=controlnet: needs a base; train one with task=unconditional"):
         run_train(tmp_path, "network=controlnet")
     with pytest.raises(UserError, match="init_from=.*/none.ckpt: no such file"):

@@ -1,4 +1,4 @@
-"""Every task learns, on phantoms of a few millimetres: two tissues with a smooth border, and a ball of another kind."""
+"""Every task learns, on small phantoms: two tissues with a smooth border, and a ball of a third tissue."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def trained(options, steps=150):
     return model.eval()
 
 
-def drawn(model, fresh, seeds=None, **more):
+def sampled(model, fresh, seeds=None, **more):
     images = model.task.images_of(fresh["image"], fresh["seed"])
     seeds = range(len(images)) if seeds is None else seeds
     return samples(
@@ -77,26 +77,26 @@ def drawn(model, fresh, seeds=None, **more):
 FRESH = 6
 
 
-def test_translation_beats_the_mean_image_and_hears_its_input():
+def test_translation_beats_the_mean_image_and_uses_its_input():
     model, fresh = trained({"mask": False, "modalities": ["T2"], "given": ["all"]}, 120), phantoms(FRESH, 1)
-    truth, result = fresh["image"][:, 1:], drawn(model, fresh)
+    truth, result = fresh["image"][:, 1:], sampled(model, fresh)
     error = (result - truth).square().mean()
     assert error < 0.3 * (phantoms(96, 0)["image"][:, 1:].mean(0) - truth).square().mean()
     assert error < 0.3 * (result.roll(1, 0) - truth).square().mean()
 
 
 def gains(options, steps):
-    """PSNR of what is drawn over that of what is given, dB, per phantom and modality."""
+    """PSNR of the result minus that of the input, dB, per phantom and modality."""
     model, fresh = trained({"mask": False} | options, steps), phantoms(FRESH, 1)
     given, result = (
         x.flatten(0, 1).numpy()
-        for x in (model.task.images_of(fresh["image"], fresh["seed"]), drawn(model, fresh, num_inference_steps=2))
+        for x in (model.task.images_of(fresh["image"], fresh["seed"]), sampled(model, fresh, num_inference_steps=2))
     )
     truth = model.task.target_of(fresh["image"], fresh["label"]).flatten(0, 1).numpy()
     return [psnr(r, t) - psnr(g, t) for g, r, t in zip(given, result, truth, strict=True)]
 
 
-def test_denoising_takes_noise_off():
+def test_denoising_removes_noise():
     assert min(gains({"degradation": "noise", "noise_std": 0.5}, 100)) > 3
 
 
@@ -105,12 +105,12 @@ def test_super_resolution_beats_trilinear_interpolation():
     assert min(better) > 0 and np.mean(better) > 0.2
 
 
-def test_segmentation_finds_the_ball_and_is_unsure_where_it_is_wrong():
+def test_segmentation_finds_the_ball_and_is_uncertain_where_it_is_wrong():
     model, fresh = trained({"target": "label", "mask": False, "given": ["all"]}), phantoms(FRESH, 1)
     hard = fresh | {
         "image": fresh["image"] + 0.25 * torch.randn(fresh["image"].shape, generator=torch.Generator().manual_seed(0))
     }
-    votes = torch.stack([model.task.label_of(drawn(model, hard, range(k, k + 100 * FRESH, 100))) for k in range(6)])
+    votes = torch.stack([model.task.label_of(sampled(model, hard, range(k, k + 100 * FRESH, 100))) for k in range(6)])
     shares = votes.float().mean(0).numpy()
     truth = fresh["label"].numpy().astype(bool)
     scores = [dice(shares[i] > 0.5, truth[i]) for i in range(FRESH)]
@@ -119,7 +119,7 @@ def test_segmentation_finds_the_ball_and_is_unsure_where_it_is_wrong():
     assert auroc(unsure, (shares > 0.5) != truth) > 0.8
 
 
-def test_generated_masks_have_the_volumes_and_places_of_training_masks():
+def test_generated_masks_have_volumes_and_positions_of_training_masks():
     model, blank = trained({"target": "label", "mask": False}, 150), torch.zeros(32, SIDE, SIDE, SIDE).long()
 
     def features(masks):
@@ -140,16 +140,16 @@ def test_generated_masks_have_the_volumes_and_places_of_training_masks():
     assert (made[:, 1:].std(0) > 0.4 * training[:, 1:].std(0)).all(), "not always in the same place"
 
 
-def test_inpainting_goes_on_with_what_lies_around():
+def test_inpainting_continues_the_surroundings():
     """The mask says nothing of the tissues: their border is known from beyond the region alone."""
     model, fresh = trained({"modalities": ["T1"]}, 200), phantoms(FRESH, 1)
     region = torch.zeros(FRESH, 1, SIDE, SIDE, SIDE, dtype=torch.bool)
     region[..., 10:14, 4:12, 4:12] = True
     known = fresh["image"][:, :1]
-    plain, filled = drawn(model, fresh), drawn(model, fresh, inpainting=Inpainting(known, region, 4))
+    plain, filled = sampled(model, fresh), sampled(model, fresh, inpainting=Inpainting(known, region, 4))
     errors = [(image - known)[region].square().mean() for image in (plain, filled)]
     assert errors[1] < 0.5 * errors[0]
-    # Without the ball in its mask the region is drawn as the tissues are, -0.1 and 0.5, and the ball was -0.6.
+    # Without the ball in its mask the region looks like the tissues, -0.1 and 0.5, and the ball was -0.6.
     ball, healthy = fresh["label"][:, None].bool(), fresh | {"label": torch.zeros_like(fresh["label"])}
     assert known[ball].mean() < -0.5
-    assert drawn(model, healthy, inpainting=Inpainting(known, ball, 4))[ball].mean() > -0.15
+    assert sampled(model, healthy, inpainting=Inpainting(known, ball, 4))[ball].mean() > -0.15

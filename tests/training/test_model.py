@@ -86,7 +86,7 @@ def test_dropped_and_missing_masks_are_the_null_condition():
 
 
 @torch.no_grad()
-def test_condition_dropout_takes_its_share():
+def test_condition_dropout_hides_the_given_share():
     model, batch = make_model(), make_batch(1)
     many = {key: value.expand(200, *value.shape[1:]) for key, value in batch.items()} | {"seed": torch.arange(200)}
     same = torch.isclose(model.loss(many, Dropout(0.3)), model.loss(many, Dropout(1.0)), rtol=1e-6)
@@ -131,7 +131,7 @@ def test_the_network_sees_scaled_inputs_and_the_time_of_its_schedule():
 
 @pytest.mark.parametrize("codec", ["identity", "haar"])
 @torch.no_grad()
-def test_region_weights_count_each_block_that_holds_foreground_that_many_times(codec):
+def test_region_weight_multiplies_blocks_with_foreground(codec):
     options = make_options(codec=codec)
     plain, weighted = (make_model(options | {"trainer": {"region_weight": w}}) for w in (1.0, 5.0))
     batch = make_batch(2)
@@ -188,7 +188,7 @@ def test_gradients_in_bf16_are_finite_at_the_ends_of_time(codec, process, monkey
     assert any(g.abs().max() > 0 for g in gradients)
 
 
-def test_fp16_is_for_cuda_alone():
+def test_fp16_is_refused_without_cuda():
     batch, models = make_batch(), [DiffusionModel(make_options(), 1, 3, precision) for precision in ("fp16", "fp32")]
     models[0].load_state_dict(models[1].state_dict())
     losses = [model.loss(batch) for model in models]
@@ -196,7 +196,7 @@ def test_fp16_is_for_cuda_alone():
 
 
 @pytest.mark.parametrize("codec", ["identity", "haar"])
-def test_gradients_in_bf16_are_those_of_float32_to_its_precision(codec):
+def test_bf16_gradients_agree_with_float32(codec):
     gradients = []
     for precision in ("bf16", "fp32"):
         model = DiffusionModel(make_options(codec=codec, channels=[16, 16]), 1, 3, precision)
@@ -209,7 +209,7 @@ def test_gradients_in_bf16_are_those_of_float32_to_its_precision(codec):
 
 @pytest.mark.parametrize("process", [PROCESSES[2], PROCESSES[3]], ids=lambda p: p["noise_schedule"])
 @pytest.mark.parametrize(("sampler", "spacing"), [("dpmpp_2m_sde", "uniform"), ("heun", "karras")])
-def test_a_sample_alone_is_the_one_in_a_batch_of_eight(process, sampler, spacing):
+def test_a_sample_does_not_depend_on_its_batch(process, sampler, spacing):
     model = make_model(process=process)
     label = make_batch(8)["label"]
 
@@ -233,7 +233,7 @@ def test_a_sample_alone_is_the_one_in_a_batch_of_eight(process, sampler, spacing
         torch.testing.assert_close(draw(label[i : i + 1], [i]), together[i : i + 1], atol=1e-3, rtol=1e-3)
 
 
-def test_negative_classes_lead_away_from_the_same_mask_without_them():
+def test_negative_classes_guide_away_from_the_mask_without_them():
     model, label, conditions = make_model(), make_batch(1)["label"], []
     denoise = model.denoise
 
@@ -252,18 +252,18 @@ def test_negative_classes_lead_away_from_the_same_mask_without_them():
     assert torch.equal(conditions[1].planes, torch.cat([null.planes, whole.planes]))
 
 
-def test_a_sample_without_a_label_is_that_of_the_null_condition():
+def test_unlabelled_sample_uses_the_null_condition():
     model, label = make_model(), make_batch(2)["label"]
     options = {"sampler": "ddim", "num_inference_steps": 3}
-    drawn = samples(
+    result = samples(
         model, label, [0, 1], guidance_scale=1.0, **options, context=Context(labelled=torch.tensor([True, False]))
     )
     both = [samples(model, label, [0, 1], guidance_scale=scale, **options) for scale in (1.0, 0.0)]
-    torch.testing.assert_close(drawn, torch.stack([both[0][0], both[1][1]]))
+    torch.testing.assert_close(result, torch.stack([both[0][0], both[1][1]]))
     assert (both[0] - both[1]).abs().max() > 0.01
 
 
-def test_watching_shows_the_expected_image_at_every_evaluation_and_changes_nothing():
+def test_watch_is_called_at_every_evaluation_and_changes_nothing():
     model, label = make_model(process=PROCESSES[3]), make_batch(2)["label"]
     options = {"guidance_scale": 1.0, "sampler": "heun", "num_inference_steps": 3, "spacing": "karras"}
     seen = []
@@ -302,7 +302,7 @@ def test_guidance_zero_ignores_the_mask_and_any_other_scale_does_not():
     assert difference(3.0).max() > difference(1.0).max()
 
 
-def test_sampling_leaves_the_global_random_stream_alone():
+def test_sampling_does_not_use_the_global_random_state():
     model, label = make_model(), make_batch(1)["label"]
     torch.manual_seed(1)
     expected = torch.rand(3)
@@ -323,7 +323,7 @@ def test_sampling_leaves_the_global_random_stream_alone():
         (make_options(), "fp8"),
     ],
 )
-def test_options_that_do_not_go_together_are_one_line(options, precision):
+def test_incompatible_options_are_refused_with_one_line(options, precision):
     with pytest.raises(UserError) as caught:
         DiffusionModel(options, 1, 3, precision)
     assert "\n" not in str(caught.value)
@@ -343,7 +343,7 @@ def toy_sample(rng):
     [(PROCESSES[0], 0.75), (PROCESSES[3], 0.85), (MIN_SNR, 0.75)],
     ids=["rectified_flow", "edm", "zero_terminal_snr"],
 )
-def test_training_learns_what_the_mask_says(process, fall):
+def test_training_learns_to_follow_the_mask(process, fall):
     rng = np.random.default_rng(0)
     images, labels = map(torch.stack, zip(*(toy_sample(rng) for _ in range(200)), strict=True))
     model = make_model(process=process, randomised=False, channels=[16, 32])
@@ -377,23 +377,23 @@ def test_training_learns_what_the_mask_says(process, fall):
 
 @pytest.mark.parametrize("codec", ["identity", "haar"])
 @torch.no_grad()
-def test_inpainting_draws_in_the_region_alone_and_what_fits_the_rest(codec):
+def test_inpainting_changes_only_the_region_and_depends_on_the_rest(codec):
     model, batch = make_model(codec=codec), make_batch(2)
     region = torch.zeros(2, 1, *SHAPE, dtype=torch.bool)
     region[:, :, 2:5, 3:6, 1:4] = True
     options = {"guidance_scale": 1.0, "sampler": "ddpm", "num_inference_steps": 3}
     known = batch["image"]
-    drawn = samples(model, batch["label"], [1, 2], **options, inpainting=Inpainting(known, region, 2))
-    assert torch.equal(drawn[~region], known[~region])
-    assert not torch.isclose(drawn[region], known[region]).any()
+    result = samples(model, batch["label"], [1, 2], **options, inpainting=Inpainting(known, region, 2))
+    assert torch.equal(result[~region], known[~region])
+    assert not torch.isclose(result[region], known[region]).any()
     other = known + 0.2 * ~region
     moved = samples(model, batch["label"], [1, 2], **options, inpainting=Inpainting(other, region, 2))
-    assert not torch.equal(moved[region], drawn[region]), "the region hears what lies around it"
+    assert not torch.equal(moved[region], result[region]), "the region depends on its surroundings"
     within = known.masked_fill(region, float("nan"))
     blind = samples(model, batch["label"], [1, 2], **options, inpainting=Inpainting(within, region, 2))
-    assert torch.equal(blind, drawn), "what is drawn anew is never looked at"
+    assert torch.equal(blind, result), "the content of the region has no effect"
     one = samples(model, batch["label"][1:], [2], **options, inpainting=Inpainting(known[1:], region[1:], 2))
-    torch.testing.assert_close(one, drawn[1:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(one, result[1:], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("region_weight", [1.0, 4.0])
@@ -411,7 +411,7 @@ def test_in_2d_slices_outside_the_scan_count_in_no_loss(region_weight):
     assert losses[1] == whole[1] and losses[0] != whole[0] and losses[2] != whole[2]
 
 
-def test_in_3d_what_lies_outside_the_scan_is_learned():
+def test_in_3d_voxels_outside_the_scan_count_in_the_loss():
     model, batch = make_model(), make_batch()
     inside = torch.zeros(3, 8, dtype=torch.bool)
     assert torch.equal(model.loss(batch | {"inside": inside}), model.loss(batch))

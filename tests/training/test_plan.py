@@ -1,4 +1,4 @@
-"""The plan's sums, and its memory against what a process really takes."""
+"""The sums in a plan, and its memory estimate against the memory that a process really uses."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_plan_adds_up(monkeypatch, spatial_dims):
 
 
 @pytest.mark.parametrize("given", [None, "codec.ckpt"])
-def test_a_plan_says_what_it_does_not_count(monkeypatch, given):
+def test_a_plan_names_what_it_does_not_count(monkeypatch, given):
     monkeypatch.setattr(plan_module, "_measure", lambda *_: (0.5, 0.1))
     card = make_card()
     codec = {"name": "kl", "channels": [8, 8], "checkpoint": given}
@@ -96,7 +96,7 @@ def test_a_plan_says_what_it_does_not_count(monkeypatch, given):
     assert plan.memory == expected and autoencoder > 1000
 
 
-def test_what_waits_for_the_backward_pass_is_counted_once():
+def test_saved_activations_are_counted_once():
     class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -109,7 +109,7 @@ def test_what_waits_for_the_backward_pass_is_counted_once():
     assert saved_bytes(Model(), {"x": torch.zeros(3, 5)}, Dropout()) == 4 * (3 * 5 + 3 * 7)
 
 
-def test_a_dry_run_says_the_plan_and_leaves_no_run(tmp_path, caplog):
+def test_a_dry_run_logs_the_plan_and_creates_no_run(tmp_path, caplog):
     words = ("experiment=demo", "preset=smoke", "data.phantom_subjects=5", "data.max_side=16", "data.test_fraction=0.4")
     with caplog.at_level("INFO", "medaug"):
         main(load_options("train", [*words, f"runs={tmp_path}", "dry_run=true", "trainer.condition_dropout=0"]))
@@ -120,7 +120,7 @@ def test_a_dry_run_says_the_plan_and_leaves_no_run(tmp_path, caplog):
     assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["cache", "phantom"]
 
 
-def test_what_does_not_fit_is_said_by_a_dry_run(tmp_path, monkeypatch):
+def test_dry_run_reports_if_a_step_does_not_fit_in_memory(tmp_path, monkeypatch):
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
@@ -176,7 +176,7 @@ def test_memory_is_a_lower_bound_of_the_right_size():
     assert 0.4 * peak < estimate < 1.1 * peak
 
 
-def test_a_plan_counts_the_slices_of_the_scans_alone(monkeypatch):
+def test_a_plan_does_not_count_padding_slices(monkeypatch):
     monkeypatch.setattr(plan_module, "_measure", lambda *_: (0.5, 0.1))
     short = Placement((8, 8, 1), ((0, 1), (1, 1), (2, 1)), (8, 8, 1), (0.0,), (1.0,))
     first, *others = make_cases(4)

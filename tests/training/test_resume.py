@@ -1,4 +1,4 @@
-"""A run that was stopped and one that was not end in the same bits; a finished one is left alone."""
+"""Interrupted and uninterrupted runs end with the same bits; a finished run is left alone."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def uninterrupted(tmp_path_factory) -> Path:
     return runs
 
 
-def test_training_moves_weights_and_their_average(uninterrupted):
+def test_training_changes_weights_and_their_average(uninterrupted):
     found = contents(uninterrupted)
     assert found["global_step"] == STEPS
     current, average = found["current_model_state"], found["state_dict"]
@@ -140,7 +140,7 @@ def test_a_run_killed_while_it_saves_ends_in_the_same_bits(uninterrupted, tmp_pa
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("send", [os.kill, os.killpg])
-def test_a_signal_saves_stops_and_goes_on(uninterrupted, tmp_path, number, send):
+def test_a_signal_saves_and_stops_and_the_run_can_resume(uninterrupted, tmp_path, number, send):
     """Sent to the training alone or, as Ctrl-C and SLURM do, to the process that loads its data as well."""
     process = start(tmp_path)
     at_step_four(process, tmp_path)

@@ -1,4 +1,4 @@
-"""Scoring chooses and warns, is repeated by nobody, and leaves the training's bits alone."""
+"""Scoring selects the best checkpoint and warns, each step is scored once, and the training keeps its bits."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Judge:
     def __init__(self, worth=WORTH, chance=None):
         self.worth = worth
         self.chance = chance or {}
-        self.asked: list[int] = []
+        self.steps: list[int] = []
         self.seen: dict[int, torch.Tensor] = {}
 
     def __call__(self, model, step):
         assert not model.training
-        self.asked.append(step)
+        self.steps.append(step)
         label = torch.zeros(1, *CARD.preprocessing.shape, dtype=torch.long)
         image = samples(model, label, [3], guidance_scale=1.0, sampler="dpmpp_2m", num_inference_steps=2)
         self.seen[step] = image
@@ -67,23 +67,23 @@ def whole(tmp_path_factory):
     return folder, judge, train(folder, judge)
 
 
-def test_the_training_is_the_one_without_scoring(whole, tmp_path):
+def test_scoring_does_not_change_the_training(whole, tmp_path):
     fit(TrainingData(CARD, make_cases(5, 0), make_cases(3, 1)), tmp_path, BUDGET, "csv")
     assert not (tmp_path / "best.ckpt").exists() and not (tmp_path / "scores.csv").exists()
     assert_same_bits(contents(tmp_path), contents(whole[0]))
 
 
-def test_every_so_many_steps_and_the_last_are_scored_and_the_earliest_best_is_kept(whole):
+def test_scoring_at_the_interval_and_the_last_step_keeps_the_earliest_best(whole):
     folder, judge, summary = whole
-    assert judge.asked == [2, 4, 6, 7]
+    assert judge.steps == [2, 4, 6, 7]
     assert [(int(row["step"]), float(row["score"])) for row in rows(folder)] == list(WORTH.items())
     assert contents(folder, "best.ckpt")["global_step"] == 4
     assert (summary.best["step"], summary.best["score"]) == (4, 0.8)
     again = Judge()
-    assert train(folder, again) == summary and not again.asked, "stopped after its last step, before it was finished"
+    assert train(folder, again) == summary and not again.steps, "stopped after its last step, before it was finished"
 
 
-def test_the_best_is_a_checkpoint_like_the_last_and_holds_what_was_scored(whole):
+def test_best_checkpoint_has_the_format_of_last_and_the_scored_weights(whole):
     folder, judge, _ = whole
     best, last = contents(folder, "best.ckpt"), contents(folder)
     assert best.keys() == last.keys()
@@ -146,8 +146,8 @@ def test_a_crash_anywhere_ends_in_the_same_files(whole, tmp_path, monkeypatch, w
     again = Judge(worth)
     summary = train(tmp_path, again)
     assert [int(row["step"]) for row in rows(tmp_path)] == [2, 4, 6, 7]
-    assert (step in again.asked) == (where != "after both")
-    assert again.asked == sorted(set(again.asked))
+    assert (step in again.steps) == (where != "after both")
+    assert again.steps == sorted(set(again.steps))
     assert_same_bits(contents(whole[0]), contents(tmp_path))
     assert (summary.best["step"], summary.best["score"]) == (step, worth[step])
     assert isinstance(summary.best["step"], int), "as in the summary of a run that was not killed"
@@ -158,12 +158,12 @@ def test_a_crash_anywhere_ends_in_the_same_files(whole, tmp_path, monkeypatch, w
         assert_same_bits(contents(tmp_path), contents(tmp_path, "best.ckpt"))
 
 
-def test_a_run_that_goes_on_knows_its_best(tmp_path):
+def test_a_resumed_run_knows_its_best_score(tmp_path):
     train(tmp_path, Judge(), replace(SCORED, max_steps=4))
     best = (tmp_path / "best.ckpt").read_bytes()
     judge = Judge()
     train(tmp_path, judge)
-    assert judge.asked == [6, 7]
+    assert judge.steps == [6, 7]
     assert (tmp_path / "best.ckpt").read_bytes() == best
     assert read_checkpoint(tmp_path / "best.ckpt")[1]["callbacks"]["SampleScoring"] == {"step": 4, "score": 0.8}
 
@@ -188,7 +188,7 @@ def test_a_damaged_best_file_ends_the_run_in_one_line_and_leftovers_are_removed(
     assert not leftover.exists()
 
 
-def test_memorising_is_said_once_and_remembered(tmp_path, caplog):
+def test_memorisation_is_warned_about_once(tmp_path, caplog):
     chance = {2: 0.02, 4: 0.004, 6: 1e-9, 7: 1e-9}
     with caplog.at_level(logging.WARNING, "medaug.training.scoring"):
         train(tmp_path, Judge(chance=chance), replace(SCORED, max_steps=4))
@@ -198,7 +198,7 @@ def test_memorising_is_said_once_and_remembered(tmp_path, caplog):
     assert "(p = 0.004)" in said and "best.ckpt" in said and "\n" not in said
 
 
-def test_a_few_near_copies_are_chance(tmp_path, caplog):
+def test_a_few_near_copies_give_no_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "medaug.training.scoring"):
         train(tmp_path, Judge(chance=dict.fromkeys(WORTH, 0.01)))
     assert not [record for record in caplog.records if record.name == scoring.__name__]

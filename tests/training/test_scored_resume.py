@@ -1,4 +1,4 @@
-"""A whole run with scoring on, killed and started again, chooses the same checkpoint."""
+"""A run with scoring that is killed and started again selects the same checkpoint."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def table(runs):
     return runs / "demo" / "train" / "scores.csv"
 
 
-def test_a_killed_run_chooses_the_same_checkpoint(tmp_path):
+def test_a_killed_run_selects_the_same_checkpoint(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(whole, *SCORED)
     process = start(killed, *SCORED)

@@ -237,7 +237,7 @@ def test_a_task_of_an_array_is_requeued_alone(tmp_path):
     assert signalled(tmp_path, "0", "exit 0", **array)[2] == "requeue 7_2"
 
 
-def test_the_other_processes_leave_the_requeuing_to_the_first(tmp_path):
+def test_only_rank_0_requeues(tmp_path):
     assert signalled(tmp_path, "1", "exit 0", SLURM_JOB_ID="7")[::2] == (128 + signal.SIGUSR1, "")
 
 
@@ -247,5 +247,5 @@ def test_a_refused_requeuing_says_why_and_what_to_do(tmp_path):
     assert "not requeued (Access denied); submit it again" in said
 
 
-def test_outside_of_slurm_the_signals_mean_what_they_always_mean(tmp_path):
+def test_signals_keep_their_meaning_outside_slurm(tmp_path):
     assert signalled(tmp_path, "0", "exit 0")[::2] == (-signal.SIGUSR1, "")

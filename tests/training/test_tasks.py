@@ -1,4 +1,4 @@
-"""What a task draws and is told, and what cannot be asked of it."""
+"""Targets and conditions of every task, and options that are refused."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def model_of(options, **more):
     ],
 )
 @torch.no_grad()
-def test_every_task_trains_and_draws_volumes_of_its_own_kind(options, targets, images, masks):
+def test_every_task_trains_and_samples_its_targets(options, targets, images, masks):
     task = resolve_task(options, MODALITIES, 3)
     assert (task.num_targets, task.num_images, task.num_masks) == (targets, images, masks)
     model, batch = model_of(options), batch_of()
     assert model.loss(batch, Dropout(0.1, 0.1, 0.1)).isfinite().all()
     given = task.images_of(batch["image"], batch["seed"])
     assert given.shape == (2, images, *SHAPE)
-    drawn = samples(
+    result = samples(
         model,
         batch["label"],
         [1, 2],
@@ -69,7 +69,7 @@ def test_every_task_trains_and_draws_volumes_of_its_own_kind(options, targets, i
         num_inference_steps=2,
         context=Context(images=given),
     )
-    assert drawn.shape == (2, targets, *SHAPE) and drawn.isfinite().all()
+    assert result.shape == (2, targets, *SHAPE) and result.isfinite().all()
 
 
 def test_a_label_map_comes_back_from_its_planes():
@@ -80,7 +80,7 @@ def test_a_label_map_comes_back_from_its_planes():
     assert torch.equal(task.label_of(0.1 * planes), label), "the sign is what counts"
 
 
-def test_degraded_images_are_what_they_say():
+def test_degradations_match_their_definitions():
     image, seeds = batch_of()["image"], [3, 4]
     noise = resolve_task(DENOISE, MODALITIES, 3).images_of(image, seeds) - image
     assert float(noise.std()) == pytest.approx(0.5, rel=0.05) and abs(float(noise.mean())) < 0.03
@@ -93,8 +93,8 @@ def test_degraded_images_are_what_they_say():
 
 
 @torch.no_grad()
-def test_only_what_is_given_matters():
-    """Translation hears the given modalities, is deaf to the mask, and its target is the drawn one alone."""
+def test_output_depends_only_on_the_condition():
+    """Translation depends on the given modalities and not on the mask, and its target is the generated one alone."""
     model, batch = model_of(TRANSLATION), batch_of()
     loss = model.loss(batch)
     assert torch.equal(loss, model.loss(batch | {"label": (batch["label"] + 1) % 3}))
@@ -126,7 +126,7 @@ def test_classes_are_hidden_one_by_one_and_hidden_is_not_absent():
 
 
 @torch.no_grad()
-def test_ignored_voxels_do_not_count_where_the_label_is_drawn():
+def test_ignored_voxels_do_not_count_if_the_label_is_the_target():
     model, batch = model_of(SEGMENTATION), batch_of()
     label = batch["label"].clone()
     label[:, :2, :2, :2] = IGNORE
