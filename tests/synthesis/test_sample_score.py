@@ -17,13 +17,13 @@ from medaug.cohort.schema import LabelSchema
 from medaug.data.attributes import NO_ATTRIBUTES
 from medaug.data.cases import ModelCase
 from medaug.data.preprocessing import Placement, Preprocessing
-from medaug.diffusion.process import build_process
 from medaug.errors import UserError
 from medaug.evaluation.memorisation import expected_near_copies
-from medaug.options import MasksOptions, SegmenterOptions, TrainerOptions
+from medaug.keys import check_values
+from medaug.options import MasksOptions, Options, SegmenterOptions, TrainerOptions
 from medaug.segmentation.unet import UNetSegmenter
 from medaug.synthesis import scoring
-from medaug.synthesis.scoring import check_scoring, sample_score
+from medaug.synthesis.scoring import sample_score
 from medaug.training.checkpoint import Card
 from medaug.training.data import TrainingData
 
@@ -225,8 +225,7 @@ def test_nothing_to_sample_or_compare_is_refused(tmp_path, train, why):
     "change", [{"score_every": -1}, {"score_num": 1}, {"score_inference_steps": 0}, {"selector_steps": 0}]
 )
 def test_impossible_options_are_refused_by_name(change):
-    process = build_process(**CARD.options["process"])
-    check_scoring(process, BUDGET)
+    check_values(Options(trainer=BUDGET), "train")
     (key,) = change
     with pytest.raises(UserError, match=f"trainer.{key}="):
-        check_scoring(process, replace(BUDGET, **change))
+        check_values(Options(trainer=replace(BUDGET, **change)), "train")
