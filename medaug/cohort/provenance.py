@@ -119,6 +119,8 @@ PAIR = (
 """What the record of a pair holds."""
 REJECTED = ("name", "host", "host_subject", "checkpoint", "subjects", "screening")
 """What the record of a rejected pair holds."""
+REJECTED_FOLDER = "rejected"
+"""Folder, within that of a run, with the records and, on request, the files of rejected pairs."""
 PREDICTION = ("subjects", "name", "checkpoint", "files", "scores")
 """What the record of a prediction holds."""
 

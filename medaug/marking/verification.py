@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -94,6 +95,7 @@ def verify(path: Path, public_key: str | None = None) -> list[Verdict]:
     """
     if not path.exists():
         raise UserError("no such file or folder", "check the path", path=path)
+    _recorded.cache_clear()
     if not path.is_dir():
         return [_verdict(path, public_key)]
     files = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
@@ -130,8 +132,11 @@ def _volume(path: Path, public_key: str | None) -> Verdict:
     if (mark := read_sidecar(path)) is not None:
         return _compared(path, mark, file_sha256(path), public_key)
     note = read_description(path) if suffix_of(path.name).lower() in {".nii", ".nii.gz"} else ""
-    for folder in path.absolute().parents[:2]:
-        record, digest = _recorded(folder).get(path.absolute(), ({}, ""))
+    for folder in path.absolute().parents[:3]:
+        inside = path.absolute().relative_to(folder)
+        if inside.parts[0] == provenance.REJECTED_FOLDER:  # where screening moves files
+            inside = inside.relative_to(provenance.REJECTED_FOLDER)
+        record, digest = _recorded(folder).get(inside, ({}, ""))
         if digest:
             state = UNCHANGED if file_sha256(path) == digest else CHANGED
             return Verdict(path, SYNTHETIC, state, provenance.recipe_of(record), str(record.get("version", "")))
@@ -151,9 +156,9 @@ def _compared(path: Path, mark: Mark, digest: str, public_key: str | None) -> Ve
 
 @cache
 def _recorded(folder: Path) -> dict[Path, tuple[Mapping[str, Any], str]]:
-    """Every file that the provenance in a folder records, with its record and its SHA-256."""
-    records = provenance.read_all(folder, provenance.PAIR).values()
-    return {folder / file: (one, digest) for one in records for file, digest in one.get("contents", {}).items()}
+    """Every file that the provenance in a folder records, relative to it, with its record and its SHA-256."""
+    records = provenance.read_all(folder).values()
+    return {Path(file): (one, digest) for one in records for file, digest in one.get("contents", {}).items()}
 
 
 def _missing(files: Iterable[Path], volumes: Iterable[Path]) -> Iterator[Verdict]:
@@ -165,10 +170,10 @@ def _missing(files: Iterable[Path], volumes: Iterable[Path]) -> Iterator[Verdict
                 mark = read_mark(file)
                 if mark is not None:
                     yield Verdict(file, SYNTHETIC, MISSING, mark.recipe, mark.version)
-        elif file.name == "provenance.jsonl":
-            for path, (record, _) in _recorded(file.parent.absolute()).items():
-                if not path.exists():
-                    yield Verdict(path, SYNTHETIC, MISSING, provenance.recipe_of(record))
+    for folder in {file.parent.absolute() for file in files if re.fullmatch(r"provenance.*\.jsonl", file.name)}:
+        for inside, (record, _) in _recorded(folder).items():
+            if not (folder / inside).exists() and not (folder / provenance.REJECTED_FOLDER / inside).exists():
+                yield Verdict(folder / inside, SYNTHETIC, MISSING, provenance.recipe_of(record))
 
 
 def _is_dicom(path: Path) -> bool:

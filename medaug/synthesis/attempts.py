@@ -7,10 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medaug.cohort import provenance
-from medaug.cohort.provenance import PAIR, REJECTED
-
-REJECTED_FOLDER = "rejected"
-"""Folder, within that of a run, with the records and, on request, the files of rejected pairs."""
+from medaug.cohort.provenance import PAIR, REJECTED, REJECTED_FOLDER
 
 
 @dataclass

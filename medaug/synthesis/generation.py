@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from medaug.cohort import provenance
-from medaug.cohort.provenance import Recipe
+from medaug.cohort.provenance import REJECTED_FOLDER, Recipe
 from medaug.cohort.schema import LabelSchema
 from medaug.cohort.seen import Seen
 from medaug.data.cases import ModelCase
@@ -26,7 +26,7 @@ from medaug.processes import process_count, process_rank
 from medaug.progress import track
 from medaug.screening.rules import Sample, passed, verdicts_to_mapping
 from medaug.screening.screen import Screen
-from medaug.synthesis.attempts import REJECTED_FOLDER, Attempts
+from medaug.synthesis.attempts import Attempts
 from medaug.synthesis.recipes import recipe_guidance, recipe_sampling
 from medaug.training.checkpoint import Card
 from medaug.training.model import Context, DiffusionModel

@@ -12,7 +12,7 @@ from typing import Any
 
 from medaug.cohort import provenance
 from medaug.cohort.manifest import Case, Manifest
-from medaug.cohort.provenance import REJECTED
+from medaug.cohort.provenance import REJECTED, REJECTED_FOLDER
 from medaug.data.cases import ModelCase, load_cases, read_case
 from medaug.data.contents import case_contents
 from medaug.errors import UserError
@@ -24,7 +24,7 @@ from medaug.screening.rules import Reference, Sample, verdicts_to_mapping
 from medaug.screening.screen import Screen, needs_segmenter
 from medaug.screening.screener import prepare_screener
 from medaug.screening.table import SCREENING_RULES
-from medaug.synthesis.attempts import REJECTED_FOLDER, Attempts
+from medaug.synthesis.attempts import Attempts
 from medaug.synthesis.generation import Screening
 from medaug.synthesis.pairs import Pairs
 from medaug.training.checkpoint import Card, refuse_changed_scans

@@ -176,6 +176,17 @@ def test_what_is_lost_unmarked_or_damaged_is_said(copy):
     ]
 
 
+def test_rejected_pairs_and_their_records_are_no_loss(copy):
+    """Screening moves files, and records rejected attempts of which no file was kept."""
+    record = {**RECIPE.to_mapping(), "name": "b", "subjects": ["s1"], "screening": {}}
+    provenance.append(copy / "run/rejected/provenance.jsonl", record)
+    for folder in ("imagesTr", "labelsTr"):
+        (copy / "run/rejected" / folder).mkdir()
+        (copy / "run" / folder / "a.nii.gz").rename(copy / "run/rejected" / folder / "a.nii.gz")
+    assert len(verify(copy / "run")) == 2
+    assert states(copy / "run") == {("synthetic", "unchanged", "not signed")}
+
+
 def test_the_command_takes_a_bare_word_and_returns_2_for_a_changed_file(copy, capsys):
     assert run("verify", main, [str(copy / "msd/imagesTr/a.nii.gz")]) == 0
     (copy / "msd/imagesTr/a.nii.gz").write_bytes(b"")
