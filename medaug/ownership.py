@@ -24,7 +24,7 @@ _RESULTS = (
     *("rejected", "screening.json", "screener.json", "screener.pt"),
     *("metrics.csv", "metrics.json"),
     *("judge.pt", "faithfulness.json", "faithfulness.csv", "measures.csv", "guidance.png"),
-    *("jobs", "scores.csv", "comparison.csv", "summary.json", "report.html"),
+    *("jobs", "scores.csv", "comparison.csv", "summary.json", "report.html", "deformations"),
 )
 # Until all else is gone, so that an interrupted removal can be repeated.
 _KEPT = ("config.yaml", MARKER, ".lock*")

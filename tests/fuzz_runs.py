@@ -35,7 +35,8 @@ from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
 from medaug.launcher import run
 from medaug.runs import claim, finish, finished
-from medaug.segmentation.unet import build_segmenter, load_segmenter, save_segmenter
+from medaug.segmentation.nets import build_unet
+from medaug.segmentation.unet import load_segmenter, save_segmenter
 from medaug.training.checkpoint import Card, load_model
 
 TORCH = (objects.tensor_value, objects.tensor_value, objects.zip_member, objects.zip_directory)
@@ -58,7 +59,7 @@ def record_kinds(corpus: Corpus) -> None:
         return folder / "last.ckpt"
 
     def segmenter(folder: Path) -> Path:
-        save_segmenter(build_segmenter(2, 3, CHANNELS), folder / "judge.pt")
+        save_segmenter(build_unet(2, 3, CHANNELS), folder / "judge.pt")
         return folder / "judge.pt"
 
     def records(folder: Path) -> Path:

@@ -12,8 +12,14 @@ import pytest
 import torch
 from helpers import model_options
 
+from medaug.cohort.manifest import Case
 from medaug.cohort.schema import LabelSchema
+from medaug.comparison.arms import ARMS, pairs_to_compare
+from medaug.comparison.material import Material
 from medaug.config import load_options, part
+from medaug.data.augmentations import AUGMENTATIONS
+from medaug.data.cases import ModelCase
+from medaug.data.preprocessing import Placement
 from medaug.errors import UserError
 from medaug.options import ProcessOptions
 from medaug.screening.rules import Reference, passed
@@ -31,6 +37,8 @@ ENTRIES = {
     "networks": {"scaled": "Scaled"},
     "loggers": {"quiet_csv": "quiet_csv"},
     "screening_rules": {"dark": "DARK"},
+    "arms": {"darker": "DARKER"},
+    "augmentations": {"negative": "negative"},
 }
 LABEL = torch.zeros(1, 8, 8, 8, dtype=torch.long)
 
@@ -102,6 +110,20 @@ def test_an_installed_screening_rule_judges(installed: None) -> None:
 
 def test_an_installed_logger_writes_where_it_says(installed: None, tmp_path: Path) -> None:
     assert make_logger("quiet_csv", tmp_path).name == "quiet_csv"
+
+
+def test_an_installed_arm_makes_its_pairs_and_is_compared_with_its_baseline(installed: None) -> None:
+    arms = load_options("benchmark", ["experiment=demo", "arms.names=[darker,real+classical]"]).arms
+    assert pairs_to_compare(arms.names) == [("darker", "real+classical")]  # the baseline of its baseline
+    placement = Placement((4, 4, 4), ((0, 1), (1, 1), (2, 1)), (4, 4, 4), (0.0,), (1.0,))
+    scan = Case("c", ("a.nii.gz",), "b.nii.gz", "s")
+    image, label = np.ones((1, 4, 4, 4), np.float32), np.zeros((4, 4, 4), np.uint8)
+    case = ModelCase(scan, image, label, np.eye(4), np.dtype("f4"), placement)
+    schema = LabelSchema(((0, "background"), (1, "lesion")))
+    chosen = ARMS["darker"].training_set(Material([case], (), 0.5, schema))
+    assert chosen.num_synthetic(3) == 1 and (chosen.synthetic[0].image == 0).all()
+    flipped, _ = AUGMENTATIONS["negative"](schema)(torch.ones(1, 4, 4, 4), torch.zeros(4, 4, 4), 0)
+    assert (flipped == -1).all()
 
 
 def test_runs_without_parameters_have_the_identity_of_earlier_versions() -> None:

@@ -5,31 +5,19 @@ Everything else is equal in all arms: segmenter, optimisation steps, batch size,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from medaug.data.batches import Augment
+from medaug.comparison.deformations import warp
+from medaug.comparison.made_pairs import contrast_random, copy_paste
+from medaug.comparison.material import Material
+from medaug.comparison.self_training import with_pseudo_labels
+from medaug.data.augmentations import AUGMENTATIONS
 from medaug.data.cases import ModelCase
-from medaug.data.transforms import classical
 from medaug.errors import UserError
 from medaug.options import ArmsOptions
 from medaug.segmentation.protocol import TrainingSet
 from medaug.tables import Table
-
-
-@dataclass(frozen=True)
-class Material:
-    """What the arms may train on in one job.
-
-    Attributes:
-        real: labelled real training cases.
-        synthetic: all synthetic pairs.
-        synthetic_share: share of each batch that is synthetic, in arms with both kinds.
-    """
-
-    real: Sequence[ModelCase]
-    synthetic: Sequence[ModelCase]
-    synthetic_share: float
 
 
 @dataclass(frozen=True)
@@ -40,24 +28,48 @@ class Arm:
         baseline: the arm that it is compared with, which lacks one ingredient; None: it is compared with no arm. If
             that arm is not part of a benchmark, the baseline's own baseline takes its place, and so on.
         real: whether it trains on the labelled real scans.
-        augment: augmentation of every volume, real and synthetic alike; None: none.
-        synthetic: whether it trains on the synthetic pairs.
+        augment: name in `AUGMENTATIONS` of the augmentation of every volume, real and synthetic alike; None: none.
+        synthetic: whether it trains on the generator's pairs.
+        made: makes pairs without a generator; None: none.
+        ratio: synthetic volumes per real one, on average over the steps; None: `arms.synthetic_share` of each batch.
+        pseudo_labels: whether it also trains on scans without labels, labelled by teachers.
     """
 
     baseline: str | None
     real: bool = True
-    augment: Augment | None = None
+    augment: str | None = None
     synthetic: bool = False
+    made: Callable[[Material], Sequence[ModelCase]] | None = None
+    ratio: float | None = None
+    pseudo_labels: bool = False
 
     def training_set(self, material: Material) -> TrainingSet:
-        """What its segmenters train on."""
-        real, synthetic = material.real if self.real else (), material.synthetic if self.synthetic else ()
-        return TrainingSet(real, synthetic, material.synthetic_share, self.augment)
+        """What its segmenters train on.
+
+        Raises:
+            UserError: the material does not suffice.
+        """
+        augment = None if self.augment is None else AUGMENTATIONS[self.augment](material.schema)
+        pairs = self.made(material) if self.made is not None else material.synthetic if self.synthetic else ()
+        share = material.synthetic_share if self.ratio is None else self.ratio / (1 + self.ratio)
+        real = material.real if self.real else ()
+        chosen = TrainingSet(real, pairs, share, augment, exact=self.ratio is not None)
+        return with_pseudo_labels(chosen, material) if self.pseudo_labels else chosen
 
 
 REAL = Arm(baseline=None)
-REAL_CLASSICAL = Arm(baseline="real", augment=classical)
-REAL_CLASSICAL_SYNTHETIC = Arm(baseline="real+classical", augment=classical, synthetic=True)
+REAL_CLASSICAL = Arm(baseline="real", augment="classical")
+REAL_STRONG = Arm(baseline="real+classical", augment="strong")
+COPY_PASTE = Arm(baseline="real+classical", augment="classical", made=copy_paste)
+CONTRAST_RANDOM = Arm(baseline="real+classical", augment="classical", made=contrast_random)
+WARP = Arm(baseline="real+classical", augment="classical", made=warp)
+SELF_TRAINING = Arm(baseline="real+strong", augment="strong", pseudo_labels=True)
+SYNTHETIC_ONLY = Arm(baseline="real+classical", real=False, augment="classical", synthetic=True)
+REAL_CLASSICAL_SYNTHETIC = Arm(baseline="real+classical", augment="classical", synthetic=True)
+SYNTHETIC_QUARTER, SYNTHETIC_HALF, SYNTHETIC_1, SYNTHETIC_2, SYNTHETIC_4 = (
+    replace(REAL_CLASSICAL_SYNTHETIC, ratio=ratio) for ratio in (0.25, 0.5, 1.0, 2.0, 4.0)
+)
+SELF_TRAINING_SYNTHETIC = Arm(baseline="self_training", augment="strong", synthetic=True, pseudo_labels=True)
 ARMS: Table[Arm] = Table("arms", "arm", Arm, key="arms.names")
 
 
@@ -69,7 +81,8 @@ def check_arms(options: ArmsOptions, batch_size: int) -> None:
     """
     if not pairs_to_compare(options.names):
         raise UserError(f"arms.names={options.names}: none of these arms has another one as its baseline", "add one")
-    mixed = [name for name in options.names if ARMS[name].real and ARMS[name].synthetic]
+    chosen = [ARMS[name] for name in options.names]
+    mixed = [arm for arm in chosen if arm.real and (arm.synthetic or arm.made) and arm.ratio is None]
     if mixed and not 0 < round(batch_size * options.synthetic_share) < batch_size:
         raise UserError(
             f"arms.synthetic_share={options.synthetic_share:g} of segmenter.batch_size={batch_size} leaves no room for "

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from medaug.comparison.arms import ARMS, Material, pairs_to_compare
+from medaug.comparison.arms import ARMS, pairs_to_compare
 from medaug.comparison.inputs import Inputs
 from medaug.comparison.job import Job
 from medaug.comparison.jobs import TestSet, gather, run_job
 from medaug.comparison.labels import TrainingScans, label_counts
+from medaug.comparison.material import Material
 from medaug.comparison.results import Benchmark
+from medaug.data.cases import ModelCase
 from medaug.data.contents import refuse_copies
 from medaug.errors import UserError
 from medaug.evaluation.baseline import trivial_dice
 from medaug.evaluation.scores import check_scoring
 from medaug.options import Options
 from medaug.segmentation.backends import BACKENDS
-from medaug.segmentation.protocol import Problem, TrainingSet
+from medaug.segmentation.protocol import Problem, SoftSegmenter, TrainingSet
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +71,10 @@ def run_benchmark(inputs: Inputs, scans: TrainingScans, options: Options, folder
     refuse_copies({"train": scans.labelled, "test": test.cases, "synthetic": synthetic})
     problem = Problem(cohort.modalities, cohort.schema, inputs.card.preprocessing)
 
-    def training_set(job: Job) -> TrainingSet:
-        return ARMS[job.arm].training_set(Material(scans.real(job), synthetic, options.arms.synthetic_share))
-
     for job in jobs:
         segmenter = BACKENDS[settings.backend].make(problem, options.segmenter)
-        run_job(job, segmenter, partial(training_set, job), settings.steps, test, folder)
+        make = partial(_training_set, job, scans, synthetic, partial(_teach, job, problem, options), options, folder)
+        run_job(job, segmenter, make, settings.steps, test, folder)
     # Jobs read the label files while they run, so check that these have not changed.
     if scans.digest() != content:
         raise UserError("scans changed while the benchmark ran", "give overwrite=true to begin again", path=cohort.root)
@@ -98,3 +99,38 @@ def run_benchmark(inputs: Inputs, scans: TrainingScans, options: Options, folder
         draws=tuple(settings.draws),
     )
     return result.compare(pairs_to_compare(options.arms.names))
+
+
+def _training_set(
+    job: Job,
+    scans: TrainingScans,
+    synthetic: Sequence[ModelCase],
+    teach: Callable[[TrainingSet, int], SoftSegmenter],
+    options: Options,
+    folder: Path,
+) -> TrainingSet:
+    """What the segmenter of a job trains on."""
+    material = Material(
+        scans.real(job),
+        synthetic,
+        options.arms.synthetic_share,
+        scans.cohort.schema,
+        scans.unlabelled(job),
+        job.seed,
+        folder / "deformations",
+        teach,
+    )
+    return ARMS[job.arm].training_set(material)
+
+
+def _teach(job: Job, problem: Problem, options: Options, training_set: TrainingSet, seed: int) -> SoftSegmenter:
+    """Train a teacher for a job, with the backend and steps of its own segmenter."""
+    settings = options.benchmark
+    teacher = BACKENDS[settings.backend].make(problem, options.segmenter)
+    if not isinstance(teacher, SoftSegmenter):
+        raise UserError(
+            f"{job}: benchmark.backend={settings.backend} gives no probabilities, which teachers need",
+            "leave the arm out",
+        )
+    teacher.fit(training_set, settings.steps, seed, f"{job}, teacher")
+    return teacher

@@ -7,9 +7,10 @@ the ranks, or on the step at which a run was resumed.
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -59,9 +60,10 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         first = (step * self.world_size + self.rank) * self.batch_size
-        return collate([self._sample(first + i) for i in range(self.batch_size)])
+        return collate([self.sample(first + i) for i in range(self.batch_size)])
 
-    def _sample(self, position: int) -> dict[str, Tensor]:
+    def sample(self, position: int) -> dict[str, Tensor]:
+        """Sample number `position` of the run."""
         case = self.cases[shuffled_index(position, len(self.cases), named_seed(self.seed, "order"))]
         sample = as_tensors(case, self.attributes)
         seed = named_seed(self.seed, "sample", position)
@@ -81,6 +83,40 @@ class MixedBatches(Dataset[dict[str, Tensor]]):
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         batches = [part[step] for part in self.parts]
         return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+
+
+class Samples(Protocol):
+    """Samples by their number in a run."""
+
+    def sample(self, position: int) -> dict[str, Tensor]:
+        """Sample number `position` of the run."""
+
+
+class SharedBatches(Dataset[dict[str, Tensor]]):
+    """Batches of samples of several kinds, each with a fixed number of samples per batch on average.
+
+    Where that number is not whole, batches alternate between the two nearest numbers. All batches have the same size.
+
+    Args:
+        parts: samples of each kind, with their mean number in a batch; together a whole number.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Samples, float]]) -> None:
+        self.parts = parts
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        samples, before, upto = [], 0.0, 0.0
+        for part, count in self.parts:
+            upto += count
+            first, stop = (_used(at, upto) - _used(at, before) for at in (step, step + 1))
+            samples += [part.sample(position) for position in range(first, stop)]
+            before = upto
+        return collate(samples)
+
+
+def _used(steps: int, count: float) -> int:
+    """How many samples are used up after some steps."""
+    return math.floor(steps * count + 1e-6)
 
 
 class FixedBatches(Dataset[dict[str, Tensor]]):

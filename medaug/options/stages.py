@@ -91,6 +91,15 @@ class SegmenterOptions:
     learning_rate: float = option("peak learning rate of AdamW, with cosine decay", 2e-3, limits=above(0))
     batch_size: int = option("volumes per step", 4, limits=_POSITIVE)
     num_workers: int = option("processes that load data", 1, limits=at_least(0), identity=False)
+    ema: float = option(
+        "decay per step of averaged weights, such as 0.99, which are used in place of the last ones; 0: the last ones",
+        0.0,
+        limits=Range(least=0, below=1),
+        identity=None,
+    )
+    mirror: bool = option(
+        "average predictions over left-right mirrored scans, unless a label names a side", False, identity=None
+    )
 
 
 @dataclass

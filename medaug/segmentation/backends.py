@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from medaug.errors import UserError
 from medaug.options import SegmenterOptions
+from medaug.segmentation.nets import Build, build_dynunet, build_unet
 from medaug.segmentation.protocol import Backend, Judge, Problem, TrainingSet
 from medaug.segmentation.unet import UNetSegmenter
 from medaug.tables import Table
 
 
+@dataclass(frozen=True)
 class UNetBackend:
-    """MONAI's U-Net, trained in this process."""
+    """A U-Net, trained in this process.
+
+    Attributes:
+        build: makes the untrained network.
+        fewest_levels: of the network.
+    """
+
+    build: Build
+    fewest_levels: int = 1
 
     def make(self, problem: Problem, options: SegmenterOptions) -> UNetSegmenter:
-        """An untrained U-Net for a problem."""
-        return UNetSegmenter(problem, options)
+        """An untrained segmenter for a problem.
+
+        Raises:
+            UserError: the network needs more levels.
+        """
+        if len(options.channels) < self.fewest_levels:
+            raise UserError(
+                f"segmenter.channels={options.channels}: this backend needs at least {self.fewest_levels} levels",
+                "give a number of features for each",
+            )
+        return UNetSegmenter(problem, options, self.build)
 
 
-UNET = UNetBackend()
+UNET = UNetBackend(build_unet)
+DYNUNET = UNetBackend(build_dynunet, fewest_levels=3)
 BACKENDS: Table[Backend] = Table("backends", "segmenter backend", Backend, key="benchmark.backend")
 
 

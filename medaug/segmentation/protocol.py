@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from medaug.cohort.schema import LabelSchema
 from medaug.data.batches import Augment
@@ -16,6 +17,32 @@ from medaug.data.cases import ModelCase
 from medaug.data.preprocessing import Preprocessing
 from medaug.data.transforms import classical
 from medaug.options import SegmenterOptions
+
+
+class SoftAugment(Protocol):
+    """An augmentation that can also change probabilities."""
+
+    def soft(self, image: Tensor, probabilities: NDArray[np.float32], seed: int) -> tuple[Tensor, Tensor]:
+        """Change an image (M, X, Y, Z) and the probabilities (C, X, Y, Z) of its voxels together."""
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """Scans without labels, with what teachers predict for them.
+
+    Attributes:
+        cases: the scans.
+        probabilities: of every class in every voxel of each scan, (C, X, Y, Z) uint8 in 1/255.
+        augment: augmentation of these scans.
+        share: share of each batch.
+        finish: share of the steps, at the end, that use no pseudo-labels.
+    """
+
+    cases: Sequence[ModelCase]
+    probabilities: Sequence[NDArray[np.uint8]]
+    augment: SoftAugment
+    share: float = 0.5
+    finish: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -27,18 +54,28 @@ class TrainingSet:
         synthetic: synthetic cases, with their masks as labels.
         synthetic_share: share of each batch that is synthetic, in 0..1; only used if there are cases of both kinds.
         augment: augmentation of every volume, real and synthetic alike; None: none.
+        exact: whether the share holds on average over the steps; otherwise every batch has the same, rounded number.
+        pseudo: scans with pseudo-labels; the shares of the other kinds are of the rest of each batch.
     """
 
     real: Sequence[ModelCase]
     synthetic: Sequence[ModelCase] = ()
     synthetic_share: float = 0.5
     augment: Augment | None = classical
+    exact: bool = False
+    pseudo: PseudoLabels | None = None
 
-    def num_synthetic(self, batch_size: int) -> int:
+    @property
+    def num_modalities(self) -> int:
+        """Channels of the images."""
+        return len((self.real[0] if self.real else self.synthetic[0]).image)
+
+    def num_synthetic(self, batch_size: float) -> float:
         """How many volumes of a batch are synthetic."""
         if not (self.real and self.synthetic):
             return batch_size if self.synthetic else 0
-        return round(batch_size * self.synthetic_share)
+        number = batch_size * self.synthetic_share
+        return number if self.exact else round(number)
 
 
 @dataclass(frozen=True)
@@ -79,6 +116,18 @@ class Segmenter(Protocol):
 
     def predict(self, case: ModelCase) -> NDArray[np.uint8]:
         """Class indices (X, Y, Z) on the scan's own grid.
+
+        Raises:
+            UserError: the prediction failed.
+        """
+
+
+@runtime_checkable
+class SoftSegmenter(Segmenter, Protocol):
+    """A segmenter that can be a teacher, and be trained on pseudo-labels."""
+
+    def soft_label(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Probability of every class (num_classes, X, Y, Z) for an image (M, X, Y, Z) in model space.
 
         Raises:
             UserError: the prediction failed.

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from monai.losses import DiceLoss
-from monai.networks.nets import UNet
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool3d, cross_entropy
 
 from medaug.cohort.schema import IGNORE
-from medaug.data.batches import MixedBatches, StepsFrom, TrainingBatches, make_loader
+from medaug.data.augmentations import mirror_axes
+from medaug.data.batches import StepsFrom, make_loader
 from medaug.data.cases import ModelCase
 from medaug.diffusion.noise import named_seed
 from medaug.errors import UserError
 from medaug.files import atomic_write
-from medaug.networks.codecs import crop, pad_to_multiple
 from medaug.networks.condition import one_hot
 from medaug.networks.finite import not_finite
 from medaug.options import SegmenterOptions
 from medaug.processes import choose_device
 from medaug.progress import track
+from medaug.segmentation.batches import TRAINED_ON, training_batches
+from medaug.segmentation.nets import Build, build_unet
 from medaug.segmentation.protocol import Problem, TrainingSet
 from medaug.training.archive import load_weights, read_archive
 from medaug.training.model import has_bf16, sound_in_bf16
@@ -35,61 +36,53 @@ from medaug.training.model import has_bf16, sound_in_bf16
 log = logging.getLogger(__name__)
 
 
-def _batches(training_set: TrainingSet, batch_size: int, seed: int) -> MixedBatches:
-    """Batches of which a fixed share is synthetic and the rest real; each kind has its own seeded order."""
-    num_synthetic = training_set.num_synthetic(batch_size)
-    parts = (
-        (training_set.real, batch_size - num_synthetic, "real"),
-        (training_set.synthetic, num_synthetic, "synthetic"),
-    )
-    return MixedBatches(
-        [
-            TrainingBatches(cases, count, named_seed(seed, name), training_set.augment)
-            for cases, count, name in parts
-            if count
-        ]
-    )
-
-
-class _UNet(UNet):
-    """MONAI's U-Net for volumes of any size: sides that the levels cannot halve are padded by repeating the edge."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, M, X, Y, Z) to logits (B, num_classes, X, Y, Z)."""
-        halved = math.prod(self.strides)
-        return crop(super().forward(pad_to_multiple(x, (halved, halved, halved))), x.shape[2:])
-
-
 class UNetSegmenter:
-    """The U-Net as a `Judge` (`medaug.segmentation.protocol`).
+    """A U-Net as a `Judge` (`medaug.segmentation.protocol`).
 
     Args:
         problem: what is to be segmented.
         options: size, learning rate, batch size.
+        build: makes the untrained network.
     """
 
     net: nn.Module  # set by `fit`
 
-    def __init__(self, problem: Problem, options: SegmenterOptions) -> None:
+    def __init__(self, problem: Problem, options: SegmenterOptions, build: Build = build_unet) -> None:
         self.problem = problem
         self.options = options
+        self.build = build
 
     def fit(self, training_set: TrainingSet, steps: int, seed: int, name: str) -> None:
         """See `train_segmenter`."""
-        self.net = train_segmenter(training_set, self.problem.schema.num_classes, self.options, steps, seed, name)
+        num_classes = self.problem.schema.num_classes
+        self.net = train_segmenter(training_set, num_classes, self.options, steps, seed, name, self.build)
 
     def predict(self, case: ModelCase) -> NDArray[np.uint8]:
-        """Class indices (X, Y, Z) on the scan's own grid; see `segment` for the errors."""
+        """Class indices (X, Y, Z) on the scan's own grid; see `compute_logits` for the errors."""
         return self.problem.preprocessing.invert_label(self.segment(case.image), case.placement)
 
     def probabilities(self, case: ModelCase) -> NDArray[np.float32]:
-        """Probability of every class, (num_classes, X, Y, Z), on the scan's own grid; see `segment` for the errors."""
-        foreground = compute_logits(self.net, np.array(case.image)).float().softmax(0)[1:]
-        return self.problem.preprocessing.invert_probabilities(foreground.cpu().numpy(), case.placement)
+        """Probability of every class, (num_classes, X, Y, Z), on the scan's own grid."""
+        return self.problem.preprocessing.invert_probabilities(self.soft_label(case.image)[1:], case.placement)
 
     def segment(self, image: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Class indices (X, Y, Z) of an image (M, X, Y, Z) in model space; see `segment` for the errors."""
+        """Class indices (X, Y, Z) of an image (M, X, Y, Z) in model space; see `compute_logits` for the errors."""
+        if self.options.mirror:
+            return self.soft_label(image).argmax(axis=0).astype(np.uint8)
         return segment(self.net, np.array(image))
+
+    def soft_label(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Probability of every class (num_classes, X, Y, Z) for an image (M, X, Y, Z) in model space.
+
+        With `mirror`, the means of the image and its mirror images.
+        """
+        volume = torch.from_numpy(np.array(image))
+        shares = compute_logits(self.net, volume).float().softmax(0)
+        axes = mirror_axes(self.problem.schema) if self.options.mirror else ()
+        for axis in axes:
+            mirrored = compute_logits(self.net, volume.flip(axis + 1)).float().softmax(0)
+            shares = shares + mirrored.flip(axis + 1)
+        return (shares / (len(axes) + 1)).cpu().numpy()
 
     def features(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """The mean features of the coarsest level, (channels[-1],)."""
@@ -102,20 +95,7 @@ class UNetSegmenter:
     def load(self, path: Path) -> None:
         """See `load_segmenter`."""
         schema, modalities = self.problem.schema, self.problem.modalities
-        self.net = load_segmenter(path, len(modalities), schema.num_classes, self.options.channels)
-
-
-def build_segmenter(num_modalities: int, num_classes: int, channels: Sequence[int]) -> nn.Module:
-    """Untrained U-Net: (B, M, X, Y, Z) to logits (B, num_classes, X, Y, Z)."""
-    return _UNet(
-        spatial_dims=3,
-        in_channels=num_modalities,
-        out_channels=num_classes,
-        channels=tuple(channels),
-        strides=(2,) * (len(channels) - 1),
-        num_res_units=2,
-        norm="instance",
-    )
+        self.net = load_segmenter(path, len(modalities), schema.num_classes, self.options.channels, self.build)
 
 
 def dice_and_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
@@ -133,8 +113,48 @@ def dice_and_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     return dice + summed / known.sum().clamp(min=1)
 
 
+def soft_dice_and_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """The same loss for probabilities as labels; with 0 and 1 as probabilities and weights it is the same number.
+
+    Args:
+        logits: (B, num_classes, X, Y, Z).
+        target: probabilities (B, num_classes, X, Y, Z).
+        weight: of the voxels, (B, X, Y, Z) in 0..1.
+    """
+    shares = logits.softmax(1) * weight[:, None]
+    dice = DiceLoss(include_background=False, batch=True)(shares, target * weight[:, None])
+    summed = -(target * logits.log_softmax(1)).sum(1) * weight
+    return dice + summed.sum() / weight.sum().clamp(min=1)
+
+
+def batch_loss(output: Tensor | Sequence[Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+    """The loss of a batch.
+
+    Args:
+        output: logits; or, with deep supervision, logits of every level, each (B, num_classes, X, Y, Z), which count
+            half as much from level to level.
+        batch: `label`, or `soft` and `weight` (`medaug.segmentation.batches`).
+    """
+    levels = [output] if isinstance(output, Tensor) else list(output)
+    losses = [
+        soft_dice_and_cross_entropy(logits.float(), batch["soft"], batch["weight"])
+        if "soft" in batch
+        else dice_and_cross_entropy(logits.float(), batch["label"])
+        for logits in levels
+    ]
+    weights = [0.5**level for level in range(len(levels))]
+    total = sum(weights)
+    return torch.stack([loss * (weight / total) for loss, weight in zip(losses, weights, strict=True)]).sum()
+
+
 def train_segmenter(
-    training_set: TrainingSet, num_classes: int, options: SegmenterOptions, steps: int, seed: int, name: str
+    training_set: TrainingSet,
+    num_classes: int,
+    options: SegmenterOptions,
+    steps: int,
+    seed: int,
+    name: str,
+    build: Build = build_unet,
 ) -> nn.Module:
     """Train for `steps` optimisation steps; the same arguments give the same segmenter on the same machine.
 
@@ -145,6 +165,7 @@ def train_segmenter(
         steps: optimisation steps; the learning rate decays as a cosine until the last one.
         seed: seed of weights, order and augmentation.
         name: label of the progress bar.
+        build: makes the untrained network.
 
     Raises:
         UserError: the training diverged.
@@ -152,31 +173,38 @@ def train_segmenter(
     device = choose_device()
     with torch.random.fork_rng():
         torch.manual_seed(named_seed(seed, "segmenter weights"))
-        net = build_segmenter(
-            len((*training_set.real, *training_set.synthetic)[0].image), num_classes, options.channels
-        ).to(device)
+        net = build(training_set.num_modalities, num_classes, options.channels).to(device)
+    averaged = copy.deepcopy(net) if options.ema else None
     optimizer = torch.optim.AdamW(net.parameters(), lr=options.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    batches = iter(
-        make_loader(_batches(training_set, options.batch_size, seed), StepsFrom(0, steps), options.num_workers)
-    )
+    source = training_batches(training_set, options.batch_size, num_classes, steps, seed)
+    batches = iter(make_loader(source, StepsFrom(0, steps), options.num_workers))
     for step in track(range(steps), name):
-        batch = next(batches)
-        image = batch["image"].to(device)
-        with _autocast(net, image):
-            logits = net(image)
-        loss = dice_and_cross_entropy(logits.float(), batch["label"].to(device))
+        batch = {key: value.to(device) for key, value in next(batches).items() if key in TRAINED_ON}
+        with _autocast(net, batch["image"]):
+            output = net(batch["image"])
+        loss = batch_loss(output, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
+        if averaged is not None:
+            _average(averaged, net, options.ema, step)
         if not torch.isfinite(loss):
             raise _diverged(name, options, step + 1)
         if (step + 1) % 200 == 0:
             log.info("%s: step %d of %d, loss %.3f", name, step + 1, steps, loss.item())
     if not_finite(net.state_dict()) is not None:
         raise _diverged(name, options, steps)
-    return net.eval()
+    return (net if averaged is None else averaged).eval()
+
+
+@torch.no_grad()
+def _average(averaged: nn.Module, net: nn.Module, decay: float, step: int) -> None:
+    """Move the averaged weights towards the present ones, faster during the first steps."""
+    share = 1 - min(decay, (1 + step) / (10 + step))
+    for old, new in zip(averaged.parameters(), net.parameters(), strict=True):
+        old.lerp_(new, share)
 
 
 def _diverged(name: str, options: SegmenterOptions, step: int) -> UserError:
@@ -188,7 +216,7 @@ def _diverged(name: str, options: SegmenterOptions, step: int) -> UserError:
 
 def _autocast(net: nn.Module, image: Tensor) -> torch.autocast:
     """bfloat16 for images (B, M, X, Y, Z), if the device computes in it and computes this network correctly."""
-    halvings = len(getattr(net, "strides", ()))
+    halvings = sum(stride > 1 for stride in getattr(net, "strides", ()))
     coarsest = [-(-side // 2**halvings) for side in image.shape[2:]]
     first, last = ([side * 2**level for level in range(halvings + 1)] for side in (coarsest[0], coarsest[2]))
     bf16 = has_bf16(image.device) and sound_in_bf16(image.device, first if net.training else (), last[:-1])
@@ -225,7 +253,7 @@ def encode(net: nn.Module, image: NDArray | Tensor, cells: int = 1) -> NDArray[n
     With more than one of the `cells` along each axis, the mean of each cell: (channels[-1] * cells^3,).
     """
     device = next(net.parameters()).device
-    bottom: nn.Module = net
+    bottom: nn.Module = getattr(net, "bottleneck", net)
     while inner := [child for child in bottom.modules() if hasattr(child, "submodule")]:
         bottom = inner[0].get_submodule("submodule")  # what the skip connection bypasses
     kept: list[Tensor] = []
@@ -248,13 +276,15 @@ def save_segmenter(net: nn.Module, path: Path) -> None:
         temporary.write_bytes(buffer.getvalue())
 
 
-def load_segmenter(path: Path, num_modalities: int, num_classes: int, channels: Sequence[int]) -> nn.Module:
+def load_segmenter(
+    path: Path, num_modalities: int, num_classes: int, channels: Sequence[int], build: Build = build_unet
+) -> nn.Module:
     """Read what `save_segmenter` wrote, to the GPU if there is one.
 
     Raises:
         UserError: the file is damaged, its network has another size, or a weight is NaN or infinite.
     """
-    net = build_segmenter(num_modalities, num_classes, channels)
+    net = build(num_modalities, num_classes, channels)
     remedy = "remove it; the segmenter is then trained again"
     weights = read_archive(path, "segmenter", remedy)
     load_weights(net, weights, path, remedy)

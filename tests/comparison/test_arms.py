@@ -4,23 +4,45 @@ from __future__ import annotations
 
 import pytest
 
-from medaug.comparison.arms import ARMS, Arm, Material, check_arms, pairs_to_compare
+from medaug.cohort.schema import LabelSchema
+from medaug.comparison.arms import ARMS, Arm, check_arms, pairs_to_compare
+from medaug.comparison.material import Material
 from medaug.config import load_options
 from medaug.data.transforms import classical
 from medaug.errors import UserError
 from medaug.options import ArmsOptions
 
 REAL, SYNTHETIC = ["r"], ["s"]
-MATERIAL = Material(REAL, SYNTHETIC, 0.25)  # type: ignore[arg-type]
-NAMES = list(ARMS)
+SCHEMA = LabelSchema(((0, "background"), (1, "lesion")))
+MATERIAL = Material(REAL, SYNTHETIC, 0.25, SCHEMA)  # type: ignore[arg-type]
+NAMES = ["real", "real+classical", "real+classical+synthetic"]
 
 
 def test_each_arm_adds_one_ingredient():
-    plain, classic, synthetic = (ARMS[arm].training_set(MATERIAL) for arm in ARMS)
+    plain, classic, synthetic = (ARMS[arm].training_set(MATERIAL) for arm in NAMES)
     assert (plain.real, list(plain.synthetic), plain.augment) == (REAL, [], None)
     assert (classic.real, list(classic.synthetic), classic.augment) == (REAL, [], classical)
     assert (synthetic.real, synthetic.synthetic, synthetic.augment) == (REAL, SYNTHETIC, classical)
     assert synthetic.synthetic_share == 0.25
+
+
+def test_a_ratio_is_the_number_of_synthetic_volumes_per_real_one():
+    for ratio in (0.25, 0.5, 1, 2, 4):
+        training_set = ARMS[f"real+classical+synthetic_x{ratio}"].training_set(MATERIAL)
+        synthetic = training_set.num_synthetic(4)
+        assert synthetic / (4 - synthetic) == pytest.approx(ratio)
+    alone = ARMS["synthetic_only"].training_set(MATERIAL)
+    assert list(alone.real) == [] and alone.num_synthetic(4) == 4
+
+
+def test_every_arm_leads_to_an_arm_without_a_baseline():
+    for name in ARMS:
+        baseline = name
+        for _ in ARMS:
+            if ARMS[baseline].baseline is None:
+                break
+            baseline = ARMS[baseline].baseline
+        assert baseline == "real"
 
 
 def test_an_arm_without_its_baseline_is_compared_with_the_next_one():

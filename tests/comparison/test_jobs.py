@@ -14,9 +14,10 @@ import pytest
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import LabelSchema
 from medaug.comparison.arms import ARMS as TABLE
-from medaug.comparison.arms import Material, pairs_to_compare
+from medaug.comparison.arms import pairs_to_compare
 from medaug.comparison.job import Job
 from medaug.comparison.jobs import TestSet, gather, run_job
+from medaug.comparison.material import Material
 from medaug.comparison.results import COLUMNS as COMPARISON_COLUMNS
 from medaug.comparison.results import Benchmark, save_comparisons
 from medaug.comparison.scores import COLUMNS as SCORE_COLUMNS
@@ -31,7 +32,7 @@ from medaug.options import SegmenterOptions
 from medaug.segmentation.backends import BACKENDS
 from medaug.segmentation.protocol import Backend, Problem, TrainingSet
 
-ARMS = list(TABLE)
+ARMS = ["real", "real+classical", "real+classical+synthetic"]
 CLASSES = ("Anterior", "Posterior")
 METRICS = ("dice", "hd95")
 SEEDS = (0, 1)
@@ -157,7 +158,7 @@ def run(job, folder, bench, segmenter=None):
     manifest, space, loaded = bench
     problem = Problem(manifest.modalities, manifest.schema, space)
     segmenter = segmenter or BACKENDS["unet"].make(problem, OPTIONS)
-    training_set = TABLE[job.arm].training_set(Material(loaded, loaded, 0.5))
+    training_set = TABLE[job.arm].training_set(Material(loaded, loaded, 0.5, manifest.schema))
     run_job(job, segmenter, lambda: training_set, 1, TestSet(manifest, loaded), folder)
 
 

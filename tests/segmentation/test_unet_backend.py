@@ -20,10 +20,10 @@ from medaug.errors import UserError
 from medaug.evaluation.scores import mean_foreground_dice
 from medaug.options import SegmenterOptions
 from medaug.segmentation.backends import BACKENDS, trained_judge
+from medaug.segmentation.batches import training_batches
+from medaug.segmentation.nets import build_unet
 from medaug.segmentation.protocol import Problem, TrainingSet
 from medaug.segmentation.unet import (
-    _batches,
-    build_segmenter,
     dice_and_cross_entropy,
     encode,
     load_segmenter,
@@ -87,7 +87,7 @@ def test_the_number_of_loading_processes_changes_nothing():
 )
 def test_each_batch_holds_the_share_of_synthetic_volumes(batch_size, share, expected):
     real, synthetic = [toy(i, -0.5) for i in range(3)], [toy(i, 0.5) for i in range(5)]
-    batches = _batches(TrainingSet(real, synthetic, share, augment=None), batch_size, 0)
+    batches = training_batches(TrainingSet(real, synthetic, share, augment=None), batch_size, 3, 6, 0)
     for step in range(6):
         batch = batches[step]
         assert batch["image"].shape == (batch_size, 1, SIDE, SIDE, SIDE)
@@ -96,19 +96,19 @@ def test_each_batch_holds_the_share_of_synthetic_volumes(batch_size, share, expe
 
 
 def test_without_synthetic_volumes_every_batch_is_real_whatever_the_share():
-    batches = _batches(TrainingSet([toy(0, -0.5)], (), 0.5, augment=None), 4, 0)
+    batches = training_batches(TrainingSet([toy(0, -0.5)], (), 0.5, augment=None), 4, 3, 1, 0)
     assert (batches[0]["image"] == -0.5).all() and len(batches[0]["image"]) == 4
 
 
 def test_every_volume_is_used_equally_often():
     synthetic = [toy(i, (i + 1) / 10) for i in range(3)]
-    batches = _batches(TrainingSet([toy(0, -1)], synthetic, 0.5, augment=None), 2, 0)
+    batches = training_batches(TrainingSet([toy(0, -1)], synthetic, 0.5, augment=None), 2, 3, 9, 0)
     levels = [round(float(batches[step]["image"].max()), 1) for step in range(9)]
     assert sorted(levels) == [0.1] * 3 + [0.2] * 3 + [0.3] * 3
 
 
 def test_augmentation_moves_image_and_label_or_nothing():
-    plain, augmented = (_batches(TrainingSet(CASES, augment=a), 4, 0) for a in (None, classical))
+    plain, augmented = (training_batches(TrainingSet(CASES, augment=a), 4, 3, 1, 0) for a in (None, classical))
     assert torch.equal(plain[0]["image"], plain[0]["image"])
     assert torch.equal(augmented[0]["image"], augmented[0]["image"])
     assert not torch.equal(plain[0]["image"], augmented[0]["image"])
@@ -246,7 +246,7 @@ def test_features_are_the_mean_of_the_coarsest_level(channels):
 
 def test_damaged_bytes_never_become_weights_of_a_segmenter(tmp_path):
     path = tmp_path / "judge.pt"
-    net = build_segmenter(1, 3, TINY.channels)
+    net = build_unet(1, 3, TINY.channels)
     save_segmenter(net, path)
     whole, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
     for _ in range(40):
@@ -266,7 +266,7 @@ def test_damaged_bytes_never_become_weights_of_a_segmenter(tmp_path):
 
 def test_a_segmenter_of_another_architecture_is_refused_in_one_line(tmp_path):
     path = tmp_path / "judge.pt"
-    save_segmenter(build_segmenter(1, 3, TINY.channels), path)
+    save_segmenter(build_unet(1, 3, TINY.channels), path)
     for modalities, classes in ((2, 3), (1, 4)):
         with pytest.raises(
             UserError, match="judge.pt: .* and the model needs .*; remove it; the segmenter is then trained again"

@@ -13,9 +13,9 @@ from test_fit import BUDGET, CARD, contents, make_cases, train
 from medaug.errors import UserError
 from medaug.networks.finite import not_finite
 from medaug.options import SegmenterOptions
+from medaug.segmentation.nets import build_unet
 from medaug.segmentation.protocol import TrainingSet
 from medaug.segmentation.unet import (
-    build_segmenter,
     load_segmenter,
     save_segmenter,
     segment,
@@ -148,7 +148,7 @@ def test_a_segmenter_that_diverges_is_refused_when_trained_applied_and_read(tmp_
     cases = make_cases(3, 0)
     said = refused(train_segmenter, TrainingSet(cases), 2, replace(SMALL, learning_rate=1e30), 6, 0, "judge")
     assert said.startswith("judge: its loss or a weight is NaN or infinite") and "segmenter.learning_rate=1e+30" in said
-    net = build_segmenter(1, 2, SMALL.channels)
+    net = build_unet(1, 2, SMALL.channels)
     save_segmenter(net, tmp_path / "judge.pt")
     assert not_finite(load_segmenter(tmp_path / "judge.pt", 1, 2, SMALL.channels).state_dict()) is None
     next(net.parameters()).data.fill_(float("nan"))

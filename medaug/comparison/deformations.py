@@ -1,0 +1,92 @@
+"""Pairs from real deformations: a labelled scan, warped to the shape of another training scan."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
+
+from medaug.comparison.made_pairs import NUM_PAIRS, MadePairs, choose_two, pair_of, two_subjects
+from medaug.comparison.material import Material
+from medaug.data.cases import ModelCase
+from medaug.diffusion.noise import named_seed
+from medaug.files import atomic_write
+
+NUM_DEFORMATIONS = 48
+"""Registrations per job at most; each takes about a second for a volume of 40^3 voxels, and they are kept."""
+ITERATIONS = 60
+SMOOTHING = 1.0
+"""Standard deviation of the Gaussian that smooths the displacement after each iteration, in voxels."""
+
+
+def warp(material: Material) -> MadePairs:
+    """Image and mask of a labelled scan, moved by a random part of the displacement to another subject's scan.
+
+    The displacements come from registering training scans, labelled or not, with diffeomorphic demons, so the shapes
+    are between those of two real subjects.
+
+    Raises:
+        UserError: there are fewer than two labelled subjects.
+    """
+    cases = two_subjects(material, "warp")
+    targets = [*material.real, *material.unlabelled]
+
+    def make(index: int) -> ModelCase:
+        rng = np.random.default_rng(named_seed(material.seed, "warp", index % NUM_DEFORMATIONS))
+        host, target = choose_two(cases, rng, targets)
+        part = np.random.default_rng(named_seed(material.seed, "warp part", index)).uniform(0.3, 1.0)
+        return warped(host, part * displacement(host, target, material))
+
+    return MadePairs(NUM_PAIRS, make)
+
+
+def warped(host: ModelCase, field: NDArray[np.floating]) -> ModelCase:
+    """A case whose voxel x shows what its host has at x + field(x); field (3, X, Y, Z) in voxels."""
+    label = np.asarray(host.label)
+    positions = np.indices(label.shape) + field
+    image = np.stack([map_coordinates(v, positions, order=1, mode="nearest") for v in np.asarray(host.image)])
+    return pair_of(host, "warp", image, map_coordinates(label, positions, order=0, mode="nearest"))
+
+
+def displacement(moving: ModelCase, fixed: ModelCase, material: Material) -> NDArray[np.float32]:
+    """The displacement (3, X, Y, Z), in voxels, that makes one scan look like another; computed once and kept."""
+    key = hashlib.sha256(f"{moving.content} {fixed.content} {ITERATIONS} {SMOOTHING}".encode()).hexdigest()[:24]
+    path = material.folder / f"{key}.npy"
+    if path.is_file():
+        return np.load(path).astype(np.float32)
+    field = register(np.asarray(moving.image)[0], np.asarray(fixed.image)[0]).astype(np.float16)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.save(file, field)
+    return field.astype(np.float32)
+
+
+def register(moving: NDArray[np.float32], fixed: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Displacement (3, X, Y, Z) in voxels by which `moving`, sampled at x + u(x), resembles `fixed`, (X, Y, Z) each.
+
+    Diffeomorphic demons (Vercauteren et al. 2009), first at half resolution. One thread: the result does not depend on
+    the machine's load.
+    """
+    field: sitk.Image | None = None
+    for factor in (2, 1):
+        small = [_image(volume, factor) for volume in (fixed, moving)]
+        demons = sitk.DiffeomorphicDemonsRegistrationFilter()
+        demons.SetNumberOfThreads(1)
+        demons.SetNumberOfIterations(ITERATIONS)
+        demons.SetSmoothDisplacementField(True)
+        demons.SetStandardDeviations(SMOOTHING)
+        if field is None:
+            field = demons.Execute(*small)
+        else:
+            field = demons.Execute(*small, sitk.Resample(field, small[0], sitk.Transform(), sitk.sitkLinear))
+    assert field is not None
+    # SimpleITK's arrays are (Z, Y, X, component); components are along X, Y, Z.
+    return np.ascontiguousarray(np.moveaxis(sitk.GetArrayFromImage(field), -1, 0).transpose(0, 3, 2, 1), np.float32)
+
+
+def _image(volume: NDArray[np.float32], factor: int) -> sitk.Image:
+    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.transpose(2, 1, 0)))
+    return sitk.Shrink(sitk.SmoothingRecursiveGaussian(image, factor / 2.0), [factor] * 3) if factor > 1 else image

@@ -1,0 +1,94 @@
+"""What a segmenter is trained on, batch by batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from medaug.cohort.schema import IGNORE
+from medaug.data.batches import Samples, SharedBatches, TrainingBatches, shuffled_index
+from medaug.diffusion.noise import named_seed
+from medaug.networks.condition import one_hot
+from medaug.segmentation.protocol import PseudoLabels, TrainingSet
+
+TRAINED_ON = ("image", "label", "soft", "weight")
+"""Entries of a batch that training reads: image (B, M, X, Y, Z), and either label (B, X, Y, Z), or the probabilities
+soft (B, C, X, Y, Z) and the weight (B, X, Y, Z) of every voxel."""
+
+
+def training_batches(
+    training_set: TrainingSet, batch_size: int, num_classes: int, steps: int, seed: int
+) -> Dataset[dict[str, Tensor]]:
+    """Batches in which each kind of volume has its share; each kind has a seeded order of its own."""
+    pseudo = training_set.pseudo
+    labelled = _labelled_parts(training_set, batch_size, seed)
+    if pseudo is None:
+        return SharedBatches(labelled)
+    num_pseudo = batch_size * pseudo.share
+    softened = [
+        (Softened(part, num_classes), count)
+        for part, count in _labelled_parts(training_set, batch_size - num_pseudo, seed)
+    ]
+    both = SharedBatches([*softened, (PseudoSamples(pseudo, named_seed(seed, "pseudo")), num_pseudo)])
+    return Phases(both, SharedBatches(labelled), round(steps * (1 - pseudo.finish)))
+
+
+def _labelled_parts(training_set: TrainingSet, batch_size: float, seed: int) -> list[tuple[Samples, float]]:
+    num_synthetic = training_set.num_synthetic(batch_size)
+    parts = (
+        (training_set.real, batch_size - num_synthetic, "real"),
+        (training_set.synthetic, num_synthetic, "synthetic"),
+    )
+    return [
+        (TrainingBatches(cases, 1, named_seed(seed, name), training_set.augment), count)
+        for cases, count, name in parts
+        if count
+    ]
+
+
+class Phases(Dataset[dict[str, Tensor]]):
+    """The batches of one dataset before a step, and of another from it on."""
+
+    def __init__(self, before: SharedBatches, after: SharedBatches, step: int) -> None:
+        self.before, self.after, self.step = before, after, step
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        return (self.before if step < self.step else self.after)[step]
+
+
+class Softened:
+    """Samples whose labels are written as probabilities; ignored voxels have weight 0."""
+
+    def __init__(self, samples: Samples, num_classes: int) -> None:
+        self.samples, self.num_classes = samples, num_classes
+
+    def sample(self, position: int) -> dict[str, Tensor]:
+        """Sample number `position` of the run."""
+        sample = self.samples.sample(position)
+        label = sample["label"]
+        soft = one_hot(label[None], self.num_classes)[0].float()
+        return {"image": sample["image"], "soft": soft, "weight": (label != IGNORE).float()}
+
+
+class PseudoSamples:
+    """Scans with pseudo-labels, strongly augmented; a voxel's weight is the teachers' confidence in it."""
+
+    def __init__(self, pseudo: PseudoLabels, seed: int) -> None:
+        self.pseudo, self.seed = pseudo, seed
+
+    def sample(self, position: int) -> dict[str, Tensor]:
+        """Sample number `position` of the run."""
+        index = shuffled_index(position, len(self.pseudo.cases), named_seed(self.seed, "order"))
+        image = torch.from_numpy(np.array(self.pseudo.cases[index].image))
+        shares = self.pseudo.probabilities[index].astype(np.float32)
+        image, soft = self.pseudo.augment.soft(image, shares, named_seed(self.seed, "sample", position))
+        soft = soft / soft.sum(0, keepdim=True).clamp(min=1e-6)
+        return {"image": image, "soft": soft, "weight": confidence(soft)}
+
+
+def confidence(probabilities: Tensor) -> Tensor:
+    """1 where one class is certain, 0 where all C classes are equally likely: (C, X, Y, Z) to (X, Y, Z)."""
+    least = 1 / len(probabilities)
+    return ((probabilities.amax(0) - least) / (1 - least)).clamp(0, 1)
