@@ -29,7 +29,7 @@ from medaug.keys import Key, check_values, fits, keys, refuse, type_name, value_
 from medaug.options import Options
 from medaug.paths import conf_dir, expand_paths, expanded, without_references
 from medaug.stages import STAGES, Stage
-from medaug.tables import no_such
+from medaug.tables import entry_defaults, entry_names, no_such
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,26 @@ GLOBAL_GROUPS = ("experiment", "preset")
 
 
 def choices(group: str) -> list[str]:
-    """The choices of a group, sorted: the names of the files in `conf/<group>`."""
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    """The choices of a group, sorted: the names of the files in `conf/<group>` and the entries of the group's table."""
+    names = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
+    key = _entry_key(group)
+    return sorted(names.union(entry_names(key.choices.table)) if key is not None else names)
+
+
+def _entry_key(group: str) -> Key | None:
+    """The key of a group that chooses an entry of a table, such as sampler.name; None: the group has none."""
+    found = (keys().get(path) for path in (f"{group}.name", f"{group}.source"))
+    return next((key for key in found if key is not None and key.choices.table), None)
+
+
+def _store_entry(group: str, name: str) -> None:
+    """Let Hydra find an entry that has no file in `conf/<group>`, with the defaults that it brings."""
+    key = _entry_key(group)
+    if key is None or (conf_dir() / group / f"{name}.yaml").exists():
+        return
+    known = [path.partition(".")[2] for path in keys() if path.startswith(f"{group}.")]
+    node = {key.path.partition(".")[2]: name, **entry_defaults(key.choices.table, name, known)}
+    ConfigStore.instance().store(group=group, name=name, node=node)
 
 
 def _full_path(stage: Stage, word: str, known: Mapping[str, Key]) -> str:
@@ -105,6 +123,7 @@ def _checked_choice(group: str, text: str) -> str:
         raise UserError(f"{group}={text}: {group} is not a choice", f"set one of its keys, as in {group}.key=value")
     if text not in names:
         raise no_such(f"{group}={text}: no such {group}", text, names, f"(all: {', '.join(names)})")
+    _store_entry(group, text)
     return text
 
 

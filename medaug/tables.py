@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, cast
@@ -18,6 +18,8 @@ from medaug.entries import OWN
 from medaug.errors import UserError
 
 Entry = TypeVar("Entry")
+Ranges = Mapping[str, tuple[float, float]]
+"""Least and greatest value of options by name."""
 
 
 class Table(Generic[Entry]):
@@ -85,26 +87,59 @@ class Table(Generic[Entry]):
         return ((name, self[name]) for name in self)
 
     def _load(self, point: EntryPoint) -> Entry:
-        where = f"{point.name}: the {self.noun} that the package {_package(point)} adds ({point.value})"
-        remedy = "repair or uninstall that package"
-        try:
-            entry = point.load()
-        except Exception as error:  # the package's code may raise anything
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(f"{where} cannot be imported ({reason})", remedy) from error
+        entry = _imported(point, self.noun)
         if self.classes:
             right = isinstance(entry, type) and issubclass(entry, self.kind)
             wanted = f"a class derived from {self.kind.__name__}"
         else:
             right, wanted = isinstance(entry, self.kind), f"a {self.kind.__name__}"
         if not right:
-            raise UserError(f"{where} is of type {type(entry).__name__}, but must be {wanted}", remedy)
+            said = f"{_origin(point, self.noun)} is of type {type(entry).__name__}, but must be {wanted}"
+            raise UserError(said, _REPAIR)
         return cast(Entry, entry)
+
+
+_REPAIR = "repair or uninstall that package"
+
+
+def _origin(point: EntryPoint, noun: str) -> str:
+    return f"{point.name}: the {noun} that the package {_package(point)} adds ({point.value})"
+
+
+def _imported(point: EntryPoint, noun: str) -> Any:
+    try:
+        return point.load()
+    except Exception as error:  # the package's code may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{_origin(point, noun)} cannot be imported ({reason})", _REPAIR) from error
 
 
 def entry_names(table: str) -> list[str]:
     """The names of a table's entries: the package's own in their order, then those of installed packages, sorted."""
     return [*OWN[table], *sorted(installed(table).keys() - OWN[table].keys())]
+
+
+def entry_defaults(table: str, name: str, known: Collection[str]) -> dict[str, Any]:
+    """What an entry of an installed package wants other keys of its group to be when it is chosen by `group=name`.
+
+    This is its attribute `defaults`, if it has one. For the package's own entries, a file below conf/ says it.
+
+    Args:
+        table: such as "samplers".
+        name: of an entry.
+        known: keys of the group.
+
+    Raises:
+        UserError: the entry cannot be imported, or its defaults name a key that the group does not have.
+    """
+    if name in OWN[table]:
+        return {}
+    point = installed(table)[name]
+    defaults: dict[str, Any] = dict(getattr(_imported(point, "entry"), "defaults", {}))
+    for key in defaults.keys() - set(known):
+        what = f"{_origin(point, 'entry')} has a default for {key}, no key of its group"
+        raise no_such(what, key, known, f"({_REPAIR})")
+    return defaults
 
 
 def installed(table: str) -> Mapping[str, EntryPoint]:
@@ -173,6 +208,59 @@ def parse_parameters(words: Iterable[str]) -> dict[str, Any]:
             raise ValueError(f"parameters has {word!r}; write each option once, as in [strength:0.5]")
         found[name] = _parsed(text)
     return found
+
+
+def check_parameters(
+    reader: str,
+    given: Mapping[str, Any],
+    ranges: Ranges,
+    other_readers: Callable[[str], Sequence[str]] = lambda option: (),
+) -> None:
+    """Refuse options that an entry does not read, or that are outside their range.
+
+    Args:
+        reader: the entry, such as "the sampler ddim".
+        given: options by name.
+        ranges: least and greatest value of the options that the entry reads.
+        other_readers: function of an option that returns the names of entries that read it.
+
+    Raises:
+        ValueError: names the option and the remedy.
+    """
+    for option, value in given.items():
+        if option not in ranges:
+            others = other_readers(option)
+            hint = f"only {', '.join(others)} does; " if others else did_you_mean(option, ranges) + " "
+            raise ValueError(f"{option} is {_shown(value)}, but {reader} does not read it; {hint.lstrip()}leave it out")
+        if isinstance(value, bool | str):
+            raise ValueError(f"{option} must be a number")
+        least, most = ranges[option]
+        if not least <= value <= most:
+            raise ValueError(f"{option} is {value:g}, but must lie in [{least:g}, {most:g}]")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def read_parameters(key: str, words: Iterable[str], reader: str, ranges: Ranges) -> dict[str, float]:
+    """Options of an entry, from the list that `key` holds.
+
+    Args:
+        key: such as "network.parameters".
+        words: each "name:value".
+        reader: the entry, such as "the network spade".
+        ranges: as in `check_parameters`.
+
+    Raises:
+        UserError: names the key, what is wrong, and the remedy.
+    """
+    try:
+        given = parse_parameters(words)
+        check_parameters(reader, given, ranges)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from error
+    return given
 
 
 def _parsed(text: str) -> int | float | bool | str:

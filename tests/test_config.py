@@ -68,7 +68,8 @@ def test_every_choice_of_every_group_is_what_its_file_says(group):
     stage = next(stage for stage in STAGES.values() if group in stage.reads)
     for name in config.choices(group):
         options = config.load_options(stage.name, ["experiment=demo", "preset=cpu", f"{group}={name}"])
-        said = yaml.safe_load((config.conf_dir() / group / f"{name}.yaml").read_text())
+        path = config.conf_dir() / group / f"{name}.yaml"
+        said = yaml.safe_load(path.read_text()) if path.exists() else {"name": name}  # an entry without a file
         composed = dataclasses.asdict(getattr(options, group))
         resolved = {key: value for key, value in said.items() if "${" not in str(value)}
         preset = yaml.safe_load((config.conf_dir() / "preset" / "cpu.yaml").read_text()).get(group, {})

@@ -24,6 +24,7 @@ from medaug.errors import UserError
 from medaug.options import ProcessOptions
 from medaug.screening.rules import Reference, passed
 from medaug.screening.screen import Screen
+from medaug.training.checks import check_training
 from medaug.training.loggers import make_logger
 from medaug.training.model import DiffusionModel
 from medaug.training.sampling import check_sampling
@@ -67,6 +68,49 @@ def test_an_installed_sampler_is_used_by_the_command_line(installed: None) -> No
     assert weak.isfinite().all() and (weak - ddim).abs().max() > 1e-3
 
 
+def test_a_group_word_of_an_installed_entry_brings_its_defaults(installed: None) -> None:
+    words = ["experiment=demo", "preset=cpu"]
+    sampler = load_options("generate", [*words, "sampler=halving"]).sampler
+    assert (sampler.name, sampler.num_inference_steps) == ("halving", 6)
+    assert load_options("generate", [*words, "sampler=halving", "sampler.num_inference_steps=2"]).sampler != sampler
+    assert (
+        load_options("generate", ["experiment=demo", "preset=smoke", "sampler=halving"]).sampler.num_inference_steps
+        == 4
+    )
+    options = load_options("train", [*words, "codec=coarse", "network=scaled", "logger=quiet_csv"])
+    assert (options.codec.name, options.network.name, options.logger.name) == ("coarse", "scaled", "quiet_csv")
+    with pytest.raises(UserError, match=r"^sampler=halvin: no such sampler; did you mean halving\? \(all: ddim, ddpm"):
+        load_options("generate", [*words, "sampler=halvin"])
+
+
+def test_defaults_that_no_key_of_the_group_has_are_refused(install: Callable[..., None]) -> None:
+    code = "from types import SimpleNamespace\nSLOW = SimpleNamespace(defaults={'num_steps': 9})"
+    install("slow_package", code, samplers={"slow": "SLOW"})
+    with pytest.raises(UserError, match="slow_package.*default for num_steps, no key of its group; did you mean"):
+        load_options("generate", ["experiment=demo", "sampler=slow"])
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("codec=coarse codec.parameters=[level:2]", "codec.parameters: level is 2, .*; did you mean levels"),
+        ("codec.parameters=[levels:2]", "codec.parameters: levels is 2, but the codec haar does not read it; leave"),
+        (
+            "network=scaled network.parameters=[factor:11]",
+            r"network.parameters: factor is 11, but must lie in \[0, 10\]",
+        ),
+        ("network=scaled network.parameters=[factor:big]", "network.parameters: factor must be a number"),
+        ("network=scaled network.parameters=[factor]", r"network.parameters: .*write each option once"),
+    ],
+)
+def test_options_of_codecs_and_networks_are_checked_before_the_cohort_is_read(
+    installed: None, words: str, complaint: str
+) -> None:
+    options = load_options("train", ["experiment=demo", *words.split()])
+    with pytest.raises(UserError, match=complaint):
+        check_training(options)
+
+
 def test_an_installed_spacing_is_used_by_the_command_line(installed: None) -> None:
     assert not torch.equal(sampled("sampler.spacing=quadratic"), sampled("sampler.spacing=trailing"))
 
@@ -91,7 +135,9 @@ def test_a_model_is_built_of_installed_parts(installed: None) -> None:
     options = load_options("train", [*words, "codec.name=coarse", "network.name=scaled", "logger.name=quiet_csv"])
     process = part(options, "process")["process"]
     small = model_options(process, codec=options.codec.name, name=options.network.name)
+    small["network"]["parameters"], small["codec"]["parameters"] = ["factor:2"], ["levels:2"]
     model = DiffusionModel(small, 1, 2, "fp32").eval()
+    assert model.network.factor == 2
     assert model.process.schedule.alpha(torch.tensor(0.5)) == 0.75  # 1 - t^2
     assert model.codec.stride == (4, 4, 4) and type(model.network).__name__ == "Scaled"
     made = model.sample(LABEL, [1], check_sampling(model.process, options.sampler))

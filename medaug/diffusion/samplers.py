@@ -11,13 +11,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from medaug.diffusion.process import Process
 from medaug.diffusion.spacings import SPACINGS
-from medaug.tables import Table
+from medaug.tables import Ranges, Table, check_parameters
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # x_t (B, ...), t (B,) -> x_0 (B, ...)
 Noise = Callable[[], Tensor]  # standard normal, of x's shape, dtype and device
@@ -36,12 +37,14 @@ class Sampler:
             each step from one time to the next. `times` are float64 (N + 1,), strictly decreasing, the last one 0;
             `noise()` returns a new standard normal tensor like x.
         options: the keyword arguments of `steps`, all numbers, each with its valid range.
+        defaults: what other keys of `sampler` are if the sampler is chosen by sampler=NAME.
         evaluations: the number of evaluations of the denoiser in N steps.
     """
 
     steps: Callable[..., Iterator[Tensor]]
-    options: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    options: Ranges = field(default_factory=dict)
     evaluations: Callable[[int], int] = lambda steps: steps
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,15 +111,12 @@ def check_options(name: str, options: Mapping[str, float]) -> None:
         UserError: an unknown sampler.
         ValueError: names the option and the remedy.
     """
-    ranges = SAMPLERS[name].options
-    for option, value in options.items():
-        if option not in ranges:
-            readers = [other for other in SAMPLERS.own if option in SAMPLERS[other].options]
-            only = f"; only {', '.join(readers)} does" if readers else ""
-            raise ValueError(f"{option} is {value:g}, but the sampler {name} does not read it{only}; leave it out")
-        least, most = ranges[option]
-        if not least <= value <= most:
-            raise ValueError(f"{option} is {value:g}, but must lie in [{least:g}, {most:g}]")
+    check_parameters(f"the sampler {name}", options, SAMPLERS[name].options, _readers)
+
+
+def _readers(option: str) -> list[str]:
+    """The samplers of medaug that read an option."""
+    return [name for name in SAMPLERS.own if option in SAMPLERS[name].options]
 
 
 def safe_spacing(process: Process) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from medaug.networks.conditional import ConditionalUNet, UNetShape
-from medaug.tables import Table
+from medaug.tables import Table, read_parameters
 
 NETWORKS: Table[type[ConditionalUNet]] = Table(
     "networks",
@@ -34,15 +35,25 @@ def build_network(
             of a block makes a plane.
 
     Raises:
-        UserError: an unknown name.
+        UserError: an unknown name, or a network that does not read one of its `parameters`.
         ValueError: a network that cannot be built; names the key.
     """
     rest = dict(options)
-    kind = NETWORKS[rest.pop("name", "unet")]
+    name = rest.pop("name", "unet")
+    kind, parameters = NETWORKS[name], network_parameters(name, rest.pop("parameters", ()))
     if (stem := rest.pop("stem", None)) is None:
         stem = AUTOMATIC_STEM if block > LARGEST_BLOCK_WITHOUT_STEM else 0
     elif stem and not condition_channels:
         raise ValueError(f"network.stem={stem}: has no effect, this task has no condition planes; leave it out")
     channels, attention = tuple(rest.pop("channels")), tuple(rest.pop("attention"))
     shape = UNetShape(channels=channels, attention=attention, stem=stem, **rest)
-    return kind(shape, in_channels, condition_channels, attribute_channels)
+    return kind(shape, in_channels, condition_channels, attribute_channels, **parameters)
+
+
+def network_parameters(name: str, words: Iterable[str]) -> dict[str, float]:
+    """A network's own options, from `network.parameters`.
+
+    Raises:
+        UserError: an unknown network, or one that does not read an option, or an option outside its range.
+    """
+    return read_parameters("network.parameters", words, f"the network {name}", NETWORKS[name].options)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from medaug.networks.autoencoder import LatentCodec
 from medaug.networks.codecs import BlockCodec, Codec, Stride
 from medaug.options import CodecOptions
-from medaug.tables import Table
+from medaug.tables import Ranges, Table, read_parameters
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,23 @@ class CodecType:
 
     Attributes:
         build: function of stride, image channels and options that returns a codec, neither trained nor fitted.
-        halvings: how often the codec halves the sides.
+        halvings: function of the options that returns how often the codec halves the sides.
+        options: range of the codec's own options, which `codec.parameters` sets and both functions get by name.
+        defaults: what other keys of `codec` are if the codec is chosen by codec=NAME.
     """
 
-    build: Callable[[Stride, int, CodecOptions], Codec]
-    halvings: Callable[[CodecOptions], int]
+    build: Callable[..., Codec]
+    halvings: Callable[..., int]
+    options: Ranges = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def parameters(self, options: CodecOptions) -> dict[str, float]:
+        """The codec's own options.
+
+        Raises:
+            UserError: the codec does not read one of them, or it is outside its range.
+        """
+        return read_parameters("codec.parameters", options.parameters, f"the codec {options.name}", self.options)
 
 
 IDENTITY = CodecType(
@@ -42,7 +54,8 @@ CODECS: Table[CodecType] = Table("codecs", "codec", CodecType, key="codec.name")
 
 def codec_stride(options: CodecOptions, spatial_dims: int) -> Stride:
     """Voxels per block along each axis; 1 along the third axis with a 2D network."""
-    side = 2 ** CODECS[options.name].halvings(options)
+    codec = CODECS[options.name]
+    side = 2 ** codec.halvings(options, **codec.parameters(options))
     return side, side, side if spatial_dims == 3 else 1
 
 
@@ -55,7 +68,8 @@ def build_codec(options: Mapping[str, Any], image_channels: int, spatial_dims: i
         spatial_dims: dimensions of the network; with 2, each axial slice is encoded by itself.
 
     Raises:
-        UserError: there is no codec of that name.
+        UserError: there is no codec of that name, or it does not read one of its `parameters`.
     """
     chosen = CodecOptions(**options)
-    return CODECS[chosen.name].build(codec_stride(chosen, spatial_dims), image_channels, chosen)
+    codec = CODECS[chosen.name]
+    return codec.build(codec_stride(chosen, spatial_dims), image_channels, chosen, **codec.parameters(chosen))

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from medaug.networks.condition import Condition
+from medaug.tables import Ranges
 
 _PLANE_WEIGHTS = ("stem.", "mlp_shared.", "controlnet_cond_embedding.")
 """Fragments of the names of weights that only see condition planes, in the stem, SPADE and the ControlNet."""
@@ -106,7 +107,14 @@ class ConditionalUNet(nn.Module, ABC):
         in_channels: number C of channels of x.
         condition_channels: number K of channels of `Condition.planes`; 0 for a network without planes.
         attribute_channels: length A of `Condition.attributes`; 0 for a network without attributes.
+
+    Attributes:
+        options: range of further arguments, all numbers, which `network.parameters` sets.
+        defaults: what other keys of `network` are if the network is chosen by network=NAME.
     """
+
+    options: ClassVar[Ranges] = {}
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, shape: UNetShape, in_channels: int, condition_channels: int, attribute_channels: int) -> None:
         super().__init__()

@@ -102,6 +102,7 @@ class CodecOptions:
     checkpoint: str | None = path_option(
         "codec.ckpt of an earlier training, used instead of training a codec", applies_when=_KL_MADE
     )
+    parameters: list[str] = option("options of a codec that another package adds, as in [levels:2]", [], identity=None)
 
 
 @dataclass
@@ -128,6 +129,9 @@ class NetworkOptions:
         limits=at_least(0),
     )
     gradient_checkpointing: bool = option("recompute activations in the backward pass to save memory", False)
+    parameters: list[str] = option(
+        "options of a network that another package adds, as in [factor:0.5]", [], identity=None
+    )
 
 
 @dataclass

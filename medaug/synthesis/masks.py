@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -73,9 +73,11 @@ class MaskSource:
     Attributes:
         load: makes the masks from the options; raises a UserError that names the key if the options do not fit. The
             image model is None while it trains, when the masks are for scoring its samples.
+        defaults: what other keys of `masks` are if the source is chosen by masks=NAME.
     """
 
     load: Callable[[MasksOptions, ImageModel | None], Masks]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 def touches_border(mask: Label) -> bool:

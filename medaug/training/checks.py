@@ -7,6 +7,8 @@ from medaug.data.cohorts import require_data
 from medaug.data.grid import check_intensity
 from medaug.diffusion.process import Process, build_process
 from medaug.errors import UserError
+from medaug.networks.build import network_parameters
+from medaug.networks.codec_table import CODECS
 from medaug.options import Options
 from medaug.training.hardware import check_device, check_processes
 
@@ -37,6 +39,8 @@ def check_training(options: Options) -> Process:
     if options.masks.checkpoint is not None:
         raise UserError("masks.checkpoint: while a model trains, no mask generator is used", "leave it out")
     check_intensity(options.data)
+    CODECS[options.codec.name].parameters(options.codec)
+    network_parameters(options.network.name, options.network.parameters)
     require_data(options.data)
     try:
         return build_process(**part(options, "process")["process"])

@@ -22,8 +22,6 @@ def check_sampling(process: Process, sampler: SamplerOptions, key: str = "sample
     """
     try:
         parameters = parse_parameters(sampler.parameters)
-        if text := [name for name, value in parameters.items() if isinstance(value, str)]:
-            raise ValueError(f"parameters: {text[0]} must be a number")
         sampling = Sampling(sampler.name, sampler.num_inference_steps, sampler.spacing, sampler.eta, parameters)
         sampling.check(process)
     except ValueError as error:
