@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from medaug.cohort.manifest import Case, Manifest
     from medaug.cohort.schema import LabelSchema
     from medaug.dicom.monai_reader import MedaugReader
+    from medaug.diffusion.guidance import Guidance
+    from medaug.diffusion.samplers import Sampling
     from medaug.errors import UserError
     from medaug.layouts import read_cohort
-    from medaug.options import GenerateOptions, MasksOptions, SamplerOptions
 
 __all__ = [
     "Case",
-    "GenerateOptions",
+    "Guidance",
     "LabelSchema",
     "Manifest",
-    "MasksOptions",
     "MedaugReader",
     "Model",
-    "SamplerOptions",
+    "Sampling",
     "SyntheticPairs",
     "UserError",
     "load",
@@ -37,9 +37,10 @@ _MODULES = {
     "medaug.cohort.manifest": ("Case", "Manifest"),
     "medaug.cohort.schema": ("LabelSchema",),
     "medaug.dicom.monai_reader": ("MedaugReader",),
+    "medaug.diffusion.guidance": ("Guidance",),
+    "medaug.diffusion.samplers": ("Sampling",),
     "medaug.errors": ("UserError",),
     "medaug.layouts": ("read_cohort",),
-    "medaug.options": ("GenerateOptions", "MasksOptions", "SamplerOptions"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from medaug.cohort.provenance import Recipe
+from medaug.cohort.schema import LabelSchema
 from medaug.data.cases import ModelCase
+from medaug.diffusion.guidance import Guidance
 from medaug.diffusion.noise import named_seed
+from medaug.diffusion.samplers import Sampling
 from medaug.errors import UserError
 from medaug.files import file_sha256
 from medaug.keys import check_values, keys
@@ -26,12 +29,14 @@ from medaug.processes import choose_device, process_count, process_rank
 from medaug.synthesis.generation import on_host_grid, sample_images
 from medaug.synthesis.job import Job
 from medaug.synthesis.recipes import MOST_ATTEMPTS, Recipes, check_options, check_task
+from medaug.tables import no_such
 from medaug.training.checkpoint import Card, load_model
 from medaug.training.model import DiffusionModel
 
 PathLike = str | os.PathLike[str]
 Pair = dict[str, Any]
 """One image-mask pair, see `SyntheticPairs`."""
+_SAMPLING = Sampling()
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,8 @@ class Model:
         masks: ArrayLike,
         *,
         seed: int = 0,
-        guidance_scale: float = GenerateOptions.guidance_scale,
-        sampler: SamplerOptions | None = None,
+        guidance: Guidance | float = GenerateOptions.guidance_scale,
+        sampling: Sampling = _SAMPLING,
         attributes: Mapping[str, str | float] | None = None,
     ) -> torch.Tensor:
         """Sample one image for each mask.
@@ -84,8 +89,9 @@ class Model:
         Args:
             masks: label values (B, X, Y, Z) on the model's grid (`shape`); (X, Y, Z) is one mask.
             seed: image i depends on its mask, the seed and i alone.
-            guidance_scale: 0 ignores the mask, 1 is the plain conditional model, more exaggerates the mask.
-            sampler: sampler and number of steps; None: the default sampler.
+            guidance: its scale (0 ignores the mask, 1 is the plain conditional model, more exaggerates the mask), or a
+                `Guidance`.
+            sampling: sampler and number of steps.
             attributes: values of attributes by name, if the model was trained with any; the others are unknown.
 
         Returns:
@@ -96,12 +102,11 @@ class Model:
                 inputs besides masks, or the options do not fit the model.
         """
         indices = self._indices(masks)
-        named = [f"{name}:{value}" for name, value in (attributes or {}).items()]
-        generate = GenerateOptions(guidance_scale=float(guidance_scale), attributes=named)
-        steps = sampler or SamplerOptions()
+        generate = _generate_options(guidance, attributes or {}, self.card.schema, seed)
+        sampler = _sampler_options(sampling)
         check_task(self.network.task, self.card, self.path)
-        check_values(Options(generate=generate, sampler=steps), "generate", keys())
-        check_options(self.network.process, self.card.schema, generate, steps, self.card.attributes)
+        check_values(Options(generate=generate, sampler=sampler), "generate", keys())
+        check_options(self.network.process, self.card.schema, generate, sampler, self.card.attributes)
         known = self.card.attributes.requested(generate.attributes)
         recipes = [
             Recipe(
@@ -111,18 +116,23 @@ class Model:
                 host_subject="",
                 mask_source="given",
                 mask_parameters={},
-                guidance_scale=guidance_scale,
-                sampler=steps.name,
-                num_inference_steps=steps.num_inference_steps,
-                eta=steps.eta,
+                guidance_scale=generate.guidance_scale,
+                guidance_interval=generate.guidance_interval,
+                guidance_rescale=generate.guidance_rescale,
+                negative_classes=generate.negative_classes,
+                sampler=sampling.name,
+                num_inference_steps=sampling.steps,
+                eta=sampling.eta,
+                parameters=dict(sampling.parameters),
                 seed=named_seed(seed, "sample", i),
                 checkpoint=self.sha256,
-                spacing=steps.spacing,
+                spacing=sampling.spacing,
                 attributes=known,
             )
             for i in range(len(indices))
         ]
-        return torch.from_numpy(sample_images(self.network, self.card.schema, recipes, list(indices), guidance_scale))
+        scale = generate.guidance_scale
+        return torch.from_numpy(sample_images(self.network, self.card.schema, recipes, list(indices), scale))
 
     def _indices(self, masks: ArrayLike) -> NDArray[np.uint8]:
         """Class indices (B, X, Y, Z) of masks."""
@@ -133,6 +143,54 @@ class Model:
                 "resample them to the model's grid",
             )
         return self.card.schema.to_indices(array.reshape(-1, *self.shape), "masks")
+
+
+def _generate_options(
+    guidance: Guidance | float, attributes: Mapping[str, str | float], schema: LabelSchema, seed: int
+) -> GenerateOptions:
+    """The options that a command line would have.
+
+    Raises:
+        UserError: guidance leads away from a class that the schema does not have.
+    """
+    given = guidance if isinstance(guidance, Guidance) else Guidance(float(guidance))
+    if unknown := [index for index in given.negative if not 0 < index < schema.num_classes]:
+        raise UserError(
+            f"guidance: {unknown[0]} is no class index of the foreground",
+            f"choose from 1 to {schema.num_classes - 1}",
+        )
+    return GenerateOptions(
+        guidance_scale=given.scale,
+        guidance_interval=None if given.interval is None else list(given.interval),
+        guidance_rescale=given.rescale,
+        negative_classes=[schema.names[index] for index in given.negative],
+        attributes=[f"{name}:{value}" for name, value in attributes.items()],
+        seed=int(seed),
+    )
+
+
+def _sampler_options(sampling: Sampling) -> SamplerOptions:
+    """The options that a command line would have."""
+    return SamplerOptions(
+        name=sampling.name,
+        num_inference_steps=sampling.steps,
+        eta=sampling.eta,
+        spacing=sampling.spacing,
+        parameters=[f"{name}:{value!r}" for name, value in sampling.parameters.items()],
+    )
+
+
+def _masks_options(masks: str | Mapping[str, Any]) -> MasksOptions:
+    """The options that a command line would have.
+
+    Raises:
+        UserError: an unknown key.
+    """
+    given = {"source": masks} if isinstance(masks, str) else masks
+    known = [field.name for field in fields(MasksOptions)]
+    if unknown := [key for key in given if key not in known]:
+        raise no_such(f"masks: no key {unknown[0]}", unknown[0], known, f"(all: {', '.join(known)})")
+    return MasksOptions(**given)
 
 
 def load(path: PathLike) -> Model:
@@ -186,13 +244,14 @@ class SyntheticPairs(IterableDataset[Pair]):
     Args:
         checkpoint: a run folder or a checkpoint, as in `load`; the training's manifest.json lies beside the checkpoint,
             and its scans are needed too.
-        masks: name of a mask source, or its options.
+        masks: name of a mask source, or keys of `masks`, as in {"source": "deformed", "rotation": 3.0}.
         screen: called with each pair; if it returns False, the pair is made again with another seed, up to
             `MOST_ATTEMPTS` times.
         seed: root seed from which the seed of every pair is derived.
         num: number of pairs; None: no limit.
-        generate: guidance, attributes and batch size; its `num`, `seed` and `strip` are not used.
-        sampler: sampler and number of steps.
+        guidance: its scale, or a `Guidance`.
+        sampling: sampler and number of steps.
+        attributes: values of attributes by name, in place of the host's own.
 
     Raises:
         UserError: there is no such checkpoint, its training scans are missing or were changed, or the options do not
@@ -202,27 +261,24 @@ class SyntheticPairs(IterableDataset[Pair]):
     def __init__(
         self,
         checkpoint: PathLike,
-        masks: str | MasksOptions = "deformed",
+        masks: str | Mapping[str, Any] = "deformed",
         screen: Callable[[Pair], bool] | None = None,
         seed: int = 0,
         num: int | None = None,
-        generate: GenerateOptions | None = None,
-        sampler: SamplerOptions | None = None,
+        guidance: Guidance | float = GenerateOptions.guidance_scale,
+        sampling: Sampling = _SAMPLING,
+        attributes: Mapping[str, str | float] | None = None,
     ) -> None:
         if num is not None and num < 1:
             raise UserError(f"num={num}: must be at least 1", "give None for an unlimited number of pairs")
         self.checkpoint = _find_checkpoint(Path(checkpoint))
         self.screen = screen
         self.num = num
-        self._options = Options(
-            experiment="",
-            masks=MasksOptions(source=masks) if isinstance(masks, str) else masks,
-            generate=replace(generate or GenerateOptions(), seed=int(seed)),
-            sampler=sampler or SamplerOptions(),
-        )
+        self._options = Options(experiment="", masks=_masks_options(masks), sampler=_sampler_options(sampling))
+        loaded = _read(self.checkpoint)
+        self._options.generate = _generate_options(guidance, attributes or {}, loaded[1].schema, seed)
         check_values(self._options, "generate", keys())
-        self._loaded: tuple[Job, Recipes] | None = None
-        self._load()
+        self._loaded: tuple[Job, Recipes] | None = self._job(loaded)
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without model and scans, which a spawned process loads again."""
@@ -268,10 +324,12 @@ class SyntheticPairs(IterableDataset[Pair]):
 
     def _load(self) -> tuple[Job, Recipes]:
         if self._loaded is None:
-            path = self.checkpoint
-            job = Job.of(path, _read(path), self._options, path.parent.parent / "cache")
-            self._loaded = job, job.recipes()
+            self._loaded = self._job(_read(self.checkpoint))
         return self._loaded
+
+    def _job(self, loaded: tuple[str, Card, DiffusionModel]) -> tuple[Job, Recipes]:
+        job = Job.of(self.checkpoint, loaded, self._options, self.checkpoint.parent.parent / "cache")
+        return job, job.recipes()
 
 
 def _pair(card: Card, recipe: Recipe, host: ModelCase, mask: NDArray[np.uint8], image: NDArray[np.float32]) -> Pair:

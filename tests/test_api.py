@@ -19,13 +19,13 @@ from medaug.data.cohorts import split_cohort
 from medaug.data.contents import case_contents
 from medaug.data.preprocessing import Preprocessing
 from medaug.layouts import read_layout
-from medaug.options import DataOptions, GenerateOptions, MasksOptions, SamplerOptions
+from medaug.options import DataOptions
 from medaug.phantoms.head import write_cohort
 from medaug.synthesis.generation import generate_pairs
 from medaug.training.checkpoint import Card
 
 ROOT = Path(__file__).parents[1]
-FAST = SamplerOptions(num_inference_steps=1)
+FAST = medaug.Sampling(steps=1)
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +91,10 @@ def test_a_sample_depends_on_its_mask_and_the_seed_alone(run):
     model = medaug.load(run)
     masks = np.zeros((2, 32, 32, 32), np.uint8)
     masks[:, 4:8, 4:8, 4:8] = 4
-    both = model.sample(masks, sampler=FAST)
+    both = model.sample(masks, sampling=FAST)
     assert both.shape == (2, 4, 32, 32, 32) and both.abs().max() <= 1
-    assert torch.equal(model.sample(masks[0], sampler=FAST), both[:1]) and not torch.equal(both[0], both[1])
-    assert not torch.equal(model.sample(masks[0], sampler=FAST, seed=1), both[:1])
+    assert torch.equal(model.sample(masks[0], sampling=FAST), both[:1]) and not torch.equal(both[0], both[1])
+    assert not torch.equal(model.sample(masks[0], sampling=FAST, seed=1), both[:1])
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_sample_depends_on_its_mask_and_the_seed_alone(run):
 )
 def test_masks_that_the_model_cannot_use(run, masks, said):
     with pytest.raises(medaug.UserError, match=said) as caught:
-        medaug.load(run).sample(masks, sampler=FAST)
+        medaug.load(run).sample(masks, sampling=FAST)
     assert "\n" not in str(caught.value)
 
 
@@ -117,25 +117,28 @@ def test_missing_checkpoints_and_invalid_options_are_refused(run, tmp_path):
         medaug.load(tmp_path)
     with pytest.raises(medaug.UserError, match="absent.ckpt: no such checkpoint"):
         medaug.SyntheticPairs(tmp_path / "absent.ckpt")
-    with pytest.raises(medaug.UserError, match="num=0: at least 1"):
+    with pytest.raises(medaug.UserError, match="num=0: must be at least 1"):
         medaug.SyntheticPairs(run, num=0)
     for options, said in (
         ({"masks": "nothing"}, "masks.source=nothing: not one of real, deformed"),
-        ({"masks": MasksOptions(elastic=-1.0)}, "masks.elastic=-1: must be at least 0"),
-        ({"masks": MasksOptions("real", rotation=3.0)}, "has no effect without masks.source=deformed; leave it out"),
-        ({"generate": GenerateOptions(guidance_interval=[0.5])}, "must have 2 ascending values"),
-        ({"generate": GenerateOptions(guidance_scale=1.0, negative_classes=["tumour"])}, "with guidance_scale=1.0"),
+        ({"masks": {"elastic": -1.0}}, "masks.elastic=-1: must be at least 0"),
+        ({"masks": {"rotate": 3.0}}, "masks: no key rotate; did you mean rotation"),
+        ({"masks": {"source": "real", "rotation": 3.0}}, "has no effect without masks.source=deformed; leave it out"),
+        ({"guidance": medaug.Guidance(1.0, negative=(1,))}, "with guidance_scale=1.0"),
+        ({"guidance": medaug.Guidance(2.0, negative=(9,))}, "guidance: 9 is no class index of the foreground"),
+        ({"sampling": medaug.Sampling("heunn")}, "sampler.name=heunn: not one of .*did you mean heun"),
+        ({"sampling": medaug.Sampling(parameters={"power": 2.0})}, "the sampler dpmpp_2m does not read it"),
     ):
         with pytest.raises(medaug.UserError, match=said):
             medaug.SyntheticPairs(run, **options)
     with pytest.raises(medaug.UserError, match="guidance_scale=-1: must be at least 0"):
-        medaug.load(run).sample(np.zeros((32, 32, 32)), guidance_scale=-1)
+        medaug.load(run).sample(np.zeros((32, 32, 32)), guidance=-1)
     with pytest.raises(medaug.UserError, match="attributes: the model has no attribute site"):
         medaug.load(run).sample(np.zeros((32, 32, 32)), attributes={"site": "A"})
 
 
 def test_pairs_are_those_that_generate_writes(run, tmp_path):
-    pairs = medaug.SyntheticPairs(run, sampler=FAST, num=5, seed=3)
+    pairs = medaug.SyntheticPairs(run, sampling=FAST, num=5, seed=3)
     job, recipes = pairs._load()
     generate_pairs(job.model, job.card, recipes, 5, job.generate.batch_size, tmp_path)
     made = by_index(pairs)
@@ -151,12 +154,12 @@ def test_pairs_are_those_that_generate_writes(run, tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_workers_changes_no_pair(run, workers):
-    pairs = medaug.SyntheticPairs(run, sampler=FAST, num=9, generate=medaug.GenerateOptions(batch_size=2))
+    pairs = medaug.SyntheticPairs(run, sampling=FAST, num=9)
     assert_equal_pairs(by_index(pairs), by_index(DataLoader(pairs, batch_size=None, num_workers=workers)))
 
 
 def test_processes_share_the_pairs(run, monkeypatch):
-    pairs = medaug.SyntheticPairs(run, sampler=FAST, num=9)
+    pairs = medaug.SyntheticPairs(run, sampling=FAST, num=9)
     found = []
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
@@ -166,9 +169,9 @@ def test_processes_share_the_pairs(run, monkeypatch):
 
 
 def test_a_refused_pair_is_made_again_and_the_others_are_unchanged(run):
-    plain = by_index(medaug.SyntheticPairs(run, sampler=FAST, num=4))
+    plain = by_index(medaug.SyntheticPairs(run, sampling=FAST, num=4))
     refused = plain[1]["recipe"]
-    screened = by_index(medaug.SyntheticPairs(run, screen=lambda pair: pair["recipe"] != refused, sampler=FAST, num=4))
+    screened = by_index(medaug.SyntheticPairs(run, screen=lambda pair: pair["recipe"] != refused, sampling=FAST, num=4))
     assert '"attempt": 0' in refused and '"attempt": 1' in screened[1]["recipe"]
     del plain[1], screened[1]
     assert_equal_pairs(plain, screened)
@@ -177,7 +180,7 @@ def test_a_refused_pair_is_made_again_and_the_others_are_unchanged(run):
 def test_a_screen_that_refuses_everything_ends_with_a_message(run, monkeypatch):
     monkeypatch.setattr("medaug.api.MOST_ATTEMPTS", 3)
     seen = []
-    pairs = medaug.SyntheticPairs(run, screen=lambda pair: bool(seen.append(pair)), sampler=FAST)
+    pairs = medaug.SyntheticPairs(run, screen=lambda pair: bool(seen.append(pair)), sampling=FAST)
     with pytest.raises(medaug.UserError, match="pair 0: the screen refused 3 attempts"):
         next(iter(pairs))
     assert len(seen) == 3
