@@ -25,7 +25,7 @@ from medaug.cohort import LabelSchema, Manifest
 from medaug.cohort.manifest import Case
 from medaug.cohort.tables import read_attributes, read_splits, read_subjects
 from medaug.dicom.convert import convert_case
-from medaug.dicom.headers import scan_here
+from medaug.dicom.headers import scan_in_process
 from medaug.dicom.privacy import Private, load_private, name_studies, save_private
 from medaug.dicom.tree import plan_cohort
 from medaug.errors import UserError
@@ -188,7 +188,7 @@ def read_dicom(path: Path) -> None:
     """
     rules = NO_RULES.__class__(modalities={"T1": {"SeriesDescription": "t1"}}, structures={"core": "core"})
     schema = LabelSchema(((0, "background"), (1, "core")))
-    tree = scan_here(path.parent)
+    tree = scan_in_process(path.parent)
     studies = name_studies({series.study_uid: series.patient_id for series in tree.series}, Private("0" * 64), True)
     plan = plan_cohort(tree, rules, schema, studies, path.parent)
     wrong = {finding: files for finding, files in plan.files.items() if finding.severity == "error"}

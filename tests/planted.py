@@ -129,7 +129,7 @@ FAULTS: dict[str, Fault] = {
     "label with NaN": Fault("label-not-whole", "error", "(nan; in 1", rewrite("seg", put(np.nan))),
     "nothing labelled": Fault("empty-label", "warning", "background only", rewrite("seg", np.zeros_like)),
     "all ignored": Fault("empty-label", "warning", "background only", rewrite("seg", lambda a: np.full_like(a, 9))),
-    "label in the air": Fault("label-outside-body", "warning", "for 100% of its", rewrite("seg", moved)),
+    "label in the air": Fault("label-outside-body", "warning", "has 100% of its", rewrite("seg", moved)),
     # twice
     "same image": Fault(
         "same-content", "error", "T1 holds the same voxels as T1 of good_00", lambda r, c: copied(r, c, "t1")
@@ -137,7 +137,7 @@ FAULTS: dict[str, Fault] = {
     "same image, mirrored": Fault(
         "mirrored-content",
         "error",
-        "of good_00, mirrored or turned",
+        "of good_00, mirrored or rotated",
         lambda r, c: copied(r, c, "t1", "t2", mirrored=True),
     ),
     "same image in another split": Fault(
@@ -146,7 +146,7 @@ FAULTS: dict[str, Fault] = {
         "of good_00, another subject in the split train",
         copied_into_test,
     ),
-    "same label": Fault("same-label", "warning", "voxel by voxel that of good_00", lambda r, c: copied(r, c, "seg")),
+    "same label": Fault("same-label", "warning", "identical to that of good_00", lambda r, c: copied(r, c, "seg")),
     "modality copied": Fault(
         "same-content",
         "warning",
@@ -157,7 +157,7 @@ FAULTS: dict[str, Fault] = {
     "neither sform nor qform": Fault(
         "no-orientation",
         "warning",
-        "which side is left is a guess (its axes were taken to be LAS)",
+        "which side is left is a guess (its axes were assumed to be LAS)",
         spoil_header(*NO_FORMS),
     ),
     "slice distance lost": Fault(
@@ -173,7 +173,7 @@ FAULTS: dict[str, Fault] = {
         spoil_header(NO_FORMS[1], ("pixdim", 3, 5)),
     ),
     "qform not quite a rotation": Fault(
-        "qform-not-rotation", "warning", "1.001 long, not 1", spoil_header(NO_FORMS[0], ("quatern_d", (), 1.001))
+        "qform-not-rotation", "warning", "has length 1.001, not 1", spoil_header(NO_FORMS[0], ("quatern_d", (), 1.001))
     ),
     "qform no rotation": Fault(
         "bad-affine",
@@ -187,7 +187,7 @@ FAULTS: dict[str, Fault] = {
     "scaled coarsely": Fault(
         "label-rounded",
         "note",
-        "holds 1.0039216 and the like for whole numbers",
+        "holds values near whole numbers, such as 1.0039216",
         rewrite("seg", lambda a: np.where(a == 1, 64 * 4 / 255, a).astype("f4")),
     ),
     "almost a value outside the schema": Fault(
@@ -271,9 +271,9 @@ FAULTS: dict[str, Fault] = {
         "label values 255",
         rewrite("seg", lambda a: np.where(a > 0, 255, 0).astype("u1")),
     ),
-    "same image, turned": Fault("mirrored-content", "error", "of good_00, mirrored or turned", turned_copy),
+    "same image, turned": Fault("mirrored-content", "error", "of good_00, mirrored or rotated", turned_copy),
     "image of another subject's label": Fault(
-        "same-label", "warning", "voxel by voxel that of good_01", label_of_good_01
+        "same-label", "warning", "identical to that of good_01", label_of_good_01
     ),
 }
 

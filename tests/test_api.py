@@ -33,7 +33,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs/demo: phantoms and a model with random weights."""
     home = tmp_path_factory.mktemp("api")
     write_cohort(home / "phantoms", 4, (32, 32, 32), 0)
-    cohort = split_cohort(read_layout(home / "phantoms", "brats2020").sound(), DataOptions(name="phantom"))
+    cohort = split_cohort(read_layout(home / "phantoms", "brats2020").valid_manifest(), DataOptions(name="phantom"))
     train = home / "runs" / "demo" / "train"
     cohort.save(train / "manifest.json")
     options = model_options() | {"data": {}, "task": {}}

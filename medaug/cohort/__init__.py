@@ -1,4 +1,4 @@
-"""The ground floor: cohorts (cases, subjects, splits, labels) and where a synthetic case came from."""
+"""Cohorts (cases, subjects, splits, labels), and the provenance of synthetic cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One fault of a case or a cohort: what is wrong, and what to do about it."""
+"""`Finding`: one problem of a case or a cohort, and what to do about it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Finding:
     The fields are the data; the text is composed from them last, and no code searches it.
 
     Attributes:
-        case: name of the case, or of the cohort where no single case is at fault.
-        severity: "error" prevents the manifest from being written; "warning" should be looked at; "note" is worth
-            knowing.
-        code: the kind of fault, one per check, in words with hyphens ("shape-differs").
-        what: the fault, with the numbers; without the path where `path` is given.
+        case: name of the case, or of the cohort if no single case is at fault.
+        severity: "error" prevents the manifest from being written; "warning" should be looked at; "note" is
+            information.
+        code: the kind of problem, one per check, in words with hyphens ("shape-differs").
+        what: the problem, with the numbers; without the path if `path` is given.
         remedy: what the user can do about it.
-        path: the file at fault, where the finding shows its whole path.
+        path: full path of the file at fault, if the finding is to show it.
     """
 
     case: str
@@ -39,7 +39,7 @@ class Finding:
 
     @property
     def statement(self) -> str:
-        """What is wrong, with the path in front if there is one."""
+        """What is wrong, preceded by the path if there is one."""
         return sentence(self.what, self.path)
 
     def to_mapping(self) -> dict[str, str | None]:
@@ -48,6 +48,6 @@ class Finding:
 
     @classmethod
     def from_error(cls, case: str, code: str, error: UserError) -> Finding:
-        """Return an error of a reader as a finding, with its path and with what it quotes of the file."""
+        """Turn a reader's error into a finding; its path and the detail that it quotes are kept."""
         path = None if error.path is None else str(error.path)
         return cls(case, "error", code, error.full, error.remedy, path)

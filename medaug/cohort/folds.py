@@ -1,4 +1,4 @@
-"""Folds for cross-validation, and fewer labels than there are."""
+"""Folds for cross-validation, and studies with fewer labels."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from medaug.errors import UserError
 
 
 def kfold(cases: Iterable[Case], k: int, seed: int, strata: Strata | None = None) -> dict[str, int]:
-    """Divide the subjects of the splits "train" and "val" into folds; those of "test" stay out.
+    """Divide the subjects of the splits "train" and "val" into folds; test subjects are in no fold.
 
-    Subjects are dealt out in turn, stratum after stratum, so that the folds differ by at most one subject, as a
-    whole and in every stratum (see `medaug.cohort.splits.ranked_strata`).
+    Subjects are assigned to the folds in turn, one stratum after another, so that fold sizes differ by at most one
+    subject, both overall and within each stratum (see `medaug.cohort.splits.ranked_strata`).
 
     Returns:
         Subject -> fold, 0..k-1.
@@ -25,20 +25,20 @@ def kfold(cases: Iterable[Case], k: int, seed: int, strata: Strata | None = None
     groups = ranked_strata([case for case in cases if case.split != "test"], seed, strata)
     subjects = [subject for group in groups for subject in group]
     if len(subjects) < k:
-        raise UserError(f"folds={k}: there are {len(subjects)} subjects beside the test split", "choose fewer folds")
+        raise UserError(f"folds={k}: only {len(subjects)} subjects are outside the test split", "choose fewer folds")
     return {subject: index % k for index, subject in enumerate(subjects)}
 
 
 def hold_out_fold(
     cases: Iterable[Case], k: int, fold: int, seed: int, strata: Strata | None = None
 ) -> tuple[Case, ...]:
-    """Give the cases of one fold of `kfold` the split "val", those of the others "train"; "test" stays.
+    """Give the cases of one fold of `kfold` the split "val" and those of the other folds "train"; "test" stays.
 
     Returns:
         The cases in the order given.
 
     Raises:
-        UserError: as `kfold`, or there is no such fold.
+        UserError: as for `kfold`, or there is no such fold.
     """
     cases = tuple(cases)
     folds = kfold(cases, k, seed, strata)
@@ -51,18 +51,20 @@ def hold_out_fold(
 
 
 def splits_final(cases: Iterable[Case], k: int, seed: int, strata: Strata | None = None) -> list[dict[str, list[str]]]:
-    """Return `kfold` as nnU-Net's splits_final.json has it: per fold the names of the cases in "train" and "val".
+    """Return the folds of `kfold` as nnU-Net's splits_final.json lists them: the "train" and "val" cases of each fold.
 
-    Only labelled cases are named, for nnU-Net knows no others.
+    Only labelled cases are listed, because nnU-Net does not support unlabelled ones.
 
     Raises:
-        UserError: as `kfold`, or fewer labelled subjects than folds.
+        UserError: as for `kfold`, or there are fewer labelled subjects than folds.
     """
     cases = tuple(cases)
     folds = kfold(cases, k, seed, strata)
     fold_of = {case.name: folds[case.subject] for case in cases if case.subject in folds and case.label is not None}
     if (used := len(set(fold_of.values()))) < k:
-        raise UserError(f"folds={k}: the labelled subjects beside the test split fill {used}", "choose fewer folds")
+        raise UserError(
+            f"folds={k}: the labelled subjects outside the test split fill only {used}", "choose fewer folds"
+        )
     return [
         {
             "train": sorted(name for name, fold in fold_of.items() if fold != val),
@@ -73,9 +75,9 @@ def splits_final(cases: Iterable[Case], k: int, seed: int, strata: Strata | None
 
 
 def hide_labels(cases: Iterable[Case], num: int, seed: int) -> tuple[Case, ...]:
-    """Keep the labels of `num` subjects of the split "train"; the others' cases there become unlabelled.
+    """Keep the labels of `num` training subjects; the cases of all other training subjects become unlabelled.
 
-    The choice goes by a hash of (seed, subject): a smaller `num` keeps a part of what a larger one keeps.
+    Subjects are ranked by a hash of (seed, subject), so a smaller `num` keeps a subset of what a larger one keeps.
 
     Returns:
         The cases in the order given.

@@ -1,4 +1,4 @@
-"""The Manifest: which files make a cohort, in the terms of an MSD dataset.json plus `subject` and `split`."""
+"""The Manifest: the files of a cohort, in the format of an MSD dataset.json plus `subject` and `split`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from medaug.inputs import read_json
 
 SPLITS = ("train", "val", "test")
 IMAGE_COUNT = "image-count"
-"""Code of the problem of a case that has neither one image file nor one for each modality."""
+"""Code of the problem that a case has neither one image file nor one per modality."""
 SPACING = "spacing"
-"""The attribute that no manifest holds: the voxel size, which the scan's own geometry says."""
+"""Name of the voxel size as an attribute. No manifest may contain it: it is read from the scan's geometry."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One scan: file paths relative to the manifest's root, `label` None where unlabelled.
+    """One scan. Paths are relative to the manifest's root; `label` is None if the scan is unlabelled.
 
-    `images` has one file per modality, or a single 4-D file that holds them all. `attributes` are what is known of the
-    scan beside its voxels (site, contrast, grade), each a text or a number by its name; what is not known is absent.
+    `images` has one file per modality, or a single 4-D file with all modalities. `attributes` maps names (site,
+    contrast, grade) to texts or numbers that describe the scan; an unknown attribute is absent.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A cohort, real or synthetic. `root` is the folder that the paths in `cases` start from."""
+    """A cohort, real or synthetic. Paths in `cases` are relative to the folder `root`."""
 
     name: str
     description: str
@@ -53,30 +53,30 @@ class Manifest:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Manifest:
-        """Read and validate a manifest (or a plain MSD dataset.json) without looking at its data files.
+        """Read and validate a manifest (or a plain MSD dataset.json) without opening its data files.
 
         Args:
             path: JSON file.
             root: folder of the data; by default the file's own "root", relative to the folder of the file.
 
         Raises:
-            UserError: one line that names the file, the reason and the way out.
+            UserError: one line that names the file, the reason and the remedy.
         """
         path = Path(path)
-        data = read_json(path, "mend or restore it; the documentation has the format of a manifest")
+        data = read_json(path, "correct or restore it; the documentation describes the format of a manifest")
         if root is None:
             stored = data.get("root", ".")
             if not isinstance(stored, str):
-                raise UserError("root is not a string", 'write "root": "."', path=path)
+                raise UserError("root is not a text", 'write "root": "."', path=path)
             root = path.parent / stored
         return cls.from_mapping(data, root, str(path))
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any], root: str | os.PathLike[str], source: str) -> Manifest:
-        """Build and validate a manifest from the content of its JSON; `source` is named in errors.
+        """Build and validate a manifest from the content of its JSON file; errors name `source`.
 
-        As in an MSD dataset.json, a case without "name" is named after its first image, one without "subject"
-        is its own subject, and one without "split" is for training.
+        As in an MSD dataset.json, a case without "name" is named after its first image, a case without "subject"
+        is its own subject, and a case without "split" is in "train".
         """
         entries = data.get("training")
         if not isinstance(entries, list) or not entries:
@@ -94,7 +94,7 @@ class Manifest:
         return manifest
 
     def to_mapping(self) -> dict[str, Any]:
-        """Return the JSON content without "root", which depends on where the file goes."""
+        """Return the JSON content without "root", which depends on where the file is written."""
         return {
             "name": self.name,
             "description": self.description,
@@ -116,13 +116,13 @@ class Manifest:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Validate and write the manifest, whole or not at all.
+        """Validate the manifest and write it atomically.
 
-        A root inside the folder of `path` is stored relative to it, so that the two can be moved together;
+        A root inside the folder of `path` is stored as a relative path, so that file and data can be moved together;
         any other root is stored as an absolute path.
 
         Raises:
-            UserError: an invalid manifest, a full disk, or a folder that cannot be written.
+            UserError: the manifest is invalid, the disk is full, or the folder is not writable.
         """
         path = Path(path)
         self.validate(str(path))
@@ -145,21 +145,21 @@ class Manifest:
         return [Path(self.root, image) for image in case.images]
 
     def label_path(self, case: Case) -> Path | None:
-        """Return the label file of a case, None where it is unlabelled."""
+        """Return the label file of a case, or None if it is unlabelled."""
         return None if case.label is None else Path(self.root, case.label)
 
     def files(self, case: Case) -> list[Path]:
-        """Return every file of a case: its images, and its label where it has one."""
+        """Return every file of a case: its images, then its label if it has one."""
         label = self.label_path(case)
         return [*self.image_paths(case), *([] if label is None else [label])]
 
     def validate(self, source: str) -> None:
-        """Raise UserError with the first of `problems`, naming `source`."""
+        """Raise the first of `problems`, if there is one, with `source` named."""
         for problem in self.problems():
             raise problem.within(source)
 
     def problems(self) -> Iterator[UserError]:
-        """Yield everything that is inconsistent without looking at a data file, with the code of its finding."""
+        """Yield every inconsistency that shows without opening a data file, with the code of its finding."""
         if not self.cases:
             yield UserError("the manifest is empty", 'list cases under "training"', code="empty-manifest")
         for name, count in Counter(case.name for case in self.cases).items():
@@ -182,7 +182,7 @@ class Manifest:
         for subject, names in splits.items():
             if len(names) > 1:
                 found = ", ".join(sorted(names))
-                what = f"subject {subject} is in the splits {found}"
+                what = f"subject {subject} is in several splits ({found})"
                 yield UserError(what, "keep all its cases in one split", code="subject-in-two-splits")
         yield from attribute_problems(self.cases)
 
@@ -193,13 +193,13 @@ def case_name(image: str) -> str:
 
 
 def attribute_problems(cases: Iterable[Case]) -> Iterator[UserError]:
-    """Yield which attributes of cases do not go together."""
+    """Yield an error for each attribute that is not allowed, or is a text in one case and a number in another."""
     first: dict[str, Case] = {}
     for case in cases:
         for name, value in case.attributes.items():
             other = first.setdefault(name, case)
             if name == SPACING:
-                what = f"case {case.name} has an attribute {SPACING}, which its geometry says"
+                what = f"case {case.name} has an attribute {SPACING}, which is reserved for the voxel size"
                 yield UserError(what, "rename or remove it", code="manifest")
             elif isinstance(value, str) != isinstance(other.attributes[name], str):
                 what = (
@@ -209,10 +209,10 @@ def attribute_problems(cases: Iterable[Case]) -> Iterator[UserError]:
 
 
 def attributes_from(value: Any, where: str) -> dict[str, str | float]:
-    """Attributes of a case from the content of a JSON file; those that are null are not known.
+    """Return the attributes of a case from the content of a JSON file; an attribute that is null is unknown.
 
     Raises:
-        UserError: something else than texts and finite numbers by their names; `where` is named.
+        UserError: the content is not a mapping from names to texts or finite numbers; the error names `where`.
     """
     if not isinstance(value, dict):
         raise UserError(f"{where}: attributes are {value!r:.60}", 'write {"site": "A", "grade": 2}')
@@ -247,16 +247,16 @@ def _case(entry: Any, source: str) -> Case:
     texts = {key: entry[key] for key in ("name", "label", "subject", "split") if entry.get(key) is not None}
     for key, text in texts.items():
         if not isinstance(text, str) or not text:
-            raise UserError(f"{source}: {key} {text!r:.60} of {images[0]} is not a text", "mend or remove it")
+            raise UserError(f"{source}: {key} {text!r:.60} of {images[0]} is not a text", "correct or remove it")
     name = texts.get("name", case_name(images[0]))
-    label, told = texts.get("label"), entry.get("attributes")
+    label, attributes = texts.get("label"), entry.get("attributes")
     return Case(
         name=name,
         images=tuple(PurePosixPath(image).as_posix() for image in images),  # "./a" becomes "a"
         label=None if label is None else PurePosixPath(label).as_posix(),
         subject=texts.get("subject", name),
         split=texts.get("split", "train"),
-        attributes={} if told is None else attributes_from(told, f"{source}: case {name}"),
+        attributes={} if attributes is None else attributes_from(attributes, f"{source}: case {name}"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Where a synthetic pair came from: its Recipe, and the append-only record of every attempt."""
+"""Provenance of synthetic pairs: the Recipe of a pair, and the append-only file with a record of every attempt."""
 
 from __future__ import annotations
 
@@ -26,38 +26,38 @@ _KINDS: dict[str, tuple[type, type]] = {
     "screening": (dict, dict),
     "screener": (str, object),
 }
-"""Fields of a record: their type, and that of their parts."""
+"""Fields of a record: the type of the value, and of the items in it."""
 
 _DIGEST = "digest"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that makes one synthetic pair; the same recipe and checkpoint give the same pair.
+    """Everything that determines one synthetic pair; the same recipe and checkpoint give the same pair.
 
     Attributes:
         index: number of the pair.
-        attempt: 0 for the first try; a rejected pair is tried again under the next number.
+        attempt: 0 for the first attempt; after a rejection the next number is tried.
         host: name of the real training case whose grid (and, before deformation, mask) is used.
-        host_subject: the person behind it.
+        host_subject: its subject.
         mask_source: name of the mask source ("real", "deformed", ...).
-        mask_parameters: what the mask source needs beside the host, JSON values only.
+        mask_parameters: what the mask source needs besides the host, JSON values only.
         guidance_scale: classifier-free guidance; 1 is none, 0 ignores the mask.
         sampler: name of the sampler.
         num_inference_steps: steps of the sampler.
         eta: share of noise added per step (DDIM): 0 deterministic, 1 ancestral.
-        seed: of the noise of this pair.
+        seed: seed of this pair's noise.
         checkpoint: SHA-256 of the checkpoint file, hexadecimal.
-        spacing: of the sampler's steps.
-        guidance_interval: times between which there is guidance; None: at all times.
-        guidance_rescale: 0 to 1, how far guided contrast is brought back.
-        negative_classes: names of the classes without which the mask is what guidance leads away from; empty: from no
-            mask at all.
-        attributes: what the model knows of the scan, by name: texts, numbers, and "spacing" as three voxel sizes in
-            mm along R, A, S. Attributes that are not named are unknown.
+        spacing: how the sampler's time steps are distributed.
+        guidance_interval: the two times between which guidance is applied; None: at all times.
+        guidance_rescale: 0 to 1, how strongly the contrast of the guided sample is restored.
+        negative_classes: names of classes. Guidance moves away from the mask without these classes; if empty, from
+            the unconditional model.
+        attributes: attributes that the model is conditioned on, by name: texts, numbers, and "spacing" as three voxel
+            sizes in mm along R, A, S. Attributes that are not named are unknown.
         parameters: further options of the sampler, by name.
 
-    The fields with defaults were added later; a recipe without them was made with their defaults.
+    Fields with defaults were added later; a recipe without them was made with the defaults.
     """
 
     index: int
@@ -89,7 +89,7 @@ class Recipe:
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Recipe:
-        """Take the recipe out of a mapping that may hold more (a provenance record).
+        """Build a recipe from a mapping that may have more keys (a provenance record).
 
         Raises:
             UserError: a field without a default is missing.
@@ -98,13 +98,13 @@ class Recipe:
         missing = [name for name in needed if name not in mapping]
         if missing:
             raise UserError(
-                f"recipe: {', '.join(missing)} missing", "it was written by another version, generate again"
+                f"recipe: {', '.join(missing)} missing", "another version wrote it; generate the pairs again"
             )
         return cls(**{f.name: mapping[f.name] for f in fields(cls) if f.name in mapping})
 
     @classmethod
     def from_json(cls, line: str) -> Recipe:
-        """Return the inverse of `to_json`."""
+        """Parse what `to_json` returned."""
         try:
             mapping = json.loads(line)
         except ValueError as error:
@@ -116,31 +116,31 @@ PAIR = (
     *(f.name for f in fields(Recipe) if f.default is MISSING and f.default_factory is MISSING),
     *("name", "images", "label", "subjects"),
 )
-"""What the record of a pair holds."""
+"""Fields that the record of a pair must have."""
 REJECTED = ("name", "host", "host_subject", "checkpoint", "subjects", "screening")
-"""What the record of a rejected pair holds."""
+"""Fields that the record of a rejected pair must have."""
 REJECTED_FOLDER = "rejected"
 """Folder, within that of a run, with the records and, on request, the files of rejected pairs."""
 PREDICTION = ("subjects", "name", "checkpoint", "files", "scores")
-"""What the record of a prediction holds."""
+"""Fields that the record of a prediction must have."""
 
 
 def rank_file(folder: str | os.PathLike[str], rank: int) -> Path:
-    """The file in `folder` that one of several processes appends to; the first, or only, one has provenance.jsonl."""
+    """Return the file in `folder` that a process appends to: provenance.jsonl for rank 0, one per rank beyond."""
     return Path(folder) / ("provenance.jsonl" if rank == 0 else f"provenance.rank{rank}.jsonl")
 
 
 def append(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
-    """Add one record (a line of JSON) to a provenance.jsonl and wait until it is on the disk.
+    """Append one record (a line of JSON) to a provenance.jsonl and wait until it is on the disk.
 
-    A record holds "index", "attempt" and "subjects" (everyone whose data went into the pair), usually the
-    fields of a Recipe, and whatever the screening found. A line that a killed process left unfinished is cut
-    off first. One process at a time may write to a file; of several at work each takes its own (`rank_file`).
-    The line also gets a digest of the record, by which `read` sees what was changed later.
+    A record has "index", "attempt" and "subjects" (everyone whose data went into the pair), usually the fields of a
+    Recipe, and the results of screening. If a killed process left an unfinished line, that line is removed first.
+    Only one process may write to a file at a time; concurrent processes use one file each (`rank_file`). The line
+    also holds a digest of the record, so that `read` notices later changes.
 
     Raises:
         UserError: the disk is full.
-        ValueError: the record lacks its key or subjects, or is not JSON (NaN included).
+        ValueError: the record lacks its key or subjects, or cannot be written as JSON (NaN cannot).
     """
     missing = [key for key in ("index", "attempt", "subjects") if key not in record]
     if missing:
@@ -166,19 +166,19 @@ def append(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
             raise
 
 
-def read(path: str | os.PathLike[str], holds: Sequence[str] = ()) -> dict[tuple[int, int], dict[str, Any]]:
-    """Read a provenance.jsonl as {(index, attempt): record}, in the order written; {} when there is no file.
+def read(path: str | os.PathLike[str], required: Sequence[str] = ()) -> dict[tuple[int, int], dict[str, Any]]:
+    """Read a provenance.jsonl as {(index, attempt): record}, in the order written; {} if there is no file.
 
-    A last line without newline was cut short by a killed process and does not count. Where a key occurs twice
-    the later record holds. Records from before there were digests are not checked.
+    A last line without a newline was cut short by a killed process and is ignored. If a key occurs twice, the later
+    record counts. Records that were written before digests existed are not checked.
 
     Args:
         path: the file.
-        holds: fields that every record must have beside index and attempt, such as `PAIR`.
+        required: fields that every record must have besides index and attempt, such as `PAIR`.
 
     Raises:
-        UserError: the file cannot be read; or a line is not a record, lacks a field, or was changed after it was
-            written: its number is named.
+        UserError: the file cannot be read; or a line, which is named by its number, is not a record, lacks a field, or
+            was changed after it was written.
     """
     path = Path(path)
     if not os.path.lexists(path):
@@ -189,7 +189,7 @@ def read(path: str | os.PathLike[str], holds: Sequence[str] = ()) -> dict[tuple[
             if not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
                 break
             try:
-                record = _checked(json.loads(line), holds)
+                record = _checked(json.loads(line), required)
             except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 raise UserError(
@@ -209,33 +209,33 @@ def read(path: str | os.PathLike[str], holds: Sequence[str] = ()) -> dict[tuple[
     return records
 
 
-def read_all(folder: str | os.PathLike[str], holds: Sequence[str] = ()) -> dict[tuple[int, int], dict[str, Any]]:
-    """All records in `folder`, whichever process wrote them, as {(index, attempt): record} in the order of the keys.
+def read_all(folder: str | os.PathLike[str], required: Sequence[str] = ()) -> dict[tuple[int, int], dict[str, Any]]:
+    """Read the records of all processes in `folder` as {(index, attempt): record}, sorted by key.
 
     Raises:
-        UserError: as `read`.
+        UserError: as for `read`.
     """
     records: dict[tuple[int, int], dict[str, Any]] = {}
     for path in sorted(Path(folder).glob("provenance*.jsonl")):
-        records |= read(path, holds)
+        records |= read(path, required)
     return dict(sorted(records.items()))
 
 
-def _checked(record: Any, holds: Sequence[str]) -> dict[str, Any]:
-    """The record, if it has the fields that it must have, and each in its kind."""
-    for name in ("index", "attempt", *holds):
+def _checked(record: Any, required: Sequence[str]) -> dict[str, Any]:
+    """Return the record if it has all required fields, each of the right type; raise KeyError or TypeError if not."""
+    for name in ("index", "attempt", *required):
         if name not in record:
             raise KeyError(name)
-    for name, (kind, of) in _KINDS.items():
+    for name, (kind, item_kind) in _KINDS.items():
         value = record.get(name, kind())
-        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        if type(value) is not kind or not all(isinstance(part, of) for part in parts):
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if type(value) is not kind or not all(isinstance(item, item_kind) for item in items):
             raise TypeError(f"{name} is {value!r:.60}")
     return dict(record)
 
 
 def record_digest(record: Mapping[str, Any]) -> str:
-    """SHA-256 of a record, hexadecimal; the order of its keys does not matter."""
+    """Return the SHA-256 of a record, hexadecimal; the order of its keys does not matter."""
     return hashlib.sha256(json.dumps(dict(record), sort_keys=True).encode()).hexdigest()
 
 

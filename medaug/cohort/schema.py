@@ -1,4 +1,4 @@
-"""Label values in files, their names, and the contiguous class indices that networks see."""
+"""`LabelSchema`: label values in files, their names, and the consecutive class indices that networks use."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORE = 255
-"""The class index of voxels that nobody judged: they count in no loss and in no score."""
+"""Class index of voxels that nobody labelled: they count in no loss and in no score."""
 
 ROUNDING = 0.01
-"""Label values as near as this to a whole number are that number: what scaling by a header's slope leaves of it."""
+"""Label values this close to a whole number are read as it: scaling by a header's slope causes such rounding errors."""
 
-_LARGEST = 255  # value in a file; class indices end below IGNORE
-_MOST_SHOWN = 5  # wrong values in a message
-_PART = 1 << 20  # voxels mapped at a time
+_LARGEST = 255  # largest value in a file; class indices end below IGNORE
+_MOST_SHOWN = 5  # unknown values listed in a message
+_CHUNK = 1 << 20  # voxels mapped at a time
 
 
 @overload
@@ -40,13 +40,13 @@ class LabelSchema:
 
     Attributes:
         labels: (value in files, name) of each class, background (value 0) first; the order gives the class indices.
-        regions: (name, values of its classes); scored in place of the classes where there are any.
-        ignore: value of voxels that nobody judged, which is no class.
-        remap: (value in files, value of the class that it stands for, or `ignore`).
+        regions: (name, values of its classes); if there are any, they are scored instead of the classes.
+        ignore: value of voxels that nobody labelled; it is not a class.
+        remap: (value in files, value of the class that it is read as, or `ignore`).
 
     Raises:
-        UserError: background is missing or not first, a name or value occurs twice, a value leaves 0..255, or a
-            region, the ignored value or a remapping names what it cannot.
+        UserError: background is missing or not first, a name or value occurs twice, a value is outside 0..255, or a
+            region, the ignored value or a remapping uses a value that is not allowed there.
     """
 
     labels: tuple[tuple[int, str], ...]
@@ -55,7 +55,7 @@ class LabelSchema:
     remap: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a schema that could not be turned into class indices and back."""
+        """Refuse a schema that cannot be converted to class indices and back."""
         for problem in chain(_label_problems(self), _region_problems(self), _ignore_and_remap_problems(self)):
             raise problem
 
@@ -63,12 +63,12 @@ class LabelSchema:
     def from_mapping(cls, mapping: Mapping[str, Any], source: str = "labels") -> LabelSchema:
         """Read "labels", "regions", "ignore" and "remap" of a manifest, an MSD dataset.json or a rules file.
 
-        {"labels": {"0": "background", "1": "lesion"}, "regions": {"all": [1]}, "ignore": 255, "remap": {"4": 1}}, of
-        which all but "labels" may be absent; other keys are not looked at. Values may be whole numbers or their
-        digits. Labels are sorted by value.
+        An example: {"labels": {"0": "background", "1": "lesion"}, "regions": {"all": [1]}, "ignore": 255,
+        "remap": {"4": 1}}. Only "labels" is required; other keys are ignored. Values may be whole numbers, or texts
+        of digits. Labels are sorted by value.
 
         Raises:
-            UserError: names `source` and what is wrong.
+            UserError: the schema is wrong; the error names `source`.
         """
         labels = _mapping(mapping, "labels", '{"0": "background", "1": "lesion"}', source)
         regions = _mapping(mapping, "regions", '{"whole tumour": [1, 2, 3]}', source)
@@ -89,7 +89,7 @@ class LabelSchema:
             raise error.within(source) from None
 
     def to_mapping(self) -> dict[str, Any]:
-        """Return the inverse of `from_mapping`, without the keys that are not in use."""
+        """Return the mapping that `from_mapping` reads, without unused keys."""
         return {
             "labels": {str(value): name for value, name in self.labels},
             **({"regions": {name: list(values) for name, values in self.regions}} if self.regions else {}),
@@ -118,29 +118,29 @@ class LabelSchema:
         return self.names[1:]
 
     def structures(self) -> dict[str, tuple[int, ...]]:
-        """What is scored, name to class indices: the regions where there are any, else every foreground class."""
+        """Name to class indices of what is scored: the regions, or every foreground class if there are no regions."""
         if self.regions:
             return {name: tuple(self.values.index(value) for value in values) for name, values in self.regions}
         return {name: (index,) for index, name in enumerate(self.foreground, start=1)}
 
     def structure_masks(self, indices: ArrayLike) -> dict[str, NDArray[np.bool_]]:
-        """Mask of each of `structures` in class indices of any shape; ignored voxels are in none."""
+        """Return a mask of each of `structures`, given class indices of any shape; ignored voxels are in none."""
         import numpy as np
 
         return {name: np.isin(indices, members) for name, members in self.structures().items()}
 
     def one_hot(self, indices: ArrayLike) -> NDArray[np.bool_]:
-        """Planes (num_classes, *shape) of class indices of any shape; ignored voxels are in none."""
+        """Return one plane per class, (num_classes, *shape), of class indices (*shape); ignored voxels are in none."""
         import numpy as np
 
         indices = np.asarray(indices)
         return np.asarray(np.arange(self.num_classes).reshape(-1, *[1] * indices.ndim) == indices)
 
     def from_one_hot(self, planes: ArrayLike) -> NDArray[np.uint8]:
-        """Return the inverse of `one_hot`; a voxel in no plane is ignored.
+        """Invert `one_hot`: a voxel that is in no plane becomes `IGNORE`.
 
         Raises:
-            ValueError: the number of planes is not that of the classes.
+            ValueError: the number of planes is not the number of classes.
         """
         import numpy as np
 
@@ -150,10 +150,13 @@ class LabelSchema:
         return np.where(planes.any(axis=0), planes.argmax(axis=0), IGNORE).astype(np.uint8)
 
     def to_indices(self, array: ArrayLike, source: str) -> NDArray[np.uint8]:
-        """Map file values, remapped, to class indices 0..num_classes-1 (0 = background) or IGNORE, same shape, uint8.
+        """Remap file values and map them to class indices 0..num_classes-1 (0 = background) or IGNORE.
+
+        Returns:
+            uint8, same shape.
 
         Raises:
-            UserError: names `source` and the values that are not in the schema (or not whole numbers).
+            UserError: values are not in the schema, or not whole numbers; the error names `source` and the values.
         """
         import numpy as np
 
@@ -165,40 +168,43 @@ class LabelSchema:
         for old, new in self.remap:
             lookup[old] = lookup[new]
         indices = np.empty_like(raw, np.uint8)
-        found = np.empty(0, raw.dtype)  # the smallest of the values that are wrong
-        # A part at a time: a large volume would otherwise be in memory several times over.
-        parts = np.nditer(
+        unknown = np.empty(0, raw.dtype)  # the smallest of the values that are not in the schema
+        # In chunks: several temporary arrays of a large volume would not fit in memory.
+        chunks = np.nditer(
             [raw, indices],
             ["buffered", "external_loop", "zerosize_ok"],
             [["readonly"], ["writeonly"]],
-            buffersize=_PART,
+            buffersize=_CHUNK,
         )
-        for part, into in parts:
+        for chunk, target in chunks:
             with np.errstate(invalid="ignore"):  # NaN becomes some byte, and its distance to that is NaN
-                rounded = np.clip(np.rint(part), 0, _LARGEST).astype(np.uint8)
-                near = np.abs(part - rounded) <= ROUNDING if part.dtype.kind == "f" else part == rounded
+                rounded = np.clip(np.rint(chunk), 0, _LARGEST).astype(np.uint8)
+                near = np.abs(chunk - rounded) <= ROUNDING if chunk.dtype.kind == "f" else chunk == rounded
             mapped = lookup[rounded]
-            into[:] = mapped
+            target[:] = mapped
             if (wrong := ~near | (mapped < 0)).any():
-                found = np.unique(np.append(found, part[wrong]))[: _MOST_SHOWN + 1]
-        if found.size:
-            shown = ", ".join(shown_value(value) for value in found[:_MOST_SHOWN]) + (
-                ", ..." if len(found) > _MOST_SHOWN else ""
+                unknown = np.unique(np.append(unknown, chunk[wrong]))[: _MOST_SHOWN + 1]
+        if unknown.size:
+            shown = ", ".join(shown_value(value) for value in unknown[:_MOST_SHOWN]) + (
+                ", ..." if len(unknown) > _MOST_SHOWN else ""
             )
             known = [f"{value} {name}" for value, name in self.labels]
             known += [] if self.ignore is None else [f"{self.ignore} ignored"]
             known += [f"{old} read as {new}" for old, new in self.remap]
             raise UserError(
                 f"{source}: label values {shown} are not in the schema ({', '.join(known)})",
-                "mend the file, or add or remap them in the manifest or the rules file",
+                "correct the file, or add or remap them in the manifest or the rules file",
             )
         return indices
 
     def to_values(self, indices: ArrayLike) -> NDArray[np.uint8]:
-        """Map class indices or IGNORE back to file values (remapped ones stay so), same shape, uint8.
+        """Map class indices or IGNORE back to file values; a remapped value is not restored.
+
+        Returns:
+            uint8, same shape.
 
         Raises:
-            ValueError: an index is no class, or voxels are ignored where the schema has no value for that.
+            ValueError: an index is not a class, or is IGNORE although the schema has no ignored value.
         """
         import numpy as np
 
@@ -213,7 +219,7 @@ class LabelSchema:
 
 
 def shown_value(value: Any) -> str:
-    """A label value with all its digits, so that 0.99999994 does not look like 1."""
+    """Format a label value with all its digits, so that 0.99999994 does not look like 1."""
     return str(value).removesuffix(".0")
 
 
@@ -224,17 +230,17 @@ def _label_problems(schema: LabelSchema) -> Iterator[UserError]:
             yield UserError(f"label {value} has no name", "give every value a name")
         if not 0 <= value <= _LARGEST:
             yield UserError(f"label value {value} ({name}) is outside 0..{_LARGEST}", "renumber the labels")
-    yield from _twice(schema.values, "label value")
-    yield from _twice(schema.names, "label name")
+    yield from _duplicates(schema.values, "label value")
+    yield from _duplicates(schema.names, "label name")
     if not labels or labels[0][0] != 0 or str(labels[0][1]).casefold() != "background":
         yield UserError("labels lack the background", 'add "0": "background"')
     if len(labels) > IGNORE:
-        yield UserError(f"{len(labels)} labels", f"at most {IGNORE} are supported, merge some")
+        yield UserError(f"{len(labels)} labels, but at most {IGNORE} are supported", "merge some")
 
 
 def _region_problems(schema: LabelSchema) -> Iterator[UserError]:
     moved = dict(schema.remap)
-    yield from _twice([name for name, _ in schema.regions], "region")
+    yield from _duplicates([name for name, _ in schema.regions], "region")
     for name, values in schema.regions:
         if not name.strip():
             yield UserError("a region has no name", "give it one")
@@ -249,7 +255,8 @@ def _region_problems(schema: LabelSchema) -> Iterator[UserError]:
                 )
             if value not in schema.values[1:]:
                 yield UserError(
-                    f"region {name} holds {value}, which is no {_classes(schema)}", "add the label or mend the region"
+                    f"region {name} holds {value}, which is not {_classes(schema)}",
+                    "add the label, or correct the region",
                 )
 
 
@@ -257,27 +264,27 @@ def _ignore_and_remap_problems(schema: LabelSchema) -> Iterator[UserError]:
     names, moved, ignore = dict(schema.labels), dict(schema.remap), schema.ignore
     if ignore in names:
         yield UserError(
-            f"ignore={ignore} is the label {names[ignore]}", "take it out of the labels, or ignore another value"
+            f"ignore={ignore} is the label {names[ignore]}", "remove it from the labels, or ignore another value"
         )
     if ignore is not None and not 0 <= ignore <= _LARGEST:
         yield UserError(f"ignore={ignore} is outside 0..{_LARGEST}", "ignore another value")
-    yield from _twice([old for old, _ in schema.remap], "remapped value")
+    yield from _duplicates([old for old, _ in schema.remap], "remapped value")
     for old, new in schema.remap:
         what = f"remap {old} to {new}"
         if old in names:
-            yield UserError(f"{what}: {old} is the label {names[old]}", "take it out of the labels or of remap")
+            yield UserError(f"{what}: {old} is the label {names[old]}", "remove it from labels or from remap")
         if old == ignore:
-            yield UserError(f"{what}: {old} is ignored", "take it out of remap or of ignore")
+            yield UserError(f"{what}: {old} is ignored", "remove it from remap, or ignore another value")
         if not 0 <= old <= _LARGEST:
             yield UserError(f"{what}: {old} is outside 0..{_LARGEST}", "renumber the labels")
         if new in moved:
             yield UserError(f"{what}: {new} is remapped itself", f"remap {old} to {moved[new]}")
         if new not in names and new != ignore:
-            yield UserError(f"{what}: {new} is no {_classes(schema)}", "add the label or mend remap")
+            yield UserError(f"{what}: {new} is not {_classes(schema)}", "add the label, or correct remap")
 
 
 def _classes(schema: LabelSchema) -> str:
-    return f"label of a class ({', '.join(str(value) for value in schema.values[1:]) or 'there is none'})"
+    return f"the label of a class ({', '.join(str(value) for value in schema.values[1:]) or 'there are none'})"
 
 
 def _mapping(content: Any, key: str, example: str, source: str) -> Mapping[Any, Any]:
@@ -288,12 +295,12 @@ def _mapping(content: Any, key: str, example: str, source: str) -> Mapping[Any, 
 
 
 def _value(text: Any, where: str, source: str) -> int:
-    # ASCII digits only: int() would also take "1_0" and other scripts' digits.
+    # ASCII digits only: int() also accepts "1_0" and digits of other scripts.
     if not (str(text).isascii() and str(text).isdigit()):
         raise UserError(f'{source}: {where} holds the value "{text}", not a whole number', 'write {"1": "name"}')
     return int(text)
 
 
-def _twice(items: Sequence[object], what: str) -> Iterator[UserError]:
-    if twice := sorted({str(item) for item in items if items.count(item) > 1}):
-        yield UserError(f"{what} {', '.join(twice)} occurs twice", f"make each {what} unique")
+def _duplicates(items: Sequence[object], what: str) -> Iterator[UserError]:
+    if duplicates := sorted({str(item) for item in items if items.count(item) > 1}):
+        yield UserError(f"{what} {', '.join(duplicates)} occurs twice", f"make each {what} unique")

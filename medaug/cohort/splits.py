@@ -1,4 +1,4 @@
-"""Subjects, and splits that no subject crosses."""
+"""Subjects, and splits by subject."""
 
 from __future__ import annotations
 
@@ -11,33 +11,36 @@ from medaug.cohort.manifest import Case
 from medaug.errors import UserError
 
 Strata = Mapping[str, frozenset[str] | None]
-"""Case name -> the classes in its label, None where it is unlabelled."""
+"""Case name -> the classes in its label, or None if it is unlabelled."""
 
 
 def subject_of(case_name: str, pattern: str | None, consecutive: int = 1) -> str:
-    """Return the person behind a case.
+    """Return the subject of a case.
 
     Args:
         case_name: name of the case.
-        pattern: regular expression searched in `case_name`; its group 1 is the subject. None: the case name.
-        consecutive: that many consecutive case numbers (counted from 1) are one person; group 1 must then be
+        pattern: regular expression searched in `case_name`; its group 1 is the subject. None: the case name itself.
+        consecutive: this many consecutive case numbers (counted from 1) belong to one person; group 1 must then be
             a number. With 2, numbers 2k-1 and 2k give "<text before the number>subject_<k>".
 
     Raises:
-        UserError: the pattern is broken, has no group, does not match, or group 1 is not a number from 1 up.
+        UserError: the pattern is not valid, has no group or does not match; or `consecutive` is above 1 and group 1 is
+            not a number from 1 up.
     """
     if pattern is None:
         return case_name
     try:
         found = re.search(pattern, case_name)
     except re.error as error:
-        raise UserError(f"subject pattern {pattern}: not a regular expression ({error})", "mend it") from error
+        raise UserError(f"subject pattern {pattern}: not a regular expression ({error})", "correct it") from error
     if found is None or not found.re.groups or found.group(1) is None:
-        raise UserError(f"subject pattern {pattern}: finds no group 1 in case {case_name}", "mend the pattern")
+        raise UserError(f"subject pattern {pattern}: finds no group 1 in case {case_name}", "correct the pattern")
     if consecutive == 1:
         return found.group(1)
     if not found.group(1).isdecimal() or int(found.group(1)) < 1:
-        raise UserError(f"subject pattern {pattern}: group 1 of case {case_name} is not a number from 1 up", "mend it")
+        raise UserError(
+            f"subject pattern {pattern}: group 1 of case {case_name} is not a number from 1 up", "correct it"
+        )
     number = (int(found.group(1)) + consecutive - 1) // consecutive
     return f"{case_name[: found.start(1)]}subject_{number:03d}"
 
@@ -45,27 +48,27 @@ def subject_of(case_name: str, pattern: str | None, consecutive: int = 1) -> str
 def assign_splits(
     cases: Iterable[Case], val_fraction: float, test_fraction: float, seed: int, strata: Strata | None = None
 ) -> tuple[Case, ...]:
-    """Give each case a split ("train", "val", "test"), all cases of a subject the same one.
+    """Assign each case a split ("train", "val" or "test"); all cases of a subject get the same split.
 
-    Fractions count subjects; each fraction above 0 gets at least one subject, and so does "train". Within a
-    stratum (see `ranked_strata`) subjects are taken by a hash of (seed, subject); what a stratum gives to the test
-    split, and of the rest to the validation split, is within one subject of its share.
+    Fractions count subjects. Each split whose fraction is above 0 gets at least one subject, and so does "train".
+    Within a stratum (see `ranked_strata`) subjects are ranked by a hash of (seed, subject). Each stratum's
+    contribution to the test split, and then to the validation split, is within one subject of its proportional share.
 
     Args:
-        cases: of one cohort, in any order: the splits do not depend on it, nor on a random generator.
+        cases: cases of one cohort; the splits do not depend on their order.
         val_fraction: share of all subjects for validation.
         test_fraction: share of all subjects for testing.
-        seed: of the hash.
-        strata: None: labelled and unlabelled subjects are the strata.
+        seed: seed of the hash.
+        strata: classes of each case; None: only labelled and unlabelled subjects are distinguished.
 
     Returns:
         The cases in the order given.
 
     Raises:
-        UserError: fractions that leave no training part, or too few subjects.
+        UserError: the fractions leave nothing for training, or there are too few subjects.
     """
     cases = tuple(cases)
-    if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):  # not a number, too
+    if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):  # also true for NaN
         raise UserError(
             f"val_fraction={val_fraction:g}, test_fraction={test_fraction:g}: they must be 0 or more"
             " and add up to less than 1",
@@ -78,7 +81,7 @@ def assign_splits(
     if num_test + num_val >= num_subjects:
         raise UserError(
             f"splits: {num_subjects} subjects are too few for {num_val} validation (val_fraction={val_fraction:g}) and"
-            f" {num_test} test subjects (test_fraction={test_fraction:g}) beside training",
+            f" {num_test} test subjects (test_fraction={test_fraction:g}) besides training",
             "add subjects, or set val_fraction or test_fraction to 0",
         )
     split: dict[str, str] = {}
@@ -92,15 +95,15 @@ def assign_splits(
 
 
 def ranked_strata(cases: Iterable[Case], seed: int, strata: Strata | None = None) -> list[list[str]]:
-    """Group subjects by the classes that any of their labels holds; subjects without label are a group of their own.
+    """Group subjects by the classes that occur in their labels; subjects without a label form one group.
 
     Args:
-        cases: of the subjects.
-        seed: of the hash that ranks them.
-        strata: None: all labels count as alike.
+        cases: the cases of all subjects.
+        seed: seed of the hash that ranks the subjects.
+        strata: classes of each case; None: all labels count as equal.
 
     Returns:
-        Subjects by rank in each group, the groups by the rank of their first subject.
+        The groups, ordered by the rank of their first subject; subjects within a group are ordered by rank.
     """
     classes: dict[str, frozenset[str] | None] = {}
     for case in cases:
@@ -114,7 +117,7 @@ def ranked_strata(cases: Iterable[Case], seed: int, strata: Strata | None = None
 
 
 def subject_rank(seed: int | str, subject: str) -> bytes:
-    """A number that looks random and depends on nothing but its arguments; manifests rely on it never changing."""
+    """Return a pseudo-random sort key that depends only on the arguments; it must never change, or splits would."""
     return hashlib.sha256(f"{seed}:{subject}".encode()).digest()
 
 
@@ -123,7 +126,7 @@ def _count(fraction: float, num_subjects: int) -> int:
 
 
 def _shares(total: int, sizes: Sequence[int]) -> list[int]:
-    """Divide `total` in proportion to `sizes` by largest remainder, the earlier of two equal ones first."""
+    """Divide `total` in proportion to `sizes` by the largest-remainder method; of equal remainders the first wins."""
     whole = sum(sizes)
     shares = [total * size // whole for size in sizes]
     by_remainder = sorted(range(len(sizes)), key=lambda i: -(total * sizes[i] % whole))

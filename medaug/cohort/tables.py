@@ -1,4 +1,4 @@
-"""Subjects, splits and attributes that a user brings along: CSV files and nnU-Net's splits_final.json."""
+"""Subjects, splits and attributes from the user's own files: CSV, or nnU-Net's splits_final.json."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _NUMBER = re.compile(r"[+-]?(\d{1,18}\.?\d*|\.\d+)(e[+-]?\d{1,2})?", re.ASCII | 
 
 
 def read_subjects(path: Path, cases: Iterable[Case]) -> tuple[Case, ...]:
-    """Name the subjects of cases by a CSV file with the columns case and subject.
+    """Set the subjects of cases from a CSV file with the columns case and subject.
 
     Returns:
         The cases in the order given.
 
     Raises:
-        UserError: the file is unreadable, or does not name every case once and no other.
+        UserError: the file is unreadable, a case is missing or has two subjects, or an entry is not in the cohort.
     """
     cases = tuple(cases)
     _, subjects = _read_columns(path, "subject", "case")
@@ -31,19 +31,20 @@ def read_subjects(path: Path, cases: Iterable[Case]) -> tuple[Case, ...]:
 
 
 def read_splits(path: Path, cases: Iterable[Case], fold: int = 0) -> tuple[Case, ...]:
-    """Split cases as a file says.
+    """Set the splits of cases from a file.
 
     Args:
-        path: nnU-Net's splits_final.json (a list of {"train": [...], "val": [...]} by case name; it knows no test
+        path: nnU-Net's splits_final.json (a list of {"train": [...], "val": [...]} with case names; it has no test
             split), or a CSV file with the columns case (or subject) and split (train, val or test).
-        cases: the cohort, its subjects named.
-        fold: which entry of splits_final.json.
+        cases: the cases of the cohort, with their subjects.
+        fold: which entry of splits_final.json to use.
 
     Returns:
         The cases in the order given.
 
     Raises:
-        UserError: the file is unreadable, does not place every case in one split, names others, or divides a subject.
+        UserError: the file is unreadable, a case is in no split or in two, an entry is not in the cohort, or the cases
+            of a subject are in different splits.
     """
     cases = tuple(cases)
     if path.suffix == ".json":
@@ -63,25 +64,25 @@ def read_splits(path: Path, cases: Iterable[Case], fold: int = 0) -> tuple[Case,
             raise UserError(
                 f"subject {case.subject} is in two splits, {other.name} in {other.split} and {case.name} in"
                 f" {case.split}",
-                "put all cases of a person in one",
+                "put all cases of a person in one split",
                 path=path,
             )
     return result
 
 
 def read_attributes(path: Path, cases: Iterable[Case]) -> tuple[Case, ...]:
-    """Give cases the attributes of a CSV file: a column case or subject, and one column per attribute.
+    """Add attributes from a CSV file: a column case or subject, and one column per attribute.
 
-    A column in which every entry is a number holds numbers (with a decimal comma where semicolons divide the columns),
-    any other holds texts. An empty cell: nobody knows. The columns case, subject and split are no attributes, so that
-    one table may serve `read_subjects` and `read_splits` as well.
+    A column whose entries are all numbers becomes numbers (with a decimal comma if columns are separated by
+    semicolons); any other column becomes texts. An empty cell means unknown. The columns case, subject and split are
+    not attributes, so one table can also serve `read_subjects` and `read_splits`.
 
     Returns:
-        The cases in the order given, with those of their attributes that the file does not name.
+        The cases in the order given; attributes that the file does not have are kept.
 
     Raises:
-        UserError: the file is unreadable, does not name every case (or subject) once and no other, or has a column
-            that cannot be an attribute.
+        UserError: the file is unreadable, a case (or subject) is missing or has two entries, an entry is not in the
+            cohort, or a column cannot be an attribute.
     """
     cases = tuple(cases)
     header, rows, delimiter = _read_rows(path)
@@ -90,10 +91,10 @@ def read_attributes(path: Path, cases: Iterable[Case]) -> tuple[Case, ...]:
     columns = [index for index, name in enumerate(folded) if name not in {"case", "subject", "split"}]
     if key is None or not columns:
         raise UserError(
-            "lacks the column case or subject, or one per attribute", "name them in the first line", path=path
+            "needs a column case or subject, and one per attribute", "name them in the first line", path=path
         )
     if len(set(folded)) < len(folded) or not all(folded):
-        raise UserError("two columns have one name, or one has none", "name them in the first line", path=path)
+        raise UserError("two columns have the same name, or one has none", "name them in the first line", path=path)
     found: dict[str, list[str]] = {}
     for number, row in rows:
         if len(row) != len(header):
@@ -110,16 +111,16 @@ def read_attributes(path: Path, cases: Iterable[Case]) -> tuple[Case, ...]:
     names = [case.name if key == "case" else case.subject for case in cases]
     _match(path, key, {name: "" for name in found}, names)
     attributes: dict[str, dict[str, str | float]] = {name: {} for name in found}
-    for place, index in enumerate(columns):
-        told = {name: entry[place] for name, entry in found.items() if entry[place]}
-        for name, cell in told.items():
+    for position, index in enumerate(columns):
+        known = {name: entry[position] for name, entry in found.items() if entry[position]}
+        for name, cell in known.items():
             if cell.casefold() in {"nan", "na", "n/a", "null"}:
                 raise UserError(
-                    f"{header[index]} of {key} {name} is {cell}", "leave the cell empty where nobody knows", path=path
+                    f"{header[index]} of {key} {name} is {cell}", "leave the cell empty if it is unknown", path=path
                 )
-        plain = {name: cell.replace(",", ".") if delimiter == ";" else cell for name, cell in told.items()}
+        plain = {name: cell.replace(",", ".") if delimiter == ";" else cell for name, cell in known.items()}
         numbers = all(_NUMBER.fullmatch(cell) for cell in plain.values())
-        for name, cell in told.items():
+        for name, cell in known.items():
             attributes[name][header[index]] = float(plain[name]) if numbers else cell
     result = tuple(
         replace(case, attributes={**case.attributes, **attributes[name]})
@@ -152,12 +153,12 @@ def _read_fold(path: Path, fold: int) -> dict[str, str]:
 
 
 def _read_columns(path: Path, value: str, *keys: str) -> tuple[str, dict[str, str]]:
-    """The first of the columns `keys` that a CSV file (comma or semicolon) has, and that column -> column `value`."""
+    """Return the first of `keys` that is a column of a CSV file, and a mapping from that column to column `value`."""
     names, rows, _ = _read_rows(path)
     header = [name.casefold() for name in names]
     key = next((key for key in keys if key in header), None)
     if key is None or value not in header:
-        raise UserError(f"lacks the columns {' or '.join(keys)}, {value}", "name them in the first line", path=path)
+        raise UserError(f"needs the columns {' or '.join(keys)} and {value}", "name them in the first line", path=path)
     found: dict[str, str] = {}
     for number, row in rows:
         entry = dict(zip(header, row, strict=False))
@@ -169,7 +170,7 @@ def _read_columns(path: Path, value: str, *keys: str) -> tuple[str, dict[str, st
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
-    """Header, rows that are not empty with their line numbers, and the delimiter of a CSV file (comma or semicolon)."""
+    """Return the header, the rows that are not empty with their line numbers, and the delimiter (comma, semicolon)."""
     text = read_text(path)
     delimiter = ";" if ";" in text.partition("\n")[0] else ","
     try:
@@ -177,7 +178,7 @@ def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]
             [cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter, strict=True)
         ]
     except csv.Error as error:
-        raise UserError(f"not a CSV file ({error})", "mend it", path=path) from error
+        raise UserError(f"not a CSV file ({error})", "correct it", path=path) from error
     numbered = [(number, row) for number, row in enumerate(rows[1:], start=2) if any(row)]
     return rows[0] if rows else [], numbered, delimiter
 

@@ -23,7 +23,7 @@ from medaug.data.preprocessing import Placement, Preprocessing, body_box
 from medaug.errors import UserError
 from medaug.imaging.cases import HostImage, read_indices, read_modalities
 from medaug.imaging.reading import read_header
-from medaug.imaging.volume import times
+from medaug.imaging.volume import shape_text
 from medaug.isolation import Failure, isolated
 from medaug.progress import track
 
@@ -163,7 +163,7 @@ def _prepare(
         }
         write_entry(stem, image, placed, about)
     lost = label is not None and placed is not None and foreground(label).any() and not foreground(placed).any()
-    grid = times(preprocessing.shape)
+    grid = shape_text(preprocessing.shape)
     return (
         True,
         f"no label is left: it lies outside the model's grid {grid}, or is smaller than a voxel" if lost else "",

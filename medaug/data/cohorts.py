@@ -45,7 +45,7 @@ def _split_manifest(options: DataOptions, phantom_folder: Path) -> Manifest:
         side, num, seed = options.phantom_side, options.phantom_subjects, options.phantom_seed
         folder = phantom_folder / f"side_{side}_seed_{seed}_subjects_{num}"
         write_cohort(folder, num, (side, side, side), seed)
-        phantoms = name_subjects(read_layout(folder, "brats2020").sound(), options)
+        phantoms = name_subjects(read_layout(folder, "brats2020").valid_manifest(), options)
         return replace(split_cohort(phantoms, options), name="phantom", phantom=True)
     if options.manifest is None:
         if options.layout in {"pairs", "dicom"}:
@@ -57,7 +57,7 @@ def _split_manifest(options: DataOptions, phantom_folder: Path) -> Manifest:
         if layout.proposed:
             labels = ", ".join(f"{value} {name}" for value, name in layout.manifest.schema.labels)
             log.info("layout %s: labels are taken to be %s; to say otherwise use medaug.ingest", layout.name, labels)
-        return split_cohort(name_subjects(layout.sound(), options), options)
+        return split_cohort(name_subjects(layout.valid_manifest(), options), options)
     return _stored_manifest(options, options.manifest)
 
 

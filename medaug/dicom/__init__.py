@@ -1,1 +1,1 @@
-"""DICOM in: headers, image series, segmentations and contours, whole trees."""
+"""Reads DICOM: headers, image series, segmentations and contours, whole trees."""

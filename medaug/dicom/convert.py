@@ -1,8 +1,8 @@
-"""From a planned DICOM tree to NIfTI files under pseudonyms.
+"""Converts a planned DICOM tree to NIfTI files under pseudonyms.
 
-The order, in which a process may be killed at any point: the private file is written before anything that it explains
-is said or shown; the scans go to a temporary folder beside `out`; `Ingested.keep` renames it; the caller writes the
-manifest last. So a manifest never names a file that is not there, and no pseudonym is ever without its key.
+The process may be killed at any point, because of this order: scans are written to a temporary folder beside `out`; the
+private file is written before any message uses its pseudonyms; `Ingested.keep` renames the folder; the caller writes
+the manifest last. So a manifest never lists a missing file, and the private file explains every pseudonym in use.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ _MASKS: dict[str, Callable[[Path, Header, Collection[str]], list[NamedMask]]] = 
 
 @dataclass(frozen=True)
 class Ingested:
-    """A converted tree in its temporary folder, to be looked at, and then kept or dropped.
+    """A converted tree in its temporary folder, to be checked, and then kept or discarded.
 
     Attributes:
-        manifest: its root is the temporary folder; every case is for training.
-        findings: what was found wrong on the way; the files that they mean are in the private file.
-        folder: where the scans go if they are kept.
+        manifest: its root is the temporary folder; every case is in the split "train".
+        findings: problems of the tree; the private file lists the files that they are about.
+        folder: the final folder of the scans if they are kept.
     """
 
     manifest: Manifest
@@ -74,21 +74,22 @@ class Ingested:
     folder: Path
 
     def keep(self) -> Manifest:
-        """Give the folder its name; returns the manifest with its final root, to be saved at once.
+        """Rename the folder, and return the manifest with its final root, to be saved immediately.
 
-        A folder with the same scans is kept: an ingest that was killed before it wrote the manifest leaves one.
+        An existing folder with the same scans is kept: an ingest that was killed before it wrote the manifest leaves
+        one.
 
         Raises:
-            UserError: as `put_folder`, or a folder of that name holds other scans.
+            UserError: as for `put_folder`, or an existing folder holds other scans.
         """
         if not self.folder.exists():
             put_folder(Path(self.manifest.root), self.folder)
         elif not same_files(Path(self.manifest.root), self.folder):
             raise UserError(
-                f"{self.folder}: holds other scans than this ingest converted", "remove it or choose another out"
+                f"{self.folder}: holds scans that differ from those converted now", "remove it, or choose another out"
             )
         else:
-            shutil.rmtree(self.manifest.root)  # before there is a manifest, after which no ingest would clean up here
+            shutil.rmtree(self.manifest.root)  # before the manifest exists: after that no ingest would clean up here
         return replace(self.manifest, root=str(self.folder))
 
 
@@ -98,18 +99,18 @@ def ingest_dicom(
 ) -> Iterator[Ingested]:
     """Convert a DICOM tree to NIfTI in a folder beside the manifest `out` (`cohort.json`: `cohort/`).
 
-    Inside the `with` block the caller checks `manifest`, and calls `keep` and saves what it returns, or does not: then
-    nothing is left but the private file, which says whom and what the findings mean.
+    Inside the `with` block the caller checks `manifest`. To keep the scans it calls `keep` and saves the manifest that
+    this returns; otherwise only the private file remains, which explains the findings.
 
     Args:
         root: folder of the tree; nothing is written into it.
         rules: which series is which modality, which file is a label, which segment is which class.
-        schema: of the labels; None where the rules say nothing of them.
+        schema: schema of the labels; None if the rules do not define it.
         options: name, exclude, on_gap, on_grid, pseudonyms, private, workers.
         out: the manifest to be written.
 
     Raises:
-        UserError: the rules do not fit the tree, the place is taken or lies inside root, another process is writing
+        UserError: the rules do not fit the tree, the folder exists or is inside root, another process is writing
             there, a private file is damaged, or the disk is full.
     """
     root, out = Path(os.path.abspath(root)), Path(os.path.abspath(out))
@@ -117,16 +118,18 @@ def ingest_dicom(
     private_file = private_path(out, options.private).absolute()
     for path in (folder, private_file):
         if path.resolve().is_relative_to(root.resolve()):
-            raise UserError("out: lies inside root, where nothing is ever written", "give a path outside of it")
+            raise UserError("out: is inside root, where nothing may be written", "give a path outside of it")
     with alone(out), alone(private_file):
-        if os.path.lexists(folder) and not _holds_scans_alone(folder):
-            raise UserError("exists already", "the scans go there, so remove it or choose another out", path=folder)
+        if os.path.lexists(folder) and not _holds_only_scans(folder):
+            raise UserError(
+                "exists already, but the scans are to be written there", "remove it, or choose another out", path=folder
+            )
         with _converted(root, rules, schema, options, folder, private_file) as ingested:
             yield ingested
 
 
-def _holds_scans_alone(folder: Path) -> bool:
-    """Whether a folder may be what a killed ingest left, which had not written its manifest (see `Ingested.keep`)."""
+def _holds_only_scans(folder: Path) -> bool:
+    """Whether a folder may come from an ingest that was killed before it wrote its manifest (see `Ingested.keep`)."""
     names = [str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()]
     return bool(names) and all(re.fullmatch(r"(images|labels)/[^/]+\.nii\.gz", name) for name in names)
 
@@ -135,25 +138,25 @@ def _holds_scans_alone(folder: Path) -> bool:
 def _converted(
     root: Path, rules: Rules, schema: LabelSchema | None, options: IngestOptions, folder: Path, private_file: Path
 ) -> Iterator[Ingested]:
-    """The tree in a temporary folder, and its key in the private file; both are nobody else's to write now."""
+    """Convert the tree into a temporary folder and write the private file; the caller holds the locks of both."""
     private = load_private(private_file)
     tree = scan_tree(root, options.workers)
     if not tree.series and not tree.unreadable:
-        raise UserError(f"root: no DICOM file among its {tree.ignored} files", "check the path")
+        raise UserError(f"root: none of its {tree.ignored} files is DICOM", "check the path")
     if schema is None:
         names = list_structures(tree) if rules.modalities else ""
         if names or rules.label is not None:
             found = f"the tree holds segments: {names}" if names else f"label is {rules.label}"
             raise UserError(
                 f"{rules.source}: no labels, but {found}",
-                "give labels (value: class), and structures (class: pattern of the segments' names)",
+                "give labels (value: class), and structures (class: pattern for names of segments)",
             )
         schema = LabelSchema(((0, "background"),))
-    # Images come last and win: who draws a segmentation often writes another PatientID, or none.
+    # Images come last and win, because segmentation tools often write another PatientID, or none.
     patients = {series.study_uid: series.patient_id for series in sorted(tree.series, key=is_image)}
     studies = name_studies(patients, private, options.pseudonyms)
     if unknown := set(options.exclude) - {name.case for name in studies.values()}:
-        raise UserError(f"exclude: {', '.join(sorted(unknown))}: no such case", "give names as the findings have them")
+        raise UserError(f"exclude: {', '.join(sorted(unknown))}: no such case", "use the names in the findings")
     plan = plan_cohort(tree, rules, schema, studies, root, options.on_gap, options.on_grid)
     plan = replace(
         plan,
@@ -163,7 +166,7 @@ def _converted(
 
     with temporary_folder(folder) as temporary:
         manifest, failed = convert(plan, temporary, options.workers, options.name or folder.name)
-        save_private(private_file, _explained(private, plan, studies, patients, {**plan.files, **failed}))
+        save_private(private_file, _updated(private, plan, studies, patients, {**plan.files, **failed}))
         yield Ingested(manifest, (*plan.findings, *failed), folder)
 
 
@@ -173,40 +176,40 @@ def convert(
     """Write the cases of a plan as NIfTI: `images/<case>_<modality>.nii.gz`, `labels/<case>.nii.gz`.
 
     Args:
-        plan: of `plan_cohort`.
-        folder: made if absent.
+        plan: from `plan_cohort`.
+        folder: target folder; created if it does not exist.
         workers: processes, as for `isolated`.
-        name: of the cohort.
+        name: name of the cohort.
 
     Returns:
-        the manifest of the cases that could be read, and what was wrong, each with the files that it means.
+        The manifest of the cases that could be converted, and the findings, each with the files that it is about.
 
     Raises:
         UserError: two modalities would share a file name, or the disk is full.
     """
     suffixes = [re.sub(r"[^A-Za-z0-9.-]+", "-", modality) for modality in plan.modalities]
     if len({suffix.casefold() for suffix in suffixes}) < len(suffixes):
-        raise UserError(f"modalities {', '.join(plan.modalities)}: two give the same file name", "rename one")
+        raise UserError(f"modalities {', '.join(plan.modalities)}: two would have the same file name", "rename one")
     folder.mkdir(parents=True, exist_ok=True)
-    bare = replace(plan, cases=(), findings=(), files={})  # all that the workers need of it
-    results = isolated(partial(convert_case, bare, suffixes, folder), plan.cases, "DICOM to NIfTI", workers)
+    shared = replace(plan, cases=(), findings=(), files={})  # the part that every worker needs
+    results = isolated(partial(convert_case, shared, suffixes, folder), plan.cases, "DICOM to NIfTI", workers)
     cases: list[Case] = []
-    wrong: dict[Finding, tuple[Path, ...]] = {}
+    problems: dict[Finding, tuple[Path, ...]] = {}
     for planned, result in zip(plan.cases, results, strict=True):
         if isinstance(result, Failure):
-            remedy = "the private file lists its files: mend them, or leave the study out"
+            remedy = "the private file lists its files: correct them, or leave the study out"
             what = f"cannot be converted ({result.reason})"
             result = None, [Finding(planned.name.case, "error", "dicom-crash", what, remedy)]
         case, findings = result
         cases += [case] if case is not None else []
-        wrong |= {finding: _sources(planned) for finding in findings}
-    return Manifest(name, "", plan.modalities, plan.schema, tuple(cases), str(folder)), wrong
+        problems |= {finding: _sources(planned) for finding in findings}
+    return Manifest(name, "", plan.modalities, plan.schema, tuple(cases), str(folder)), problems
 
 
 def convert_case(
     plan: Plan, suffixes: Sequence[str], folder: Path, planned: PlannedCase
 ) -> tuple[Case | None, list[Finding]]:
-    """Read one case and write its files below `folder`; None where an error keeps it from the cohort."""
+    """Read one case and write its files below `folder`; the case is None if there was an error."""
     name = planned.name.case
     findings: list[Finding] = []
     with quiet():
@@ -214,7 +217,7 @@ def convert_case(
         label = _read_label(plan, planned, volumes[0].header, findings) if len(volumes) == len(suffixes) else None
     if any(finding.severity == "error" for finding in findings):
         return None, findings
-    grid = volumes[0].affine  # of all: they agree within the tolerance, and so do the files then, exactly
+    grid = volumes[0].affine  # for all files: the affines agree within the tolerance, those of the files then exactly
     if shear(grid).max() > RIGHT_ANGLE:
         grid = right_angled(grid, volumes[0].header.shape)
     images = [f"images/{name}_{suffix}.nii.gz" for suffix in suffixes]
@@ -227,7 +230,7 @@ def convert_case(
 
 
 def _read_images(plan: Plan, planned: PlannedCase, findings: list[Finding]) -> list[Volume]:
-    """The modalities that can be read, all on the grid of the first; what is wrong goes to `findings`."""
+    """Return the modalities that can be read, all on the grid of the first; adds problems to `findings`."""
     name, volumes = planned.name.case, list[Volume]()
     for modality, series in zip(plan.modalities, planned.series, strict=True):
         try:
@@ -240,13 +243,13 @@ def _read_images(plan: Plan, planned: PlannedCase, findings: list[Finding]) -> l
         titles = f"{modality} ({series.title})", f"{plan.modalities[0]} ({planned.series[0].title})"
         difference = grid_difference(first.header, volume.header)
         if difference and plan.on_grid == "refuse":
-            remedy = "on_grid=resample brings it there; or choose series on one grid by the rules"
+            remedy = "set on_grid=resample, or choose series with equal grids by the rules"
             what = f"{titles[0]} {difference} of {titles[1]}"
             findings.append(Finding(name, "error", "dicom-grid", what, remedy))
             continue
         if series.frame_of_reference != planned.series[0].frame_of_reference:
-            what = f"{titles[0]} lies in another frame of reference than {titles[1]}"
-            remedy = "look whether the scans cover each other; if not, register them first"
+            what = f"{titles[0]} has another frame of reference than {titles[1]}"
+            remedy = "check that the scans are aligned; if not, register them first"
             findings.append(Finding(name, "warning", "dicom-frame", what, remedy))
         if difference:
             volumes[-1] = resample(volume, first.header)
@@ -254,14 +257,14 @@ def _read_images(plan: Plan, planned: PlannedCase, findings: list[Finding]) -> l
 
 
 def _read_label(plan: Plan, planned: PlannedCase, grid: Header, findings: list[Finding]) -> NDArray[np.uint8] | None:
-    """Class indices (X, Y, Z) on the grid, or None; what is wrong goes to `findings`."""
+    """Return class indices (X, Y, Z) on the grid, or None; adds problems to `findings`."""
     name = planned.name.case
     if not planned.labels:
         return None
-    source = " and ".join(label.said for label in planned.labels)
+    source = " and ".join(label.title for label in planned.labels)
     try:
         if planned.labels[0].kind == "file":
-            volume = _turned(_read_label_file(planned.labels[0].path, source), grid)
+            volume = _reordered(_read_label_file(planned.labels[0].path, source), grid)
             if difference := grid_difference(grid, volume.header):
                 what = f"{source} {difference} of {plan.modalities[0]} ({planned.series[0].title})"
                 remedy = "resample it onto that series"
@@ -272,13 +275,13 @@ def _read_label(plan: Plan, planned: PlannedCase, grid: Header, findings: list[F
     except UserError as error:
         findings.append(_without_source(name, "dicom-label", error))
         return None
-    remedy = "nothing, if that is meant; else mend the rules' structures"
+    remedy = "nothing, if that is intended; else correct structures in the rules"
     findings += [Finding(name, "note", "dicom-label-names", note, remedy) for note in notes]
     return indices
 
 
 def _without_source(case: str, code: str, error: UserError) -> Finding:
-    """An error as a finding without the file's path and without what it quotes of the file: both may name a patient."""
+    """Turn an error into a finding without its path and its quoted detail, because both may name a patient."""
     return Finding(case, "error", code, error.what, error.remedy)
 
 
@@ -290,7 +293,7 @@ def _read_label_file(path: Path, source: str) -> Volume:
 
 
 def _read_masks(planned: PlannedCase, grid: Header, source: str) -> list[NamedMask]:
-    """The segments and ROIs of all label objects of a case; `source` stands in front of errors."""
+    """Read the segments and ROIs of all label objects of a case; errors begin with `source`."""
     paths = [*(series.instances[0].path for series in planned.series), *(label.path for label in planned.labels)]
     terms = identifying_terms(paths)
     try:
@@ -300,9 +303,9 @@ def _read_masks(planned: PlannedCase, grid: Header, source: str) -> list[NamedMa
 
 
 def resample(volume: Volume, grid: Header) -> Volume:
-    """A volume on another grid by cubic B-splines; what it does not cover gets its smallest value.
+    """Resample a volume to another grid by cubic B-splines; voxels outside of it get its smallest value.
 
-    Overshoot is clipped and integers are rounded to the type on disk, so the values keep their unit and range.
+    Overshoot is clipped and integers are rounded, so that units and range of the values do not change.
     """
     filter_ = sitk.ResampleImageFilter()
     origin, step, direction = _geometry(grid.affine)
@@ -324,14 +327,14 @@ def resample(volume: Volume, grid: Header) -> Volume:
 
 
 def _geometry(affine: NDArray[np.float64]) -> tuple[list[float], list[float], list[float]]:
-    """Origin, spacing and direction as ITK has them, LPS, of an affine (4, 4) in RAS."""
+    """Convert an affine (4, 4) in RAS to ITK's origin, spacing and direction in LPS."""
     lps = LPS_TO_RAS @ affine
     step = np.linalg.norm(lps[:3, :3], axis=0)
     return lps[:3, 3].tolist(), step.tolist(), (lps[:3, :3] / step).ravel().tolist()
 
 
-def _turned(volume: Volume, grid: Header) -> Volume:
-    """A volume with its axes swapped and flipped to run as those of the grid: other tools write other orders."""
+def _reordered(volume: Volume, grid: Header) -> Volume:
+    """Swap and flip a volume's axes to match those of the grid, because other tools write other orders."""
     orientation = nib.orientations.ornt_transform(
         nib.orientations.io_orientation(volume.affine), nib.orientations.io_orientation(grid.affine)
     )
@@ -343,14 +346,14 @@ def _sources(planned: PlannedCase) -> tuple[Path, ...]:
     return (*files_of(planned.series), *(label.path for label in planned.labels))
 
 
-def _explained(
+def _updated(
     private: Private,
     plan: Plan,
     studies: Mapping[str, Name],
     patients: Mapping[str, str],
     problems: Mapping[Finding, tuple[Path, ...]],
 ) -> Private:
-    """The private file with this tree in it; the subjects and cases that it knew from others stay."""
+    """Add this tree to the content of the private file; subjects and cases of other trees are kept."""
     return Private(
         salt=private.salt,
         subjects=private.subjects | {name.subject: patients[study] or study for study, name in studies.items()},

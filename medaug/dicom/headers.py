@@ -1,7 +1,7 @@
-"""The headers of a DICOM tree: every file read without its pixels and grouped into series by UID.
+"""Reads the header of every file of a DICOM tree, without pixels, and groups the files into series.
 
-Folders and file names mean nothing here. Grouping goes by PatientID, StudyInstanceUID and SeriesInstanceUID, order by
-content, so that a renamed or moved file changes no result. Values may identify people: nothing here logs or warns.
+Files are grouped by PatientID, StudyInstanceUID and SeriesInstanceUID and sorted by content. Folders and file names
+have no meaning, so renaming or moving a file changes no result. Values may identify people: nothing here is logged.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Series:
     Attributes:
         uid: SeriesInstanceUID.
         study_uid: StudyInstanceUID.
-        patient_id: PatientID, "" where it is missing.
+        patient_id: PatientID, "" if it is missing.
         modality: Modality.
-        number: SeriesNumber, None where it is missing.
-        frame_of_reference: FrameOfReferenceUID, "" where it is missing.
-        attributes: text of the header values that rules may match on, by keyword, several values joined by a
-            backslash; those of the first instance.
-        instances: sorted by SOPInstanceUID; files that are exact copies of one another are one.
+        number: SeriesNumber, None if it is missing.
+        frame_of_reference: FrameOfReferenceUID, "" if it is missing.
+        attributes: header values of the first instance that rules may match, as text by keyword; multiple values are
+            joined by a backslash.
+        instances: sorted by SOPInstanceUID; exact copies of a file are merged with it.
         sop_class: SOPClassUID of the first instance.
     """
 
@@ -49,16 +49,16 @@ class Series:
 
     @property
     def title(self) -> str:
-        """The series in words that a message may use: they name nobody."""
+        """A description of the series for messages; it identifies nobody."""
         return "series without a number" if self.number is None else f"series {self.number}"
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All of its files, copies too."""
+        """All of its files, including copies."""
         return tuple(path for one in self.instances for path in one.paths)
 
-    def keeping(self, instances: Sequence[Instance]) -> Series:
-        """The series with these of its files alone."""
+    def with_instances(self, instances: Sequence[Instance]) -> Series:
+        """Return the series with only these of its instances."""
         first = instances[0]
         return replace(
             self,
@@ -72,12 +72,12 @@ class Series:
 
 @dataclass(frozen=True)
 class Tree:
-    """What lies below a folder.
+    """The DICOM files below a folder.
 
     Attributes:
         series: sorted by patient, study, series number and UID.
-        unreadable: (path, reason) of files that are, or are named as, DICOM and cannot be read.
-        ignored: count of the files that are no DICOM.
+        unreadable: (path, reason) of files that are DICOM, or named like it, and cannot be read.
+        ignored: number of files that are not DICOM.
     """
 
     series: tuple[Series, ...]
@@ -88,17 +88,17 @@ class Tree:
 def scan_tree(root: str | os.PathLike[str], workers: int = 0) -> Tree:
     """Read the header of every DICOM file below a folder, in parallel, with a progress bar.
 
-    Hidden files, macOS's `__MACOSX` and DICOMDIR are passed over. Links are followed, every folder once.
+    Hidden files, macOS's `__MACOSX` and DICOMDIR are skipped. Links are followed, but each folder is read once.
 
     Args:
-        root: the folder; its files may lie in any nesting, with any name.
+        root: the folder; its files may be nested in any way and have any name.
         workers: processes, as for `isolated`.
 
     Raises:
-        UserError: root is no folder.
+        UserError: root is not a folder.
     """
     if not Path(root).is_dir():
-        raise UserError(f"root={os.fspath(root)}: is no folder", "give the folder that holds the DICOM files")
+        raise UserError(f"root={os.fspath(root)}: is not a folder", "give the folder that holds the DICOM files")
     paths, unreadable = _files(Path(root))
     chunks = [tuple(paths[start : start + _FILES_PER_ITEM]) for start in range(0, len(paths), _FILES_PER_ITEM)]
     results: list[Record | str | None] = []
@@ -108,42 +108,42 @@ def scan_tree(root: str | os.PathLike[str], workers: int = 0) -> Tree:
         if not isinstance(result, Failure):
             results += result
             continue
-        # One of them took the worker down: find out which.
-        for alone in isolated(read_headers, [(path,) for path in chunk], "", workers, memory=MEMORY):
-            results.append(alone.reason if isinstance(alone, Failure) else alone[0])
+        # A file of this chunk crashed the worker: read each one in its own worker to find out which.
+        for single in isolated(read_headers, [(path,) for path in chunk], "", workers, memory=MEMORY):
+            results.append(single.reason if isinstance(single, Failure) else single[0])
     return _tree(paths, results, unreadable)
 
 
-def scan_here(root: str | os.PathLike[str]) -> Tree:
-    """As `scan_tree` for one file or a small folder, in this process and in silence."""
+def scan_in_process(root: str | os.PathLike[str]) -> Tree:
+    """Like `scan_tree`, for one file or a small folder: in this process, and without a progress bar."""
     paths, unreadable = ([Path(root)], []) if Path(root).is_file() else _files(Path(root))
     return _tree(paths, read_headers(paths), unreadable)
 
 
-def is_passed_over(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or one of those that macOS adds."""
+def is_skipped(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or one that macOS adds to archives."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def _files(root: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """All files below root, sorted, and the folders that cannot be listed."""
+    """Return all files below root, sorted, and (path, reason) of the folders that cannot be listed."""
     found: list[Path] = []
-    closed: list[tuple[Path, str]] = []
+    failed: list[tuple[Path, str]] = []
     seen = {os.path.realpath(root)}
 
-    def note(error: OSError) -> None:
-        closed.append((Path(error.filename), f"cannot be listed ({error.strerror})"))
+    def record(error: OSError) -> None:
+        failed.append((Path(error.filename), f"cannot be listed ({error.strerror})"))
 
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=note):
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=record):
         kept = []
         for name in sorted(folders):
             real = os.path.realpath(os.path.join(folder, name))
-            if not is_passed_over(name) and real not in seen:
+            if not is_skipped(name) and real not in seen:
                 seen.add(real)
                 kept.append(name)
         folders[:] = kept
-        found += [Path(folder, name) for name in files if not is_passed_over(name) and name.upper() != "DICOMDIR"]
-    return sorted(found), closed
+        found += [Path(folder, name) for name in files if not is_skipped(name) and name.upper() != "DICOMDIR"]
+    return sorted(found), failed
 
 
 def _tree(
@@ -154,7 +154,7 @@ def _tree(
         if isinstance(result, Record):
             groups[result.patient_id, result.study_uid, result.series_uid].append(result)
     failed = [(path, result) for path, result in zip(paths, results, strict=True) if isinstance(result, str)]
-    shared: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}  # most files of a series say the same
+    shared: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}  # one copy of equal headers, to save memory
     series = sorted((_series(records, shared) for records in groups.values()), key=_series_order)
     return Tree(tuple(series), (*unreadable, *failed), sum(result is None for result in results))
 

@@ -1,4 +1,4 @@
-"""The header of one DICOM file: what it is, and where each of its slices lies. Its pixels are not read."""
+"""Reads the header of one DICOM file: what it is, and where each of its slices lies. Pixels are not read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pydicom.uid import (
 
 from medaug.dicom.keywords import ATTRIBUTES, CONSTANT, IN_GROUPS, VARYING
 
-SEGMENTATIONS = "1.2.840.10008.5.1.4.1.1.66."  # SOP classes of segmentations and surfaces begin so
+SEGMENTATIONS = "1.2.840.10008.5.1.4.1.1.66."  # prefix of the SOP classes of segmentations and surfaces
 
 _OTHERS = [
     "SOPInstanceUID",
@@ -55,23 +55,24 @@ _TAG = {
     keyword: Tag(keyword)
     for keyword in (*ATTRIBUTES, *CONSTANT, *VARYING, *_OTHERS, *(keyword for _, keyword in IN_GROUPS.values()))
 }
-_LONGEST_META = 1 << 13  # bytes, in which a file says how the rest of it is stored
-_MOST_UNPACKED = 512 << 20  # bytes of a deflated dataset; pydicom holds them several times
-_PLACE = {"StackID", "InStackPositionNumber", "ImagePositionPatient", "ImageOrientationPatient", "FrameNumber"}
+_LONGEST_META = 1 << 13  # bytes; the transfer syntax of the file is within them
+_LARGEST_INFLATED = 512 << 20  # bytes of a deflated dataset, of which pydicom holds several copies
+_POSITIONAL = {"StackID", "InStackPositionNumber", "ImagePositionPatient", "ImageOrientationPatient", "FrameNumber"}
 
 
 @dataclass(frozen=True)
 class Plane:
-    """One slice: a classic instance, or one frame of a multi-frame one.
+    """One slice: an instance with a single frame, or one frame of a multi-frame instance.
 
     Attributes:
-        position: ImagePositionPatient, LPS mm; None where it is missing, as below.
-        orientation: ImageOrientationPatient: direction of increasing column index, then of increasing row index.
-        pixel_spacing: mm between rows, then between columns.
-        slope: RescaleSlope, 1 where it is missing.
-        intercept: RescaleIntercept, 0 where it is missing.
-        rescale_type: RescaleType, "" where it is missing; None where nothing is rescaled.
-        acquisition: (keyword, value) pairs that tell this slice from others of its file or series.
+        position: ImagePositionPatient, LPS mm; None if it is missing.
+        orientation: ImageOrientationPatient: direction of increasing column index, then of increasing row index; None
+            if it is missing.
+        pixel_spacing: mm between rows, then between columns; None if it is missing.
+        slope: RescaleSlope, 1 if it is missing.
+        intercept: RescaleIntercept, 0 if it is missing.
+        rescale_type: RescaleType, "" if it is missing; None if values are not rescaled.
+        acquisition: (keyword, value) pairs in which slices of a file or series may differ.
     """
 
     position: tuple[float, ...] | None
@@ -88,19 +89,19 @@ class Instance:
     """One file.
 
     Attributes:
-        path: where it lies.
+        path: path of the file.
         sop_class: SOPClassUID.
         sop_instance_uid: SOPInstanceUID.
-        rows, columns: size of a plane, 0 where the object has none.
-        samples: values per pixel: 1 for grey.
+        rows, columns: size of a plane, 0 if the object has none.
+        samples: values per pixel; 1 for greyscale.
         photometric: PhotometricInterpretation.
         bits_stored: BitsStored.
-        signed: whether PixelRepresentation says so.
-        complete: whether the file is long enough for its pixels (always true where they are compressed).
-        frames: NumberOfFrames, 1 where it is missing.
-        planes: one per frame where functional groups describe them, in the order of the frames; else one.
-        copies: other files of the same bytes, as exports with a DICOMDIR like to hold.
-        attributes: texts of the header by keyword, several values joined by a backslash; of the first frame.
+        signed: whether PixelRepresentation is 1.
+        complete: whether the file is long enough for its pixels (always true if they are compressed).
+        frames: NumberOfFrames, 1 if it is missing.
+        planes: one per frame, in their order, if functional groups describe the frames; else one.
+        copies: other files with the same bytes; exports with a DICOMDIR often contain some.
+        attributes: header values of the first frame as text by keyword; multiple values are joined by a backslash.
     """
 
     path: Path
@@ -126,7 +127,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Record:
-    """One file's instance and what it says of its series."""
+    """One file's instance, and the header values that assign it to a series."""
 
     instance: Instance
     patient_id: str
@@ -137,19 +138,19 @@ class Record:
 
 
 def read_headers(paths: Sequence[Path]) -> list[Record | str | None]:
-    """Read headers: for each file its record, or why it cannot be read, or None where it is no DICOM."""
+    """Read headers; returns for each file its record, or why it cannot be read, or None if it is not DICOM."""
     with quiet():
         return [_read_header(path) for path in paths]
 
 
 def uid_name(uid: str) -> str:
-    """What the standard calls a SOP class or transfer syntax; what a damaged or private UID holds is not repeated."""
+    """Return the standard's name of a SOP class or transfer syntax; an unknown UID is not quoted."""
     return UID_dictionary.get(uid, ("of an unknown kind",))[0]
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence pydicom, whose warnings quote header values, and let it take values that break the standard's rules."""
+    """Silence pydicom, whose warnings quote header values, and let it accept values that violate the standard."""
     logger, settings = logging.getLogger("pydicom"), pydicom.config.settings
     level, mode = logger.level, settings.reading_validation_mode
     logger.setLevel(logging.CRITICAL + 1)
@@ -166,7 +167,7 @@ def quiet() -> Iterator[None]:
 def _read_header(path: Path) -> Record | str | None:
     named = path.suffix.lower() in {".dcm", ".dicom", ".ima"}
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block for ever
             return "is a pipe or device, not a file" if named else None
         with path.open("rb") as file:
             start = file.read(_LONGEST_META)
@@ -176,10 +177,10 @@ def _read_header(path: Path) -> Record | str | None:
     if not size:
         return "is empty (zero bytes)" if named else None
     if DeflatedExplicitVRLittleEndian.encode() in start and _is_bomb(path):
-        return f"is deflated and unpacks to more than {_MOST_UNPACKED >> 20} MiB"
-    # Without the preamble, the standard's first group (0002 or 0008) comes at once.
+        return f"is deflated and expands to more than {_LARGEST_INFLATED >> 20} MiB"
+    # A file without the preamble begins with the standard's first group (0002 or 0008).
     if start[128:132] != b"DICM" and start[:2] not in {b"\x02\x00", b"\x08\x00"}:
-        return "is no DICOM file" if named else None
+        return "is not a DICOM file" if named else None
     try:
         with path.open("rb") as file:
             dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_TAG.values()))
@@ -192,29 +193,29 @@ def _read_header(path: Path) -> Record | str | None:
                 return None if is_other else f"has no {keyword}"
         return _record(path, dataset, rest)
     except Exception as error:
-        # A damaged header can raise anything in pydicom, and what it raises may quote the header.
+        # A damaged header can raise any exception in pydicom, and its text may quote the header.
         return f"has a damaged header ({type(error).__name__})"
 
 
 def _is_bomb(path: Path) -> bool:
-    """Whether a deflated file unpacks to more than pydicom, which knows no bound, should be given."""
+    """Whether a deflated file expands to more than `_LARGEST_INFLATED`; pydicom has no limit of its own."""
     with path.open("rb") as file:
-        # The length of the part that is not deflated comes first.
+        # The first element is the length of the part that is not deflated.
         length = re.match(rb"\x02\x00\x00\x00UL\x04\x00(.{4})", file.read(144)[132:], re.DOTALL)
         if length is None:
             return True
         file.seek(144 + int.from_bytes(length[1], "little"))
         unpacker, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
-        while size <= _MOST_UNPACKED and (packed := unpacker.unconsumed_tail or file.read(1 << 16)):
+        while size <= _LARGEST_INFLATED and (chunk := unpacker.unconsumed_tail or file.read(1 << 16)):
             try:
-                size += len(unpacker.decompress(packed, 1 << 20))
+                size += len(unpacker.decompress(chunk, 1 << 20))
             except zlib.error:
-                return False  # damaged, which pydicom says
-    return size > _MOST_UNPACKED
+                return False  # damaged, which pydicom will report
+    return size > _LARGEST_INFLATED
 
 
 def _record(path: Path, dataset: Dataset, rest: int) -> Record:
-    """The record of a header after which the file goes on for `rest` bytes: the element of the pixels."""
+    """Build the record of a header; `rest` is the number of bytes after it, which contain the pixels."""
     rows, columns = _number(dataset, "Rows") or 0, _number(dataset, "Columns") or 0
     samples = _number(dataset, "SamplesPerPixel") or 1
     attributes = _texts(dataset, [*ATTRIBUTES, *(keyword for keyword in CONSTANT if keyword not in ATTRIBUTES)])
@@ -253,7 +254,7 @@ def _record(path: Path, dataset: Dataset, rest: int) -> Record:
 
 
 def _frames(dataset: Dataset, frames: Sequence[Dataset]) -> tuple[Plane, ...]:
-    """The planes of a multi-frame object from its functional groups: a frame's own before the shared ones."""
+    """Return the planes of a multi-frame object; a frame's own functional groups override the shared ones."""
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     pointers = [item.DimensionIndexPointer for item in dataset.get("DimensionIndexSequence") or []]
     dimensions = [keyword_for_tag(pointer) or f"dimension {pointer}" for pointer in pointers]
@@ -275,7 +276,7 @@ def _frames(dataset: Dataset, frames: Sequence[Dataset]) -> tuple[Plane, ...]:
         indices = macro("FrameContentSequence").get("DimensionIndexValues")
         indices = indices if isinstance(indices, MultiValue) else [indices]
         acquisition |= {
-            name: str(index) for name, index in zip(dimensions, indices, strict=False) if name not in _PLACE
+            name: str(index) for name, index in zip(dimensions, indices, strict=False) if name not in _POSITIONAL
         }
         planes.append(_plane(merged, {key: value for key, value in acquisition.items() if value}))
     return tuple(planes)
@@ -295,7 +296,7 @@ def _plane(dataset: Dataset, acquisition: Mapping[str, str]) -> Plane:
 
 
 def _value(dataset: Dataset, keyword: str) -> Any:
-    # By tag: several times as fast as by keyword, where most are absent.
+    # By tag, because most elements are absent, and then a look-up by keyword is several times slower.
     element = dataset.get(_TAG[keyword])
     return None if element is None else element.value
 
@@ -317,7 +318,7 @@ def _number(dataset: Dataset, keyword: str) -> int | None:
 
 
 def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
-    """Exactly `count` numbers, or None."""
+    """Return the value if it is exactly `count` numbers, else None."""
     value = _value(dataset, keyword)
     if value is None or value == "":
         return None

@@ -1,8 +1,8 @@
-"""The header values that tell series and acquisitions apart, by keyword."""
+"""Keywords of the header values that distinguish series and acquisitions."""
 
 from __future__ import annotations
 
-# What user rules may match on. Descriptions can name a patient, so values are said nowhere without `scrub`.
+# Keywords that user rules may match. Descriptions can name a patient, so messages quote values only after `scrub`.
 ATTRIBUTES = (
     "Modality",
     "SeriesDescription",
@@ -45,8 +45,8 @@ ATTRIBUTES = (
     "SOPClassUID",
 )
 
-# What all slices of one acquisition have in common, and by which share numbers may differ: rounding, and for the
-# repetition time the heart or the breath that triggers it.
+# Values that all slices of one acquisition share, and the relative difference that is allowed for numbers: rounding, or
+# for the repetition time also the variation of the heart beat or breath that triggers it.
 CONSTANT = {
     "EchoTime": 0.02,
     "EchoNumbers": 0.0,
@@ -81,10 +81,10 @@ CONSTANT = {
     "StackID": 0.0,
 }
 
-# What may differ between the slices of one acquisition, and still tells two images at one place apart.
+# Values that may differ between slices of one acquisition, but distinguish two images at the same position.
 VARYING = ("AcquisitionNumber", "AcquisitionTime", "TriggerTime", "FrameReferenceTime", "InstanceNumber")
 
-# Enhanced objects keep these in functional groups: (macro, keyword there).
+# Values that enhanced objects store in functional groups: (sequence, keyword in it).
 IN_GROUPS = {
     "EchoTime": ("MREchoSequence", "EffectiveEchoTime"),
     "RepetitionTime": ("MRTimingAndRelatedParametersSequence", "RepetitionTime"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medaug.cohort.schema import LabelSchema
 from medaug.dicom.findings import COHORT, FindingLog
-from medaug.dicom.headers import Series, Tree, is_passed_over
+from medaug.dicom.headers import Series, Tree, is_skipped
 from medaug.dicom.links import DESCRIBE, Drawing, Label, describe, link_objects
 from medaug.dicom.masks import compile_structures
 from medaug.dicom.privacy import Name, identifying_terms, scrub
@@ -29,23 +29,24 @@ def find_labels(
     matched: Mapping[str, Mapping[str, Sequence[Series]]],
     log: FindingLog,
 ) -> dict[str, list[Label]]:
-    """Find the labels of each study that is to become a case.
+    """Find the labels of each study that will become a case.
 
     Args:
-        tree: of `scan_tree`.
-        rules: the glob `label` chooses among all SEG and RTSTRUCT, and adds other files; `structures` names classes.
-        schema: of the labels.
+        tree: from `scan_tree`.
+        rules: the glob `label` selects from all SEG and RTSTRUCT, and adds other files; `structures` maps names to
+            classes.
+        schema: schema of the labels.
         names: study UID to its names.
-        root: the folder that the glob starts from.
-        matched: study UID to modality to series, of the studies that are to become cases.
+        root: the folder that the glob is relative to.
+        matched: study UID to modality to series, for the studies that will become cases.
         log: receives the findings.
 
     Raises:
-        UserError: the glob or a pattern is none.
+        UserError: the glob or a pattern is not valid.
     """
     globbed = None if rules.label is None else set(_glob(rules.label, root, rules.source))
     if globbed is not None and not globbed:
-        remedy = "mend the glob, or take it and the labels out of the rules if there are none"
+        remedy = "correct the glob, or remove it and the labels from the rules if there are no label files"
         log.add(COHORT, "error", "dicom-label-glob", "no file matches the glob `label` of the rules", remedy, ())
     objects = {one: series for series in tree.series if series.modality in DESCRIBE for one in series.instances}
     wanted = {one: series for one, series in objects.items() if globbed is None or globbed.intersection(one.paths)}
@@ -54,47 +55,47 @@ def find_labels(
     structures = compile_structures(rules.structures, schema, rules.source)
     for study, found in link_objects(wanted, tree, images, globbed is not None, names, log).items():
         labels[study] += [drawing.label for drawing in found]
-        _judge_rivals(names[study].case, structures, found, log)
+        _report_rivals(names[study].case, structures, found, log)
     folders: dict[str, set[Path]] = defaultdict(set)  # of all studies: a label may belong to one that is left out
     for series in filter(is_image, tree.series):
         folders[series.study_uid] |= {path.parent for path in series.paths}
     for path in sorted((globbed or set()) - {path for one in objects for path in one.paths}):
         studies = _nearest(path, root, folders)
         if len(studies) != 1:
-            what = f"a label file lies as near to {len(studies)} studies, so its own cannot be told"
+            what = f"a label file could belong to any of {len(studies)} studies, which are in equally near folders"
             case = names[studies[0]].case if studies else COHORT
             log.add(case, "error", "dicom-label-ambiguous", what, "put it into the folder of its study", [path])
         elif studies[0] in images:
             labels[studies[0]].append(Label("file", path, "the label file"))
         else:
-            what, remedy = "the label file belongs to a study that is left out", "nothing, if that is meant"
+            what, remedy = "the label file belongs to a study that is left out", "nothing, if that is intended"
             log.add(names[studies[0]].case, "warning", "dicom-label-unlinked", what, remedy, [path])
     for study, several in labels.items():
         if len(several) > 1 and any(label.kind == "file" for label in several):
-            what = f"{len(several)} labels, {' and '.join(label.said for label in several)}"
+            what = f"{len(several)} labels, {' and '.join(label.title for label in several)}"
             remedy = "choose one by the glob `label` in the rules"
             log.add(names[study].case, "error", "dicom-two-labels", what, remedy, [label.path for label in several])
     return labels
 
 
 def _glob(pattern: str, root: Path, source: str) -> list[Path]:
-    """The files that match, but for those that `scan_tree` passes over, such as the ._X beside X of macOS."""
+    """Return the files that match, without those that `scan_tree` skips, such as macOS's ._X beside X."""
     try:
         found = [path for path in root.glob(pattern) if path.is_file()]
     except (ValueError, NotImplementedError) as error:
-        what = f"label: {pattern} is no glob below root ({error})"
+        what = f"label: {pattern} is not a glob below root ({error})"
         raise UserError(f"{source}: {what}", "write it relative to root") from None
-    return [p for p in found if not any(is_passed_over(part) for part in p.relative_to(root).parts)]
+    return [p for p in found if not any(is_skipped(part) for part in p.relative_to(root).parts)]
 
 
-def _judge_rivals(
+def _report_rivals(
     case: str, structures: Mapping[str, re.Pattern[str]], drawings: Sequence[Drawing], log: FindingLog
 ) -> None:
-    """Find the classes that several SEG and RTSTRUCT draw: nothing says which of them is meant."""
+    """Report the classes that several SEG and RTSTRUCT contain: it is not known which one to use."""
     for name, rule in structures.items():
-        rivals = [drawing for drawing in drawings if any(map(rule.search, drawing.holds.names))]
+        rivals = [drawing for drawing in drawings if any(map(rule.search, drawing.header.names))]
         if len(rivals) > 1:
-            what = f"{name} is drawn by {' and by '.join(drawing.title for drawing in rivals)}"
+            what = f"{name} is contained in {' and in '.join(drawing.title for drawing in rivals)}"
             remedy = (
                 "make its pattern in `structures` match one of them, or choose files by the glob `label` in the rules"
             )
@@ -102,7 +103,7 @@ def _judge_rivals(
 
 
 def _nearest(path: Path, root: Path, folders: Mapping[str, set[Path]]) -> list[str]:
-    """The studies with files in the folder of a label, else in the nearest folder above it that holds any."""
+    """Return the studies with files in the folder of a label, or else below the nearest parent folder with any."""
     if same := [study for study, below in folders.items() if path.parent in below]:
         return same
     for parent in path.parents:
@@ -114,7 +115,7 @@ def _nearest(path: Path, root: Path, folders: Mapping[str, set[Path]]) -> list[s
 
 
 def list_structures(tree: Tree) -> str:
-    """The names of the segments and regions of interest in a tree, most frequent first, without patients' names."""
+    """List the names of segments and regions of interest in a tree, most frequent first, without patients' names."""
     counts: Counter[str] = Counter()
     for series in tree.series:
         for instance in series.instances if series.modality in DESCRIBE else ():

@@ -1,4 +1,4 @@
-"""Named masks of segments and ROIs, and how a user's rules turn them into class indices."""
+"""Named masks of segments and ROIs, and their conversion to class indices by the user's rules."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class NamedMask:
-    """One segment or ROI. Its mask is made on request: a structure set may hold many that no rule matches.
+    """One segment or ROI. Its mask is only made on request, because rules may match few of many ROIs.
 
     Attributes:
         name: its name in the file, on one line, for the rules to match.
-        shown: the name as messages may show it, without words that identify a patient.
-        draw: makes the mask, (X, Y, Z) bool on the reference grid, and says in notes what was left out or assumed.
-            Raises UserError where the segment or ROI cannot be put on the grid, or is damaged.
+        shown: the name for messages, without words that identify a patient.
+        draw: makes the mask, (X, Y, Z) bool on the reference grid, and returns it with notes on what was left out or
+            assumed. Raises UserError if the segment or ROI does not fit the grid, or is damaged.
     """
 
     name: str
@@ -34,18 +34,18 @@ class NamedMask:
 
     @property
     def mask(self) -> Mask:
-        """The mask, drawn anew at every call."""
+        """The mask, computed again at every access."""
         return self.draw()[0]
 
 
 @dataclass(frozen=True)
 class LabelObject:
-    """What a SEG or RTSTRUCT refers to, from its header.
+    """What the header of a SEG or RTSTRUCT contains.
 
     Attributes:
-        names: its segments or ROIs, in the order of the file.
-        series_uids: SeriesInstanceUIDs of the images that it was drawn on, as far as it says.
-        frame_of_reference: FrameOfReferenceUID, "" where it does not say.
+        names: names of its segments or ROIs, in the order of the file.
+        series_uids: SeriesInstanceUIDs of the images that it references.
+        frame_of_reference: FrameOfReferenceUID, "" if it is missing.
         sop_instance_uids: SOPInstanceUIDs of these images. Some tools write wrong ones: use positions to place masks.
     """
 
@@ -58,28 +58,29 @@ class LabelObject:
 def combine(
     masks: Sequence[NamedMask], structures: Mapping[str, str], schema: LabelSchema, source: str
 ) -> tuple[NDArray[np.uint8], list[str]]:
-    """Draw the masks that the rules want and make one volume of class indices.
+    """Combine the masks that match the rules into one volume of class indices.
 
-    A rule is found anywhere in a name, whatever the case ("gtv" finds "GTV_1"; "^gtv$" finds GTV alone). All masks of a
-    class are joined. Where classes overlap, the one that stands later in `structures` wins: write whole before core.
+    A rule is searched anywhere in a name, ignoring case ("gtv" matches "GTV_1"; "^gtv$" matches only GTV). A class is
+    the union of all its masks. Where classes overlap, the class that comes later in `structures` wins, so a whole
+    should come before its parts.
 
     Args:
-        masks: of one grid; drawn one at a time.
-        structures: class name to regular expression. Empty: each class is the name that equals its own, in any case.
+        masks: masks on one grid; they are made one at a time.
+        structures: class name to regular expression. Empty: a class gets the masks of exactly its name, ignoring case.
         schema: the classes.
-        source: for messages.
+        source: start of the error messages.
 
     Returns:
-        Class indices (X, Y, Z) uint8, and notes, one line each: names that no rule wants, classes without a name,
-        empty masks, voxels that several classes claim, and what was noted as a mask was drawn.
+        Class indices (X, Y, Z) uint8, and notes, one line each: names that match no rule, classes without a mask,
+        empty masks, voxels in several classes, and the notes of each mask.
 
     Raises:
-        UserError: a rule that is no regular expression or names no foreground class, a name that two classes want,
-            no name that any class wants, or a wanted mask that cannot be drawn.
+        UserError: a rule is not a regular expression or is not for a foreground class, a name matches two classes, no
+            name matches any class, or a mask cannot be made.
     """
     rules = compile_structures(structures, schema, source)
-    wanted: dict[str, list[NamedMask]] = {name: [] for name in rules}
-    unwanted: list[NamedMask] = []
+    matched: dict[str, list[NamedMask]] = {name: [] for name in rules}
+    unmatched: list[NamedMask] = []
     for named in masks:
         matches = [name for name, rule in rules.items() if rule.search(named.name)]
         if len(matches) > 1:
@@ -87,16 +88,16 @@ def combine(
                 f'{source}: "{named.shown}" is matched by the rules of {" and ".join(matches)}',
                 'make the rules in structures stricter, such as "^gtv$"',
             )
-        (wanted[matches[0]] if matches else unwanted).append(named)
-    if len(unwanted) == len(masks):
+        (matched[matches[0]] if matches else unmatched).append(named)
+    if len(unmatched) == len(masks):
         raise UserError(
-            f"{source}: no rule in structures matches any of its names ({_quoted(unwanted) or 'it has none'})",
-            "write rules that find them, or leave the file out",
+            f"{source}: no rule in structures matches any of its names ({_quoted(unmatched) or 'it has none'})",
+            "write rules that match them, or leave the file out",
         )
-    notes = [f"no rule in structures matches {_quoted(unwanted)}"] if unwanted else []
-    notes += [f"no segment or ROI for {name}" for name, members in wanted.items() if not members]
+    notes = [f"no rule in structures matches {_quoted(unmatched)}"] if unmatched else []
+    notes += [f"no segment or ROI for {name}" for name, members in matched.items() if not members]
     indices: NDArray[np.uint8] | None = None
-    for name, members in wanted.items():
+    for name, members in matched.items():
         index = schema.names.index(name)
         for member in members:
             try:
@@ -110,21 +111,23 @@ def combine(
                 indices = np.zeros(mask.shape, np.uint8)
             for other, count in enumerate(np.bincount(indices[mask], minlength=schema.num_classes)):
                 if count and other not in (0, index):
-                    notes.append(f'{count} voxels of {schema.names[other]} lie in "{member.shown}" too: now {name}')
+                    notes.append(
+                        f'{count} voxels of {schema.names[other]} are in "{member.shown}" too, and become {name}'
+                    )
             indices[mask] = index
-    assert indices is not None  # at least one name is wanted
+    assert indices is not None  # at least one name matches
     return indices, notes
 
 
 @contextmanager
 def guarded(what: str) -> Iterator[None]:
-    """Turn whatever goes wrong within into a UserError, and keep pydicom's warnings, which quote values, from stderr.
+    """Turn any exception inside the block into a UserError, and silence pydicom's warnings, which quote values.
 
-    Damaged bytes raise nearly every built-in exception somewhere in pydicom, and their texts quote the patient: only
-    the kind of the exception is told.
+    Damaged bytes can raise nearly any built-in exception in pydicom, whose text may quote the patient's data: the error
+    gives only its type.
 
     Args:
-        what: how the message starts, such as "segmentation".
+        what: start of the message, such as "segmentation".
     """
     try:
         with quiet():
@@ -138,28 +141,28 @@ def guarded(what: str) -> Iterator[None]:
 
 
 def one_line(name: object, otherwise: str) -> str:
-    """A segment's or ROI's name without line breaks or outer blanks, at most 64 characters, or `otherwise`."""
+    """Return the name of a segment or ROI on one line, at most 64 characters; `otherwise` if nothing is left."""
     return "".join(c if c.isprintable() else " " for c in str(name or ""))[:64].strip() or otherwise
 
 
 def compile_structures(structures: Mapping[str, str], schema: LabelSchema, source: str) -> dict[str, re.Pattern[str]]:
-    """The rules for names by foreground class; without any, each class is the name that equals its own.
+    """Compile the rules for names by foreground class; without rules, a name must equal the class's own.
 
     Raises:
-        UserError: a rule is no regular expression, or names no foreground class of the schema.
+        UserError: a rule is not a regular expression, or is not for a foreground class of the schema.
     """
     rules = {}
     for name, rule in (structures or {name: f"^{re.escape(name)}$" for name in schema.foreground}).items():
         if name not in schema.foreground:
             raise UserError(
-                f"{source}: structures names {name}, which is no foreground class",
-                f"the labels hold {', '.join(schema.foreground)}",
+                f"{source}: structures names {name}, which is not a foreground class",
+                f"the labels are {', '.join(schema.foreground)}",
             )
         try:
             rules[name] = re.compile(rule, re.IGNORECASE)
         except re.error as error:
             raise UserError(
-                f'{source}: structures.{name}: "{rule}" is no regular expression ({error})', "mend it"
+                f'{source}: structures.{name}: "{rule}" is not a regular expression ({error})', "correct it"
             ) from error
     return rules
 

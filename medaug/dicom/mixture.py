@@ -1,4 +1,4 @@
-"""Whether all slices of a series are of one acquisition, by what their headers say of how they were made."""
+"""Checks that all slices of a series come from one acquisition, by the acquisition parameters in their headers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from medaug.dicom.problems import Problem, leave_out
 from medaug.dicom.stack import Slice
 
 _EACH = "export each acquisition as its own series"
-_SLICES_EACH = 4  # so many slices per acquisition number on average make a stack, and not a scan in steps
+_SLICES_EACH = 4  # with this many slices per AcquisitionNumber on average, each acquisition may be a stack of its own
 
 
 def mixture_problems(slices: Sequence[Slice]) -> list[Problem]:
-    """Say why slices that all lie at different positions cannot be of one acquisition."""
+    """Report why slices at distinct positions cannot come from one acquisition."""
     headers = [one.values for one in slices]
     differing: dict[str, list[bool]] = {}
     for keyword, tolerance in CONSTANT.items():
@@ -36,14 +36,14 @@ def mixture_problems(slices: Sequence[Slice]) -> list[Problem]:
     acquisitions = [header.get("AcquisitionNumber", "") for header in headers]
     count = len(set(acquisitions))
     if 1 < count <= len(slices) / _SLICES_EACH:
-        what = f"is put together from {count} acquisitions (AcquisitionNumber differs)"
+        what = f"consists of {count} acquisitions (AcquisitionNumber differs)"
         remedy = f"nothing, if they belong to one scan; else {_remedy(slices, _unlike_most(acquisitions, 0.0))}"
         return [Problem("two-acquisitions", what, remedy, "warning")]
     return []
 
 
 def differences(groups: Sequence[Sequence[Slice]]) -> list[str]:
-    """The keywords in which slices at one position differ, the most frequent first.
+    """Return the keywords in which slices at one position differ, the most frequent first.
 
     Args:
         groups: the slices of each position.
@@ -64,7 +64,7 @@ def _remedy(slices: Sequence[Slice], is_odd: Sequence[bool]) -> str:
 
 
 def _unlike_most(values: Sequence[str], tolerance: float) -> list[bool]:
-    """Which values are not the most frequent one, up to rounding."""
+    """Return which values differ from the most frequent one by more than rounding."""
     usual = Counter(values).most_common(1)[0][0]
     return [not _is_close(value, usual, tolerance) for value in values]
 

@@ -25,33 +25,33 @@ Paths = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
 class MedaugReader(ImageReader):
     """Reads NIfTI, MetaImage, NRRD, a DICOM folder of one series, a multi-frame DICOM file and DICOM SEG.
 
-    Arrays are (X, Y, Z), or (X, Y, Z, M) for a file of M volumes or several files on one grid; the affine is RAS mm.
-    A SEG comes as segment numbers on its own grid.
+    Arrays are (X, Y, Z), or (X, Y, Z, M) for a file of M volumes or M files on one grid; the affine is RAS mm. A SEG
+    gives segment numbers on its own grid.
     """
 
     def verify_suffix(self, filename: Paths) -> bool:
-        """Whether all names are folders, end as a format that we read, or are DICOM by content."""
+        """Whether each path is a folder, has the suffix of a supported format, or is a DICOM file."""
         return all(
             path.is_dir() or bool(suffix_of(path.name)) or isinstance(read_headers([path])[0], Record)
             for path in map(Path, ensure_tuple(filename))
         )
 
     def read(self, data: Paths, **kwargs: Any) -> tuple[Path, ...]:
-        """Take note of the files; `get_data` reads them.
+        """Only return the paths; `get_data` reads the files.
 
-        `LoadImage` answers an error in here by trying MONAI's own readers, which read a series with a missing slice
-        or with two acquisitions as a wrong volume and say nothing. An error in `get_data` reaches the user.
+        After an error in this method, `LoadImage` would try MONAI's own readers, which silently read a series with a
+        missing slice or with two acquisitions as a wrong volume. An error in `get_data` reaches the user.
         """
         return tuple(map(Path, ensure_tuple(data)))
 
     def get_data(self, img: Sequence[Path]) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Read what `read` has noted.
+        """Read the files that `read` returned.
 
         Returns:
-            array, and metadata as MONAI's NibabelReader gives them.
+            The array, and metadata like those of MONAI's NibabelReader.
 
         Raises:
-            UserError: a file or series cannot be read or is refused, or several files lie on different grids.
+            UserError: a file or series cannot be read or is refused, or the files have different grids.
         """
         volumes = [(path, volume) for path in img for volume in _volumes(path)]
         first_path, first = volumes[0]
@@ -64,7 +64,7 @@ class MedaugReader(ImageReader):
             MetaKeys.ORIGINAL_AFFINE: first.affine.copy(),
             MetaKeys.SPATIAL_SHAPE: np.array(first.array.shape),
             MetaKeys.SPACE: SpaceKeys.RAS,
-            MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan") if len(arrays) == 1 else -1,  # NaN is MONAI's word for none
+            MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan") if len(arrays) == 1 else -1,  # NaN means none in MONAI
         }
 
 

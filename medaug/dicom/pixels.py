@@ -1,7 +1,7 @@
-"""The pixels of one DICOM file: decoded whole or not at all, and rescaled to the values that they stand for.
+"""Decodes the pixels of one DICOM file, completely or not at all, and rescales them.
 
-Damaged compressed data can take the process down inside a decoder: callers that meet unknown files work in isolated
-processes. PixelPaddingValue and MONOCHROME1 (shown inverted) change no value here.
+Damaged compressed data can crash the process inside a decoder, so callers read unknown files in isolated processes.
+PixelPaddingValue and MONOCHROME1 (displayed inverted) do not change values here.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ try:
 except ImportError:
     pass
 else:
-    # It writes to standard error what it does not like, past Python.
+    # gdcm prints warnings directly to standard error, where Python cannot catch them.
     for _switch in (gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff, gdcm.Trace.DebugOff):
         _switch()
 
-_MOST_PIXELS = 512 << 20  # bytes; larger images must not be packed more than 64 to 1
+_MOST_PIXELS = 512 << 20  # bytes; larger images may not be compressed by more than 64 to 1
 _COPY = "copy or export it again"
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
 class PixelError(UserError):
-    """Pixels that cannot be decoded. It has no path: the name of a DICOM file may name a person."""
+    """Pixels that cannot be decoded. It has no path, because the name of a DICOM file may name a person."""
 
 
 def decode(instance: Instance) -> NDArray[Any]:
-    """Read and decompress the stored values of a grey image.
+    """Read and decompress the stored values of a greyscale image.
 
     Returns:
-        (frames, rows, columns) in the type in which they are stored.
+        (frames, rows, columns) in the stored type.
 
     Raises:
-        PixelError: there are none, fewer than the header promises, of a compression that no installed decoder
-            reads, or damaged.
+        PixelError: there are no pixels, fewer than the header says, they are damaged, or no installed decoder supports
+            their compression.
     """
     with quiet():
         try:
             dataset = pydicom.dcmread(instance.path, force=True)
-        except Exception as error:  # pydicom has no base class for what a damaged file can raise
+        except Exception as error:  # pydicom's errors for damaged files have no common base class
             raise PixelError(f"has a file that cannot be read ({type(error).__name__})", _COPY) from None
         if not any(keyword in dataset for keyword in _PIXELS):
             raise PixelError("has a file without pixel data, or cut short", _COPY)
         bits, high = dataset.get("BitsStored"), dataset.get("HighBit")
         if bits and high is not None and high != bits - 1:
-            raise PixelError(f"has pixels whose lowest bit is not their first (HighBit {high} of {bits} bits)", _COPY)
+            raise PixelError(f"stores pixels with an unusual HighBit ({high} for {bits} bits)", _COPY)
         if "TransferSyntaxUID" not in dataset.file_meta:
-            # Files without the standard's preamble; they are never compressed.
+            # A file without the standard's preamble, which is never compressed.
             implicit, little = dataset.original_encoding
             plain = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
             dataset.file_meta.TransferSyntaxUID = plain if little else ExplicitVRBigEndian
@@ -77,22 +77,22 @@ def decode(instance: Instance) -> NDArray[Any]:
             raise
         except NotImplementedError:
             raise unknown from None
-        except Exception as error:  # likewise, and each decoder has errors of its own
+        except Exception as error:  # each decoder has its own errors, again without a common base class
             if "does not support" in str(error):  # such as JPEG of 12 bits
                 raise unknown from None
             reason = f"({type(error).__name__})"
             raise PixelError(f"has pixel data that are cut short or damaged {reason}", _COPY) from None
     shape = (instance.frames, instance.rows, instance.columns)
     if array.size != np.prod(shape):
-        raise PixelError("has pixel data of another size than its header says", _COPY)
+        raise PixelError("has pixel data whose size differs from its header", _COPY)
     return array.reshape(shape)
 
 
 def rescaled_dtype(instances: Iterable[Instance]) -> np.dtype[Any]:
-    """The type for the rescaled values of these images, from their headers alone.
+    """Return the type for the rescaled values of these images, from their headers.
 
-    int16 or int32, the first that holds all that BitsStored bits can say, where every slope and intercept is a whole
-    number; else float32.
+    If every slope and intercept is a whole number, the first of int16 and int32 that can hold all values of BitsStored
+    bits; else float32.
     """
     low, high = 0.0, 0.0
     for instance in instances:
@@ -112,7 +112,7 @@ def rescaled_dtype(instances: Iterable[Instance]) -> np.dtype[Any]:
 
 
 def rescale(stored: NDArray[Any], plane: Plane) -> NDArray[Any]:
-    """Stored values times the plane's slope plus its intercept; untouched where these are 1 and 0, else float64."""
+    """Return stored values * slope + intercept as float64; unchanged if slope is 1 and intercept 0."""
     if plane.slope == 1 and plane.intercept == 0:
         return stored
     return stored * np.float64(plane.slope) + plane.intercept

@@ -1,7 +1,7 @@
-"""Who is behind a pseudonym: the private file, the names of subjects and cases, and what must not be said aloud.
+"""Pseudonyms of subjects and cases, the private file that explains them, and the removal of identifying words.
 
-The private file is the only thing written that knows a PatientID or a path of the user's DICOM tree. It stays with
-the user, readable by its owner alone, and nothing reads it but another ingest and `withdraw`.
+The private file is the only output that contains a PatientID or a path of the user's DICOM tree. Only its owner can
+read it, and only another ingest and `withdraw` use it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from medaug.inputs import read_json
 
 FORMAT = 1
 REMOVED = "[removed]"
-_NEVER_SAID = (
+_IDENTIFYING_KEYWORDS = (
     "PatientID",
     "OtherPatientIDs",
     "IssuerOfPatientID",
@@ -42,7 +42,7 @@ _NEVER_SAID = (
     "InstitutionalDepartmentName",
     "StationName",
 )
-_MANY = {Tag("PerFrameFunctionalGroupsSequence"), Tag("ROIContourSequence")}  # long, and about no person
+_SKIPPED = {Tag("PerFrameFunctionalGroupsSequence"), Tag("ROIContourSequence")}  # long, and not about a person
 _WORD = re.compile(r"[^\W_]{2,}")
 _EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 _LETTERS, _LETTERS_AT_END = re.compile(r"[^\W\d_]+"), re.compile(r"[^\W\d_]+$")
@@ -54,9 +54,9 @@ class Private:
 
     Attributes:
         salt: secret key of the pseudonyms, hexadecimal.
-        subjects: subject, as the manifest names it, to PatientID (or study UID, where there is none).
+        subjects: subject in the manifest to PatientID (or study UID if there is no PatientID).
         cases: case to {"subject", "study", "series": {modality: UID}, "files": [path]}.
-        problems: what was found wrong, with the files that the findings do not name.
+        problems: the findings, with the files that they are about.
     """
 
     salt: str
@@ -67,36 +67,36 @@ class Private:
 
 @dataclass(frozen=True)
 class Name:
-    """What a study is called outside the private file."""
+    """The names of a study outside the private file."""
 
     subject: str
     case: str
 
 
 def private_path(out: Path, chosen: str | None) -> Path:
-    """Where the private file of the manifest `out` lies: where the user chose, or beside it."""
+    """Return the path of the private file of the manifest `out`: the user's choice, or beside it."""
     return out.with_suffix(".private.json") if chosen is None else Path(chosen)
 
 
 def load_private(path: Path) -> Private:
-    """Read a private file; one with a fresh salt where there is none yet.
+    """Read a private file, or start a new one with a new salt if it does not exist.
 
     Raises:
-        UserError: unreadable, or not a private file of this version.
+        UserError: the file is unreadable, or not a private file of this version.
     """
     if not os.path.lexists(path):
         return Private(secrets.token_hex(32))
     content = read_json(path)
     version = content.pop("format", None)
     kinds = {"salt": str, "subjects": dict, "cases": dict, "problems": list}
-    is_whole = version == FORMAT and all(isinstance(content.get(key), kind) for key, kind in kinds.items())
-    is_whole = is_whole and all(isinstance(patient, str) for patient in content["subjects"].values())
-    is_whole = is_whole and all(
+    is_valid = version == FORMAT and all(isinstance(content.get(key), kind) for key, kind in kinds.items())
+    is_valid = is_valid and all(isinstance(patient, str) for patient in content["subjects"].values())
+    is_valid = is_valid and all(
         isinstance(case, dict) and isinstance(case.get("subject"), str) and isinstance(case.get("study"), str)
         for case in content["cases"].values()
     )
-    # A salt that was cut would be no secret any more.
-    if not is_whole or not re.fullmatch("[0-9a-f]{64}", content["salt"]):
+    # A shortened salt could be guessed.
+    if not is_valid or not re.fullmatch("[0-9a-f]{64}", content["salt"]):
         raise UserError(
             f"not a private file that medaug.ingest wrote (format {FORMAT})",
             "restore it, or give another with private=FILE",
@@ -106,43 +106,43 @@ def load_private(path: Path) -> Private:
 
 
 def save_private(path: Path, private: Private) -> None:
-    """Write a private file, whole or not at all, never readable by anybody but its owner.
+    """Write a private file atomically, readable only by its owner at any time.
 
     Raises:
-        UserError: there is one with another salt, or a damaged one; the disk is full or the folder cannot be written.
+        UserError: a file with another salt or a damaged one exists, the disk is full, or the folder is not writable.
     """
     if path.exists() and load_private(path).salt != private.salt:
         raise UserError(
-            "another ingest has written its own key there meanwhile, which is kept",
+            "another ingest has written its private file there meanwhile, which is kept",
             "run the same command again",
             path=path,
         )
     text = json_text({"format": FORMAT, **asdict(private)})
     with atomic_write(path) as temporary:
-        temporary.unlink(missing_ok=True)  # of a killed process of the same number, with any mode
+        temporary.unlink(missing_ok=True)  # a killed process with the same id may have left one with another mode
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(handle, "w", encoding="utf-8") as file:
             file.write(text)
 
 
 def pseudonym(salt: str, patient_id: str) -> str:
-    """A subject's pseudonym: "S" and the first 10 hexadecimal digits of HMAC-SHA256 (RFC 2104) keyed by the salt."""
+    """Return a subject's pseudonym: "S" and the first 10 hexadecimal digits of its HMAC-SHA256 (RFC 2104)."""
     return "S" + _keyed(salt, patient_id)[:10]
 
 
 def name_studies(patients: Mapping[str, str], private: Private, pseudonyms: bool = True) -> dict[str, Name]:
-    """Name studies by subject and running number, in an order that says nothing of dates.
+    """Name studies by subject and running number, in an order that does not depend on dates.
 
-    A study that the private file knows keeps its name; the others of the same subject are numbered after it, by their
-    UID's HMAC.
+    A study in the private file keeps its name. The subject's other studies get the next free numbers, in the order of
+    their UID's HMAC.
 
     Args:
-        patients: study UID to PatientID; "" where there is none, then the study is a subject of its own.
-        private: salt, and the names given before.
-        pseudonyms: False: a subject is called by its PatientID, made safe for a file name.
+        patients: study UID to PatientID; if it is "", the study is a subject of its own.
+        private: the salt, and the names assigned before.
+        pseudonyms: if False, a subject's name is its PatientID, made safe for a file name.
 
     Returns:
-        study UID to its name.
+        Study UID to its name.
     """
     names = {
         case["study"]: Name(case["subject"], name)
@@ -150,14 +150,14 @@ def name_studies(patients: Mapping[str, str], private: Private, pseudonyms: bool
         if case["study"] in patients
         and case["subject"] == _subject(private.salt, patients[case["study"]], case["study"], pseudonyms)
     }
-    taken = set(private.cases)
+    used = set(private.cases)
     for study in sorted(patients.keys() - names.keys(), key=lambda uid: _keyed(private.salt, uid)):
         subject = _subject(private.salt, patients[study], study, pseudonyms)
         number = 1
-        while f"{subject}_{number}" in taken:
+        while f"{subject}_{number}" in used:
             number += 1
         names[study] = Name(subject, f"{subject}_{number}")
-        taken.add(f"{subject}_{number}")
+        used.add(f"{subject}_{number}")
     return names
 
 
@@ -165,7 +165,7 @@ def _subject(salt: str, patient_id: str, study: str, pseudonyms: bool) -> str:
     if pseudonyms or not patient_id:
         return pseudonym(salt, patient_id or study)
     safe = re.sub(r"[^A-Za-z0-9-]+", "-", patient_id)
-    # Two PatientIDs that differ only in what was replaced remain two subjects.
+    # A hash keeps two PatientIDs apart that differ only in replaced characters.
     return safe if safe == patient_id else f"{safe}-{hashlib.sha256(patient_id.encode()).hexdigest()[:6]}"
 
 
@@ -174,30 +174,29 @@ def _keyed(salt: str, text: str) -> str:
 
 
 def identifying_terms(paths: Iterable[Path]) -> frozenset[str]:
-    """The words in DICOM headers that could name a patient, to be kept out of messages with `scrub`.
+    """Return the words in DICOM headers that could identify a patient, to remove them from messages with `scrub`.
 
-    They come from every person's name, the patient's and the visit's numbers, the birth date, and the institution,
-    without the words of imaging among them (`FIELD_WORDS`): of `SARCOMA_025_CT_T1` they are `SARCOMA_025`, `SARCOMA`
-    and `025`.
+    They come from the names of all persons, the numbers of patient and visit, the birth date, and the institution,
+    without common imaging words (`FIELD_WORDS`): for `SARCOMA_025_CT_T1` they are `SARCOMA_025`, `SARCOMA` and `025`.
 
     Args:
-        paths: one file of a series says as much as all of them; what cannot be read says nothing.
+        paths: one file per series is enough; files that cannot be read are skipped.
     """
     texts: set[str] = set()
     for path in paths:
-        # A damaged header raises anything, and is a finding elsewhere.
+        # A damaged header can raise any exception; it is reported elsewhere.
         with quiet(), contextlib.suppress(Exception):
             texts |= set(_identifying(pydicom.dcmread(path, stop_before_pixels=True, force=True)))
     return frozenset(term for text in texts for term in _terms(text.strip()))
 
 
 def _terms(text: str) -> Iterator[str]:
-    """What is left of an identifying text between its field words, and the words of that; all of it if too short."""
+    """Return the parts of an identifying text between field words, and their words; if too short, the whole text."""
     ends = [(word.start(), word.end()) for word in _WORD.finditer(text) if word[0].casefold() in FIELD_WORDS]
     starts = [0, *(end for _, end in ends)]
     between = [text[start:stop] for start, stop in zip(starts, [*(start for start, _ in ends), len(text)], strict=True)]
     parts = [part for part in (_EDGES.sub("", part) for part in between) if part]
-    # What is left of CT-7 is everywhere, but CT-7 as a whole is not.
+    # For CT-7 the rest, 7, is too common to be removed, but CT-7 as a whole can be.
     if text and (not ends or any(_is_weak(part) for part in parts)):
         yield from [text] if len(text) > 1 else []
     for part in parts:
@@ -210,22 +209,22 @@ def _is_weak(word: str) -> bool:
 
 
 def _identifying(dataset: pydicom.Dataset) -> Iterator[str]:
-    """The identifying values of a dataset and of the sequences in it."""
-    for tag in dataset.keys() - _MANY:
-        with contextlib.suppress(Exception):  # one damaged element hides no other
+    """Yield the identifying values of a dataset and of the sequences in it."""
+    for tag in dataset.keys() - _SKIPPED:
+        with contextlib.suppress(Exception):  # a damaged element must not hide others
             element = dataset[tag]
             if element.VR == "SQ":
                 for item in element.value:
                     yield from _identifying(item)
-            elif element.VR == "PN" or element.keyword in _NEVER_SAID:
+            elif element.VR == "PN" or element.keyword in _IDENTIFYING_KEYWORDS:
                 yield str(element.value)
 
 
 def scrub(text: str, terms: Iterable[str]) -> str:
-    """Put "[removed]" for every term in a text, whatever its case.
+    """Replace every term in a text by "[removed]", ignoring case.
 
-    Terms of up to three characters are removed as whole words only, and longer ones not within a longer field word (of
-    the name Bell in `cerebellum`).
+    Terms of up to three characters are removed only as whole words, and longer terms not inside a longer field word
+    (such as the name Bell in `cerebellum`).
     """
     for term in sorted(terms, key=len, reverse=True):
         pattern = re.escape(term)

@@ -1,4 +1,4 @@
-"""Why a series is no volume, and which of its files could be left out to make it one."""
+"""Why a series is not a volume, and which of its files could be left out to make it one."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _MOST_KEYWORDS = 3
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a series is no volume, in words without a path or patient data.
+    """Why a series is not a volume, in words without a path or patient data.
 
     Attributes:
-        code: the kind, in words with hyphens; "gap" is the one that `on_gap="resample"` mends.
-        what: goes on after "series 12: ".
+        code: the kind, in words with hyphens; `on_gap="resample"` solves "gap".
+        what: a phrase that follows "series 12: ".
         remedy: what the user can do.
-        severity: "warning": it can be read, but wants a look.
+        severity: "warning": the series can be read, but should be checked.
     """
 
     code: str
@@ -32,30 +32,30 @@ class Problem:
 
 
 def minority(instances: Sequence[Instance], kind: Callable[[Instance], Hashable]) -> list[Instance]:
-    """The instances that are not of the most frequent kind."""
+    """Return the instances that are not of the most frequent kind."""
     kinds = [kind(one) for one in instances]
     (usual, _), *_ = Counter(kinds).most_common(1)
     return [one for one, its_kind in zip(instances, kinds, strict=True) if its_kind != usual]
 
 
 def leave_out(instances: Sequence[Instance], odd: Sequence[Instance], otherwise: str) -> str:
-    """The remedy for a series that some of its files do not belong to.
+    """Return the remedy for a series with some files that do not belong to it.
 
     Args:
-        instances: all of the series, one per file or per slice.
-        odd: those that do not fit the rest, likewise.
+        instances: all instances of the series, one per file or per slice.
+        odd: the instances that do not fit the rest.
         otherwise: what else the user can do.
     """
     files = {one.path: one for one in instances}
     out = {one.path: one for one in odd}
     rest = [one for path, one in files.items() if path not in out]
-    telling = [
+    distinctive = [
         keyword
         for keyword in ATTRIBUTES
         if {one.attributes.get(keyword) for one in out.values()}.isdisjoint(one.attributes.get(keyword) for one in rest)
     ]
-    if not out or not rest or not telling:
+    if not out or not rest or not distinctive:
         return otherwise
-    by = " or ".join(telling[:_MOST_KEYWORDS])
-    option = f"exclude_series=[{telling[0]}:PATTERN]"
+    by = " or ".join(distinctive[:_MOST_KEYWORDS])
+    option = f"exclude_series=[{distinctive[0]}:PATTERN]"
     return f"leave {len(out)} of its {len(files)} files out by {by} ({option}), or {otherwise}"

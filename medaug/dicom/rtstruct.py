@@ -1,8 +1,8 @@
-"""DICOM RTSTRUCT: closed contours filled on the grid of an image, slice by slice, placed by coordinates.
+"""DICOM RTSTRUCT: fills closed contours on the grid of an image, slice by slice, placed by coordinates.
 
-Contours are matched to slices by where they lie, never by the images that they name: some tools name the wrong ones on
-oblique series. Within a plane they are filled by the even-odd rule, so nested contours are holes (XOR), as are
-keyholes, single contours with a channel to an inner boundary.
+Contours are matched to slices by position, never by the images that they reference: some tools reference wrong images
+on oblique series. Within a plane they are filled by the even-odd rule, so nested contours are holes (XOR), and so are
+keyholes (single contours with a channel to an inner boundary).
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from medaug.imaging.volume import Header
 
 WHAT = "structure set"
 SOP_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
-# The last is not in the standard: some tools give it to closed contours that they interpolated between drawn ones.
+# The last is not in the standard: some tools use it for closed contours that they interpolated between drawn ones.
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "INTERPOLATED_PLANAR")
-ENDS_MEET = 1.0  # voxels; an open contour whose ends lie this near is read as closed
-ON_EDGE = 1e-3  # voxels; a centre as near as this to a contour lies on it
-# All in steps between slices.
-MAX_TILT = 0.25  # by which a contour may leave its plane
+ENDS_MEET = 1.0  # voxels; an open contour whose ends are at most this far apart is read as closed
+ON_EDGE = 1e-3  # voxels; a voxel centre this close to a contour counts as lying on it
+# All in distances between slices:
+MAX_TILT = 0.25  # largest extent of a contour along the normal
 SAME_PLANE = 0.1
-BETWEEN = 0.4  # a structure set whose contours lie further than this from the slices was drawn on another series
+BETWEEN = 0.4  # if contours are further than this from the slices, the structure set was drawn on another series
 
 
 def describe_rtstruct(path: Path) -> LabelObject:
-    """Read what an RTSTRUCT refers to.
+    """Read which ROIs an RTSTRUCT contains and which images it references.
 
     Raises:
-        UserError: unreadable, damaged, or not an RTSTRUCT. The text has neither path nor patient.
+        UserError: the file is unreadable, damaged, or not an RTSTRUCT. The text contains no path or patient data.
     """
     with guarded(WHAT):
         dataset = _open(path)
@@ -60,22 +60,22 @@ def describe_rtstruct(path: Path) -> LabelObject:
 def read_rtstruct(path: Path, grid: Header, terms: Collection[str] = ()) -> list[NamedMask]:
     """Read an RTSTRUCT's ROIs onto the grid of an image.
 
-    Each slice takes the contours of the plane nearest to it, within half a step. An open contour is read as closed
-    where its ends meet within a voxel, with a note. Points and what lies outside the image are left out, with a note;
-    an ROI of points alone is empty, with a note.
+    Each slice gets the contours of the nearest plane within half the distance between slices. An open contour whose
+    ends are within a voxel is read as closed. Points, and contours outside the image, are left out; an ROI that
+    consists only of points is empty. Notes report all of this.
 
     Args:
         path: the file.
-        grid: shape (X, Y, Z) and RAS affine of the image; slices along any of its axes.
-        terms: words that may identify a patient (`identifying_terms`), to be kept out of messages.
+        grid: shape (X, Y, Z) and RAS affine of the image; slices may be along any of its axes.
+        terms: words that may identify a patient (`identifying_terms`), to be removed from messages.
 
     Returns:
         One mask per ROI, in the order of the file.
 
     Raises:
-        UserError: unreadable, damaged, or not an RTSTRUCT. When a mask is drawn: open contours, contours not parallel
-            to slices, between slices, on every second slice or sparser, or in another frame of reference than the
-            file's first. The text has neither path nor patient.
+        UserError: the file is unreadable, damaged, or not an RTSTRUCT. When a mask is made: contours are open, not
+            parallel to slices, between slices, on every second slice or fewer, or in another frame of reference than
+            the file's first. The text contains no path or patient data.
     """
     with guarded(WHAT):
         dataset = _open(path)
@@ -91,16 +91,16 @@ def read_rtstruct(path: Path, grid: Header, terms: Collection[str] = ()) -> list
 
 
 def fill(polygons: Iterable[NDArray[np.float64]], shape: tuple[int, int]) -> Mask:
-    """Rasterise polygons together by the even-odd rule.
+    """Rasterise several polygons by the even-odd rule.
 
-    A pixel is filled where an odd number of edges lies between its centre and infinity, or where its centre lies on an
-    edge (within 1e-3 pixels). So contours traced through the centres of outer pixels keep these pixels, and the result
-    does not depend on how the grid is flipped or transposed.
+    A pixel is filled if a ray from its centre crosses an odd number of edges, or if its centre lies on an edge (within
+    1e-3 pixels). So contours through the centres of outer pixels include these pixels, and the result does not depend
+    on flips or transposition of the grid.
 
     Args:
-        polygons: each (N, 2): continuous indices, centres at whole numbers; closed implicitly; any part may lie
-            outside the image.
-        shape: of the image.
+        polygons: each (N, 2): continuous indices, with pixel centres at whole numbers; closed implicitly; parts may
+            be outside the image.
+        shape: shape of the image.
 
     Returns:
         `shape` bool.
@@ -111,15 +111,15 @@ def fill(polygons: Iterable[NDArray[np.float64]], shape: tuple[int, int]) -> Mas
         return image
     start = np.concatenate(rings)
     end = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings])
-    # Only the bounding box is worked on. Clipped as floats: a damaged coordinate may not fit an integer.
+    # Only the bounding box is processed. Clip before converting: a damaged coordinate may not fit an integer.
     low = np.clip(np.floor(start.min(axis=0)), 0, shape).astype(int)
     high = np.clip(np.floor(start.max(axis=0)) + 2, low, shape).astype(int)
     box = image[low[0] : high[0], low[1] : high[1]]
     if not box.size:
         return image
     start, end = start - low, end - low
-    # An edge that crosses row j at u flips all pixels of that row from ceil(u) on. The half-open rule counts a vertex
-    # on a row once where the polygon passes through it, and twice or never where it turns there.
+    # An edge that crosses row j at u flips all pixels of that row from ceil(u) on. By the half-open rule, a vertex on a
+    # row counts once if the polygon passes through the row there, and twice or never if it turns back.
     row, u = _crossings(start, end, 0.0, half_open=True, rows=box.shape[1])
     first = np.clip(np.ceil(u), 0, box.shape[0]).astype(int)
     flips = np.bincount(row * (box.shape[0] + 1) + first, minlength=box.shape[1] * (box.shape[0] + 1))
@@ -136,7 +136,7 @@ def fill(polygons: Iterable[NDArray[np.float64]], shape: tuple[int, int]) -> Mas
 def _crossings(
     start: NDArray[np.float64], end: NDArray[np.float64], margin: float, half_open: bool, rows: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Where edges (N, 2) cross the lines v = 0..rows-1: the line, and u there; one entry per edge and line."""
+    """Find where edges (N, 2) cross the lines v = 0..rows-1; returns line and u of each crossing."""
     falling = (start[:, 1] > end[:, 1])[:, None]
     lower, upper = np.where(falling, end, start), np.where(falling, start, end)
     first = np.ceil(np.clip(lower[:, 1] - margin, 0, rows))
@@ -157,7 +157,7 @@ def _open(path: Path) -> pydicom.Dataset:
 
 
 def _rois(dataset: pydicom.Dataset) -> list[tuple[int, str, str]]:
-    """Number, name and frame of reference of each ROI."""
+    """Return number, name and frame of reference of each ROI."""
     return [
         (
             int(roi.ROINumber),
@@ -175,8 +175,8 @@ def _frame_of_reference(dataset: pydicom.Dataset) -> str:
 
 
 def _points(contour: pydicom.Dataset) -> NDArray[np.float64]:
-    """The points of a contour, (N, 3) RAS mm."""
-    # The raw bytes: making pydicom's decimal objects of them takes longer than all the rest.
+    """Return the points of a contour, (N, 3) RAS mm."""
+    # Parse the raw bytes, because pydicom's conversion to decimal objects takes longer than everything else.
     value = contour.get_item("ContourData").value
     numbers = np.array(value.split(b"\\") if isinstance(value, bytes) else value, float).reshape(-1, 3)
     if not len(numbers) or not np.isfinite(numbers).all():
@@ -185,22 +185,20 @@ def _points(contour: pydicom.Dataset) -> NDArray[np.float64]:
 
 
 def _draw(contours: Sequence[pydicom.Dataset], grid: Header, name: str, is_same_frame: bool) -> tuple[Mask, list[str]]:
-    """The mask of one ROI, and notes."""
+    """Return the mask of one ROI, and notes."""
     mask: Mask = np.zeros(grid.shape, bool)
     with guarded(f'{WHAT}: ROI "{name}"'):
         if not is_same_frame:
-            raise UserError(
-                f'{WHAT}: ROI "{name}" lies in another frame of reference', "choose rules that leave it out"
-            )
+            raise UserError(f'{WHAT}: ROI "{name}" has another frame of reference', "choose rules that leave it out")
         areas = [contour for contour in contours if contour.ContourGeometricType != "POINT"]
         notes = [f"{len(contours) - len(areas)} points were left out"] if len(areas) < len(contours) else []
         if not areas:
             return mask, [*notes, "has no closed contour"]
         inverse = np.linalg.inv(grid.affine)
-        # The same contour twice would be its own hole.
+        # By the even-odd rule, a contour that occurs twice would erase itself.
         distinct = {points.tobytes(): (points, contour) for contour in areas for points in [_points(contour)]}
         if len(distinct) < len(areas):
-            notes.append(f"{len(areas) - len(distinct)} contours stand there twice")
+            notes.append(f"{len(areas) - len(distinct)} contours occur twice")
         indices = [points @ inverse[:3, :3].T + inverse[:3, 3] for points, _ in distinct.values()]
         is_open = [contour.ContourGeometricType not in CLOSED for _, contour in distinct.values()]
         notes += _close(indices, is_open, grid, name)
@@ -209,7 +207,7 @@ def _draw(contours: Sequence[pydicom.Dataset], grid: Header, name: str, is_same_
         tilt = float(tilts[:, axis].max())
         if tilt > MAX_TILT:
             raise UserError(
-                f'{WHAT}: ROI "{name}": a contour leaves its slice by {tilt * grid.spacing[axis]:.3g} mm',
+                f'{WHAT}: ROI "{name}": a contour is tilted out of its slice by {tilt * grid.spacing[axis]:.3g} mm',
                 "choose the series that it was drawn on",
             )
         planes = _planes(indices, axis)
@@ -218,20 +216,20 @@ def _draw(contours: Sequence[pydicom.Dataset], grid: Header, name: str, is_same_
 
 
 def _close(contours: Sequence[NDArray[np.float64]], is_open: Sequence[bool], grid: Header, name: str) -> list[str]:
-    """Make sure that open contours, (N, 3) in voxels, can be read as closed; returns notes."""
+    """Check that open contours, (N, 3) in voxels, can be read as closed; returns notes."""
     gaps = [points[-1] - points[0] for points, flag in zip(contours, is_open, strict=True) if flag]
     if wide := [gap for gap in gaps if np.abs(gap).max() > ENDS_MEET]:
         widest = max(float(np.linalg.norm(grid.affine[:3, :3] @ gap)) for gap in wide)
         raise UserError(
-            f'{WHAT}: ROI "{name}": {len(wide)} of {len(contours)} contours are open, their ends up to {widest:.3g} mm '
-            "apart, so what they enclose is not known",
-            "close them where they were drawn, or leave the ROI out by structures",
+            f'{WHAT}: ROI "{name}": {len(wide)} of {len(contours)} contours are open, with ends up to {widest:.3g} mm '
+            "apart, so the enclosed area is unknown",
+            "close them in the tool that drew them, or leave the ROI out with structures",
         )
-    return [f"{len(gaps)} open contours were read as closed, for their ends meet"] if gaps else []
+    return [f"{len(gaps)} open contours were read as closed, because their ends meet"] if gaps else []
 
 
 def _planes(contours: Sequence[NDArray[np.float64]], axis: int) -> list[tuple[float, list[NDArray[np.float64]]]]:
-    """Contours (N, 3) by the plane that they share: its height in steps, and the contours (N, 2) in it."""
+    """Group contours (N, 3) by plane: its height, in distances between slices, and its contours (N, 2)."""
     planes: list[tuple[float, list[NDArray[np.float64]]]] = []
     for height, points in sorted(((float(c[:, axis].mean()), c) for c in contours), key=lambda pair: pair[0]):
         if not planes or height - planes[-1][0] > SAME_PLANE:
@@ -250,30 +248,31 @@ def _fill_slices(
         if not -0.5 <= height <= mask.shape[2] - 0.5:
             outside += len(rings)
             continue
-        place = min(int(np.floor(height + 0.5)), mask.shape[2] - 1)
-        if place not in nearest or abs(height - place) < abs(nearest[place][0] - place):
-            nearest[place] = (height, rings)
+        index = min(int(np.floor(height + 0.5)), mask.shape[2] - 1)
+        if index not in nearest or abs(height - index) < abs(nearest[index][0] - index):
+            nearest[index] = (height, rings)
     notes = [f"{outside} contours lie outside the image and were left out"] if outside else []
     if not nearest:
         return notes
-    offsets = np.array([abs(height - place) for place, (height, _) in nearest.items()])
+    offsets = np.array([abs(height - index) for index, (height, _) in nearest.items()])
     if np.median(offsets) > BETWEEN:
         raise UserError(
-            f'{WHAT}: ROI "{name}": contours lie between the slices ({np.median(offsets) * step:.3g} mm off)',
+            f'{WHAT}: ROI "{name}": contours are between slices ({np.median(offsets) * step:.3g} mm away)',
             "choose the series that it was drawn on",
         )
     if offsets.max() > SAME_PLANE:
-        notes.append(f"contours lie up to {offsets.max() * step:.3g} mm off their slices")
-    for place, (_, rings) in nearest.items():
-        mask[:, :, place] = fill(rings, (mask.shape[0], mask.shape[1]))
-    places = sorted(nearest)
-    gaps = np.diff(places)
-    # Three planes or more, evenly spaced with empty slices between, each above the last: drawn on thicker slices.
+        notes.append(f"contours are up to {offsets.max() * step:.3g} mm away from their slices")
+    for index, (_, rings) in nearest.items():
+        mask[:, :, index] = fill(rings, (mask.shape[0], mask.shape[1]))
+    filled = sorted(nearest)
+    gaps = np.diff(filled)
+    # If at least three planes are evenly spaced with empty slices between, and neighbours overlap, the contours were
+    # drawn on thicker slices.
     if len(gaps) > 1 and gaps[0] > 1 and (gaps == gaps[0]).all():
-        pairs = zip(places, places[1:], strict=False)
+        pairs = zip(filled, filled[1:], strict=False)
         if all((mask[:, :, lower] & mask[:, :, upper]).any() for lower, upper in pairs):
             raise UserError(
-                f'{WHAT}: ROI "{name}": contours lie {gaps[0] * step:.3g} mm apart on slices {step:.3g} mm apart',
+                f'{WHAT}: ROI "{name}": contours are {gaps[0] * step:.3g} mm apart, but slices {step:.3g} mm',
                 "choose the series that it was drawn on",
             )
     return notes

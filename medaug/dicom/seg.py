@@ -1,7 +1,7 @@
-"""DICOM SEG: segments as masks on the grid of an image, placed by coordinates.
+"""DICOM SEG: reads segments as masks on the grid of an image, placed by coordinates.
 
-Read with pydicom alone, frame by frame. Any order of frames, left-out empty frames, overlapping segments, and a grid
-that equals the image's up to flipped or permuted axes and cropping are all one case: each frame says where it lies.
+Frames are read one by one with pydicom, and each is placed by its own position. So frames may be in any order, empty
+frames may be missing, segments may overlap, and the grid may be flipped, permuted or cropped against the image's.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from pydicom.pixels import iter_pixels
 from medaug.dicom.masks import LabelObject, Mask, NamedMask, guarded, one_line
 from medaug.dicom.privacy import scrub
 from medaug.errors import UserError
-from medaug.imaging.volume import LPS_TO_RAS, SMALL_VOXELS, Header, Volume, times
+from medaug.imaging.volume import LPS_TO_RAS, SMALL_VOXELS, Header, Volume, shape_text
 
 WHAT = "segmentation"
 SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # Segmentation, Label Map Segmentation
-TOLERANCE_MM = 5e-3  # frames at heights that differ by less than twice this are one slice
+TOLERANCE_MM = 5e-3  # frames whose heights differ by less than twice this are in one slice
 _MAX_VOXELS = 2**31
 
 
 def describe_seg(path: Path) -> LabelObject:
-    """Read what a SEG refers to, without its pixels.
+    """Read which segments a SEG contains and which images it references, without its pixels.
 
     Raises:
-        UserError: unreadable, damaged, or not a SEG. The text has neither path nor patient.
+        UserError: the file is unreadable, damaged, or not a SEG. The text contains no path or patient data.
     """
     with guarded(WHAT):
         dataset = _open(path, stop_before_pixels=True)
@@ -55,34 +55,34 @@ def describe_seg(path: Path) -> LabelObject:
 def read_seg(path: Path, grid: Header, terms: Collection[str] = ()) -> list[NamedMask]:
     """Read a SEG's segments onto the grid of an image.
 
-    A fractional segment is cut at half of MaximumFractionalValue, that included, and a note says so. What lies outside
-    the grid is left out, with a note.
+    A fractional segment becomes a mask of values from half of MaximumFractionalValue on, and voxels outside the grid
+    are left out; notes report both.
 
     Args:
-        path: BINARY, FRACTIONAL or LABELMAP; compressed or not.
+        path: a BINARY, FRACTIONAL or LABELMAP file, compressed or not.
         grid: shape (X, Y, Z) and RAS affine of the image.
-        terms: words that may identify a patient (`identifying_terms`), to be kept out of messages.
+        terms: words that may identify a patient (`identifying_terms`), to be removed from messages.
 
     Returns:
         One mask per segment, in the order of the file.
 
     Raises:
-        UserError: unreadable, damaged, not a SEG, or not on the image's voxels (within a tenth of the smallest voxel
-            side). The text has neither path nor patient.
+        UserError: the file is unreadable, damaged, not a SEG, or not on the image's voxels (within a tenth of the
+            smallest voxel side). The text contains no path or patient data.
     """
     with guarded(WHAT):
         dataset = _open(path)
         placed = _Placed.on(_Frames.of(dataset), grid)
-        return _named(dataset, placed, terms)
+        return _named_masks(dataset, placed, terms)
 
 
 def read_seg_volume(path: Path) -> Volume:
     """Read a SEG on its own grid: columns, rows, slices ascending along the normal; values are segment numbers.
 
-    Slices between the first and last that hold a frame are background where they have none.
+    Slices without a frame, between the first and last frames, are background.
 
     Raises:
-        UserError: as `read_seg`; also segments that overlap, or frames that make no grid.
+        UserError: as for `read_seg`; or segments overlap, or frames do not form a grid.
     """
     with guarded(WHAT):
         dataset = _open(path)
@@ -90,10 +90,10 @@ def read_seg_volume(path: Path) -> Volume:
         grid = frames.grid()
         numbers = [number for number, _ in _segments(dataset)]
         values = np.zeros(grid.shape, np.uint8 if max(numbers) < 256 else np.uint16)
-        for number, segment in zip(numbers, _named(dataset, _Placed.on(frames, grid), ()), strict=True):
+        for number, segment in zip(numbers, _named_masks(dataset, _Placed.on(frames, grid), ()), strict=True):
             mask = segment.mask
             if values[mask].any():
-                raise UserError(f"{WHAT}: its segments overlap", "read it with rules that say which class wins")
+                raise UserError(f"{WHAT}: its segments overlap", "read it with rules, whose order decides")
             values[mask] = number
         return Volume(values, grid.affine, values.dtype)
 
@@ -106,14 +106,14 @@ def _open(path: Path, stop_before_pixels: bool = False) -> pydicom.Dataset:
 
 
 def _segments(dataset: pydicom.Dataset) -> list[tuple[int, str]]:
-    """Number and name of each segment; a label map may describe its background, number 0, which is none."""
+    """Return number and name of each segment, without number 0, the background that a label map may describe."""
     segments = [(int(s.SegmentNumber), s.get("SegmentLabel")) for s in dataset.SegmentSequence]
     return [(number, one_line(label, f"segment {number}")) for number, label in segments if number]
 
 
 @dataclass(frozen=True)
 class _Frames:
-    """Where each of F frames lies.
+    """Positions of F frames.
 
     Attributes:
         shape: (rows, columns) of a frame.
@@ -121,8 +121,8 @@ class _Frames:
         origins: (F, 3) centre of the first pixel, RAS mm.
         columns: (F, 3) RAS mm from one column to the next.
         rows: (F, 3) RAS mm from one row to the next.
-        step: distance in mm between slices, as the file says, or 0.
-        thickness: of a slice in mm, or 0; says nothing of their distance.
+        step: distance in mm between slices that the file states, or 0.
+        thickness: thickness of a slice in mm, or 0; slices may be closer or further apart.
     """
 
     shape: tuple[int, int]
@@ -137,7 +137,7 @@ class _Frames:
     def of(cls, dataset: pydicom.Dataset) -> _Frames:
         per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
         if not per_frame or len(per_frame) != int(dataset.NumberOfFrames):
-            raise UserError(f"{WHAT}: does not say where its frames lie", "export it again, with a position per frame")
+            raise UserError(f"{WHAT}: has no positions of its frames", "export it again, with a position per frame")
         shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
         is_map = dataset.SegmentationType == "LABELMAP"
         segments, positions, orientations, spacings = [], [], [], []
@@ -156,7 +156,7 @@ class _Frames:
             shape=(int(dataset.Rows), int(dataset.Columns)),
             segments=np.array(segments),
             origins=np.array(positions) * LPS_TO_RAS.diagonal()[:3],
-            # PixelSpacing gives the distance between rows first.
+            # The first value of PixelSpacing is the distance between rows.
             columns=orientation[:, 0] * spacing[:, 1:] * LPS_TO_RAS.diagonal()[:3],
             rows=orientation[:, 1] * spacing[:, :1] * LPS_TO_RAS.diagonal()[:3],
             step=float(measures.get("SpacingBetweenSlices") or 0),
@@ -177,13 +177,13 @@ class _Frames:
         step = self.step or self.thickness or 1.0
         if len(gaps):
             whole = gaps / (self.step or np.inf)
-            # Where the file says nothing, or what its frames belie, the smallest gap is the step.
+            # If the file states no step, or one that contradicts its frames, the smallest gap is the step.
             is_true = (np.abs(whole - np.round(whole)) < 0.02).all() and whole.min() > 0.5
             step = float(gaps.sum() / np.round(gaps / (self.step if is_true else gaps.min())).sum())
         slices = round(float(heights[-1] - heights[0]) / step) + 1
         shape = (self.shape[1], self.shape[0], slices)
         if not np.isfinite(step) or float(slices) * shape[0] * shape[1] > _MAX_VOXELS:
-            raise UserError(f"{WHAT}: its frames would span {times(shape)} voxels", "export it again")
+            raise UserError(f"{WHAT}: its frames would span {shape_text(shape)} voxels", "export it again")
         affine = np.eye(4)
         lowest = int(np.argmin(self.origins @ normal))
         affine[:3] = np.column_stack([column, row, normal * step, self.origins[lowest]])
@@ -197,8 +197,8 @@ class _Placed:
     Attributes:
         grid: the grid.
         segments: (F,) int.
-        first: (F, 3) int, the voxel of the first pixel; may lie outside the grid.
-        along: (F, 2, 3) int, each a signed unit vector: from column to column, from row to row.
+        first: (F, 3) int, the voxel of the first pixel; may be outside the grid.
+        along: (F, 2, 3) int, signed unit vectors: from one column to the next, and from one row to the next.
     """
 
     grid: Header
@@ -223,13 +223,13 @@ class _Placed:
                 f"{side:.4g}" for side in grid.spacing
             )
             raise UserError(
-                f"{WHAT}: lies up to {furthest:.3g} mm off the image's voxels ({sizes} mm)",
+                f"{WHAT}: is up to {furthest:.3g} mm away from the image's voxels ({sizes} mm)",
                 "choose the series that it was drawn on, or resample it to the image",
             )
         return cls(grid, frames.segments, whole_first.astype(np.int64), whole_along.astype(np.int64))
 
     def put(self, volume: NDArray[Any], frame: int, pixels: NDArray[Any]) -> int:
-        """Write the nonzero pixels (rows, columns) of a frame into a volume of the grid; count those outside of it."""
+        """Write the nonzero pixels (rows, columns) of a frame into a volume; return how many are outside the grid."""
         axes = [int(np.flatnonzero(vector)[0]) for vector in (self.along[frame, 1], self.along[frame, 0])]
         normal = 3 - sum(axes)
         height = self.first[frame, normal]
@@ -241,7 +241,7 @@ class _Placed:
             low = int(self.first[frame, axis]) - (side - 1 if sign < 0 else 0)
             start = max(-low, 0)
             stop = max(min(side, volume.shape[axis] - low), start)
-            # Slices of the flipped frame and of the volume: they are many times faster than lists of indices.
+            # Slices of the flipped frame and of the volume are many times faster than lists of indices.
             keep.append(slice(start, stop))
             at.append(slice(low + start, low + stop))
             pixels = np.flip(pixels, len(keep) - 1) if sign < 0 else pixels
@@ -250,23 +250,23 @@ class _Placed:
         return total - int(np.count_nonzero(cropped))
 
 
-def _named(dataset: pydicom.Dataset, placed: _Placed, terms: Collection[str]) -> list[NamedMask]:
+def _named_masks(dataset: pydicom.Dataset, placed: _Placed, terms: Collection[str]) -> list[NamedMask]:
     segments = _segments(dataset)
     draw: Callable[[int], tuple[Mask, list[str]]] = partial(_draw, dataset, placed)
     if dataset.SegmentationType == "LABELMAP":
         draw = partial(_draw_from_map, cache(partial(_draw_map, dataset, placed)))
-    elif len(strange := np.setdiff1d(placed.segments, [number for number, _ in segments])):
-        raise UserError(f"{WHAT}: has frames of segment {strange[0]}, which it does not describe", "export it again")
+    elif len(unknown := np.setdiff1d(placed.segments, [number for number, _ in segments])):
+        raise UserError(f"{WHAT}: has frames of segment {unknown[0]}, which it does not describe", "export it again")
     return [NamedMask(name, scrub(name, terms), partial(draw, number)) for number, name in segments]
 
 
 def _draw(dataset: pydicom.Dataset, placed: _Placed, number: int) -> tuple[Mask, list[str]]:
-    """The mask of a BINARY or FRACTIONAL segment."""
+    """Return the mask of a BINARY or FRACTIONAL segment, and notes."""
     with guarded(WHAT):
         notes, half = [], 0.5
         if dataset.SegmentationType == "FRACTIONAL":
             half = int(dataset.MaximumFractionalValue) / 2
-            notes = [f"fractional; cut at half of the largest value ({half:g} of {2 * half:g})"]
+            notes = [f"fractional; the mask is values from half of the maximum ({half:g} of {2 * half:g})"]
         mask: Mask = np.zeros(placed.grid.shape, bool)
         outside = 0
         for frame, pixels in _pixels(dataset, np.flatnonzero(placed.segments == number)):
@@ -275,16 +275,16 @@ def _draw(dataset: pydicom.Dataset, placed: _Placed, number: int) -> tuple[Mask,
 
 
 def _draw_map(dataset: pydicom.Dataset, placed: _Placed) -> tuple[NDArray[Any], int]:
-    """All of a label map on the grid, and how many pixels lie outside."""
+    """Return a whole label map on the grid, and the number of pixels outside of it."""
     known = [0, *(number for number, _ in _segments(dataset))]
     background = int(dataset.get("PixelPaddingValue") or 0)
     values = np.zeros(placed.grid.shape, np.uint16)
     outside = 0
     for frame, pixels in _pixels(dataset, np.arange(len(placed.segments))):
         pixels = np.where(pixels == background, 0, pixels)
-        strange = np.setdiff1d(pixels, known)
-        if len(strange):
-            raise UserError(f"{WHAT}: no segment describes its value {strange[0]}", "export it again")
+        unknown = np.setdiff1d(pixels, known)
+        if len(unknown):
+            raise UserError(f"{WHAT}: no segment describes its value {unknown[0]}", "export it again")
         outside += placed.put(values, frame, pixels)
     return values, outside
 
@@ -296,19 +296,19 @@ def _draw_from_map(read: Callable[[], tuple[NDArray[Any], int]], number: int) ->
 
 
 def _pixels(dataset: pydicom.Dataset, frames: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Frame number and pixels (rows, columns) of some frames."""
+    """Yield frame number and pixels (rows, columns) of some frames."""
     shape = (int(dataset.Rows), int(dataset.Columns))
     if dataset.BitsAllocated == 1 and not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        # Frames are packed without a gap, so most begin within a byte; pydicom 3.0 loses the end of those.
+        # Frames are packed without gaps, so most begin within a byte; pydicom 3.0 loses the end of those.
         packed = np.frombuffer(dataset.PixelData, np.uint8)
         size = shape[0] * shape[1]
         for frame in frames.tolist():
             first, skip = divmod(frame * size, 8)
             bits = np.unpackbits(packed[first : first + (skip + size + 7) // 8], bitorder="little")
             yield frame, bits[skip : skip + size].reshape(shape)
-    elif len(frames):  # no indices would mean all
+    elif len(frames):  # an empty list of indices would mean all frames
         yield from zip(frames.tolist(), iter_pixels(dataset, indices=frames.tolist(), raw=True), strict=True)
 
 
 def _outside(voxels: int) -> list[str]:
-    return [f"{voxels} voxels lie outside the image and were left out"] if voxels else []
+    return [f"{voxels} voxels are outside the image and were left out"] if voxels else []

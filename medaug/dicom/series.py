@@ -1,7 +1,7 @@
-"""One DICOM series as a volume: slices ordered by where they lie, or refused by name.
+"""Reads a DICOM series as a volume, with slices ordered by position, or refuses it with a reason.
 
-Distances come from ImagePositionPatient alone. SliceThickness, SpacingBetweenSlices, SliceLocation, InstanceNumber
-and file names say nothing about where a slice lies, and are not asked.
+Distances come only from ImagePositionPatient. SliceThickness, SpacingBetweenSlices, SliceLocation, InstanceNumber and
+file names do not reliably give the position of a slice and are not used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medaug.dicom.headers import Series, scan_here
+from medaug.dicom.headers import Series, scan_in_process
 from medaug.dicom.instance import SEGMENTATIONS, Instance, uid_name
 from medaug.dicom.mixture import differences, mixture_problems
 from medaug.dicom.pixels import PixelError, decode, rescale, rescaled_dtype
@@ -24,22 +24,22 @@ from medaug.dicom.stack import Slice, Stack, by_position, slices_of, stack_of
 from medaug.errors import UserError
 from medaug.imaging.volume import LPS_TO_RAS, Header, Volume
 
-_SAYS_SO = {"mixed-orientation", "duplicate-slices", "two-acquisitions"}  # they make a look at the rest idle
-_DOSE = "1.2.840.10008.5.1.4.1.1.481.2"  # RT Dose has rows and columns, but its frames lie by other rules
+_CONCLUSIVE = {"mixed-orientation", "duplicate-slices", "two-acquisitions"}  # further checks would add nothing
+_DOSE = "1.2.840.10008.5.1.4.1.1.481.2"  # RT Dose has rows and columns, but positions its frames differently
 _MAX_SIDE = 16384
 _COSINES = 1e-3  # headers are often rounded to three or four decimals
-_SIDEWAYS = 1e-3  # mm per mm along the normal: what such rounding does to slices that lie straight
+_SIDEWAYS = 1e-3  # sideways shift, in mm per mm along the normal, that such rounding can cause
 
 
 def is_image(series: Series) -> bool:
-    """Whether any of its files has slices, whatever may be wrong: no segmentation, dose, report or contours alone."""
+    """Whether any of its files has image slices, so it is not just a segmentation, dose, report or structure set."""
     return any(map(_has_slices, series.instances))
 
 
 def series_problems(series: Series) -> list[Problem]:
-    """Say why a series is no volume, from its headers alone; empty where `read_series` has nothing against them.
+    """Report why a series is not a volume, from its headers; empty if `read_series` would accept them.
 
-    Kinds: not-an-image, colour, absurd-size, cut-short, mixed-objects, mixed-shape, frame-count, mixed-units,
+    Codes: not-an-image, colour, absurd-size, cut-short, mixed-objects, mixed-shape, frame-count, mixed-units,
     bad-rescale, no-geometry, bad-orientation, mixed-orientation, mixed-spacing, single-slice, duplicate-slices,
     two-acquisitions, uneven-spacing, shifted-slices, gantry-tilt, gap.
     """
@@ -48,16 +48,16 @@ def series_problems(series: Series) -> list[Problem]:
         return problems
     slices = slices_of(series)
     problems = _value_problems(slices) + (_plane_problems(slices) or _stack_problems(slices))
-    if any(problem.code in _SAYS_SO for problem in problems):
+    if any(problem.code in _CONCLUSIVE for problem in problems):
         return problems
     return mixture_problems(slices) + problems
 
 
 def series_header(series: Series) -> Header:
-    """The grid of a series and the type of its values; missing slices count as if they were there.
+    """Return the grid of a series, including missing slices, and the type of its values.
 
     Raises:
-        UserError: as `read_series` with `on_gap="resample"`, as far as headers tell.
+        UserError: as for `read_series` with `on_gap="resample"`, if the headers show the problem.
     """
     _refuse(series, "resample")
     return _header(series, stack_of(slices_of(series)))
@@ -67,16 +67,15 @@ def read_series(series: Series, on_gap: str = "refuse") -> Volume:
     """Read a series as one volume.
 
     Args:
-        series: of `scan_tree`.
-        on_gap: "refuse" a series that lacks slices, or "resample": fill them by linear interpolation between their
-            neighbours.
+        series: from `scan_tree`.
+        on_gap: "refuse" a series with missing slices, or "resample": interpolate them linearly between neighbours.
 
     Returns:
-        array (columns, rows, slices) in ascending order along the slices' normal, rescaled: int16 or int32 where
-        slopes and intercepts are whole numbers and the range fits, else float32. The affine is RAS mm.
+        The array (columns, rows, slices), ascending along the slices' normal, rescaled: int16 or int32 if slopes and
+        intercepts are whole numbers and the range fits, else float32. The affine is RAS mm.
 
     Raises:
-        UserError: "series N: what; remedy" for the first problem. No partial volume is ever returned.
+        UserError: "series N: what; remedy" for the first problem. Partial volumes are never returned.
     """
     _refuse(series, on_gap)
     stack = stack_of(slices_of(series))
@@ -89,18 +88,18 @@ def read_series(series: Series, on_gap: str = "refuse") -> Volume:
 
 
 def read_folder(path: str | os.PathLike[str]) -> Volume:
-    """Read a multi-frame file, or a folder that holds exactly one image series. Works in this process.
+    """Read a multi-frame file, or a folder with exactly one image series, in this process.
 
     Raises:
-        UserError: as `read_series`, with the path before it; or there is no image series, or several; or a file
-            cannot be read.
+        UserError: as for `read_series`, with the path in front; or there is no image series, or there are several; or
+            a file cannot be read.
     """
     if not Path(path).exists():
         raise UserError("does not exist", "check the path", path=path)
-    tree = scan_here(path)
+    tree = scan_in_process(path)
     if tree.unreadable:
         first, reason = tree.unreadable[0]
-        raise UserError(reason, f"{EXPORT}, or take the file away", path=first)
+        raise UserError(reason, f"{EXPORT}, or remove the file", path=first)
     images = [series for series in tree.series if is_image(series)]
     if len(images) != 1:
         titles = ", ".join(one.title for one in images)
@@ -117,7 +116,7 @@ def _refuse(series: Series, on_gap: str) -> None:
         if problem.severity == "warning":
             continue
         if problem.code == "duplicate-slices":
-            problem = _look_at_duplicates(slices_of(series), problem)
+            problem = _compare_duplicates(slices_of(series), problem)
         if problem.code != "gap" or on_gap == "refuse":
             raise UserError(f"{series.title}: {problem.what}", problem.remedy, code=problem.code)
 
@@ -127,19 +126,19 @@ def _has_slices(instance: Instance) -> bool:
 
 
 def _object_problems(series: Series) -> list[Problem]:
-    """What forbids to look at planes at all."""
+    """Find problems of the objects that make it pointless to check planes."""
     instances = series.instances
     if others := [one for one in instances if not _has_slices(one)]:
-        what = f"is no image ({uid_name(others[0].sop_class)})"
+        what = f"is not an image ({uid_name(others[0].sop_class)})"
         if len(others) < len(instances):
-            what = f"holds {len(others)} files that are no image ({uid_name(others[0].sop_class)})"
+            what = f"holds {len(others)} files that are not images ({uid_name(others[0].sop_class)})"
         return [Problem("not-an-image", what, leave_out(instances, others, "choose an image series"))]
     if odd := minority(instances, lambda one: one.sop_class):
         classes = sorted({uid_name(one.sop_class) for one in instances})
         what = f"mixes objects of {len(classes)} kinds ({', '.join(classes)})"
         return [Problem("mixed-objects", what, leave_out(instances, odd, EXPORT))]
     if odd := [one for one in instances if one.samples != 1 or one.photometric == "PALETTE COLOR"]:
-        remedy = leave_out(instances, odd, "choose a series of grey values")
+        remedy = leave_out(instances, odd, "choose a greyscale series")
         return [Problem("colour", f"holds colour images in {len(odd)} of {len(instances)} files", remedy)]
     if max(max(one.rows, one.columns) for one in instances) > _MAX_SIDE:
         return [Problem("absurd-size", f"has slices of more than {_MAX_SIDE} pixels a side", EXPORT)]
@@ -147,11 +146,11 @@ def _object_problems(series: Series) -> list[Problem]:
         shapes = Counter((one.columns, one.rows) for one in instances)
         sizes = ", ".join(f"{columns}x{rows}" for (columns, rows), _ in shapes.most_common(3))
         remedy = leave_out(instances, odd, EXPORT)
-        return [Problem("mixed-shape", f"mixes slices of different size ({sizes})", remedy)]
+        return [Problem("mixed-shape", f"mixes slices of different sizes ({sizes})", remedy)]
     if any(one.frames != len(one.planes) and len(one.planes) > 1 for one in instances):
-        return [Problem("frame-count", "describes another number of frames than it has", EXPORT)]
+        return [Problem("frame-count", "has a number of frames that differs from its header", EXPORT)]
     if any(one.frames != len(one.planes) for one in instances):
-        return [Problem("no-geometry", "has many frames and does not say where each lies", "convert it by hand")]
+        return [Problem("no-geometry", "has many frames, but no position of each", "convert it by hand")]
     if short := sum(not one.complete for one in instances):
         return [Problem("cut-short", f"has {short} files that end before their pixels do", "copy or export it again")]
     if len(instances) == len(instances[0].planes) == 1:
@@ -173,7 +172,7 @@ def _value_problems(slices: Sequence[Slice]) -> list[Problem]:
 
 
 def _plane_problems(slices: Sequence[Slice]) -> list[Problem]:
-    """What forbids to order the slices."""
+    """Find problems that make it impossible to order the slices."""
     planes = [one.plane for one in slices]
     spacings = np.array([plane.pixel_spacing or (np.nan, np.nan) for plane in planes])
     orientations = np.array([plane.orientation or (np.nan,) * 6 for plane in planes])
@@ -198,7 +197,7 @@ def _plane_problems(slices: Sequence[Slice]) -> list[Problem]:
     if np.ptp(orientations, axis=0).max() > _COSINES:
         odd = _unlike_most(orientations, _COSINES)
         remedy = _without(slices, odd, "export each orientation as its own series")
-        problems.append(Problem("mixed-orientation", "mixes slices of different orientation", remedy))
+        problems.append(Problem("mixed-orientation", "mixes slices of different orientations", remedy))
     if (np.ptp(spacings, axis=0) > 1e-4 * spacings[0]).any():
         odd = _unlike_most(spacings, 1e-4 * spacings.max())
         remedy = _without(slices, odd, EXPORT)
@@ -207,7 +206,7 @@ def _plane_problems(slices: Sequence[Slice]) -> list[Problem]:
 
 
 def _unlike_most(values: NDArray[np.float64], tolerance: float) -> NDArray[np.bool_]:
-    """Which rows (N,) of values (N, M) lie further than a tolerance from the most frequent one."""
+    """Return which rows (N,) of values (N, M) differ from the most frequent one by more than a tolerance."""
     _, first, counts = np.unique(np.round(values, 2), axis=0, return_index=True, return_counts=True)
     usual = values[first[np.argmax(counts)]]
     return np.asarray(np.abs(values - usual).max(axis=1) > tolerance)
@@ -219,30 +218,30 @@ def _without(slices: Sequence[Slice], is_odd: NDArray[np.bool_], otherwise: str)
 
 
 def _stack_problems(slices: Sequence[Slice]) -> list[Problem]:
-    """What is wrong with the order."""
+    """Find problems of the positions of the slices."""
     groups = by_position(slices)
     if most := max(len(group) for group in groups) - 1:
         return [_shared_position(groups, most + 1)]
     stack = stack_of(slices)
-    normal, steps = slices[0].normal, np.diff(stack.places)
+    normal, steps = slices[0].normal, np.diff(stack.indices)
     positions = np.array([one.position for one in stack.slices])
     distances = positions @ normal
     gaps = np.diff(distances)
     step, origin = (LPS_TO_RAS @ stack.affine)[:3, 2:].T
     spacing = float(step @ normal)
-    misses = positions - origin - stack.places[:, None] * step
-    along = misses @ normal
+    errors = positions - origin - stack.indices[:, None] * step
+    along = errors @ normal
     # Positions are often written with one decimal; a tenth of the spacing is too much in any case.
     tolerance = min(max(0.06, 0.01 * spacing), 0.1 * spacing)
-    if np.abs(along).max() > tolerance or stack.places[-1] > 2 * len(steps):
+    if np.abs(along).max() > tolerance or stack.indices[-1] > 2 * len(steps):
         what = f"has unevenly spaced slices, {gaps.min():.4g} to {gaps.max():.4g} mm apart"
         return [Problem("uneven-spacing", what, "resample it by hand, or leave it out")]
-    if (sideways := float(np.linalg.norm(misses - along[:, None] * normal, axis=1).max())) > tolerance:
-        what = f"has slices that lie up to {sideways:.3g} mm beside the line of the others"
+    if (sideways := float(np.linalg.norm(errors - along[:, None] * normal, axis=1).max())) > tolerance:
+        what = f"has slices that are shifted sideways by up to {sideways:.3g} mm"
         return [Problem("shifted-slices", what, "correct for the table's or the patient's movement first")]
     problems = []
     if (tilt := float(np.linalg.norm(step - spacing * normal) / spacing)) > _SIDEWAYS:
-        what = f"is sheared: its slices are stacked {np.degrees(np.arctan(tilt)):.2g} degrees off their normal"
+        what = f"is sheared: its slices are stacked {np.degrees(np.arctan(tilt)):.2g} degrees away from their normal"
         remedy = "correct the gantry tilt first, for example with dcm2niix"
         problems.append(Problem("gantry-tilt", f"{what} (gantry tilt)", remedy))
     if missing := int(steps.sum()) - len(steps):
@@ -252,13 +251,13 @@ def _stack_problems(slices: Sequence[Slice]) -> list[Problem]:
             if count > 1
         ]
         more = f" and {len(after) - 3} more gaps" if len(after) > 3 else ""
-        what = f"misses {missing} slice{'s' * (missing > 1)}: {', '.join(after[:3])}{more}"
+        what = f"lacks {missing} slice{'s' * (missing > 1)}: {', '.join(after[:3])}{more}"
         problems.append(Problem("gap", what, "export it again, or set on_gap=resample to interpolate"))
     return problems
 
 
 def _shared_position(groups: Sequence[Sequence[Slice]], most: int) -> Problem:
-    """Several slices at one position: copies, or acquisitions that should be series of their own."""
+    """Report several slices at one position: copies, or acquisitions that should be separate series."""
     shared = [group for group in groups if len(group) > 1]
     if all(
         len({one.instance.sop_instance_uid for one in group}) == 1 == len({one.frame for one in group})
@@ -277,8 +276,8 @@ def _two_acquisitions(count: int, difference: str) -> Problem:
     return Problem("two-acquisitions", what, "export each acquisition as its own series")
 
 
-def _look_at_duplicates(slices: Sequence[Slice], problem: Problem) -> Problem:
-    """Where headers cannot tell copies from acquisitions, the pixels of one position do."""
+def _compare_duplicates(slices: Sequence[Slice], problem: Problem) -> Problem:
+    """Compare the pixels at one position, because headers do not always distinguish copies from acquisitions."""
     group = next(group for group in by_position(slices) if len(group) > 1)
     try:
         pixels = [decode(one.instance)[one.frame] for one in group]
@@ -290,33 +289,33 @@ def _look_at_duplicates(slices: Sequence[Slice], problem: Problem) -> Problem:
 
 def _header(series: Series, stack: Stack) -> Header:
     first = series.instances[0]
-    shape = (first.columns, first.rows, int(stack.places[-1]) + 1)
+    shape = (first.columns, first.rows, int(stack.indices[-1]) + 1)
     return Header(shape, stack.affine, rescaled_dtype(series.instances))
 
 
 def _values(stack: Stack, header: Header) -> NDArray[Any]:
-    """Rescaled values (places, rows, columns); places without a slice are left as they come."""
+    """Return rescaled values (slices, rows, columns); missing slices are not initialised."""
     array = np.empty(header.shape[::-1], header.dtype)
     by_file = defaultdict(list)
-    for place, one in zip(stack.places, stack.slices, strict=True):
-        by_file[one.instance.path].append((place, one))
+    for index, one in zip(stack.indices, stack.slices, strict=True):
+        by_file[one.instance.path].append((index, one))
     for members in by_file.values():
         frames = decode(members[0][1].instance)
-        for place, one in members:
+        for index, one in members:
             values = rescale(frames[one.frame], one.plane)
             if array.dtype.kind == "i":
                 bounds = np.iinfo(array.dtype)
                 if values.min() < bounds.min or values.max() > bounds.max:
                     raise PixelError("has values beyond its BitsStored", EXPORT)
-            array[place] = values
+            array[index] = values
     return array
 
 
 def _fill(stack: Stack, array: NDArray[Any]) -> NDArray[Any]:
-    """Interpolate the missing places linearly, in place."""
-    for low, high in zip(stack.places[:-1], stack.places[1:], strict=True):
-        for place in range(low + 1, high):
-            weight = (place - low) / (high - low)
+    """Interpolate missing slices linearly, in place."""
+    for low, high in zip(stack.indices[:-1], stack.indices[1:], strict=True):
+        for index in range(low + 1, high):
+            weight = (index - low) / (high - low)
             values = (1 - weight) * array[low] + weight * array[high]
-            array[place] = np.rint(values) if array.dtype.kind == "i" else values
+            array[index] = np.rint(values) if array.dtype.kind == "i" else values
     return array

@@ -23,7 +23,7 @@ class Slice:
 
     @property
     def values(self) -> dict[str, str]:
-        """What the header says of this slice, by keyword."""
+        """Header values of this slice, by keyword."""
         return {**self.instance.attributes, **dict(self.plane.acquisition)}
 
     @property
@@ -33,13 +33,13 @@ class Slice:
 
     @property
     def directions(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Unit vectors (3,) along which the column index grows, and the row index."""
+        """Unit vectors (3,) of increasing column index, and of increasing row index."""
         row, column = np.array(self.plane.orientation).reshape(2, 3)
         return row / np.linalg.norm(row), column / np.linalg.norm(column)
 
     @property
     def normal(self) -> NDArray[np.float64]:
-        """Unit vector (3,) along which slices are counted."""
+        """Unit vector (3,) along which slices are ordered."""
         normal = np.cross(*self.directions)
         return normal / np.linalg.norm(normal)
 
@@ -49,26 +49,27 @@ class Stack:
     """Slices in ascending order along their normal, and the regular grid on which they lie.
 
     Attributes:
-        places: index of each slice on the grid; a number that is left out is a missing slice.
-        affine: (4, 4) of the grid, (column, row, place) to RAS mm.
+        slices: N slices.
+        indices: (N,), index of each slice on the grid; an index that does not occur is a missing slice.
+        affine: (4, 4) of the grid, (column, row, slice index) to RAS mm.
     """
 
     slices: tuple[Slice, ...]
-    places: NDArray[np.int64]
+    indices: NDArray[np.int64]
     affine: NDArray[np.float64]
 
 
 def slices_of(series: Series) -> list[Slice]:
-    """All slices of a series, in the order of its files and frames."""
+    """Return all slices of a series, in the order of its files and frames."""
     return [Slice(one, frame, plane) for one in series.instances for frame, plane in enumerate(one.planes)]
 
 
 def by_position(slices: Sequence[Slice]) -> list[list[Slice]]:
-    """Slices in ascending order along the normal, those at one position together."""
+    """Group slices by position, in ascending order along the normal."""
     normal = slices[0].normal
     ordered = sorted(slices, key=lambda one: (one.position @ normal, one.instance.sop_instance_uid, one.frame))
     distances = np.array([one.position @ normal for one in ordered])
-    # A hundredth of the spacing, between what rounding of coordinates does and what no scanner resolves.
+    # A hundredth of the spacing, but at least the rounding of coordinates, and at most what a scanner could resolve.
     same = np.clip(0.01 * np.diff(distances).max(), 1e-4, 0.01)
     groups = [[ordered[0]]]
     for one, gap in zip(ordered[1:], np.diff(distances), strict=True):
@@ -79,33 +80,34 @@ def by_position(slices: Sequence[Slice]) -> list[list[Slice]]:
 
 
 def stack_of(slices: Sequence[Slice]) -> Stack:
-    """Put slices, all at different positions, onto the regular grid that fits them best."""
+    """Fit a regular grid to slices at distinct positions."""
     ordered = [group[0] for group in by_position(slices)]
     normal = ordered[0].normal
     gaps = np.diff([one.position @ normal for one in ordered])
-    # The usual gap, from all that are no multiples of it: one rounded number among them does no harm.
+    # The mean of all gaps without a missing slice, so that the rounding of a single position has little effect.
     usual = gaps[gaps < 1.5 * gaps.min()].mean()
-    places = np.concatenate([[0], np.cumsum(np.maximum(1, np.rint(gaps / usual)))]).astype(np.int64)
+    indices = np.concatenate([[0], np.cumsum(np.maximum(1, np.rint(gaps / usual)))]).astype(np.int64)
     row, column = ordered[0].directions
     between_rows, between_columns = ordered[0].plane.pixel_spacing or (np.nan, np.nan)
     affine = np.eye(4)
     affine[:3, 0] = row * between_columns
     affine[:3, 1] = column * between_rows
-    # The straight line nearest to all positions: they are often rounded, the first and the last one too.
-    positions, centred = np.array([one.position for one in ordered]), places - places.mean()
+    # A least-squares line through all positions, because any of them may be rounded, also the first and the last.
+    positions, centred = np.array([one.position for one in ordered]), indices - indices.mean()
     affine[:3, 2] = centred @ positions / (centred @ centred)
-    affine[:3, 3] = positions.mean(axis=0) - places.mean() * affine[:3, 2]
-    return Stack(tuple(ordered), places, LPS_TO_RAS @ affine)
+    affine[:3, 3] = positions.mean(axis=0) - indices.mean() * affine[:3, 2]
+    return Stack(tuple(ordered), indices, LPS_TO_RAS @ affine)
 
 
 def right_angled(affine: NDArray[np.float64], shape: Sequence[int]) -> NDArray[np.float64]:
-    """The nearest affine (4, 4) with axes at right angles, about the centre of the grid.
+    """Return the nearest affine (4, 4) with perpendicular axes, keeping the centre of the grid.
 
-    Direction cosines are often written with three or four decimals; readers of NIfTI refuse what is left of that.
+    Direction cosines are often written with three or four decimals, and readers of NIfTI refuse axes that are not
+    perpendicular because of such rounding.
 
     Args:
-        affine: (4, 4), its axes at right angles up to rounding.
-        shape: (X, Y, Z) of the grid, whose centre stays where it is.
+        affine: (4, 4), with axes that are perpendicular up to rounding.
+        shape: (X, Y, Z) of the grid.
     """
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     left, _, right = np.linalg.svd(affine[:3, :3] / lengths)

@@ -1,4 +1,4 @@
-"""Which series of a DICOM tree is which modality of which case, and which object is its label."""
+"""Plans a cohort from a DICOM tree: which series is which modality of which case, and which object is its label."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from medaug.dicom.masks import one_line
 from medaug.dicom.privacy import Name, identifying_terms, scrub
 from medaug.dicom.series import is_image, series_header, series_problems
 from medaug.errors import UserError
-from medaug.imaging.volume import times
+from medaug.imaging.volume import shape_text
 from medaug.layouts.rules import NO_RULES, Rules
 
 Pattern = Mapping[str, re.Pattern[str]]
@@ -29,7 +29,7 @@ Pattern = Mapping[str, re.Pattern[str]]
 
 @dataclass(frozen=True)
 class PlannedCase:
-    """A case to be converted: one series per modality, in the rules' order, and the files of its label."""
+    """A case to be converted: one series per modality, in the order of the rules, and the files of its label."""
 
     name: Name
     study: str
@@ -39,17 +39,17 @@ class PlannedCase:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a tree becomes.
+    """The cohort that a tree will become.
 
     Attributes:
-        modalities: in the rules' order.
-        schema: of the labels.
-        structures: class to the pattern of the names of its segments.
-        cases: the complete ones.
-        findings: everything that is wrong so far.
-        files: the files that a finding means.
+        modalities: in the order of the rules.
+        schema: schema of the labels.
+        structures: class to the pattern for the names of its segments.
+        cases: the complete cases.
+        findings: all problems found so far.
+        files: the files that each finding is about.
         on_gap: "refuse" or "resample", for `read_series`.
-        on_grid: "refuse" or "resample": modalities on another grid than the first.
+        on_grid: "refuse" or "resample" modalities whose grid differs from that of the first.
     """
 
     modalities: tuple[str, ...]
@@ -71,20 +71,20 @@ def plan_cohort(
     on_gap: str = "refuse",
     on_grid: str = "refuse",
 ) -> Plan:
-    """Decide, without reading a voxel, what becomes of every series: one case per study that has all modalities.
+    """Decide how every series is used, without reading voxels: one case per study that has all modalities.
 
     Args:
-        tree: of `scan_tree`.
-        rules: modalities, the labels' glob (of NIfTI, SEG or RTSTRUCT files; None: every SEG and RTSTRUCT), structures.
-        schema: of the labels.
+        tree: from `scan_tree`.
+        rules: modalities, structures, and the glob of label files (NIfTI, SEG or RTSTRUCT; None: all SEG and RTSTRUCT).
+        schema: schema of the labels.
         names: study UID to its names (`name_studies`).
-        root: the folder that the glob starts from.
-        on_gap: "resample": a missing slice is no error.
-        on_grid: handed on.
+        root: the folder that the glob is relative to.
+        on_gap: if "resample", a missing slice is not an error.
+        on_grid: stored in the plan.
 
     Raises:
-        UserError: the rules name no modality (the line lists what there is), a keyword that is none, or a pattern that
-            is no regular expression.
+        UserError: the rules name no modality (the message lists the series), an unknown keyword, or a pattern that is
+            not a regular expression.
     """
     log = FindingLog()
     tree = _without_excluded(tree, rules, names, log)
@@ -92,13 +92,13 @@ def plan_cohort(
     _report_unreadable(tree, log)
     matched = _match_studies(tree, patterns, names, on_gap, log)
     labels = find_labels(tree, rules, schema, names, root, matched, log)
-    wrong = {finding.case for finding in log.files if finding.severity == "error"}
+    faulty = {finding.case for finding in log.files if finding.severity == "error"}
     cases = [
         PlannedCase(names[study], study, tuple(members[0] for members in found.values()), tuple(labels[study]))
         for study, found in matched.items()
-        if names[study].case not in wrong
+        if names[study].case not in faulty
     ]
-    _judge_polarity(list(patterns), cases, log)
+    _check_polarity(list(patterns), cases, log)
     if schema.foreground:
         for case in cases:
             if not case.labels:
@@ -120,7 +120,7 @@ def plan_cohort(
 def _match_studies(
     tree: Tree, patterns: Mapping[str, Pattern], names: Mapping[str, Name], on_gap: str, log: FindingLog
 ) -> dict[str, dict[str, list[Series]]]:
-    """Study UID to modality to the series that its rule matches, of the studies that become cases."""
+    """Return study UID to modality to the series that its rule matches, for the studies that become cases."""
     studies: dict[str, list[Series]] = defaultdict(list)
     for series in tree.series:
         studies[series.study_uid].append(series)
@@ -128,13 +128,13 @@ def _match_studies(
     for study in sorted(studies, key=lambda uid: names[uid].case):
         copied = [one for series in studies[study] for one in series.instances if one.copies]
         if copied:
-            what = f"{len(copied)} file(s) are there several times, byte for byte, and are read once"
+            what = f"{len(copied)} file(s) have identical copies, which are not read"
             files = [path for one in copied for path in one.paths]
-            log.add(names[study].case, "note", "dicom-copies", what, "nothing, if that is meant", files)
+            log.add(names[study].case, "note", "dicom-copies", what, "nothing, if that is intended", files)
         images = [series for series in studies[study] if is_image(series)]
         if images:
             found = {name: [s for s in images if matches(s.attributes, pattern)] for name, pattern in patterns.items()}
-            if _judge_study(names[study].case, images, found, on_gap, log):
+            if _check_study(names[study].case, images, found, on_gap, log):
                 matched[study] = found
     return matched
 
@@ -143,23 +143,23 @@ def _report_unreadable(tree: Tree, log: FindingLog) -> None:
     for reason, count in Counter(reason for _, reason in tree.unreadable).items():
         files = [path for path, its_reason in tree.unreadable if its_reason == reason]
         what = f"{count} file(s) cannot be read ({reason})"
-        log.add(COHORT, "error", "dicom-unreadable", what, "mend or remove them; the private file lists them", files)
+        log.add(COHORT, "error", "dicom-unreadable", what, "restore or remove them; the private file lists them", files)
 
 
 def matches(attributes: Mapping[str, str], pattern: Pattern) -> bool:
-    """Whether every pattern is found in the attribute of its name, in upper or lower case."""
+    """Whether every pattern is found in the attribute with its keyword, ignoring case."""
     return all(rule.search(attributes.get(keyword, "")) for keyword, rule in pattern.items())
 
 
 def list_series(tree: Tree) -> str:
-    """The distinct kinds of image series in a tree, a line each, most frequent first, without the patients' names."""
+    """List the distinct kinds of image series in a tree, one per line, most frequent first, without patients' names."""
     kinds: Counter[tuple[str, str, str]] = Counter()
     for series in tree.series:
         if is_image(series):
             terms = identifying_terms([series.instances[0].path])
             description = scrub(one_line(series.attributes.get("SeriesDescription"), ""), terms)
             try:
-                shape = times(series_header(series).shape)
+                shape = shape_text(series_header(series).shape)
             except UserError:
                 shape = f"{len(series.instances)} files"
             kinds[description, series.modality, shape] += 1
@@ -170,9 +170,9 @@ def list_series(tree: Tree) -> str:
 def _compile(tree: Tree, rules: Rules) -> dict[str, Pattern]:
     if not rules.modalities:
         raise UserError(
-            f"{'rules=FILE.yaml' if rules == NO_RULES else rules.source}: no modalities, so nothing says which series "
-            "is which",
-            "write in that file patterns that are found in the series' attributes, such as\n"
+            f"{'rules=FILE.yaml' if rules == NO_RULES else rules.source}: no modalities, so it is not known which "
+            "series is which",
+            "write patterns for the series' attributes in that file, such as\n"
             '  modalities:\n    T1: {SeriesDescription: "^t1.*post"}\n'
             "    FLAIR: {SeriesDescription: flair, ImageType: original}\nThe tree holds\n" + list_series(tree),
         )
@@ -187,17 +187,17 @@ def _compile_rule(rule: str | Mapping[str, str], where: str) -> Pattern:
     for keyword, text in ({"SeriesDescription": rule} if isinstance(rule, str) else rule).items():
         if keyword not in ATTRIBUTES:
             close = difflib.get_close_matches(keyword, ATTRIBUTES, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"those are {', '.join(sorted(ATTRIBUTES))}"
-            raise UserError(f"{where}: {keyword} is no keyword that rules know", hint)
+            hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(sorted(ATTRIBUTES))}"
+            raise UserError(f"{where}: {keyword} is not a keyword that rules can use", hint)
         try:
             compiled[keyword] = re.compile(text, re.IGNORECASE)
         except re.error as error:
-            raise UserError(f'{where}: "{text}" is no regular expression ({error})', "mend it") from error
+            raise UserError(f'{where}: "{text}" is not a regular expression ({error})', "correct it") from error
     return compiled
 
 
 def _without_excluded(tree: Tree, rules: Rules, names: Mapping[str, Name], log: FindingLog) -> Tree:
-    """The tree without the files that the rules leave out, file by file: a localizer may share a series with slices."""
+    """Remove the files that the rules exclude; single files, because a localizer may be in a series with slices."""
     patterns = [_compile_rule(rule, f"{rules.source}: exclude_series") for rule in rules.exclude_series]
     used: set[int] = set()
     kept = []
@@ -211,31 +211,31 @@ def _without_excluded(tree: Tree, rules: Rules, names: Mapping[str, Name], log: 
         if excluded:
             what = f"{series.title}: exclude_series leaves out {len(excluded)} of its {len(series.instances)} files"
             files = [path for one in excluded for path in one.paths]
-            log.add(names[series.study_uid].case, "note", "dicom-excluded", what, "nothing, if that is meant", files)
+            log.add(names[series.study_uid].case, "note", "dicom-excluded", what, "nothing, if that is intended", files)
         if instances:
-            kept.append(series.keeping(instances))
+            kept.append(series.with_instances(instances))
     for index, rule in enumerate(rules.exclude_series):
         if index not in used:
             text = rule if isinstance(rule, str) else ", ".join(f"{key}:{pattern}" for key, pattern in rule.items())
-            remedy = "mend its pattern, or take the rule away"
+            remedy = "correct its pattern, or remove the rule"
             log.add(COHORT, "warning", "dicom-excluded", f"exclude_series: no file matches {text}", remedy, ())
     return replace(tree, series=tuple(kept))
 
 
-def _judge_study(
+def _check_study(
     case: str, images: Sequence[Series], found: Mapping[str, Sequence[Series]], on_gap: str, log: FindingLog
 ) -> bool:
-    """Find what is wrong with a study's images; returns whether it is to become a case at all."""
+    """Report problems of a study's images; returns False if no rule matches any of them."""
     used = {series.uid for members in found.values() for series in members}
     if unused := [series for series in images if series.uid not in used]:
         listed = ", ".join(sorted({series.title for series in unused}))
         if not used:
             what = f"no series matches a rule, so the study is left out ({listed})"
-            remedy = "widen the rules, unless it is meant to be left out"
+            remedy = "widen the rules, unless that is intended"
             log.add(case, "warning", "dicom-study-not-used", what, remedy, files_of(unused))
             return False
         what = f"{listed}: no rule matches"
-        log.add(case, "note", "dicom-not-used", what, "nothing, if that is meant", files_of(unused))
+        log.add(case, "note", "dicom-not-used", what, "nothing, if that is intended", files_of(unused))
     if len(patients := {series.patient_id for series in images}) > 1:
         what = f"one study has {len(patients)} PatientIDs"
         log.add(case, "error", "dicom-two-patients", what, "correct the headers, or leave it out", files_of(images))
@@ -256,16 +256,16 @@ def _judge_study(
             what = f"{series.title} is matched by the rules of {' and '.join(names)}"
             log.add(case, "error", "dicom-two-rules", what, "narrow one of the rules", files_of([series]))
         for problem in series_problems(series) if names else ():
-            mended = on_gap == "resample" and problem.code == "gap"
+            solved = on_gap == "resample" and problem.code == "gap"
             what = f"{series.title}: {problem.what}"
-            severity: Severity = "note" if mended else problem.severity
-            remedy = "nothing: it is resampled over the gap" if mended else problem.remedy
+            severity: Severity = "note" if solved else problem.severity
+            remedy = "nothing: the gap is interpolated" if solved else problem.remedy
             log.add(case, severity, f"dicom-{problem.code}", what, remedy, files_of([series]))
     return True
 
 
-def _judge_polarity(modalities: Sequence[str], cases: Sequence[PlannedCase], log: FindingLog) -> None:
-    """Find scans whose values may be inverted against those of the other cases."""
+def _check_polarity(modalities: Sequence[str], cases: Sequence[PlannedCase], log: FindingLog) -> None:
+    """Report scans whose values may be inverted compared with those of the other cases."""
     for index, modality in enumerate(modalities):
         inverted = [case for case in cases if _is_inverted(case.series[index])]
         if len(inverted) == len(cases):
@@ -274,10 +274,10 @@ def _judge_polarity(modalities: Sequence[str], cases: Sequence[PlannedCase], log
             series = case.series[index]
             rest = len(cases) - len(inverted)
             what = (
-                f"{modality} ({series.title}) is MONOCHROME1 (small values are bright), in {rest} other cases it is not"
+                f"{modality} ({series.title}) is MONOCHROME1 (small values are bright); in {rest} other cases it is not"
             )
             remedy = (
-                "look whether its contrast is inverted; if so, invert its values first, or leave it out with "
+                "check whether its contrast is inverted; if so, invert its values first, or leave it out with "
                 "exclude_series=[PhotometricInterpretation:MONOCHROME1]"
             )
             log.add(case.name.case, "warning", "dicom-monochrome1", what, remedy, files_of([series]))
@@ -285,12 +285,12 @@ def _judge_polarity(modalities: Sequence[str], cases: Sequence[PlannedCase], log
 
 def _is_inverted(series: Series) -> bool:
     first = series.instances[0]
-    # Hounsfield units mean the same however they are shown.
+    # Hounsfield units have the same meaning, however they are displayed.
     return first.photometric == "MONOCHROME1" and first.planes[0].rescale_type != "HU"
 
 
 def _narrower(modality: str, members: Sequence[Series]) -> str:
-    """Say by which attributes series can be told apart; not their values, which may name somebody."""
-    telling = sorted(k for k in ATTRIBUTES if len({series.attributes.get(k, "") for series in members}) > 1)
-    by = f"by {', '.join(telling[:6])}, in which they differ" if telling else "(no attribute tells them apart)"
+    """Suggest attributes that distinguish the series; without values, which may name somebody."""
+    differing = sorted(k for k in ATTRIBUTES if len({series.attributes.get(k, "") for series in members}) > 1)
+    by = f"by {', '.join(differing[:6])}, in which they differ" if differing else "(no attribute distinguishes them)"
     return f"narrow the rule for {modality} {by}, or leave one of them out with exclude_series"

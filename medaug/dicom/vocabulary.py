@@ -1,8 +1,8 @@
-"""Words of imaging that say nothing about a person, even where a header uses them in a name or a number.
+"""Imaging words that do not identify a person, even if a header contains them in a name or a number.
 
-Patients of a study are often called `SARCOMA_025_CT`. If `CT` were kept out of messages for that, nobody could write a
-rule for the region of interest `GTV_Mass_CT`. Words that are common family names as well (Day, Gray, Ko, Post, Rose,
-Small, Wall, White) are left out on purpose.
+Patients of a study often have names such as `SARCOMA_025_CT`. If `CT` were therefore removed from messages, nobody
+could write a rule for the region of interest `GTV_Mass_CT`. Words that are also common family names (Day, Gray, Ko,
+Post, Rose, Small, Wall, White) are deliberately not listed.
 """
 
 # Defined terms of Modality (0008,0060), of views and of orientations.

@@ -16,13 +16,13 @@ from medaug.files import atomic_write
 
 
 def write_msd(export: Export) -> None:
-    """Medical Segmentation Decathlon: one image file per case (4-D where it has several modalities), dataset.json.
+    """Medical Segmentation Decathlon: one image file per case (4-D if it has several modalities), dataset.json.
 
-    Test cases become `imagesTs`, listed under "test" without their labels, as MSD does. Remapped label values are
-    written as what they stand for.
+    Test cases are written to `imagesTs` and listed under "test" without their labels, as in MSD. A remapped label value
+    is written as the value that it is read as.
 
     Raises:
-        UserError: as `Export.fill`, `Export.images` and `Export.indices`.
+        UserError: as for `Export.fill`, `Export.images` and `Export.indices`.
     """
     manifest = export.manifest
     schema = replace(manifest.schema, remap=())

@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 def write_nnunet(export: Export) -> None:
     """nnU-Net v2 raw: `imagesTr/NAME_0000.nii.gz` per modality, `labelsTr/NAME.nii.gz`, dataset.json.
 
-    Label values must be consecutive there, so class indices are written, the ignore label after the last class. Test
-    cases become `imagesTs` and `labelsTs`; the splits "train" and "val" become the one fold of `splits_final.json`.
-    `dataset.json` has a key "medaug" beside nnU-Net's own: subjects, attributes, and the label schema of the files, of
-    which nnU-Net's "labels" hold regions or classes but not both.
+    nnU-Net needs consecutive label values, so class indices are written, with the ignore label after the last class.
+    Test cases are written to `imagesTs` and `labelsTs`; the splits "train" and "val" become the only fold of
+    `splits_final.json`. `dataset.json` has an additional key "medaug": subjects, attributes, and the label schema of
+    the files, because nnU-Net's "labels" can hold either regions or classes, but not both.
 
     Raises:
-        UserError: as `Export.fill`, `Export.images` and `Export.indices`, or a class is called "ignore".
+        UserError: as for `Export.fill`, `Export.images` and `Export.indices`; or a class is called "ignore".
     """
     manifest = export.manifest
     schema = _renumbered(manifest.schema)
@@ -56,7 +56,7 @@ def write_nnunet(export: Export) -> None:
             **({"regions_class_order": order} if order else {}),
             "numTraining": len(training),
             "file_ending": ".nii.gz",
-            # SimpleITK, its usual reader, would place predictions on the nearest axes at right angles.
+            # nnU-Net's default reader, SimpleITK, would place predictions on the nearest perpendicular axes.
             **({"overwrite_image_reader_writer": "NibabelIO"} if sheared else {}),
             "medaug": {
                 "subjects": {case.name: case.subject for case in cases},
@@ -92,7 +92,7 @@ def fold(export: Export, cases: Sequence[Case]) -> dict[str, list[str]]:
 
 
 def _renumbered(schema: LabelSchema) -> LabelSchema:
-    """The same classes and regions with class indices for values, what is ignored after the last."""
+    """Return the schema with class indices as values, and the ignored value after the last class."""
     return LabelSchema(
         labels=tuple(enumerate(schema.names)),
         regions=tuple(schema.structures().items()) if schema.regions else (),
@@ -101,27 +101,27 @@ def _renumbered(schema: LabelSchema) -> LabelSchema:
 
 
 def _nnunet_labels(schema: LabelSchema) -> tuple[dict[str, Any], list[int]]:
-    """`labels` and `regions_class_order` of nnU-Net's dataset.json for a schema of consecutive values.
+    """Return `labels` and `regions_class_order` of nnU-Net's dataset.json for a schema with consecutive values.
 
-    nnU-Net predicts each region by itself and then writes one value per region, in order, later regions over earlier
-    ones. Every class can be written so if, from the last region to the first, each has exactly one class that no later
-    one has. Where that is not so, the plain classes are given and the list is empty.
+    nnU-Net predicts each region separately and then writes one value per region, in order; later regions overwrite
+    earlier ones. This can represent every class only if, going from the last region to the first, each region has
+    exactly one class that is in no later region. Otherwise the classes are returned, with an empty order.
 
     Raises:
-        UserError: a class or region is called "ignore", which has a meaning of its own in nnU-Net.
+        UserError: a class or region is called "ignore", which has a special meaning in nnU-Net.
     """
     if "ignore" in {*schema.names, *dict(schema.regions)}:
-        raise UserError('labels: nnU-Net leaves out what is called "ignore"', "rename it, or give its value as ignore")
+        raise UserError('labels: nnU-Net ignores a label called "ignore"', "rename it, or give its value as ignore")
     ignored = {} if schema.ignore is None else {"ignore": schema.ignore}
-    waiting = {name: set(values) for name, values in schema.regions}
+    remaining = {name: set(values) for name, values in schema.regions}
     ordered: dict[str, int] = {}
     later: set[int] = set()
-    while name := next((name for name, values in waiting.items() if len(values - later) == 1), None):
-        (value,) = waiting[name] - later
+    while name := next((name for name, values in remaining.items() if len(values - later) == 1), None):
+        (value,) = remaining[name] - later
         ordered = {name: value} | ordered
-        later |= waiting.pop(name)
-    if waiting or (schema.regions and later != set(schema.values[1:])):
-        log.warning("nnU-Net cannot write these regions as one label each; it gets the plain classes")
+        later |= remaining.pop(name)
+    if remaining or (schema.regions and later != set(schema.values[1:])):
+        log.warning("nnU-Net cannot represent these regions by one label each, so the classes are written instead")
         ordered = {}
     members = dict(schema.regions)
     regions = {name: list(members[name]) for name in ordered}

@@ -1,4 +1,4 @@
-"""What an export format gets, and what every format does in the same way."""
+"""The input of every export format, and the work that all formats share."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Export:
 
     Attributes:
         manifest: the cohort.
-        out: the folder to write, which must not exist yet; afterwards it is whole or absent.
-        records: provenance of the cases that are synthetic, by the name of the case; other cases are real or phantoms.
+        out: the folder to write, which must not exist yet; it appears only when it is complete.
+        records: provenance of synthetic cases by case name; other cases are real or phantoms.
         seen: subjects that the generator of the synthetic cases was trained on.
         segmentation: kind of DICOM SEG, for the format that writes one.
         suffixes: BIDS suffixes of modalities, each MODALITY:SUFFIX.
-        skull_stripped: whether the images show the brain alone, which BIDS asks.
+        skull_stripped: whether the images only show the brain; BIDS requires this.
         signer: signs the marks of synthetic files; None: they are not signed.
         announce: called when all files are written, just before the folder gets its name.
     """
@@ -57,7 +57,7 @@ class Export:
     announce: Callable[[], None] = _silent
 
     def note(self, case: Case) -> str:
-        """The note in the headers of a case; without the cohort's name, which may be that of a patient's folder."""
+        """The note in the headers of a case; it leaves out the cohort's name, which may identify a patient."""
         if case.name in self.records:
             return synthetic_note(self.records[case.name], self.manifest.phantom)
         return PHANTOM_NOTE if self.manifest.phantom else "medaug export"
@@ -88,14 +88,14 @@ class Export:
         write_case: Callable[[Case, Path], None],
         files: Callable[[list[Case]], Mapping[str, Any]],
     ) -> None:
-        """Fill a folder beside `out` and rename it at the end, so that `out` is whole or absent.
+        """Write a temporary folder beside `out` and rename it at the end, so that `out` is complete or absent.
 
         Training and validation cases without a label are left out, with a warning.
 
         Args:
             write_case: writes the files of one case below a folder.
-            files: content of further files by their names, made from the cases that were written: a text as it is,
-                anything else as JSON.
+            files: returns the content of further files by name, given the cases that were written: texts are written
+                unchanged, anything else as JSON.
 
         Raises:
             UserError: `out` exists, there is no labelled case to train on, or a case's name cannot be a file name.
@@ -103,16 +103,16 @@ class Export:
         manifest, out = self.manifest, self.out
         cases = [case for case in manifest.cases if case.label is not None or case.split == "test"]
         if not any(case.split != "test" for case in cases):
-            raise UserError(f"{manifest.name}: no labelled case to write", "the layout needs one for training")
+            raise UserError(f"{manifest.name}: no labelled case for training", "add one: the layout requires it")
         for case in cases:
             if Path(case.name).name != case.name or case.name.startswith("."):
                 raise UserError(
-                    f"{manifest.name}: case {case.name} cannot be the name of a file", "rename it in the manifest"
+                    f"{manifest.name}: the case name {case.name} cannot be a file name", "rename it in the manifest"
                 )
         if out.exists():
-            raise UserError(f"out={out}: exists already", "give a folder that does not")
+            raise UserError(f"out={out}: exists already", "choose a folder that does not")
         if left := len(manifest.cases) - len(cases):
-            log.warning("%d cases for training have no label and are left out", left)
+            log.warning("%d training or validation cases have no label and are left out", left)
         with temporary_folder(out) as unfinished:
             for case in track(cases, "exporting"):
                 write_case(case, unfinished)
@@ -124,19 +124,23 @@ class Export:
             put_folder(unfinished, out)
 
     def images(self, case: Case) -> tuple[list[NDArray[Any]], Header]:
-        """The modalities of a case, each (X, Y, Z) in its own type, and the grid of the first.
+        """Return the modalities of a case, each (X, Y, Z) in its own type, and the grid of the first.
 
-        Every volume of a case is written with the affine of its first image, so that what differs by rounding agrees.
+        Every volume of a case is written with the affine of its first image, so that affines that differ only by
+        rounding become equal.
 
         Raises:
-            UserError: a file cannot be read, lies on another grid, has NaN or infinite values, or there are too few.
+            UserError: a file cannot be read, has another grid or NaN or infinite values, or the number of volumes is
+                not the number of modalities.
         """
         volumes = [(path, volume) for path in self.manifest.image_paths(case) for volume in read_volumes(path)]
         path, first = volumes[0]
         if len(volumes) != len(self.manifest.modalities):
             wanted = len(self.manifest.modalities)
             raise UserError(
-                f"{len(volumes)} volumes of case {case.name} for {wanted} modalities", "mend the manifest", path=path
+                f"case {case.name} has {len(volumes)} volumes for {wanted} modalities",
+                "correct the manifest",
+                path=path,
             )
         for path, volume in volumes:
             _check_grid(path, first.header, volume)
@@ -145,10 +149,10 @@ class Export:
         return [volume.array.astype(volume.storage) for _, volume in volumes], first.header
 
     def indices(self, case: Case, first: Header) -> NDArray[np.uint8]:
-        """The label of a case as class indices (X, Y, Z) on the grid of its first image.
+        """Return the label of a case as class indices (X, Y, Z) on the grid of its first image.
 
         Raises:
-            UserError: the file cannot be read, lies on another grid, or has values that the schema does not.
+            UserError: the file cannot be read, has another grid, or has values that are not in the schema.
         """
         path = self.manifest.label_path(case)
         assert path is not None
@@ -170,7 +174,7 @@ class ExportFormat(Protocol):
 
 
 def training_part(case: Case) -> str:
-    """The end of the folders' names that MSD and nnU-Net give to cases for training (and validation), and for tests."""
+    """Return the end of folder names in MSD and nnU-Net: Ts for test cases, Tr for training and validation cases."""
     return "Ts" if case.split == "test" else "Tr"
 
 

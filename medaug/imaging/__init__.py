@@ -1,1 +1,1 @@
-"""The only room that knows file formats: readers, writers, layouts, phantoms and preflight."""
+"""Volumes and their files: NIfTI, MetaImage and NRRD; intensity scales, the body mask and bias fields."""

@@ -1,4 +1,4 @@
-"""The bias field of magnetic resonance: estimated by N4, kept as a coarse lattice that divides and multiplies alike.
+"""The bias field of MR images: estimated by N4, and stored as a coarse lattice so that it can be removed and restored.
 
 N4: Tustison et al., "N4ITK: improved N3 bias correction", IEEE TMI 29(6), 2010, through SimpleITK.
 """
@@ -16,33 +16,33 @@ from scipy import ndimage
 from medaug.imaging.body import body_mask
 
 _NODES = 12  # per axis: N4's finest mesh has 8 intervals
-_LONGEST = 40  # voxels along the longest side while estimating: the field is smooth, and N4 is slow
+_LONGEST = 40  # voxels along the longest side during estimation: the field is smooth, and N4 is slow
 
 
 def estimate_bias(volume: NDArray[Any], spacing: Sequence[float]) -> NDArray[np.float64]:
-    """Logarithm of the multiplicative field of a volume (X, Y, Z), on a lattice of at most 12 nodes per axis.
+    """Estimate the logarithm of a volume's multiplicative field on a lattice of at most 12 nodes per axis.
 
-    The first and the last node of an axis lie on the first and the last voxel. The estimate is made on every n-th
-    voxel, n such that no side keeps more than 40, and by one thread, so that it is the same everywhere.
+    The first and last nodes of an axis lie on the first and last voxels. Only every n-th voxel is used, with n chosen
+    so that no side has more than 40, and only one thread, so that the result does not depend on the machine.
 
     Args:
-        volume: intensities of a magnitude image; the positive ones inside the body are judged.
+        volume: (X, Y, Z) intensities of a magnitude image; positive ones inside the body are used.
         spacing: voxel size in mm.
 
     Returns:
-        (A, B, C); zeros where there is too little foreground to judge.
+        (A, B, C); zeros if there is too little foreground for an estimate.
     """
     import SimpleITK as sitk
 
     step = [math.ceil(side / _LONGEST) for side in volume.shape]
-    some = tuple(slice(None, None, s) for s in step)
+    thinned = tuple(slice(None, None, s) for s in step)
     shape = [min(_NODES, side) for side in volume.shape]
-    judged = body_mask(volume)[some] & (volume[some] > 0)
-    if judged.sum() < 100 or min(judged.shape) < 4:
+    used = body_mask(volume)[thinned] & (volume[thinned] > 0)
+    if used.sum() < 100 or min(used.shape) < 4:
         return np.zeros(shape)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(volume[some].T, np.float32))
+    image = sitk.GetImageFromArray(np.ascontiguousarray(volume[thinned].T, np.float32))
     image.SetSpacing([float(s * size) for s, size in zip(step, spacing, strict=True)])
-    mask = sitk.GetImageFromArray(np.ascontiguousarray(judged.T, np.uint8))
+    mask = sitk.GetImageFromArray(np.ascontiguousarray(used.T, np.uint8))
     mask.CopyInformation(image)
     corrector = sitk.N4BiasFieldCorrectionImageFilter()
     corrector.SetNumberOfThreads(1)
@@ -59,6 +59,6 @@ def estimate_bias(volume: NDArray[Any], spacing: Sequence[float]) -> NDArray[np.
 
 
 def bias_field(lattice: NDArray[np.float64], shape: Sequence[int]) -> NDArray[np.float64]:
-    """The field on a grid of `shape`, positive: a cubic spline through the nodes of the lattice, exponentiated."""
+    """Evaluate the field on a grid of `shape`: the exponential of a cubic spline through the nodes, so positive."""
     zoom = [side / n for side, n in zip(shape, lattice.shape, strict=True)]
     return np.exp(ndimage.zoom(lattice, zoom, order=3, mode="mirror"))

@@ -1,4 +1,4 @@
-"""The foreground of a scan: the body in CT, MR and PET, the brain in stripped MR, all of a crop that holds no air."""
+"""The foreground of a scan: body in CT, MR and PET, brain in skull-stripped MR, everything in a crop without air."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-# Air is even: its spread is a small share of its contrast to the tissue next to it. Measured: at most 0.16 in scans
-# that hold air, at least 0.27 where tissue is split from darker tissue.
-_EVEN = 0.2
-# Look further down where the voxels just above a threshold are this share of all above it: then they are a tissue, such
-# as muscle between air and fat. The rim of the body is less (0.14 at most), the body beside a hot tumour in PET more.
+# Air is uniform: its spread is a small fraction of its contrast to the adjacent tissue. Measured: at most 0.16 in scans
+# that contain air, at least 0.27 where tissue is split from darker tissue.
+_UNIFORM_SPREAD = 0.2
+# Split the dark part again if the voxels just above a threshold are at least this fraction of all voxels above it:
+# then they are a tissue, such as muscle between air and fat. The rim of the body is a smaller fraction (at most 0.14);
+# in PET the body next to a hot tumour is a larger one.
 _TISSUE_SHARE = 0.2
-_RIM_SHARE = 0.05  # enough to look further while no air has been found: little of it, with a wide rim (PET)
+_RIM_SHARE = 0.05  # the fraction needed while no air has been found (PET: little air, and a wide rim)
 _MAX_SPLITS = 5
-_COMPONENT_SHARE = 0.1  # both legs, but not the table
+_COMPONENT_SHARE = 0.1  # keeps both legs, but not the table
 _SMOOTHING = 0.7  # voxels
-_NOISE = 5  # robust standard deviations of the air that are still air
-_VALLEY = 0.5  # of the frequency of tissue. Measured: at most 0.16 for CT in its circle, 1 from soft tissue to bone
-_MASKED_SHARE = 0.5  # of the faces: the scan was masked or padded with one value
-_PADDED_SHARE = 0.05  # of the faces: there may be padding
+_NOISE = 5  # robust standard deviations above the air's median that still count as air
+# Values are rare if they occur at most this often, relative to the most frequent value of tissue. Measured: at most
+# 0.16 for CT inside its circle, 1 between soft tissue and bone.
+_VALLEY = 0.5
+_MASKED_SHARE = 0.5  # if one value covers this fraction of the faces, the scan was masked or padded with it
+_PADDED_SHARE = 0.05  # if one value covers this fraction of the faces, it may be padding
 
 
 class _Air(NamedTuple):
-    """The air of a scan: its median and robust standard deviation, the split from the tissue, the tissue's median."""
+    """The air of a scan: its median and robust standard deviation, the threshold to the tissue, the tissue's median."""
 
     level: float
     spread: float
@@ -35,11 +38,11 @@ class _Air(NamedTuple):
 
     @property
     def threshold(self) -> float:
-        """Where the body begins: as dark as can be, but above the noise and other values of air."""
+        """The lowest value that counts as body: as dark as possible, but above the noise of the air."""
         return min(self.split, self.level + max(_NOISE * self.spread, 0.2 * (self.split - self.level)))
 
     def has_valley(self, values: NDArray[np.float32]) -> bool:
-        """Whether the scan's values are rare about the split, compared with the most frequent ones above it."""
+        """Whether values near the split are rare compared with the most frequent values above it."""
         width = 0.2 * (self.tissue - self.level)
         counts, _ = np.histogram(values, self.split + width * (np.arange(41) - 0.5))
         return bool(counts[0] <= _VALLEY * counts.max())
@@ -48,14 +51,15 @@ class _Air(NamedTuple):
 def body_mask(volume: NDArray[Any]) -> NDArray[np.bool_]:
     """Foreground of one volume (X, Y, Z) of finite values, in any units: MR (also skull-stripped), CT, PET.
 
-    The border between air and tissue is searched from the bright end: Otsu's threshold (1979) splits the values, then
-    the dark part again, as long as what is split off is a tissue. The lowest threshold with even values below it
-    counts, and is moved towards the air, so that dark tissue (cerebrospinal fluid, the edge of the lung) stays. The
-    large components above it are kept and filled slice by slice, so that lungs cut by the field of view count as body.
-    Without such a threshold the volume is tissue throughout: every voxel is foreground, as in a constant volume.
+    The threshold between air and tissue is searched from the bright end: Otsu's method (1979) splits the values, then
+    splits the dark part again, as long as the part above the new threshold is a tissue. The lowest threshold with
+    uniform values below it is used. It is moved towards the air, so that dark tissue (cerebrospinal fluid, the edge of
+    the lung) is kept. Large components above it are kept and filled slice by slice, so that lungs that are cut off by
+    the field of view count as body. If there is no such threshold, the volume is all tissue: every voxel is
+    foreground, as in a constant volume.
 
-    Padding, one value on many voxels of the faces, may lie below the air (CT outside the circle of reconstruction) and
-    would then be taken for it. So the air is searched without the padding as well. What that finds counts if the
+    Padding (one value on many voxels of the faces) may be darker than the air, as outside the reconstruction circle of
+    CT, and would then be mistaken for air. So the air is also searched without the padding. That result is used if the
     threshold found with the padding is darker than this air, and few values lie between this air and the tissue.
 
     Returns:
@@ -64,7 +68,7 @@ def body_mask(volume: NDArray[Any]) -> NDArray[np.bool_]:
     raw = np.asarray(volume, np.float32)
     border, share = _border_value(raw)
     padding = raw == border
-    # Masked backgrounds have one value, not always the lowest: after a z-score the brain lies on both sides of it.
+    # A masked background has one value, not always the lowest: after a z-score the brain also has values below it.
     masked = share >= _MASKED_SHARE
     values = np.abs(raw - border) if masked else ndimage.gaussian_filter(raw, _SMOOTHING)
     air = _find_air(values)
@@ -73,12 +77,12 @@ def body_mask(volume: NDArray[Any]) -> NDArray[np.bool_]:
     darkest = border + air.threshold if masked else air.threshold
     if share >= _PADDED_SHARE and (mask := _mask_within(raw, ~padding, darkest)) is not None:
         return _large_and_filled(mask)
-    # Smoothing alone would add a rim.
+    # The raw values must pass too: smoothing alone would add a rim.
     return _large_and_filled((values > air.threshold) & ((raw > air.threshold) | masked))
 
 
 def _mask_within(raw: NDArray[np.float32], scanned: NDArray[np.bool_], threshold: float) -> NDArray[np.bool_] | None:
-    """What is brighter than the air among scanned voxels, None where their air does not lie above the threshold."""
+    """Return the scanned voxels that are brighter than their air, or None if that air is darker than `threshold`."""
     if not scanned.any():
         return None
     values = ndimage.gaussian_filter(np.where(scanned, raw, raw[scanned].min()), _SMOOTHING)
@@ -90,7 +94,7 @@ def _mask_within(raw: NDArray[np.float32], scanned: NDArray[np.bool_], threshold
 
 
 def _find_air(values: NDArray[np.float32]) -> _Air | None:
-    """What separates the air of a volume from its tissue, None where there is no air."""
+    """Find the air of a volume and the threshold to its tissue; None if there is no air."""
     low, high = np.percentile(values, (0.5, 99.5))
     if not high > low:
         low, high = values.min(), values.max()
@@ -105,14 +109,14 @@ def _find_air(values: NDArray[np.float32]) -> _Air | None:
             break
         level, bright = float(np.median(dark)), float(np.median(tissue))
         spread = 1.4826 * float(np.median(np.abs(dark - level)))
-        if spread <= _EVEN * (bright - level):
+        if spread <= _UNIFORM_SPREAD * (bright - level):
             found = _Air(level, spread, split, bright)
         part = dark
     return found
 
 
 def _large_and_filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The large components of a mask, without its thin parts, filled slice by slice."""
+    """Return the large components of a mask without thin parts, filled slice by slice."""
     opened = ndimage.binary_opening(mask)
     labels, count = ndimage.label(opened if opened.any() else mask)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
@@ -121,7 +125,7 @@ def _large_and_filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """The smallest box [start, stop) per axis that holds every True voxel of a mask (X, Y, Z) that has one."""
+    """Return the smallest box, [start, stop) per axis, around the True voxels of a mask (X, Y, Z) that is not empty."""
     ends = []
     for axis in range(3):
         found = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
@@ -131,14 +135,14 @@ def bounding_box(mask: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, i
 
 
 def _border_value(values: NDArray[np.float32]) -> tuple[float, float]:
-    """The commonest value on the six faces, and its share of their voxels."""
+    """Return the most frequent value on the six faces, and the fraction of their voxels that have it."""
     faces = np.concatenate([np.take(values, (0, -1), axis).ravel() for axis in range(3)])
     found, counts = np.unique(faces, return_counts=True)
     return float(found[counts.argmax()]), float(counts.max() / faces.size)
 
 
 def _fill_slices(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Fill what is enclosed within a slice across any axis; a cavity enclosed in three dimensions is among it."""
+    """Fill holes within slices along each axis; this also fills cavities that are enclosed in three dimensions."""
     filled = mask.copy()
     for axis in range(3):
         within = np.expand_dims(ndimage.generate_binary_structure(2, 1), axis)

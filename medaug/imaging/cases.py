@@ -1,4 +1,4 @@
-"""The one reader of a case: its modalities and its label, on the host's grid."""
+"""Reads a case: its modalities, and its label on the same grid."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medaug.imaging.volume import Header, Volume, grid_difference
 
 @dataclass(frozen=True)
 class HostImage:
-    """An image as the scanner wrote it: (M, X, Y, Z) float32 in its own units, affine (4, 4) mm, type on disk."""
+    """An image as stored: array (M, X, Y, Z) float32 in the file's units, affine (4, 4) in mm, type on disk."""
 
     array: NDArray[np.float32]
     affine: NDArray[np.float64]
@@ -33,37 +33,37 @@ def read_modalities(manifest: Manifest, case: Case, names: Sequence[str] | None 
     """Read the image of a case.
 
     Args:
-        manifest: of the case.
-        case: its files are one per modality, or one with all.
+        manifest: the manifest that lists the case.
+        case: has one file per modality, or one file with all of them.
         names: modalities to read, in this order; None: all. Files of other modalities are not opened.
 
     Raises:
-        UserError: as `read_images`, or a file has another number of volumes than the manifest names modalities.
+        UserError: as for `read_images`, or the number of volumes is not the number of modalities in the manifest.
     """
     paths = manifest.image_paths(case)
-    places = [manifest.modalities.index(name) for name in (manifest.modalities if names is None else names)]
-    apart = len(paths) == len(manifest.modalities)
-    wanted = [paths[i] for i in places] if apart else paths
+    indices = [manifest.modalities.index(name) for name in (manifest.modalities if names is None else names)]
+    separate = len(paths) == len(manifest.modalities)
+    wanted = [paths[i] for i in indices] if separate else paths
     array, affine, dtype = read_images(wanted)
-    if len(array) != (len(places) if apart else len(manifest.modalities)):
+    if len(array) != (len(indices) if separate else len(manifest.modalities)):
         raise UserError(
             f"{case.name}: {len(array)} image volume(s) where the manifest names {len(manifest.modalities)} "
             f"modalities ({', '.join(manifest.modalities)})",
             "correct the manifest or the file",
         )
-    return HostImage(array if apart or names is None else array[places], affine, dtype)
+    return HostImage(array if separate or names is None else array[indices], affine, dtype)
 
 
 def read_indices(manifest: Manifest, case: Case, grid: Header) -> NDArray[np.uint8] | None:
     """Read the class indices (X, Y, Z) of a case; None if it has no label.
 
     Args:
-        manifest: of the case.
+        manifest: the manifest that lists the case.
         case: with or without a label.
-        grid: of the case's image.
+        grid: the grid of the case's image.
 
     Raises:
-        UserError: as `read_label`, the label lies on another grid, or it holds a value that the schema does not name.
+        UserError: as for `read_label`; or the label is on another grid, or has a value that is not in the schema.
     """
     path = manifest.label_path(case)
     if path is None:

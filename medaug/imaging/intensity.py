@@ -1,4 +1,4 @@
-"""Which intensities become -1 and 1: one rule for the model space and for the judgement of outliers."""
+"""Which intensities become -1 and 1: one rule for the model space and for the search for outliers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Intensity:
     Attributes:
         method: "percentile" (MR): two percentiles of the volume; "window" (CT): two fixed values in the scan's units;
             "zscore": mean -/+ `zscore_clip` standard deviations of the voxels inside the foreground.
-        percentiles: for "percentile", two ascending numbers in 0..100.
-        window: for "window", two ascending values (Hounsfield units for CT).
-        zscore_clip: for "zscore", in standard deviations.
+        percentiles: two ascending numbers in 0..100, used by "percentile".
+        window: two ascending values (Hounsfield units for CT), used by "window".
+        zscore_clip: number of standard deviations, used by "zscore".
     """
 
     method: str = "percentile"
@@ -29,15 +29,15 @@ class Intensity:
     zscore_clip: float = 4.0
 
     def limits(self, volume: NDArray[Any], foreground: NDArray[np.bool_] | None = None) -> tuple[float, float]:
-        """The values of a volume (X, Y, Z) that become -1 and 1, in its own units; the second is above the first.
+        """Return the values of a volume that become -1 and 1, in its units; the second is larger than the first.
 
         Args:
-            volume: finite values.
-            foreground: (X, Y, Z), read by "zscore"; None or empty: every voxel.
+            volume: (X, Y, Z), finite values.
+            foreground: (X, Y, Z), used by "zscore"; None or empty: every voxel.
         """
         if self.method == "window":
             if self.window is None:
-                raise ValueError("window without its two values")
+                raise ValueError('method "window" needs the two values of window')
             low, high = self.window
         elif self.method == "zscore":
             values = volume[foreground] if foreground is not None and foreground.any() else volume
@@ -45,10 +45,10 @@ class Intensity:
             low, high = mean - self.zscore_clip * deviation, mean + self.zscore_clip * deviation
         else:
             low, high = (float(value) for value in np.percentile(volume, self.percentiles))
-        # Where there is no contrast any will do, as long as it is not lost beside the value itself.
+        # Without contrast any width will do, as long as it does not vanish in rounding next to the value.
         return low, high if high > low else low + 1e-6 * max(1.0, abs(low))
 
 
 def scale(volume: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:
-    """Values in [-1, 1], float32: `low` becomes -1, `high` becomes 1, what lies beyond is clipped."""
+    """Scale to [-1, 1], float32: `low` becomes -1, `high` becomes 1, values outside are clipped."""
     return np.clip(2 * (np.asarray(volume, np.float64) - low) / (high - low) - 1, -1, 1).astype(np.float32)

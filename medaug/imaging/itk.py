@@ -1,8 +1,8 @@
 """MetaImage (.mha, .mhd) and NRRD (.nrrd, .nhdr) volumes through SimpleITK, in RAS+ millimetres.
 
-ITK 5.4 takes damaged compressed voxels for good ones (MetaImage always, NRRD now and then) and prints what it thinks of
-a file to standard error. So the text header is read here first: it says where the voxels lie and how they are
-packed, and they are checked before ITK sees them. Formats: https://itk.org/Wiki/ITK/MetaIO/Documentation and
+ITK 5.4 accepts damaged compressed voxels (always for MetaImage, sometimes for NRRD) and prints messages about a file to
+standard error. So this module parses the text header first, to learn where the voxels are and how they are compressed,
+and checks them before ITK reads them. Formats: https://itk.org/Wiki/ITK/MetaIO/Documentation and
 https://teem.sourceforge.net/nrrd/format.html.
 """
 
@@ -20,7 +20,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from medaug.errors import UserError
-from medaug.imaging.nifti import CHUNK, DEFLATE_RATIO, SLACK
+from medaug.imaging.nifti import CHUNK, DEFLATE_RATIO, SLACK, damaged_compression, wrong_length
 from medaug.imaging.volume import (
     LPS_TO_RAS,
     Doubt,
@@ -29,11 +29,11 @@ from medaug.imaging.volume import (
     check_affine,
     check_memory,
     file_size,
-    times,
+    shape_text,
     unreadable,
 )
 
-_LONGEST_HEADER = 1 << 20  # those of 3D Slicer's segmentations can take hundreds of kilobytes
+_LONGEST_HEADER = 1 << 20  # headers of 3D Slicer's segmentations can have hundreds of kilobytes
 _TYPES = {
     getattr(sitk, f"sitk{vector}{name}"): np.dtype(code)
     for vector in ("", "Vector")
@@ -47,23 +47,27 @@ _TYPES = {
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
-# World axes of NRRD that ITK brings into its own; in others the sides of the patient are unknown.
+# World axes of NRRD that ITK converts to its own; for any others the sides of the patient are unknown.
 _NRRD_SPACES = {"left-posterior-superior", "right-anterior-superior", "left-anterior-superior", "lps", "ras", "las"}
 _CONVERT = "convert the scan again from its source, or mend its header once you know"
 
 
 @dataclass(frozen=True)
 class _Voxels:
-    """Where the voxels of a file lie: in which file, from which byte to which, packed by zlib or gzip or not.
+    """Where the voxels of a file are stored.
 
     Attributes:
-        doubts: what the text header, which says so, does not say of the geometry.
+        path: the file that contains them.
+        start: first byte.
+        stop: byte after the last.
+        compressed: by zlib or gzip.
+        doubts: geometry that the text header does not state.
     """
 
     path: Path
     start: int
     stop: int
-    packed: bool
+    compressed: bool
     doubts: tuple[Doubt, ...] = ()
 
 
@@ -72,14 +76,14 @@ def read_itk(path: str | os.PathLike[str]) -> list[Volume]:
 
     Raises:
         UserError: the file is missing, unreadable, cut short, damaged, of another format, not 3-D or 4-D, has a
-            singular affine, or keeps its voxels in a way that is not read here: as text, in several files, or in a
-            file outside its own folder.
+            singular affine, or stores its voxels in a way that is not supported: as text, in several files, or in a
+            file outside its folder.
     """
     path = Path(path)
     reader, header, voxels = _open(path)
-    check_memory(path, 2 * _voxel_bytes(header))  # ITK's and ours
-    if voxels.packed:
-        _check_packed(path, header, voxels)
+    check_memory(path, 2 * _voxel_bytes(header))  # ITK's copy and ours
+    if voxels.compressed:
+        _check_compressed(path, header, voxels)
     try:
         image = reader.Execute()
         array = sitk.GetArrayFromImage(image)
@@ -97,16 +101,16 @@ def read_itk(path: str | os.PathLike[str]) -> list[Volume]:
 
 
 def read_itk_header(path: str | os.PathLike[str]) -> Header:
-    """Read the header of a MetaImage or NRRD file alone. Raises as `read_itk`, but damage to voxels goes unseen."""
+    """Read only the header of a MetaImage or NRRD file. Raises as `read_itk`, but does not notice damaged voxels."""
     return _open(Path(path))[1]
 
 
 def _open(path: Path) -> tuple[sitk.ImageFileReader, Header, _Voxels]:
-    """Read the header twice, as text and through ITK, and compare what it promises to the size of the file."""
+    """Read the header twice, as text and through ITK, and check that the file is large enough for its shape."""
     file_size(path)
     try:
         str(path).encode()
-    except UnicodeEncodeError:  # ITK ends the process over such a name
+    except UnicodeEncodeError:  # ITK aborts the process on such a name
         raise UserError("has a name that is not UTF-8", "rename it", path=path) from None
     try:
         with path.open("rb") as file:
@@ -123,10 +127,8 @@ def _open(path: Path) -> tuple[sitk.ImageFileReader, Header, _Voxels]:
     except RuntimeError as error:
         raise _damaged(path, error) from error
     header = replace(_read_geometry(path, reader), doubts=voxels.doubts)
-    if _voxel_bytes(header) > (voxels.stop - voxels.start) * (DEFLATE_RATIO if voxels.packed else 1):
-        raise UserError(
-            f"is too short for its shape {times(header.shape)}", "copy or convert it again", code="truncated", path=path
-        )
+    if _voxel_bytes(header) > (voxels.stop - voxels.start) * (DEFLATE_RATIO if voxels.compressed else 1):
+        raise wrong_length(path, header, too_short=True)
     return reader, header, voxels
 
 
@@ -138,7 +140,7 @@ def _read_geometry(path: Path, reader: sitk.ImageFileReader) -> Header:
             "give a file with three axes",
             code="not-3d",
             path=path,
-            detail=f"shape {times(shape)}",
+            detail=f"shape {shape_text(shape)}",
         )
     if reader.GetPixelID() not in _TYPES:
         kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
@@ -164,9 +166,9 @@ def _find_meta_voxels(path: Path, start: bytes) -> _Voxels:
             raise UserError("is not a MetaImage file", "convert it to .nii.gz", code="wrong-format", path=path)
         name, _, value = line.replace(":", "=", 1).partition("=")
         fields[name.strip()] = value.strip()
-    if start[:end].count(b"ElementDataFile") > 1:  # ITK may take the other one
+    if start[:end].count(b"ElementDataFile") > 1:  # ITK may use the other one
         raise UserError("is damaged", "copy or convert it again", path=path, detail="two fields ElementDataFile")
-    if fields.get("NDims") not in {"3", "4"}:  # ITK keeps ten numbers per axis and does not count them
+    if fields.get("NDims") not in {"3", "4"}:  # ITK's buffers have room for ten axes, and it does not check
         axes = fields.get("NDims", "")[:20]
         raise UserError(
             "is not a 3-D volume", "give a file with three axes", code="not-3d", path=path, detail=f"NDims {axes}"
@@ -174,7 +176,7 @@ def _find_meta_voxels(path: Path, start: bytes) -> _Voxels:
     if fields.get("BinaryData", "False").lower() not in {"true", "1"}:
         raise UserError("stores its voxels as text", "convert it to .nii.gz", path=path)
     target = fields["ElementDataFile"]
-    voxels = _locate(path, "" if target.upper() == "LOCAL" else target, end, packed=False)
+    voxels = _locate(path, "" if target.upper() == "LOCAL" else target, end, compressed=False)
     voxels = replace(
         voxels,
         doubts=_doubts(
@@ -187,7 +189,7 @@ def _find_meta_voxels(path: Path, start: bytes) -> _Voxels:
     size = fields.get("CompressedDataSize", str(voxels.stop - voxels.start))[:20]
     if not re.fullmatch("[0-9]+", size) or not 0 < int(size) <= voxels.stop - voxels.start:
         raise UserError("is cut short or damaged", "copy it again", path=path, detail=f"CompressedDataSize {size}")
-    return replace(voxels, stop=voxels.start + int(size), packed=True)
+    return replace(voxels, stop=voxels.start + int(size), compressed=True)
 
 
 def _find_nrrd_voxels(path: Path, start: bytes) -> _Voxels:
@@ -199,7 +201,7 @@ def _find_nrrd_voxels(path: Path, start: bytes) -> _Voxels:
         end, line = _next_line(start, end)
         name, _, value = (line or "").partition(": ")
         name = name.strip().lower().replace(" ", "")
-        if name == "datafile" and name in fields:  # ITK may take the other one
+        if name == "datafile" and name in fields:  # ITK may use the other one
             raise UserError("is damaged", "copy or convert it again", path=path, detail='two fields "data file"')
         fields[name] = value.strip()
     encoding = fields.get("encoding", "").lower()
@@ -215,14 +217,14 @@ def _find_nrrd_voxels(path: Path, start: bytes) -> _Voxels:
         oriented=directions and fields.get("space", "").lower().removesuffix("-time") in _NRRD_SPACES,
         sized=directions or "spacings" in fields,
     )
-    return replace(_locate(path, fields.get("datafile", ""), end, packed=encoding != "raw"), doubts=doubts)
+    return replace(_locate(path, fields.get("datafile", ""), end, compressed=encoding != "raw"), doubts=doubts)
 
 
 def _doubts(oriented: bool, sized: bool) -> tuple[Doubt, ...]:
-    """What ITK assumed of a file whose header does not say how its axes lie, or how large its voxels are."""
+    """Return what ITK assumed because the header does not state the directions of the axes or the voxel size."""
     sides = Doubt(
         "no-orientation",
-        "does not say where its axes point: which side is left is a guess (they were taken as SimpleITK takes them)",
+        "does not say where its axes point: which side is left is a guess (SimpleITK's defaults were used)",
         _CONVERT,
     )
     size = Doubt("voxel-size-guessed", "does not say how large its voxels are (1 mm was assumed)", _CONVERT)
@@ -230,63 +232,53 @@ def _doubts(oriented: bool, sized: bool) -> tuple[Doubt, ...]:
 
 
 def _next_line(text: bytes, start: int) -> tuple[int, str | None]:
-    """Return the end of the line that starts at `start`, and the line without its break: None behind the last."""
+    """Return the end of the line that starts at `start`, and the line without its break (None after the last line)."""
     if start >= len(text):
         return start, None
     end = text.find(b"\n", start) + 1 or len(text)
     return end, text[start:end].decode("latin-1").rstrip("\r\n")
 
 
-def _locate(path: Path, target: str, end: int, packed: bool) -> _Voxels:
-    """Find the voxels: behind the header's last byte `end`, or in the file `target` that the header names."""
+def _locate(path: Path, target: str, end: int, compressed: bool) -> _Voxels:
+    """Find the voxels: after the header, which ends at byte `end`, or in the file `target` that the header names."""
     if not target:
-        return _Voxels(path, end, file_size(path), packed)
+        return _Voxels(path, end, file_size(path), compressed)
     if target.split()[0].upper() == "LIST" or "%" in target:
         raise UserError("stores its voxels in several files", "convert it to .nii.gz", path=path)
     folder = os.path.abspath(path.parent)
     data = os.path.normpath(os.path.join(folder, target.encode("latin-1").decode("utf-8", "surrogateescape")))
     if os.path.commonpath([folder, data]) != folder:
-        raise UserError(
-            "takes its voxels from a file outside its folder", "keep the two files together", path=path, detail=data
-        )
+        raise UserError("names a voxel file outside its folder", "keep the two files together", path=path, detail=data)
     if not os.path.lexists(data):
         raise UserError(
-            "takes its voxels from a file that does not exist", "keep the two files together", path=path, detail=target
+            "names a voxel file that does not exist", "keep the two files together", path=path, detail=target
         )
-    return _Voxels(Path(data), 0, file_size(data), packed)
+    return _Voxels(Path(data), 0, file_size(data), compressed)
 
 
-def _check_packed(path: Path, header: Header, voxels: _Voxels) -> None:
-    """Unpack the voxels once without keeping them: they are whole, as many as promised, and their checksum holds."""
+def _check_compressed(path: Path, header: Header, voxels: _Voxels) -> None:
+    """Decompress the voxels without keeping them, to check that they are complete, their number and their checksum."""
     left = _voxel_bytes(header) + SLACK
-    unpacker = zlib.decompressobj(wbits=47)  # zlib or gzip, whichever its first bytes say
+    unpacker = zlib.decompressobj(wbits=47)  # detects zlib or gzip by the first bytes
     try:
         with voxels.path.open("rb") as file:
             file.seek(voxels.start)
             unread = voxels.stop - voxels.start
             while not unpacker.eof:
-                packed = unpacker.unconsumed_tail or file.read(min(CHUNK, unread))
-                if not packed:
+                chunk = unpacker.unconsumed_tail or file.read(min(CHUNK, unread))
+                if not chunk:
                     raise EOFError("the end of the compressed voxels is missing")
                 if not unpacker.unconsumed_tail:
-                    unread -= len(packed)
-                left -= len(unpacker.decompress(packed, CHUNK))
+                    unread -= len(chunk)
+                left -= len(unpacker.decompress(chunk, CHUNK))
                 if left < 0:
-                    raise UserError(f"holds more than its shape {times(header.shape)}", "convert it again", path=path)
+                    raise wrong_length(path, header, too_short=False)
     except OSError as error:
         raise unreadable(voxels.path, error) from error
     except (EOFError, zlib.error) as error:
-        raise UserError(
-            "is cut short or damaged",
-            "copy it again",
-            code="truncated" if isinstance(error, EOFError) else "damaged",
-            path=path,
-            detail=str(error),
-        ) from error
+        raise damaged_compression(path, error) from error
     if left > SLACK:
-        raise UserError(
-            f"is too short for its shape {times(header.shape)}", "copy or convert it again", code="truncated", path=path
-        )
+        raise wrong_length(path, header, too_short=True)
 
 
 def _voxel_bytes(header: Header) -> int:
@@ -294,11 +286,11 @@ def _voxel_bytes(header: Header) -> int:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    """The error for what ITK says over many lines, of which the last that says something is the cause."""
+    """Turn ITK's message of many lines into an error; the last line with content is the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    said = [line for line in lines if not line.startswith(("Exception thrown", "Reason:"))] or lines
+    causes = [line for line in lines if not line.startswith(("Exception thrown", "Reason:"))] or lines
     # "MetaImageIO(0x55d5): cause", "sitk::ERROR: cause", "[nrrd] function: cause"
-    reason = re.sub(r"^(.*\(0x[0-9a-f]+\):|sitk::ERROR:|\[nrrd\] \w+:)\s*", "", said[-1])
+    reason = re.sub(r"^(.*\(0x[0-9a-f]+\):|sitk::ERROR:|\[nrrd\] \w+:)\s*", "", causes[-1])
     if reason.startswith("File cannot be read"):
-        reason = "ITK makes no sense of its header"
+        reason = "ITK cannot parse its header"
     return UserError("is damaged", "copy or convert it again", path=path, detail=reason[:120])

@@ -1,4 +1,4 @@
-"""Reading by suffix, whatever the format: volumes, labels, headers, and the modalities of one case."""
+"""Reads a file by its suffix, whatever the format: volumes, labels, headers, and the modalities of one case."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from medaug.imaging.volume import Header, Volume, check_memory, grid_difference,
 
 _NIFTI = (".nii", ".nii.gz")
 _ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
-SUFFIXES = (*_NIFTI, *_ITK)  # of the files that can be read, in capitals as well
+SUFFIXES = (*_NIFTI, *_ITK)  # of the formats that can be read; upper case is accepted too
 
 
 def suffix_of(name: str) -> str:
-    """The end of a file's name that says its format, spelt as it is there; "" for a format that is not read here."""
+    """Return the suffix of a file's name that gives its format, as spelt there; "" if the format is not supported."""
     length = max((len(suffix) for suffix in SUFFIXES if name.lower().endswith(suffix)), default=0)
     return name[len(name) - length :]
 
@@ -40,10 +40,10 @@ def read_volumes(path: str | os.PathLike[str]) -> list[Volume]:
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Read what a file says of its voxels, without them.
+    """Read only the header of a file.
 
     Raises:
-        UserError: as `read_volumes`, but damage to the voxels of a compressed file goes unseen.
+        UserError: as for `read_volumes`, except that damaged voxels of a compressed file are not noticed.
     """
     if _is_nifti(path):
         return read_nifti_header(path)
@@ -68,7 +68,7 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     """Read a 3-D file (a fourth dimension of 1 is dropped).
 
     Raises:
-        UserError: as `read_volumes`, or the file holds several volumes.
+        UserError: as for `read_volumes`, or the file holds several volumes.
     """
     volumes = read_volumes(path)
     if len(volumes) != 1:
@@ -77,7 +77,7 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
 
 
 def read_label(path: str | os.PathLike[str]) -> Volume:
-    """Read a label file as it is; `LabelSchema.to_indices` checks its values. Raises as `read_volume`."""
+    """Read a label file unchanged; `LabelSchema.to_indices` checks its values. Raises as `read_volume`."""
     return read_volume(path)
 
 
@@ -87,11 +87,11 @@ def read_images(
     """Read the modalities of one case: M 3-D files on one grid, or one 4-D file of M volumes.
 
     Returns:
-        array (M, X, Y, Z) float32 in the units of the files, affine (4, 4) to RAS+ mm, the smallest type that holds
-        the `storage` of every modality (the type on disk, as a rule).
+        array (M, X, Y, Z) float32 in the units of the files; affine (4, 4) to RAS+ mm; the smallest type that can
+        hold the `storage` of every modality (usually the type on disk).
 
     Raises:
-        UserError: as `read_volume`; or shapes or affines disagree; or a value is NaN or infinite.
+        UserError: as for `read_volume`; or shapes or affines differ; or a value is NaN or infinite.
     """
     volumes = [(path, volume) for path in paths for volume in read_volumes(path)]
     first_path, first = volumes[0]
@@ -103,6 +103,6 @@ def read_images(
         if not is_finite(volume.array):
             raise UserError("holds NaN or infinite values", "replace them, or leave the case out", path=path)
     for path in paths:
-        check_memory(path, 4 * sum(volume.array.size for of, volume in volumes if of == path))
+        check_memory(path, 4 * sum(volume.array.size for source, volume in volumes if source == path))
     array = np.stack([volume.array.astype(np.float32, copy=False) for _, volume in volumes])
     return array, first.affine, np.result_type(*(volume.storage for _, volume in volumes))

@@ -1,4 +1,4 @@
-"""A volume in memory: values, geometry in RAS+ millimetres, and how two grids are compared."""
+"""A volume in memory: values and geometry in RAS+ millimetres, and the comparison of two grids."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from numpy.typing import NDArray
 from medaug.errors import UserError
 
 GRID_TOLERANCE_MM = 1e-3
-"""Corners that lie apart by less are the same: coordinates are stored in single precision."""
+"""Corners closer than this count as equal: coordinates are stored in single precision."""
 RIGHT_ANGLE = 1e-4
-"""Axes with a smaller cosine between them are at right angles: SimpleITK 2.5.7 reads these, and refuses 1.5e-4."""
+"""Axes whose cosine is smaller count as perpendicular: SimpleITK 2.5.7 reads these, and refuses 1.5e-4."""
 SMALL_VOXELS = 0.1
-"""Corners that lie apart by less than this share of the smallest voxel side want a look, no more."""
+"""A distance between corners below this fraction of the smallest voxel side is only a warning."""
 
 
 class Doubt(NamedTuple):
-    """What a reader had to assume about the geometry of a file, or found contradicted in it.
+    """Something about the geometry that a reader had to assume, or on which the file contradicts itself.
 
     Attributes:
         code: the kind of doubt, in words with hyphens ("no-orientation").
-        what: to follow the name of the file, as "has two affines".
-        remedy: the way out.
+        what: a phrase that follows the name of the file, such as "has two affines".
+        remedy: what the user can do about it.
     """
 
     code: str
@@ -40,19 +40,20 @@ class Doubt(NamedTuple):
 
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""DICOM and ITK point left, posterior, superior; NIfTI and medaug right, anterior, superior (mm). Its own inverse."""
+"""(4, 4), its own inverse. World axes of DICOM and ITK point left, posterior, superior; those of NIfTI and medaug
+point right, anterior, superior."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its voxels without their being read.
+    """The header of a file.
 
     Attributes:
         shape: (X, Y, Z).
         affine: (4, 4) float64, voxel indices to RAS+ mm.
         dtype: the type on disk.
         num_volumes: volumes in the file: 1, or the length of a fourth axis.
-        doubts: what `affine` rests on besides the file.
+        doubts: assumptions behind `affine`.
     """
 
     shape: tuple[int, int, int]
@@ -72,10 +73,10 @@ class Volume:
     """One scalar volume.
 
     Attributes:
-        array: (X, Y, Z) values, in the type on disk, or float64 where the header scales them.
+        array: (X, Y, Z) values, in the type on disk, or in float64 if the header scales them.
         affine: (4, 4) float64, voxel indices to RAS+ mm (NIfTI: sform if set, else qform, as nibabel chooses).
         dtype: the type on disk.
-        doubts: what `affine` rests on besides the file.
+        doubts: assumptions behind `affine`.
     """
 
     array: NDArray[Any]
@@ -90,30 +91,30 @@ class Volume:
 
     @property
     def storage(self) -> np.dtype[Any]:
-        """The type in which such values can be written: that on disk, or float32 where the header scales them."""
+        """The type in which to write such values: the type on disk, or float32 if the header scales them."""
         return self.dtype if self.array.dtype == self.dtype else np.dtype(np.float32)
 
     @property
     def header(self) -> Header:
-        """The same without the voxels."""
+        """The header of this volume."""
         x, y, z = self.array.shape
         return Header((x, y, z), self.affine, self.dtype, doubts=self.doubts)
 
 
 def spacing(affine: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Voxel size in mm along each array axis of an affine (4, 4)."""
+    """Return the voxel size in mm along each array axis of an affine (4, 4)."""
     x, y, z = np.linalg.norm(affine[:3, :3], axis=0)
     return float(x), float(y), float(z)
 
 
 def shear(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Cosines (3, 3) between the array axes of an affine (4, 4), less the identity: 0 for right angles."""
+    """Return |cosines| (3, 3) between the array axes of an affine (4, 4), minus the identity: 0 if perpendicular."""
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     return np.asarray(np.abs(axes.T @ axes - np.eye(3)))
 
 
-def told_apart(a: Sequence[float], b: Sequence[float], digits: int = 3) -> tuple[str, str]:
-    """Two voxel sizes in words ("1 x 1 x 2.5"), with as many digits as it takes to see where they differ."""
+def distinct_sizes(a: Sequence[float], b: Sequence[float], digits: int = 3) -> tuple[str, str]:
+    """Format two voxel sizes ("1 x 1 x 2.5") with enough digits to show where they differ."""
     while True:
         one, other = ([f"{value:.{digits}g}" for value in values] for values in (a, b))
         if all(p != q or math.isclose(x, y, rel_tol=5e-5) for x, y, p, q in zip(a, b, one, other, strict=True)):
@@ -122,30 +123,30 @@ def told_apart(a: Sequence[float], b: Sequence[float], digits: int = 3) -> tuple
 
 
 def grid_difference(a: Header, b: Header, tolerance: float | None = None) -> str:
-    """Say how two grids differ, "" where shapes agree and corners lie within a tolerance.
+    """Describe how two grids differ; "" if shapes are equal and corners are within a tolerance.
 
     Args:
         a: the reference.
-        b: what should lie on its grid.
-        tolerance: in mm; None: `SMALL_VOXELS` of the reference's smallest voxel side.
+        b: the grid to compare with it.
+        tolerance: in mm; None: the fraction `SMALL_VOXELS` of the reference's smallest voxel side.
     """
     if tolerance is None:
         tolerance = max(SMALL_VOXELS * min(a.spacing), GRID_TOLERANCE_MM)
     if a.shape != b.shape:
-        return f"has shape {times(b.shape)} against {times(a.shape)}"
+        return f"has shape {shape_text(b.shape)} against {shape_text(a.shape)}"
     distance = corner_distance(a.shape, a.affine, b.affine)
     return f"lies {distance:.3g} mm away from the grid" if distance > tolerance else ""
 
 
 def corner_distance(shape: Sequence[int], a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Largest distance in mm between the corner voxels of a grid of `shape` under two affines (4, 4)."""
+    """Return the largest distance in mm between the corner voxels of a grid of `shape` under two affines (4, 4)."""
     corners = np.array(np.meshgrid(*[(0, side - 1) for side in shape], [1])).reshape(4, -1)
     return float(np.linalg.norm(((a - b) @ corners)[:3], axis=0).max())
 
 
 def is_finite(array: NDArray[Any]) -> bool:
     """Whether every value is a finite float32."""
-    # min and max hand NaN on, and NaN compares false; no temporary array of the volume's size is needed.
+    # min and max propagate NaN, and NaN compares false. This needs no temporary array of the volume's size.
     return bool(max(abs(float(array.min())), abs(float(array.max()))) <= np.finfo(np.float32).max)
 
 
@@ -153,7 +154,7 @@ def file_size(path: str | os.PathLike[str]) -> int:
     """Return the size of a file in bytes.
 
     Raises:
-        UserError: it is missing, empty, not a file, or may not be looked at.
+        UserError: it is missing, empty, not a file, or permission is denied.
     """
     try:
         status = os.stat(path)
@@ -176,7 +177,7 @@ def file_size(path: str | os.PathLike[str]) -> int:
         raise unreadable(path, error) from error
     if stat.S_ISDIR(status.st_mode):
         raise unreadable(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would block for ever
         raise UserError("is not a file", "give a file", code="unreadable", path=path)
     if not status.st_size:
         raise UserError("is empty", "copy it again", code="empty-file", path=path, detail="zero bytes")
@@ -184,7 +185,7 @@ def file_size(path: str | os.PathLike[str]) -> int:
 
 
 def _same_name(path: Path) -> str:
-    """The file beside an absent one that a person would read as the same name, "" where there is none."""
+    """Return the name of a file beside a missing one that differs only in case or Unicode form; "" if there is none."""
     try:
         names = sorted(os.listdir(path.parent))
     except OSError:
@@ -197,7 +198,7 @@ def _plain(name: str) -> str:
 
 
 def unreadable(path: str | os.PathLike[str], error: OSError | ValueError) -> UserError:
-    """Return the error for a file that the system does not let us read."""
+    """Return the error for a file that the operating system refused to open or read."""
     reason = getattr(error, "strerror", None) or str(error)
     return UserError(
         "cannot be read", "check the path and its permissions", code="unreadable", path=path, detail=reason
@@ -205,19 +206,18 @@ def unreadable(path: str | os.PathLike[str], error: OSError | ValueError) -> Use
 
 
 MEMORY = 2 << 30
-"""Bytes that reading a file may take, whatever it holds; a file of more than an eighth of it may take eight times its
-size."""
+"""Bytes of memory that reading any file may take; for large files the limit is eight times their size."""
 
 
 def check_memory(path: str | os.PathLike[str], needed: int) -> None:
-    """Refuse a file that would take more memory than it is allowed, before any is set aside.
+    """Refuse a file that would take more memory than `memory_allowed`, before any is allocated.
 
     Args:
         path: the file.
         needed: bytes.
 
     Raises:
-        UserError: it is too large in memory for what it is on the disk.
+        UserError: the file would need too much memory for its size on disk.
     """
     if needed > memory_allowed(path):
         reason = f"needs {needed / 2**30:.1f} GiB of memory, for a file of {file_size(path) / 2**20:.1f} MiB"
@@ -225,20 +225,23 @@ def check_memory(path: str | os.PathLike[str], needed: int) -> None:
 
 
 def memory_allowed(path: str | os.PathLike[str]) -> int:
-    """Bytes that reading a file may take."""
+    """Return the bytes of memory that reading a file may take."""
     return max(MEMORY, 8 * file_size(path))
 
 
 def check_affine(path: str | os.PathLike[str], affine: NDArray[np.float64]) -> None:
-    """Refuse an affine (4, 4) that is not finite or does not span three dimensions, with a UserError."""
+    """Raise a UserError if an affine (4, 4) is not finite or is singular."""
     with np.errstate(all="ignore"):
         volume = abs(np.linalg.det(affine[:3, :3])) if np.isfinite(affine).all() else np.nan
     if not 1e-12 <= volume < np.inf:
         raise UserError(
-            "has a singular or non-finite affine", "mend its header or convert it again", code="bad-affine", path=path
+            "has a singular or non-finite affine",
+            "correct its header, or convert it again",
+            code="bad-affine",
+            path=path,
         )
 
 
-def times(shape: Sequence[int]) -> str:
-    """A shape in words: 40x56x40."""
+def shape_text(shape: Sequence[int]) -> str:
+    """Format a shape: 40x56x40."""
     return "x".join(str(side) for side in shape)

@@ -61,7 +61,7 @@ class Check:
         failed = {finding.case for finding in self.findings if finding.severity == "error"}
         lost = failed - {case.name for case in manifest.cases}
         if not manifest.cases:
-            what, remedy = "no case is left", "mend what was found before, or check root"
+            what, remedy = "no case is left", "correct the errors above, or check root"
             self.findings.append(Finding(manifest.name, "error", "no-case", what, remedy))
         else:
             manifest = name_subjects(manifest, options)
@@ -124,7 +124,7 @@ class Check:
             # The root stays unnamed: a folder of DICOM may be called by a patient's name.
             raise UserError(
                 "not written",
-                f"mend the {errors} error(s) listed above, or leave their cases out "
+                f"correct the {errors} error(s) listed above, or leave their cases out "
                 f"with exclude=[CASE,...]{self.remedy}",
                 path=self.options.out,
             )

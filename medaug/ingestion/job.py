@@ -97,7 +97,7 @@ class Job:
         """Convert a tree of DICOM to NIfTI beside the manifest, and ingest that."""
         options, rules, root = self.options, self.rules, Path(self.root)
         if options.report is not None and Path(options.report).resolve().is_relative_to(root.resolve()):
-            raise UserError("report: lies inside root, where nothing is ever written", "give a path outside of it")
+            raise UserError("report: is inside root, where nothing may be written", "give a path outside of it")
         schema = LabelSchema.from_mapping(rules.schema, rules.source) if rules.schema else None
         with ingest_dicom(self.root, rules, schema, options, self.out) as ingested:
             # Findings name files as they will be: the temporary folder is gone when the user reads them.

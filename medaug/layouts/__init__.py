@@ -1,8 +1,8 @@
-"""Folder layouts that people really have, read into a Manifest with every case in the split "train".
+"""Folder layouts in common use, read into a Manifest with every case in the split "train".
 
-Files are paired by name, never by their position in two sorted lists, and a layout proposes the labels of its
-publisher: values are not guessed from what occurs in the files. What is wrong with a folder is collected in one
-pass. Hidden files are passed over, and whatever looks like an image and is not used is named in a note.
+Files are paired by name, never by their position in two sorted lists. A layout uses the label names of its publisher;
+label values are never guessed from the files. All problems of a folder are collected in one pass. Hidden files are
+skipped, and a note lists every file that looks like an image but is not used.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ LAYOUTS: Table[LayoutFormat] = Table("layouts", "layout", LayoutFormat)
 def detect_layout(root: str | os.PathLike[str], rules: Rules = NO_RULES) -> str:
     """Return the layout that a folder follows: a key of LAYOUTS, or "dicom" (see `medaug.dicom`).
 
-    Rules that name modalities decide: by glob they mean "pairs", by tag "dicom".
+    If the rules name modalities, they decide: globs mean "pairs", DICOM tags mean "dicom".
 
     Raises:
-        UserError: no such folder, none of the layouts, more than one, or one of two that names cannot tell apart.
+        UserError: there is no such folder, no layout matches, or more than one does.
     """
     root = _folder(root)
     if rules.modalities:
         return "pairs" if all(isinstance(rule, str) for rule in rules.modalities.values()) else "dicom"
-    if (root / "dataset.json").is_file():  # it decides; the names of the files that it lists are free
+    if (root / "dataset.json").is_file():  # it decides, because it may list files of any name
         data = read_json(root / "dataset.json")
         found = [name for name, entry in LAYOUTS.items() if entry.has_dataset is not None and entry.has_dataset(data)]
         if found:
-            return found[-1]  # a file of nnU-Net may have the keys of MSD as well
+            return found[-1]  # nnU-Net comes after MSD, and its file may have MSD's keys as well
     files = image_files(root)
     found = [name for name, entry in LAYOUTS.items() if entry.has_files is not None and entry.has_files(files)]
     if len(found) == 2 and (confused := LAYOUTS[found[0]].confused_with) is not None and confused[0] == found[1]:
@@ -52,16 +52,18 @@ def detect_layout(root: str | os.PathLike[str], rules: Rules = NO_RULES) -> str:
             confused[1], f"name layout={found[0]} or layout={found[1]} (medaug.train: data.layout=...)", path=root
         )
     if len(found) > 1:
-        raise UserError(f"files in the layouts {' and '.join(found)}", "separate them or name one of them", path=root)
+        raise UserError(
+            f"has files in the layouts {' and '.join(found)}", "separate them, or name one layout", path=root
+        )
     if found:
         return found[0]
     if _holds_dicom(root):
         return "dicom"
     known = ", ".join([*LAYOUTS, "dicom"])
-    unread = [finding.what for finding in unused_files(root, (), "its name is none of a layout")]
-    there = f" ({len(unread)} files look like images; {unread[0]})" if unread else ""
+    unread = [finding.what for finding in unused_files(root, (), "its name fits no layout")]
+    images = f" ({len(unread)} files look like images; {unread[0]})" if unread else ""
     raise UserError(
-        f"none of the layouts {known}{there}", "check root, or name the layout (see docs/data.md)", path=root
+        f"follows none of the layouts {known}{images}", "check root, or name the layout (see docs/data.md)", path=root
     )
 
 
@@ -69,36 +71,34 @@ def read_layout(root: str | os.PathLike[str], layout: str = "auto", rules: Rules
     """Read a folder; cases sorted by name, all in the split "train".
 
     Args:
-        root: folder of the data, never written to.
+        root: folder of the data; nothing is written to it.
         layout: a key of LAYOUTS, or "auto" to detect it.
-        rules: what the user says; `labels` there replace the layout's own in every layout.
+        rules: the user's rules; their `labels` replace those of any layout.
 
     Returns:
-        The layout, its manifest with `phantom` set where the folder holds the mark of a phantom cohort.
+        The layout; its manifest has `phantom` set if the folder contains the marker file of a phantom cohort.
 
     Raises:
-        UserError: as `detect_layout` and the reader of the layout, or an unknown layout, or rules that it has no
-            use for. Faults of single cases are in the result's `problems` instead.
+        UserError: as for `detect_layout` and the reader of the layout; or the layout is unknown, or does not use one
+            of the rules. Problems of single cases are in the result's `problems` instead.
     """
     root = _folder(root)
     if layout == "auto":
         layout = detect_layout(root, rules)
         logger.info("%s: layout %s detected", root, layout)
     if layout == "dicom":
-        # The root stays unnamed: a folder of DICOM may be called by a patient's name.
+        # The message leaves out the path: a folder of DICOM may have a patient's name.
         raise UserError(
-            "root: holds DICOM, to be converted first", "run python -m medaug.ingest root=DIR out=FILE.json"
+            "root: holds DICOM, which must be converted first", "run python -m medaug.ingest root=DIR out=FILE.json"
         )
     if layout not in LAYOUTS:
         raise UserError(f"layout={layout}: no such layout", f"choose auto, {', '.join(LAYOUTS)} or dicom")
     entry = LAYOUTS[layout]
     for key in ("structures", "modalities", "label", "case"):
         if key not in entry.rule_keys and getattr(rules, key):
-            raise UserError(
-                f"{rules.source}: layout {layout} has no use for {key}", "remove it, or name another layout"
-            )
+            raise UserError(f"{rules.source}: layout {layout} does not use {key}", "remove it, or name another layout")
     result = entry.read(root, rules)
-    # Phantoms must never be taken for patients, whatever layout they come in.
+    # Phantoms must never be mistaken for patients, in any layout.
     manifest = replace(result.manifest, phantom=(root / PHANTOM_MARK).is_file())
     claimed = {os.path.normpath(os.path.join(manifest.root, file)) for file in result.claimed}
     unused = unused_files(root, claimed, entry.unused)
@@ -115,7 +115,7 @@ def _folder(root: str | os.PathLike[str]) -> Path:
 
 
 def _holds_dicom(root: Path) -> bool:
-    """Whether any file below `root` ends in .dcm or has the mark of DICOM after its preamble of 128 bytes."""
+    """Whether any file below `root` ends in .dcm, or has DICOM's magic bytes after a preamble of 128 bytes."""
     for folder, _, files in os.walk(root):
         for name in sorted(files):
             if name.lower().endswith(".dcm"):
@@ -131,9 +131,9 @@ def read_cohort(path: str | os.PathLike[str], layout: str = "auto") -> Manifest:
 
     Args:
         path: a manifest or MSD dataset.json, or a folder.
-        layout: of a folder; "auto" detects it.
+        layout: the layout of a folder; "auto" detects it.
 
     Raises:
-        UserError: the file is no manifest, or the folder is in no known layout or something in it is wrong.
+        UserError: the file is not a manifest, or the folder is not in a known layout or has errors.
     """
-    return read_layout(path, layout).sound() if Path(path).is_dir() else Manifest.load(path)
+    return read_layout(path, layout).valid_manifest() if Path(path).is_dir() else Manifest.load(path)

@@ -1,4 +1,4 @@
-"""The BraTS challenges: one folder per case, modality and segmentation told by the end of the file name.
+"""The BraTS challenges: one folder per case; the end of each file's name gives its modality, or says segmentation.
 
 Sources of the label values: Baid et al., arXiv:2107.02314 (2021); Adewole et al., arXiv:2305.19369 and Kazerooni
 et al., arXiv:2305.17033 (2023); de Verdier et al., arXiv:2405.18368 (2024).
@@ -17,13 +17,13 @@ from typing import Any
 from medaug.cohort.findings import Finding
 from medaug.cohort.manifest import Case, Manifest
 from medaug.errors import UserError
-from medaug.layouts.common import Layout, LayoutFormat, image_files, person_of, schema_for, stem
+from medaug.layouts.common import Layout, LayoutFormat, default_subject, image_files, schema_for, stem
 from medaug.layouts.rules import Rules
 
 
 @dataclass(frozen=True)
 class Naming:
-    """How one generation of the challenge names its files, <case><separator><suffix>.nii.gz, and its labels."""
+    """The file names, <case><separator><suffix>.nii.gz, and labels of one generation of the challenge."""
 
     years: str
     separator: str
@@ -31,14 +31,14 @@ class Naming:
     schema: Mapping[str, Any]
 
     def split(self, file: str) -> tuple[str, str] | None:
-        """Return (case, suffix), None for a file that is not named so."""
+        """Return (case, suffix), or None for a file with another kind of name."""
         suffixes = "|".join([*self.modalities, "seg"])
         found = re.fullmatch(rf"(.+){self.separator}({suffixes})", stem(file))
         return (found[1], found[2]) if found else None
 
 
 def _schema(names: Mapping[int, str], core: Sequence[int], oedema: int) -> dict[str, Any]:
-    """Class names by value, and the three regions that the challenge scores; the core's last value enhances."""
+    """Return class names by value and the three scored regions; the last value of `core` is the enhancing tumour."""
     return {
         "labels": {"0": "background", **{str(value): name for value, name in names.items()}},
         "regions": {
@@ -77,10 +77,10 @@ BRATS: Mapping[str, Naming] = {
 
 
 def read_brats(root: Path, rules: Rules, layout: str) -> Layout:
-    """Read a folder, nested in any way, in the file naming of a BraTS challenge.
+    """Read a folder, nested in any way, whose files are named as in a BraTS challenge.
 
-    Modalities are T1, T1ce, T2, FLAIR. A case without segmentation is unlabelled. The subject is the case, or
-    the person where the name ends in a time point ("BraTS-GLI-00005-101").
+    Modalities are T1, T1ce, T2, FLAIR. A case without segmentation is unlabelled. The subject is the case, or its
+    name without the time point if it ends in one ("BraTS-GLI-00005-101").
 
     Args:
         root: folder to search.
@@ -88,7 +88,7 @@ def read_brats(root: Path, rules: Rules, layout: str) -> Layout:
         layout: a key of `BRATS`.
 
     Raises:
-        UserError: no such files, or files whose labels the layout does not know.
+        UserError: there are no such files, or the layout does not define the meaning of their labels.
     """
     naming = BRATS[layout]
     problems: list[Finding] = []
@@ -101,14 +101,14 @@ def read_brats(root: Path, rules: Rules, layout: str) -> Layout:
         claimed.add(file)
         files = groups.setdefault((name, PurePosixPath(file).parent.as_posix()), {})
         if (first := files.setdefault(suffix, file)) != file:
-            what = f"{root / file}: {first} is the same image"
+            what = f"{root / file}: {first} is the same modality of the same case"
             problems.append(Finding(name, "error", "duplicate-file", what, "remove one of them"))
     if not groups:
         raise UserError(f"no files in BraTS {naming.years} naming", "choose another layout or root", path=root)
     if layout == "brats2024" and "labels" not in rules.schema and any("BraTS-PED" in name for name, _ in groups):
         raise UserError(
-            "BraTS-PEDs 2024 numbers its labels in its own way",
-            "say what they mean under labels in rules=FILE",
+            "BraTS-PEDs 2024 has label values of its own",
+            "define them under labels in rules=FILE",
             path=root,
         )
 
@@ -120,12 +120,12 @@ def read_brats(root: Path, rules: Rules, layout: str) -> Layout:
             what = f"{root / folder}: case {name} occurs twice, also in {earlier}"
             found = [Finding(name, "error", "duplicate-file", what, "remove or rename one of them")]
             if os.path.samefile(root / earlier, root / folder):
-                what = f"{root / folder}: not used, a link to {earlier}, where the case was read"
+                what = f"{root / folder}: not used, because it is a link to {earlier}, where the case was read"
                 found = [Finding(name, "note", "unused-file", what, "nothing")]
         problems += found
         if not found:
             images = tuple(files[suffix] for suffix in naming.modalities)
-            cases[name] = Case(name, images, files.get("seg"), person_of(name))
+            cases[name] = Case(name, images, files.get("seg"), default_subject(name))
     manifest = Manifest(
         name=root.name,
         description=f"BraTS {naming.years} naming",
@@ -147,7 +147,7 @@ def _faults(root: Path, naming: Naming, name: str, folder: str, files: Mapping[s
             "error",
             "missing-modality",
             f"{root / folder / f'{name}{naming.separator}{suffix}.nii.gz'}: {modality} of case {name} is missing",
-            "add it or take the case out",
+            "add it, or remove the case",
         )
         for suffix, modality in naming.modalities.items()
         if suffix not in files

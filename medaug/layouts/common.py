@@ -1,4 +1,4 @@
-"""What all layouts share: the result, the files below a folder, and how names become cases and persons."""
+"""What all layouts share: their result, the files below a folder, and the cases and subjects that names stand for."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from medaug.layouts.rules import Rules
 
 # BraTS-GLI-00005-100 and BraTS-GLI-00005-101 are two time points of one person.
 _BRATS_TIME_POINT = re.compile(r"(BraTS-[A-Za-z-]+-\d+)-\d+")
-_MOST_VISITS = 8  # of one folder by links, so that folders linked crosswise come to an end
-# Names of images in many formats, those read here among them, also with what copies and downloads leave behind them.
+_MOST_VISITS = 8  # visits of one folder through links, so that the walk ends even if folders link to each other
+# Image names in many formats, whether supported or not, also with endings that copies and downloads add.
 _IMAGE = re.compile(
     r"\.(nii|mha|mhd|nrrd|nhdr|img|hdr|mgh|mgz|mnc|gipl|vtk|vti|dcm|dicom|ima|par|rec|head|brik|tiff?|png|jpe?g|bmp)"
     r"(\.(gz|bz2|xz|zst|zip|part|tmp|bak|old|orig|\d+))*( ?\(\d+\)(\.gz)?)?~?$",
@@ -31,15 +31,15 @@ _IMAGE = re.compile(
 
 @dataclass(frozen=True)
 class Layout:
-    """A folder as its layout reads it.
+    """A folder, read according to its layout.
 
     Attributes:
         name: the layout, never "auto".
-        manifest: the cases that could be built, all in the split "train"; empty where none could.
-        proposed: the meaning of the label values follows from file names alone, so that a user has to confirm it;
-            False where the cohort's own file or the user declares it.
-        problems: what is wrong with the folder, in one pass; an error there left a file or a case out.
-        claimed: files, relative to the manifest's root, that have a place in the layout, though perhaps a wrong one.
+        manifest: the cases that are complete, all in the split "train"; empty if there are none.
+        proposed: True if only file names determine the meaning of the label values, so that the user has to confirm
+            it; False if a file of the cohort or the user declares it.
+        problems: everything that is wrong with the folder; an error there means that a file or case was left out.
+        claimed: files, relative to the manifest's root, that belong to the layout, even if they were not used.
     """
 
     name: str
@@ -48,8 +48,8 @@ class Layout:
     problems: tuple[Finding, ...] = ()
     claimed: frozenset[str] = frozenset()
 
-    def sound(self) -> Manifest:
-        """Return the manifest.
+    def valid_manifest(self) -> Manifest:
+        """Return the manifest if there are no errors.
 
         Raises:
             UserError: the first error among `problems`, with the number of the others.
@@ -66,17 +66,17 @@ class LayoutFormat:
     """An entry of the table of layouts.
 
     Attributes:
-        read: a folder and the user's rules to the cases; raises a UserError if nothing can be read.
-        unused: why the layout has no place for a file.
-        has_dataset: whether a `dataset.json` with this content is of the layout; None: the layout has none.
-        has_files: whether these files (sorted paths relative to the folder) are named as in the layout; None: their
-            names are free.
-        rule_keys: keys of the rules, besides the label schema, that the layout reads.
-        confused_with: a layout that names its files alike, and what tells the two apart.
+        read: reads a folder with the user's rules; raises a UserError if nothing can be read.
+        unused: why the layout does not use a file; goes into a message.
+        has_dataset: whether a `dataset.json` with this content belongs to the layout; None: the layout has none.
+        has_files: whether some of these files (sorted paths relative to the folder) are named as in the layout; None:
+            file names are free.
+        rule_keys: keys of the rules, besides the label schema, that the layout uses.
+        confused_with: a layout with the same file names, and how the two differ.
     """
 
     read: Callable[[Path, Rules], Layout]
-    unused: str = "its name is none of this layout"
+    unused: str = "its name does not fit this layout"
     has_dataset: Callable[[Mapping[str, Any]], bool] | None = None
     has_files: Callable[[Sequence[str]], bool] | None = None
     rule_keys: frozenset[str] = frozenset()
@@ -84,9 +84,9 @@ class LayoutFormat:
 
 
 def image_files(root: Path) -> list[str]:
-    """Files of a known format below `root` as sorted paths relative to it.
+    """Return the files of supported formats below `root`, as sorted paths relative to it.
 
-    Hidden files and folders are passed over; links are followed, except back to a folder that holds them.
+    Hidden files and folders are skipped. Links are followed, except to a folder that contains them.
 
     Raises:
         UserError: a folder cannot be read, or a name is not UTF-8.
@@ -95,39 +95,39 @@ def image_files(root: Path) -> list[str]:
 
 
 def unused_files(root: Path, used: Collection[str], why: str) -> list[Finding]:
-    """A note for every file below `root` that looks like an image and is not used, with the reason.
+    """Return a note for every file below `root` that looks like an image and is not used, with the reason.
 
     Args:
-        root: of the cohort.
-        used: absolute paths of the files that have a place in the cohort.
-        why: the reason where nothing else keeps a file out, as "no glob finds it".
+        root: folder of the cohort.
+        used: absolute paths of the files that belong to the cohort.
+        why: the reason for files that could be read, such as "no glob matches it".
     """
     return [
         Finding(root.name, "note", "unused-file", f"{root / path}: not used, {reason or why}", remedy)
         for path, reason in sorted(_walk(root))
         if os.path.normpath(root / path) not in used
-        for remedy in ["nothing, if it is no scan of this cohort; else see the layout in docs/data.md"]
+        for remedy in ["nothing, if it is not a scan of this cohort; else see the layout in docs/data.md"]
     ]
 
 
 def _walk(root: Path) -> Iterator[tuple[str, str]]:
-    """What looks like an image below `root`: path relative to it, and why it cannot be used, "" where it can."""
+    """Yield everything below `root` that looks like an image: its relative path, and why it cannot be used or ""."""
 
     def refuse(error: OSError) -> None:
         raise UserError("cannot be read", "correct its permissions", path=error.filename, detail=error.strerror or "")
 
-    above: dict[str, frozenset[str]] = {str(root): frozenset()}  # the true paths of the folders that hold a folder
+    parents: dict[str, frozenset[str]] = {str(root): frozenset()}  # folder -> real paths of the folders above it
     visits: Counter[str] = Counter()
     for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
-        real, holders = os.path.realpath(folder), above.pop(folder)
+        real, above = os.path.realpath(folder), parents.pop(folder)
         visits[real] += 1
-        if real in holders or visits[real] > _MOST_VISITS:
+        if real in above or visits[real] > _MOST_VISITS:
             yield _relative(folder, root), "a link to a folder that was read before"
             folders.clear()
             continue
         hidden = sorted(name for name in folders if name.startswith("."))
         folders[:] = sorted(set(folders) - set(hidden))
-        above |= {os.path.join(folder, name): holders | {real} for name in folders}
+        parents |= {os.path.join(folder, name): above | {real} for name in folders}
         for name in hidden:
             inside = (file for _, _, content in os.walk(os.path.join(folder, name)) for file in content)
             if any(_looks_like_image(file) for file in inside):
@@ -139,7 +139,7 @@ def _walk(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def _looks_like_image(name: str) -> bool:
-    """Whether a file's name is that of an image, of whatever format; macOS's left-overs ("._x") are none."""
+    """Whether a file is named like an image of any format; macOS's metadata files ("._x") are not images."""
     return not name.startswith("._") and _IMAGE.search(name) is not None
 
 
@@ -151,33 +151,34 @@ def _relative(path: str, root: Path) -> str:
 
 
 def stem(file: str) -> str:
-    """Return a file's name without folder and without the suffix of its format.
+    """Return a file's name without folder and suffix, in Unicode NFC.
 
-    macOS may write an umlaut as two characters (Unicode NFD) where other systems write one (NFC): names are given in
-    NFC, so that an image and its label find each other.
+    macOS may write an umlaut as two characters (NFD), other systems write one (NFC). With one form for all, an image
+    and its label have equal names.
     """
     name = PurePosixPath(file).name
     return unicodedata.normalize("NFC", name.removesuffix(suffix_of(name)))
 
 
-def person_of(case: str) -> str:
-    """Return the person behind a case: the case itself, unless its name ends in a BraTS time point."""
+def default_subject(case: str) -> str:
+    """Return the subject that a case's name stands for: the case itself, or its BraTS name without the time point."""
     found = _BRATS_TIME_POINT.fullmatch(case)
     return found[1] if found else case
 
 
 def schema_for(rules: Rules, declared: Mapping[str, Any], source: str) -> LabelSchema:
-    """The schema that a layout found, overridden by what the rules say.
+    """Return the layout's schema, overridden by the user's rules.
 
-    Rules with `labels` replace it whole, for its regions speak of other values; rules without replace single keys.
+    If the rules have `labels`, nothing of the layout's schema is kept, because its regions refer to other values.
+    Otherwise the rules replace single keys.
 
     Args:
         rules: the user's rules.
         declared: `labels`, `regions`, `ignore`, `remap` as the layout has them.
-        source: where the layout has them from, for messages.
+        source: where the layout's schema comes from, for messages.
 
     Raises:
-        UserError: as `LabelSchema.from_mapping`.
+        UserError: as for `LabelSchema.from_mapping`.
     """
     if "labels" in rules.schema:
         return LabelSchema.from_mapping(rules.schema, rules.source)

@@ -17,11 +17,10 @@ from medaug.layouts.rules import SCHEMA_KEYS, Rules
 def read_msd(root: Path, rules: Rules) -> Layout:
     """Read a task: dataset.json and the 3-D or 4-D files that it lists.
 
-    Modalities and labels come from dataset.json; its "test" images, without public labels, are left out.
-    Splits that it may name are left to the options, as in every layout.
-    Each case is its own subject: nothing in the layout says more, see `medaug.cohort.splits.subject_of`.
-    nnU-Net version 1 lists CASE.nii.gz in the same words, but stores CASE_0000.nii.gz and so on, a file for each
-    modality: these are read in its place.
+    Modalities and labels come from dataset.json. Its "test" images are left out, because they have no public labels.
+    Splits in it are ignored; as in every layout, the options decide. Each case is its own subject, because the layout
+    does not name subjects (see `medaug.cohort.splits.subject_of`). nnU-Net version 1 has the same dataset.json and
+    lists CASE.nii.gz, but stores one file per modality, CASE_0000.nii.gz and so on; these are read instead.
 
     Raises:
         UserError: dataset.json is missing or wrong.
@@ -33,10 +32,10 @@ def read_msd(root: Path, rules: Rules) -> Layout:
     entries = data.get("training")
     problems = []
     if isinstance(entries, list):
-        entries = [_named(entry) for entry in entries if not _is_apple_double(entry)]
-        data["training"] = [_by_channel(entry, root, len(data.get("modality") or ())) for entry in entries]
+        entries = [_with_name(entry) for entry in entries if not _is_apple_double(entry)]
+        data["training"] = [_with_channels(entry, root, len(data.get("modality") or ())) for entry in entries]
         if data["training"] != entries:
-            what = f"{path}: lists images that are stored by channel, CASE_0000 and so on, as nnU-Net version 1 does"
+            what = f"{path}: lists images that are stored by channel (CASE_0000, ...), as nnU-Net version 1 does"
             problems.append(
                 Finding(root.name, "note", "nnunet-v1", what, "nothing: the channels are read as modalities")
             )
@@ -51,8 +50,8 @@ def _image(entry: Any) -> str:
     return image if isinstance(image, str) else ""
 
 
-def _by_channel(entry: Any, root: Path, channels: int) -> Any:
-    """An entry whose image is not there, but its first channel is, with an image per channel."""
+def _with_channels(entry: Any, root: Path, channels: int) -> Any:
+    """Return the entry with one image per channel if its image does not exist, but its first channel does."""
     image = _image(entry)
     suffix = suffix_of(image)
     files = [f"{image.removesuffix(suffix)}_{channel:04d}{suffix}" for channel in range(channels)]
@@ -65,7 +64,7 @@ def _is_apple_double(entry: Any) -> bool:
     return PurePosixPath(_image(entry)).name.startswith("._")
 
 
-def _named(entry: Any) -> Any:
+def _with_name(entry: Any) -> Any:
     return {"name": stem(_image(entry)), **entry} if _image(entry) else entry
 
 

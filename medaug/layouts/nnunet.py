@@ -14,22 +14,21 @@ from medaug.cohort.manifest import Case, Manifest, attributes_from
 from medaug.errors import UserError
 from medaug.imaging.reading import SUFFIXES, suffix_of
 from medaug.inputs import read_json
-from medaug.layouts.common import Layout, LayoutFormat, image_files, person_of, schema_for, stem
+from medaug.layouts.common import Layout, LayoutFormat, default_subject, image_files, schema_for, stem
 from medaug.layouts.rules import Rules
 
 
 def is_nnunet(data: Mapping[str, Any]) -> bool:
-    """Whether a dataset.json is nnU-Net v2's ("modality" is the old name of "channel_names")."""
+    """Whether a dataset.json has the keys of nnU-Net v2 ("modality" is the old name of "channel_names")."""
     return {"labels", "file_ending"} <= data.keys() and not data.keys().isdisjoint({"channel_names", "modality"})
 
 
 def read_nnunet(root: Path, rules: Rules) -> Layout:
-    """Read a dataset folder; `imagesTs` is left out, for it has no public labels.
+    """Read a dataset folder; `imagesTs` is left out, because it has no public labels.
 
-    Where dataset.json lists the files of its cases under "dataset", those are taken, wherever they lie: the
-    manifest's root is then the folder that holds them all. A label that is a list of values is a region; so is
-    then every other label, as in nnU-Net's region-based training. A value of which no label consists alone
-    becomes the class "label N".
+    If dataset.json lists the files of its cases under "dataset", those are used, wherever they are; the manifest's root
+    is then the common parent folder. A label that is a list of values is a region, and then every other label is one
+    too, as in nnU-Net's region-based training. A value that occurs only in lists becomes the class "label N".
 
     Raises:
         UserError: dataset.json is missing or wrong, or there are no images.
@@ -38,37 +37,39 @@ def read_nnunet(root: Path, rules: Rules) -> Layout:
     data = read_json(path)
     if not is_nnunet(data):
         raise UserError(
-            "not nnU-Net v2's, it lacks channel_names, labels or file_ending", "choose the layout", path=path
+            "is not nnU-Net v2's: it lacks channel_names, labels or file_ending", "choose another layout", path=path
         )
     channels = data.get("channel_names", data.get("modality"))
     if not isinstance(channels, dict) or not channels or set(channels) != {str(i) for i in range(len(channels))}:
         raise UserError("channel_names must number the channels from 0", 'write {"0": "T1", "1": "T2"}', path=path)
     modalities = tuple(str(channels[str(i)]) for i in range(len(channels)))
-    # What medaug.export says beside nnU-Net's own words: the values, subjects and attributes that they cannot hold.
-    beside = data.get("medaug")
-    own: dict[str, Any] = beside if isinstance(beside, dict) else {}
+    # medaug.export adds this key for what nnU-Net's format cannot hold: label values, subjects and attributes.
+    extra = data.get("medaug")
+    own: dict[str, Any] = extra if isinstance(extra, dict) else {}
     declared = {} if "labels" in rules.schema else own if "labels" in own else _schema(data["labels"], str(path))
     if "dataset" in data:
-        base, cases, problems = _listed(root, data["dataset"], modalities, path)
+        base, cases, problems = _cases_from_list(root, data["dataset"], modalities, path)
         claimed = {file for case in cases.values() for file in (*case.images, case.label) if file}
     else:
         base = root
-        cases, problems, claimed = _found(root, data["file_ending"], modalities, path)
+        cases, problems, claimed = _cases_from_names(root, data["file_ending"], modalities, path)
     count = data.get("numTraining")
     if isinstance(count, int) and count != len(cases) and all(f.severity != "error" for f in problems):
         what = f"{path}: numTraining is {count}, but there are {len(cases)} cases"
         problems.append(Finding(root.name, "warning", "case-count", what, "add what is missing, or correct the number"))
     subjects = own.get("subjects", {})
     if not isinstance(subjects, dict) or not all(isinstance(subject, str) and subject for subject in subjects.values()):
-        raise UserError("medaug.subjects is not a mapping from cases to texts", "mend or remove it", path=path)
-    told = own.get("attributes", {})
-    if not isinstance(told, dict):
-        raise UserError("medaug.attributes is not a mapping from cases to attributes", "mend or remove it", path=path)
+        raise UserError("medaug.subjects is not a mapping from cases to texts", "correct or remove it", path=path)
+    attributes = own.get("attributes", {})
+    if not isinstance(attributes, dict):
+        raise UserError(
+            "medaug.attributes is not a mapping from cases to attributes", "correct or remove it", path=path
+        )
     cases = {
         name: replace(
             case,
             subject=subjects.get(name, case.subject),
-            attributes=attributes_from(told.get(name, {}), f"{path}: case {name}"),
+            attributes=attributes_from(attributes.get(name, {}), f"{path}: case {name}"),
         )
         for name, case in cases.items()
     }
@@ -83,10 +84,10 @@ def read_nnunet(root: Path, rules: Rules) -> Layout:
     return Layout("nnunet", manifest, False, tuple(problems), frozenset(claimed))
 
 
-def _found(
+def _cases_from_names(
     root: Path, ending: Any, modalities: tuple[str, ...], path: Path
 ) -> tuple[dict[str, Case], list[Finding], set[str]]:
-    """Cases by the names of the files in imagesTr and labelsTr, what is wrong with them, and all these files."""
+    """Return the cases by the names of the files in imagesTr and labelsTr, their problems, and all these files."""
     if ending not in SUFFIXES:
         raise UserError(
             f"file_ending {ending} cannot be read", f"convert the images to {', '.join(SUFFIXES)}", path=path
@@ -98,7 +99,7 @@ def _found(
     for file in files:
         name, first = stem(file), file
         if suffix_of(file).lower() != ending:
-            what = f"{root / file}: does not end in {ending}, so it is passed over"
+            what = f"{root / file}: is not used, because it does not end in {ending}"
             problems.append(Finding(root.name, "warning", "other-ending", what, "convert it, or correct file_ending"))
         elif file.startswith("labelsTr"):
             first = labels.setdefault(name, file)
@@ -106,11 +107,11 @@ def _found(
             name = parts[1]
             first = images.setdefault(name, {}).setdefault(int(parts[2]), file)
         else:
-            what = f"{root / file}: no channel of dataset.json (0000 to {len(modalities) - 1:04d})"
+            what = f"{root / file}: is not a channel of dataset.json (0000 to {len(modalities) - 1:04d})"
             remedy = f"name it CASE_0000{ending}, or add the channel to channel_names"
             problems.append(Finding(name, "error", "unknown-modality", what, remedy))
         if first != file:
-            what = f"{root / file}: case {name} has this file and {first}"
+            what = f"{root / file}: case {name} has both this file and {first}"
             problems.append(Finding(name, "error", "duplicate-file", what, "remove or rename one of them"))
     if not images:
         raise UserError(f"no files CASE_0000{ending}", "check root and file_ending", path=root / "imagesTr")
@@ -121,22 +122,24 @@ def _found(
         for index in missing:
             gone = root / "imagesTr" / f"{name}_{index:04d}{ending}"
             what = f"{gone}: {modalities[index]} of case {name} is missing"
-            problems.append(Finding(name, "error", "missing-modality", what, "add it or take the case out"))
+            problems.append(Finding(name, "error", "missing-modality", what, "add it, or remove the case"))
         if name not in labels:
             what = f"{root / 'labelsTr' / (name + ending)}: the label of case {name} is missing"
             problems.append(Finding(name, "warning", "missing-label", what, "add it, or leave the scan unlabelled"))
         if not missing:
-            cases[name] = Case(name, tuple(channels[i] for i in sorted(channels)), labels.get(name), person_of(name))
+            cases[name] = Case(
+                name, tuple(channels[i] for i in sorted(channels)), labels.get(name), default_subject(name)
+            )
     for name in sorted(labels.keys() - images.keys()):
         what = f"{root / labels[name]}: a label without image {name}_0000{ending} in imagesTr"
         problems.append(Finding(name, "error", "unpaired-label", what, "add the image, or remove the label"))
     return cases, problems, set(files)
 
 
-def _listed(
+def _cases_from_list(
     root: Path, entries: Any, modalities: tuple[str, ...], path: Path
 ) -> tuple[Path, dict[str, Case], list[Finding]]:
-    """The folder that holds all files, and cases by the list in dataset.json."""
+    """Return the common parent folder of all files, the cases that dataset.json lists, and their problems."""
 
     def absolute(file: str) -> str:
         return os.path.normpath(root / os.path.expandvars(file))
@@ -169,7 +172,7 @@ def _listed(
             name,
             tuple(Path(file).relative_to(base).as_posix() for file in images),
             None if label is None else Path(label).relative_to(base).as_posix(),
-            person_of(name),
+            default_subject(name),
         )
         for name, (images, label) in found.items()
     }
@@ -177,7 +180,7 @@ def _listed(
 
 
 def _schema(labels: Any, source: str) -> dict[str, Any]:
-    """nnU-Net's name -> value or list of values, as `LabelSchema.from_mapping` wants it."""
+    """Convert nnU-Net's labels (name -> value or list of values) to the form that `LabelSchema.from_mapping` reads."""
     if not isinstance(labels, dict):
         raise UserError(f"{source}: labels is not a mapping", 'write {"background": 0, "tumour": 1}')
     values: dict[str, list[int]] = {}
@@ -202,4 +205,4 @@ def _schema(labels: Any, source: str) -> dict[str, Any]:
     }
 
 
-NNUNET = LayoutFormat(read_nnunet, unused="it is no image or label for training of dataset.json", has_dataset=is_nnunet)
+NNUNET = LayoutFormat(read_nnunet, unused="dataset.json does not use it for training", has_dataset=is_nnunet)

@@ -1,4 +1,4 @@
-"""A folder of images and labels in the user's own naming: globs say which is which, a pattern says whose it is."""
+"""A folder of images and labels with any names: globs select the files, and a pattern gives the case of each."""
 
 from __future__ import annotations
 
@@ -12,23 +12,21 @@ from medaug.cohort.findings import Finding
 from medaug.cohort.manifest import Case, Manifest
 from medaug.errors import UserError
 from medaug.imaging.reading import SUFFIXES, suffix_of
-from medaug.layouts.common import Layout, LayoutFormat, image_files, person_of, schema_for, stem
+from medaug.layouts.common import Layout, LayoutFormat, default_subject, image_files, schema_for, stem
 from medaug.layouts.rules import Rules
 
-_MEANING = (
-    "say what the values mean: classes=[background,tumour] for 0, 1, or labels in rules=FILE; they are never guessed"
-)
+_MEANING = "give them with classes=[background,tumour] for 0, 1, or labels in rules=FILE; they are never guessed"
 
 
 def read_pairs(root: Path, rules: Rules) -> Layout:
     """Read a folder by the user's rules.
 
-    A file belongs to the case that group 1 of `rules.case` finds in its path relative to `root`, or that its name
-    without suffix is, where there is no such rule. A file that the label's glob takes is never an image. Images
-    without label are unlabelled cases.
+    Group 1 of `rules.case`, searched in a file's path relative to `root`, is the file's case; without that rule, the
+    file's name without suffix is. A file that the label's glob matches is never an image. Images without a label are
+    unlabelled cases.
 
     Raises:
-        UserError: the rules lack a glob or the labels, a glob finds nothing, or a path names no case.
+        UserError: the rules lack a glob or the labels, a glob matches nothing, or the pattern does not match a path.
     """
     if not rules.modalities:
         where = rules.source if rules.is_file else "layout=pairs"
@@ -41,36 +39,40 @@ def read_pairs(root: Path, rules: Rules) -> Layout:
 
     problems: list[Finding] = []
     images: dict[str, dict[str, str]] = {}
-    taken: dict[str, str] = {}
+    modality_of: dict[str, str] = {}
     claimed = set(labels)
     for modality, glob in rules.modalities.items():
         if not isinstance(glob, str):
-            raise UserError(f"{rules.source}: modality {modality} is no glob", f"write {modality}: 'images/*.nii.gz'")
+            raise UserError(
+                f"{rules.source}: modality {modality} is not a glob", f"write {modality}: 'images/*.nii.gz'"
+            )
         found = _select(root, rest, modality, glob, rules)
         claimed.update(found)
         for case, file in _by_case(root, found, rules.case, problems).items():
-            if file in taken:
+            if file in modality_of:
                 raise UserError(
-                    f"is both {taken[file]} and {modality}", "make their globs exclude each other", path=root / file
+                    f"is both {modality_of[file]} and {modality}",
+                    "make their globs exclude each other",
+                    path=root / file,
                 )
-            taken[file] = modality
+            modality_of[file] = modality
             images.setdefault(case, {})[modality] = file
     label_of = _by_case(root, labels, rules.case, problems)
     for case, file in sorted(label_of.items()):
         if case not in images:
-            what = f"{root / file}: a label without image, none is of case {case}"
-            remedy = "add the image, or mend the pattern of the case so that both give the same"
+            what = f"{root / file}: a label without an image of case {case}"
+            remedy = "add the image, or correct case_pattern so that image and label give the same case"
             problems.append(Finding(case, "error", "unpaired-label", what, remedy))
 
     cases = []
     for case, by_modality in sorted(images.items()):
         missing = [modality for modality in rules.modalities if modality not in by_modality]
         for modality in missing:
-            what = f"{root}: {modality} of case {case} is missing, no file {rules.modalities[modality]} is of this case"
-            problems.append(Finding(case, "error", "missing-modality", what, "add it or take the case out"))
+            what = f"{root}: {modality} of case {case} is missing: no file {rules.modalities[modality]} is of this case"
+            problems.append(Finding(case, "error", "missing-modality", what, "add it, or remove the case"))
         if not missing:
             paths = tuple(by_modality[modality] for modality in rules.modalities)
-            cases.append(Case(case, paths, label_of.get(case), person_of(case)))
+            cases.append(Case(case, paths, label_of.get(case), default_subject(case)))
     manifest = Manifest(
         name=root.name,
         description="images and labels paired by the user's rules",
@@ -83,14 +85,14 @@ def read_pairs(root: Path, rules: Rules) -> Layout:
 
 
 def _select(root: Path, files: Sequence[str], what: str, glob: str, rules: Rules) -> list[str]:
-    """The files that a glob takes; `**` stands for any number of folders."""
+    """Return the files that a glob matches; `**` stands for any number of folders."""
     parts = PurePosixPath(glob).parts
     if PurePosixPath(glob).is_absolute() or PureWindowsPath(glob).drive or ".." in parts:
         raise UserError(f"{what}: {glob} is not a path below root", f"write it relative to {root}")
     found = [file for file in files if _matches(PurePosixPath(file).parts, parts)]
     if not found:
         remedy = f"check the glob in {rules.source}" if rules.is_file else "check the glob"
-        raise UserError(f"no file {glob} for {what} (of {' '.join(SUFFIXES)})", remedy, path=root)
+        raise UserError(f"no file matches {glob} for {what} (formats: {' '.join(SUFFIXES)})", remedy, path=root)
     return found
 
 
@@ -103,36 +105,33 @@ def _matches(file: Sequence[str], glob: Sequence[str]) -> bool:
 
 
 def _matches_name(name: str, glob: str) -> bool:
-    """Whether a glob takes a name, its suffix as it is or in small letters; umlauts match however they are written."""
+    """Whether a glob matches a name, with its suffix as it is or in lower case, and in any Unicode normal form."""
     name, glob = (unicodedata.normalize("NFC", text) for text in (name, glob))
     suffix = suffix_of(name)
     return fnmatchcase(name, glob) or fnmatchcase(name.removesuffix(suffix) + suffix.lower(), glob)
 
 
 def _by_case(root: Path, files: Sequence[str], pattern: str | None, problems: list[Finding]) -> dict[str, str]:
-    """Case -> file; a second file of a case becomes a problem that names both."""
+    """Return case -> file; a second file of a case is added to `problems`."""
     found: dict[str, str] = {}
     for file in files:
         match = re.search(pattern, file) if pattern is not None else None
         case = stem(file) if pattern is None else unicodedata.normalize("NFC", match[1] or "") if match else None
         if not case:
             raise UserError(
-                f"the pattern {pattern} finds no group 1 in it", "mend it or narrow the glob", path=root / file
+                f"the pattern {pattern} finds no group 1 in it", "correct it, or narrow the glob", path=root / file
             )
         if "/" in case:
             raise UserError(
-                f"group 1 of {pattern} is {case}, which reaches over a folder",
+                f"group 1 of {pattern} is {case}, which contains a slash",
                 "write [^/]+ for the case",
                 path=root / file,
             )
         if (first := found.setdefault(case, file)) != file:
-            what = f"{root / file}: case {case} has this file and {first}"
-            problems.append(
-                Finding(
-                    case, "error", "duplicate-file", what, "remove one, or mend the pattern of the case or the glob"
-                )
-            )
+            what = f"{root / file}: case {case} has both this file and {first}"
+            remedy = "remove one, or correct case_pattern or the glob"
+            problems.append(Finding(case, "error", "duplicate-file", what, remedy))
     return found
 
 
-PAIRS = LayoutFormat(read_pairs, unused="no glob finds it", rule_keys=frozenset({"modalities", "label", "case"}))
+PAIRS = LayoutFormat(read_pairs, unused="no glob matches it", rule_keys=frozenset({"modalities", "label", "case"}))

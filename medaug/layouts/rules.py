@@ -1,12 +1,12 @@
-"""What a user says about a folder that its layout does not: modalities, labels, and which file is which.
+"""The user's rules for a folder: modalities, labels, and which file is which.
 
 A rules file is YAML:
 
     modalities:                 # in this order
       T1: "images/*_t1.nii.gz"                        # layout pairs: a glob
       FLAIR: {SeriesDescription: flair, EchoTime: ..} # layout dicom: tag: regular expression, all must be found
-    label: "labels/*.nii.gz"    # a glob; layout dicom: NIfTI labels beside the series
-    case: "(case_\\d+)"          # layout pairs: group 1 in a file's path is its case
+    label: "labels/*.nii.gz"    # a glob; layout dicom: label files among the series
+    case: "(case_\\d+)"          # layout pairs: group 1, searched in a file's path, is its case
     structures:                 # layout dicom: class: regular expression for the names of segments and ROIs
       tumour: "gtv|tumou?r"
     exclude_series:             # layout dicom: files that match one of these are left out
@@ -40,15 +40,16 @@ class Rules:
     Attributes:
         modalities: name to glob (pairs) or to {DICOM keyword: regular expression} (dicom), in the manifest's order.
         label: glob of the label files.
-        case: regular expression; its group 1 in a file's path, relative to the root, names the case.
+        case: regular expression, searched in a file's path relative to the root; its group 1 is the case.
         structures: class name to the regular expression for the names of its segments and ROIs.
         exclude_series: each {DICOM keyword: regular expression}, or a pattern of the SeriesDescription; DICOM files
-            that one of them matches are left out.
-        schema: what the file says of `labels`, `regions`, `ignore`, `remap`, for `LabelSchema.from_mapping`.
+            that match any of them are left out.
+        schema: `labels`, `regions`, `ignore` and `remap` of the file, for `LabelSchema.from_mapping`.
         source: the file, for messages.
 
     Raises:
-        UserError: a pattern is not a regular expression, `case` has no group 1, or modalities are named in both ways.
+        UserError: a pattern is not a regular expression, `case` has no group 1, or some modalities are named by globs
+            and others by tags.
     """
 
     modalities: Mapping[str, str | Mapping[str, str]] = field(default_factory=dict)
@@ -61,11 +62,11 @@ class Rules:
 
     @property
     def is_file(self) -> bool:
-        """Whether a file holds the rules, which `source` then names."""
+        """Whether the rules come from a file; `source` is then its path."""
         return self.source not in {"rules", COMMAND_LINE}
 
     def __post_init__(self) -> None:
-        """Refuse patterns that could not be searched for."""
+        """Refuse patterns that are not valid."""
         patterns = {} if self.case is None else {"case": self.case}
         patterns |= {f"structures, {name}": pattern for name, pattern in self.structures.items()}
         for name, rule in self.modalities.items():
@@ -76,11 +77,11 @@ class Rules:
                 groups = re.compile(pattern).groups
             except re.error as error:
                 raise UserError(
-                    f"{self.source}: {key}: {pattern} is not a regular expression ({error})", "mend it"
+                    f"{self.source}: {key}: {pattern} is not a regular expression ({error})", "correct it"
                 ) from error
             if key == "case" and not groups:
                 option = f"case_pattern={pattern}" if self.source == COMMAND_LINE else f"{self.source}: case: {pattern}"
-                raise UserError(f"{option} has no group", "put the part that names the case in brackets ( )")
+                raise UserError(f"{option} has no group", "put the part that is the case in parentheses ( )")
         if len({isinstance(rule, str) for rule in self.modalities.values()}) > 1:
             raise UserError(
                 f"{self.source}: modalities are named partly by globs, partly by DICOM tags",
@@ -95,16 +96,16 @@ def read_rules(path: Path) -> Rules:
     """Read a rules file.
 
     Raises:
-        UserError: unreadable, not YAML, a misspelt key (with the nearest one), a value of the wrong kind, or a pattern
-            that cannot be searched for.
+        UserError: the file is unreadable or not YAML, or has an unknown key (the error suggests the nearest one), a
+            value of the wrong kind, or an invalid pattern.
     """
-    content = read_yaml(path, "mend it, put globs in quotation marks, and see the rules file in the documentation")
+    content = read_yaml(path, "correct it, put globs in quotation marks, and see the rules file in the documentation")
     known = [*(f.name for f in fields(Rules) if f.name not in {"schema", "source"}), *SCHEMA_KEYS]
     for key in content:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(known)}"
-            raise UserError(f"{key} is no key of a rules file", hint, path=path)
+            raise UserError(f"{key} is not a key of a rules file", hint, path=path)
     for key in ("label", "case"):
         if not isinstance(content.get(key, ""), str):
             raise UserError(f"{key} is not a text", "put it in quotation marks", path=path)
@@ -130,31 +131,31 @@ def with_pairs(
     case_pattern: str | None = None,
     classes: Sequence[str] | None = None,
 ) -> Rules:
-    """Rules with what the command line says of a folder of pairs.
+    """Add the options of the command line for a folder of pairs to rules.
 
     Args:
-        rules: of a file, or NO_RULES.
-        images: glob of the images of the one modality, "image".
+        rules: rules from a file, or NO_RULES.
+        images: glob of the images of the single modality, "image".
         labels: glob of the labels.
-        case_pattern: regular expression whose group 1 in a path is its case.
+        case_pattern: regular expression, searched in a file's path; its group 1 is the case.
         classes: names of the label values 0, 1, 2, ..., background first.
 
     Raises:
-        UserError: the file says the same thing in its own way, or as `Rules`.
+        UserError: the file already has the rule, or as for `Rules`.
     """
-    said = {
+    options = {
         "images": ("modalities", None if images is None else {"image": images}),
         "labels": ("label", labels),
         "case_pattern": ("case", case_pattern),
         "classes": ("schema", None if classes is None else {"labels": {str(i): n for i, n in enumerate(classes)}}),
     }
     changes: dict[str, Any] = {}
-    for option, (key, value) in said.items():
+    for option, (key, value) in options.items():
         if value is None:
             continue
         if getattr(rules, key):
             raise UserError(
-                f"{option}: {rules.source} says {'labels' if key == 'schema' else key}", "remove one of them"
+                f"{option}: {rules.source} has {'labels' if key == 'schema' else key}", "remove one of them"
             )
         changes[key] = value
     if not changes:
@@ -163,10 +164,10 @@ def with_pairs(
 
 
 def with_excluded(rules: Rules, excluded: Sequence[str]) -> Rules:
-    """Rules that leave out more series, as the command line names them.
+    """Add series to leave out, given on the command line, to rules.
 
     Args:
-        rules: of a file, or NO_RULES.
+        rules: rules from a file, or NO_RULES.
         excluded: each KEYWORD:PATTERN, or a pattern of the SeriesDescription.
     """
     parts = [re.fullmatch(r"(\w+):(.*)", text, re.DOTALL) for text in excluded]

@@ -1,4 +1,4 @@
-"""Faults that no case has alone: of the manifest, of its numbers, and of cases beside each other."""
+"""Problems of a cohort as a whole: in the manifest, in the numbers of cases, and from comparing cases."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from medaug.cohort.findings import Finding
 from medaug.cohort.manifest import IMAGE_COUNT, Case, Manifest
 from medaug.imaging.intensity import Intensity
-from medaug.imaging.volume import times, told_apart
+from medaug.imaging.volume import distinct_sizes, shape_text
+from medaug.preflight.copies import copy_finding
 from medaug.preflight.facts import CaseFacts
 from medaug.preflight.intensities import find_outliers
 from medaug.preflight.twins import likely_same_subject
@@ -26,14 +27,14 @@ class Expectations:
     """What the cohort is meant for.
 
     Attributes:
-        intensity: the normalisation that the scans will go through, by which they are compared.
-        subjects_named: somebody said who the subjects are. If not, and if the names of the cases do not say it either,
-            each case is its own, and two cases that are likely one person are an error, for the split would tear them
-            apart.
-        labelled: training subjects that will keep their labels (`data.labelled`); None: all that have one.
-        min_train_subjects: fewer are an error.
-        min_train_scans: with fewer, a generator learns scans by heart.
-        min_test_subjects: with fewer labelled ones, the benchmark gives no verdict.
+        intensity: the normalisation of the scans; they are compared after it.
+        subjects_named: whether the user named the subjects. If not, and case names do not show them either, each case
+            is its own subject; two cases that are likely one person are then an error, because the split may separate
+            them.
+        labelled: number of training subjects that will keep their labels (`data.labelled`); None: all with a label.
+        min_train_subjects: fewer training subjects are an error.
+        min_train_scans: with fewer training scans, a generator is likely to memorise them.
+        min_test_subjects: with fewer labelled test subjects, the benchmark gives no verdict.
     """
 
     intensity: Intensity = field(default_factory=Intensity)
@@ -45,7 +46,7 @@ class Expectations:
 
 
 def check_manifest(manifest: Manifest, expected: Expectations) -> Iterator[Finding]:
-    """Find what needs no file: what `Manifest.problems` says, files used twice, missing labels, too small numbers."""
+    """Find problems that show without opening files: `Manifest.problems`, shared files, missing labels, few cases."""
     for problem in manifest.problems():
         if problem.code != IMAGE_COUNT:  # reported with the files of the case
             yield Finding.from_error(manifest.name, problem.code, problem)
@@ -55,12 +56,12 @@ def check_manifest(manifest: Manifest, expected: Expectations) -> Iterator[Findi
             users.setdefault(file, []).append(case.name)
         for file, count in Counter(case.images).items():
             if count > 1:
-                what = f"{file} stands for {count} modalities"
+                what = f"{file} is listed for {count} modalities"
                 yield Finding(case.name, "error", "same-file", what, "give each modality its own file")
     for file, names in users.items():
         for name in names[1:]:
             if name != names[0]:
-                what = f"{file} is a file of {names[0]} too"
+                what = f"{file} is also a file of {names[0]}"
                 yield Finding(name, "error", "same-file", what, "give each case its own files")
     unlabelled = [case.name for case in manifest.cases if case.label is None]
     if unlabelled:
@@ -71,33 +72,33 @@ def check_manifest(manifest: Manifest, expected: Expectations) -> Iterator[Findi
         yield from _check_numbers(manifest, expected)
     labelled = {case.subject for case in manifest.split("train") if case.label is not None}
     if expected.labelled is not None and len(labelled) < expected.labelled:
-        what = f"{len(labelled)} training subjects have a label, data.labelled asks for {expected.labelled}"
-        yield Finding(manifest.name, "error", "too-few-labelled", what, "add labels or set data.labelled lower")
+        what = f"{len(labelled)} training subjects have a label, but data.labelled is {expected.labelled}"
+        yield Finding(manifest.name, "error", "too-few-labelled", what, "add labels, or lower data.labelled")
 
 
 def _check_numbers(manifest: Manifest, expected: Expectations) -> Iterator[Finding]:
     train, scans = len(manifest.subjects("train")), len(manifest.split("train"))
     test = len({case.subject for case in manifest.split("test") if case.label is not None})
     if train < expected.min_train_subjects:
-        what = f"{train} training subjects, at least {expected.min_train_subjects} are needed"
-        remedy = "add scans or set val_fraction and test_fraction lower"
+        what = f"{train} training subjects, but at least {expected.min_train_subjects} are needed"
+        remedy = "add scans, or lower val_fraction and test_fraction"
         yield Finding(manifest.name, "error", "too-few-training-subjects", what, remedy)
     elif scans < expected.min_train_scans:
-        what = f"{scans} training scans: below {expected.min_train_scans} a generator is likely to learn them by heart"
+        what = f"{scans} training scans: below {expected.min_train_scans} a generator is likely to memorise them"
         yield Finding(manifest.name, "warning", "few-training-scans", what, "add scans; unlabelled ones help as well")
     if test < expected.min_test_subjects:
         what = f"{test} labelled test subjects: below {expected.min_test_subjects} the benchmark gives no verdict"
-        yield Finding(manifest.name, "warning", "few-test-subjects", what, "put more labelled subjects there")
+        yield Finding(manifest.name, "warning", "few-test-subjects", what, "add labelled subjects to the test split")
 
 
 def compare_cases(
     manifest: Manifest, facts: Sequence[CaseFacts], expected: Expectations | None = None
 ) -> Iterator[Finding]:
-    """Find what shows only in cases side by side.
+    """Find problems that only show when cases are compared.
 
     Args:
-        manifest: of N cases.
-        facts: of each, in their order; what could not be read is left out of the comparisons.
+        manifest: the cohort, with N cases.
+        facts: facts of the N cases, in order; what could not be read is left out of the comparisons.
         expected: what the cohort is meant for.
     """
     yield from _check_geometry(manifest.name, facts)
@@ -106,26 +107,26 @@ def compare_cases(
     yield from findings
     names = [case.name for case in manifest.cases]
     yield from find_outliers(names, manifest.modalities, [_profiles(fact) for fact in facts])
-    signed = [
+    with_signature = [
         (case, fact.signature)
         for index, (case, fact) in enumerate(zip(manifest.cases, facts, strict=True))
         if fact.signature is not None and index not in copies
     ]
     yield from likely_same_subject(
-        [case.name for case, _ in signed],
-        [case.subject for case, _ in signed],
-        [signature for _, signature in signed],
+        [case.name for case, _ in with_signature],
+        [case.subject for case, _ in with_signature],
+        [signature for _, signature in with_signature],
         "warning" if expected is None or subjects_named(manifest, expected) else "error",
     )
 
 
 def subjects_named(manifest: Manifest, expected: Expectations) -> bool:
-    """Whether the user said who the subjects are, or the names of the cases do, as those of BraTS 2023."""
+    """Whether the user named the subjects, or the names of the cases show them, as in BraTS 2023."""
     return expected.subjects_named or any(case.subject != case.name for case in manifest.cases)
 
 
 def _check_geometry(name: str, facts: Sequence[CaseFacts]) -> Iterator[Finding]:
-    """Note voxel sizes, shapes and orientations that vary."""
+    """Report voxel sizes, shapes and orientations that vary between cases."""
     spacings = np.array([fact.spacing for fact in facts if fact.spacing]).reshape(-1, 3)
     shapes = np.array([fact.shape for fact in facts if fact.shape]).reshape(-1, 3)
     axes = Counter(fact.orientation for fact in facts if fact.orientation)
@@ -133,14 +134,14 @@ def _check_geometry(name: str, facts: Sequence[CaseFacts]) -> Iterator[Finding]:
         return
     low, high = spacings.min(0), spacings.max(0)
     if np.any(high > _SPACING_RATIO * low):
-        smallest, largest = told_apart(low, high)
-        what = f"voxel sizes go from {smallest} to {largest} mm"
+        smallest, largest = distinct_sizes(low, high)
+        what = f"voxel sizes range from {smallest} to {largest} mm"
         remedy = "nothing to do with data.resample=auto; data.spacing chooses another size"
         yield Finding(name, "note", "spacing-varies", what, remedy)
     if np.any(shapes.max(0) > _SHAPE_RATIO * shapes.min(0)):
-        what = f"shapes go from {times(shapes.min(0))} to {times(shapes.max(0))} voxels"
+        what = f"shapes go from {shape_text(shapes.min(0))} to {shape_text(shapes.max(0))} voxels"
         remedy = (
-            "make sure that all show the same part of the body; data.crop=body or data.shape bounds the model's grid"
+            "make sure that all show the same part of the body; data.crop=body or data.shape limits the model's grid"
         )
         yield Finding(name, "note", "shape-varies", what, remedy)
     if len(axes) > 1:
@@ -149,76 +150,71 @@ def _check_geometry(name: str, facts: Sequence[CaseFacts]) -> Iterator[Finding]:
 
 
 def _check_classes(manifest: Manifest, facts: Sequence[CaseFacts]) -> Iterator[Finding]:
-    """Find classes that no label holds, or none to train on, and note those that only some hold."""
+    """Find classes that occur in no label, or in none for training, and report those that occur only in some."""
     pairs = zip(manifest.cases, facts, strict=True)
     found = [(case.split, fact.classes) for case, fact in pairs if fact.classes is not None]
     for name in manifest.schema.foreground if found else ():
-        having = Counter(split for split, classes in found if name in classes)
-        if not having:
+        splits = Counter(split for split, classes in found if name in classes)
+        if not splits:
             what = f"class {name} is in no label"
-            remedy = "take it out of the labels, or make sure that the right values are meant"
+            remedy = "remove it from the labels, or make sure that its value is right"
             yield Finding(manifest.name, "warning", "class-never-occurs", what, remedy)
-        elif not having["train"]:
-            what = f"class {name} is in {having.total()} labels of {' and '.join(sorted(having))}, in none for training"
-            yield Finding(manifest.name, "warning", "class-not-in-training", what, "split otherwise (split_seed)")
-        elif having.total() < len(found):
-            what = f"class {name} is in {having.total()} of {len(found)} labels"
-            yield Finding(manifest.name, "note", "class-in-some", what, "nothing, if it does not occur in everybody")
+        elif not splits["train"]:
+            what = f"class {name} is in {splits.total()} labels of {' and '.join(sorted(splits))}, in none for training"
+            yield Finding(manifest.name, "warning", "class-not-in-training", what, "split differently (split_seed)")
+        elif splits.total() < len(found):
+            what = f"class {name} is in {splits.total()} of {len(found)} labels"
+            yield Finding(manifest.name, "note", "class-in-some", what, "nothing, if not every subject has it")
 
 
 def _find_copies(manifest: Manifest, facts: Sequence[CaseFacts]) -> tuple[list[Finding], dict[int, int]]:
-    """Find volumes and labels that are there twice, also mirrored or turned.
+    """Find volumes and labels that occur twice, also mirrored or rotated.
 
     Returns:
-        The findings, and for each case with the voxels of an earlier one (both by index) that one.
+        The findings, and a mapping from each case that has the voxels of an earlier case to that case, by index.
     """
     findings = []
     copies: dict[int, int] = {}
-    seen: dict[str, tuple[int, int]] = {}
+    first_use: dict[str, tuple[int, int]] = {}  # hash -> (case, modality), by index
     labels: dict[str, int] = {}
     for index, (case, fact) in enumerate(zip(manifest.cases, facts, strict=True)):
-        for place, volume in enumerate(fact.volumes):
+        for m, volume in enumerate(fact.volumes):
             if volume is None:
                 continue
-            exact = seen.get(volume.content)
-            original, there = exact or seen.get(volume.values) or (None, 0)
+            exact = first_use.get(volume.content)
+            original, other_m = exact or first_use.get(volume.values) or (None, 0)
             for key in filter(None, (volume.content, volume.values)):
-                seen.setdefault(key, (index, place))
+                first_use.setdefault(key, (index, m))
             if original is None or original == copies.get(index):
                 continue
             other = manifest.cases[original]
             if original != index:
                 copies[index] = original
-            if (original != index or len(case.images) > 1) and _file(case, place) == _file(other, there):
-                continue  # one file named twice, which check_manifest says
-            here, its = manifest.modalities[place], manifest.modalities[there]
-            code, how = ("same-content", "") if exact else ("mirrored-content", ", mirrored or turned")
+            if (original != index or len(case.images) > 1) and _file(case, m) == _file(other, other_m):
+                continue  # one file listed twice, which check_manifest reports
+            modality, other_modality = manifest.modalities[m], manifest.modalities[other_m]
+            code, how = ("same-content", "") if exact else ("mirrored-content", ", mirrored or rotated")
             if original == index:
-                what = f"{here} holds the same voxels as {its}{how}"
-                findings.append(Finding(case.name, "warning", code, what, f"give the right file for {here}"))
+                what = f"{modality} holds the same voxels as {other_modality}{how}"
+                findings.append(Finding(case.name, "warning", code, what, f"give the right file for {modality}"))
                 continue
-            what = f"{here} holds the same voxels as {its} of {other.name}{how}"
-            if case.subject == other.subject:
-                findings.append(Finding(case.name, "warning", code, what, "leave one of the two out"))
-            else:  # a split by subject leaks, now or when it is made
-                what += ", another subject" + ("" if case.split == other.split else f" in the split {other.split}")
-                remedy = "leave one of the two out, or give both the same subject"
-                findings.append(Finding(case.name, "error", code, what, remedy))
+            what = f"{modality} holds the same voxels as {other_modality} of {other.name}{how}"
+            findings.append(copy_finding(case, other, code, what))
         if fact.label_content:
             labelled = labels.setdefault(fact.label_content, index)
             if labelled not in {index, copies.get(index)} and case.label != manifest.cases[labelled].label:
-                what = f"its label is voxel by voxel that of {manifest.cases[labelled].name}, its image is not"
-                remedy = "make sure that each label is of its own image"
+                what = f"its label is identical to that of {manifest.cases[labelled].name}, but its image is not"
+                remedy = "make sure that each label belongs to its image"
                 findings.append(Finding(case.name, "warning", "same-label", what, remedy))
     return findings, copies
 
 
 def _profiles(fact: CaseFacts) -> list[NDArray[np.float32] | None]:
-    """The profiles of a case, without those of a copy of another modality: that it is one has been said."""
+    """Return the profiles of a case; None for a modality that is a copy of another, which is reported elsewhere."""
     contents = [volume.content if volume else None for volume in fact.volumes]
-    return [v.profile if v and v.content not in contents[:place] else None for place, v in enumerate(fact.volumes)]
+    return [v.profile if v and v.content not in contents[:m] else None for m, v in enumerate(fact.volumes)]
 
 
-def _file(case: Case, place: int) -> str:
-    """The file that holds the volume of one modality."""
-    return case.images[place if len(case.images) > 1 else 0]
+def _file(case: Case, modality: int) -> str:
+    """Return the file that holds the volume of one modality."""
+    return case.images[modality if len(case.images) > 1 else 0]

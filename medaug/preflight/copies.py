@@ -1,4 +1,4 @@
-"""Image files with one content, found without reading voxels where sizes and check sums already differ."""
+"""Finds image files with the same content; files whose sizes or checksums differ need not be read."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from medaug.errors import UserError
 from medaug.inputs import opened
 
 _CHUNK = 1 << 20
-_LARGEST = 2 << 30  # bytes, unpacked: no volume that is read is larger
+_LARGEST = 2 << 30  # bytes after decompression; larger volumes cannot be read anyway
 _GZIP_TRAILER = 8
 
 
 def find_same_files(manifest: Manifest) -> Iterator[Finding]:
-    """Find image files of different cases that hold the same bytes once they are unpacked.
+    """Find image files of different cases that hold the same bytes after decompression.
 
-    A compressed file ends with the check sum and the length of its content, so that most are told apart by their last
-    eight bytes. Uncompressed files of one size are read through. A copy with another header has other bytes.
+    A gzip file ends with the checksum and the length of its content, so the last eight bytes distinguish most files.
+    Uncompressed files of equal size are read completely. A copy with a different header is not found here.
     """
     owners: dict[Path, Case] = {}
     for case in manifest.cases:
@@ -36,46 +36,47 @@ def find_same_files(manifest: Manifest) -> Iterator[Finding]:
         first: dict[str, Path] = {}
         for path in paths:
             try:
-                one = first.setdefault(_content(path), path)
+                original = first.setdefault(_content_hash(path), path)
             except (UserError, OSError, EOFError, zlib.error):
-                continue  # a finding of its own
-            case, other = owners[path], owners[one]
+                continue  # reported when the case is checked
+            case, other = owners[path], owners[original]
             if case.name != other.name:
-                yield _finding(case, path, other, one)
+                what = f"{path.name} holds the same bytes as {original.name} of {other.name}"
+                yield copy_finding(case, other, "same-content", what)
 
 
-def _finding(case: Case, path: Path, other: Case, its: Path) -> Finding:
-    what = f"{path.name} holds the same bytes as {its.name} of {other.name}"
+def copy_finding(case: Case, other: Case, code: str, what: str) -> Finding:
+    """Return the finding that `case` is a copy of `other`: an error if their subjects differ, because splits leak."""
     if case.subject == other.subject:
-        return Finding(case.name, "warning", "same-content", what, "leave one of the two out")
+        return Finding(case.name, "warning", code, what, "leave one of the two out")
     what += ", another subject" + ("" if case.split == other.split else f" in the split {other.split}")
-    return Finding(case.name, "error", "same-content", what, "leave one of the two out, or give both the same subject")
+    return Finding(case.name, "error", code, what, "leave one of the two out, or give both the same subject")
 
 
 def _candidates(paths: Iterable[Path]) -> Iterator[list[Path]]:
-    """Groups of files whose contents have one length (modulo 2^32) and one CRC-32."""
-    packed: dict[tuple[int, int], list[Path]] = defaultdict(list)
-    plain: dict[int, list[Path]] = defaultdict(list)
+    """Group files whose contents have the same length (modulo 2^32) and the same CRC-32."""
+    groups: dict[tuple[int, int], list[Path]] = defaultdict(list)
+    uncompressed: dict[int, list[Path]] = defaultdict(list)
     for path in paths:
         try:
             with opened(path) as file:
                 if path.suffix.lower() == ".gz":
                     file.seek(-_GZIP_TRAILER, 2)
                     crc, length = struct.unpack("<II", file.read(_GZIP_TRAILER))
-                    packed[length, crc].append(path)
+                    groups[length, crc].append(path)
                 else:
-                    plain[file.seek(0, 2) % 2**32].append(path)
+                    uncompressed[file.seek(0, 2) % 2**32].append(path)
         except (UserError, OSError, struct.error):
-            continue  # missing, empty or cut short: a finding of its own
-    lengths = {length for length, _ in packed}
-    for length, members in plain.items():
+            continue  # missing, empty or cut short, which is reported when the case is checked
+    lengths = {length for length, _ in groups}
+    for length, members in uncompressed.items():
         for path in members if len(members) > 1 or length in lengths else ():
             with opened(path) as file:
-                packed[length, _crc(file)].append(path)
-    yield from (members for members in packed.values() if len(members) > 1)
+                groups[length, _crc(file)].append(path)
+    yield from (members for members in groups.values() if len(members) > 1)
 
 
-def _content(path: Path) -> str:
+def _content_hash(path: Path) -> str:
     digest, total = hashlib.sha256(), 0
     with opened(path) as raw:
         stream = gzip.GzipFile(fileobj=raw) if path.suffix.lower() == ".gz" else raw

@@ -1,4 +1,4 @@
-"""The facts of one case, and the report that holds those of all with what was found wrong."""
+"""The facts about each case that checks of the whole cohort need, and the report of a check."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from medaug.preflight.twins import Signature
 
 @dataclass(frozen=True)
 class VolumeFacts:
-    """What tells one volume from another.
+    """What identifies a volume.
 
     Attributes:
-        content: hash of the values in the order RAS+.
-        values: hash of the values in ascending order, the same for any flip or turn; "" where few values occur.
+        content: hash of the values, with axes in the order RAS+.
+        values: hash of the sorted values, which no flip or rotation changes; "" if there are few distinct values.
         profile: see `intensities.profile`.
     """
 
@@ -30,17 +30,17 @@ class VolumeFacts:
 
 @dataclass(frozen=True)
 class CaseFacts:
-    """What one pass over the files of a case tells, small enough to keep for every case of a large cohort.
+    """Facts from one pass over the files of a case, small enough to keep for every case of a large cohort.
 
-    Whatever could not be read is left at its default; with depth "headers" only the geometry is there.
+    Facts that could not be read keep their defaults; with depth "headers" there is only the geometry.
 
     Attributes:
         shape: (X, Y, Z) of the first image.
         spacing: its voxel size in mm.
-        orientation: its axes, as "RAS".
-        classes: names of the classes in the label, background among them; None: unlabelled or unread.
-        label_content: hash of the label in the order RAS+; "" without foreground.
-        volumes: one per modality, None where it could not be used; empty where their number is wrong.
+        orientation: directions of its axes, such as "RAS".
+        classes: names of the classes in the label, background included; None: unlabelled or unread.
+        label_content: hash of the label, with axes in the order RAS+; "" without foreground.
+        volumes: one per modality, None if it is not usable; empty if their number is wrong.
         signature: `twins.signature` of the first modality.
     """
 
@@ -53,18 +53,18 @@ class CaseFacts:
     signature: Signature | None = None
 
     def to_mapping(self) -> dict[str, Any]:
-        """Return what a reader of the report wants, as JSON values."""
+        """Return the facts that go into the report, as JSON values."""
         classes = None if self.classes is None else sorted(self.classes)
         return {"shape": self.shape, "spacing": self.spacing, "orientation": self.orientation, "classes": classes}
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found, and the facts of each case by its name."""
+    """The findings of a check, and the facts of each case by name."""
 
     findings: tuple[Finding, ...]
     facts: Mapping[str, CaseFacts] = field(default_factory=dict)
 
     def count(self, severity: Severity) -> int:
-        """How many findings have this severity."""
+        """Return the number of findings with this severity."""
         return sum(finding.severity == severity for finding in self.findings)

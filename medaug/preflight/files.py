@@ -1,4 +1,4 @@
-"""The files of one case, each read once: what is wrong with them, and the facts that the cohort is judged by."""
+"""Reads each file of one case once: finds its problems, and the facts that checks of the whole cohort need."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from medaug.preflight import geometry, intensities, labels
 from medaug.preflight.facts import CaseFacts, VolumeFacts
 from medaug.preflight.twins import signature
 
-_SIDE = 128  # larger scans are thinned to between this and twice this, where not every voxel is needed
-_FEWEST_SLICES = 8  # fewer do not show who it is
-_FEWEST_VALUES = 64  # distinct ones; below, two scans may hold equally many of each by chance
+_SIDE = 128  # checks that do not need every voxel use every n-th, so that sides have 128 to 255
+_FEWEST_SLICES = 8  # fewer are not enough to recognise a subject
+_FEWEST_VALUES = 64  # with fewer distinct values, two scans may have the same histogram by chance
 
 
 @dataclass(frozen=True)
-class Scan:
-    """One volume of a file; `array` (X, Y, Z) is None where only the header was read."""
+class FileVolume:
+    """One volume of a file; `array` (X, Y, Z) is None if only the header was read."""
 
     name: str
     header: Header
@@ -42,21 +42,21 @@ class Scan:
 def examine(
     cohort: Manifest, voxels: bool, intensity: Intensity, crashing: Mapping[Path, str], case: Case
 ) -> tuple[list[Finding], CaseFacts]:
-    """Read every file of a case and say what is wrong with it, however many of the files cannot be read.
+    """Read every file of a case and find its problems, even if some of the files cannot be read.
 
     Args:
-        cohort: for its root, modalities and schema; its cases are not looked at.
-        voxels: read the voxels as well, not the headers alone.
+        cohort: gives root, modalities and schema; its cases are not used.
+        voxels: read the voxels too, not only the headers.
         intensity: the configured normalisation.
-        crashing: files that no reader survives, not to be read again, and how it died.
-        case: of the cohort.
+        crashing: files that crash the reader, with the reason; they are not read again.
+        case: the case to examine.
     """
     findings: list[Finding] = []
     paths, label_path = cohort.image_paths(case), cohort.label_path(case)
     files = [_read(case.name, path, voxels, crashing, findings) for path in paths]
     label = _read(case.name, label_path, voxels, crashing, findings) if label_path else []
-    places = [scan for file in files for scan in (file or [None])]  # type: ignore[list-item]
-    first = next((scan for scan in places if scan), None)
+    scans = [scan for file in files for scan in (file or [None])]  # type: ignore[list-item]
+    first = next((scan for scan in scans if scan), None)
     findings += _check_counts(case, cohort.modalities, files, label)
     facts = CaseFacts()
     doubts: list[Finding] = []
@@ -67,40 +67,42 @@ def examine(
             if file:
                 different = list(geometry.compare_grids(case.name, path.name, file[0].header, first.name, grid))
                 findings += different
-                if file[0] is first or different:  # what is wrong with one grid is said once
+                if file[0] is first or different:  # a problem of a shared grid is reported once
                     findings += geometry.check_grid(case.name, path.name, file[0].header)
                 doubts += geometry.check_doubts(case.name, path.name, file[0].header)
         if label:
             findings += geometry.compare_grids(case.name, label[0].name, label[0].header, first.name, grid)
             doubts += geometry.check_doubts(case.name, label[0].name, label[0].header)
-        # Once per case: the files of a case come from one tool, and what is wrong with a grid has been said.
+        # Report each kind once per case: one tool wrote all its files, and they share problems of the grid.
         for doubt in doubts:
             if all(finding.code != doubt.code for finding in findings):
                 findings.append(doubt)
     if not voxels:
         return findings, facts
-    modalities = cohort.modalities if len(places) == len(cohort.modalities) else ()
-    volumes, body = _look_at_images(case.name, places, modalities, intensity, findings)
+    modalities = cohort.modalities if len(scans) == len(cohort.modalities) else ()
+    volumes, body = _check_images(case.name, scans, modalities, intensity, findings)
     if modalities:
         facts = replace(facts, volumes=volumes)
-    absurd = any(finding.code == "absurd-spacing" for finding in findings)  # then millimetres mean nothing
+    absurd = any(finding.code == "absurd-spacing" for finding in findings)  # distances would be meaningless
     if volumes[0] and first and first.array is not None and min(first.array.shape) >= _FEWEST_SLICES and not absurd:
         thinning = _thinning(first.array.shape)
         affine = first.header.affine @ np.diag([*(axis.step for axis in thinning), 1.0])
         facts = replace(facts, signature=signature(first.array[thinning], affine))
     if label:
-        facts = _look_at_label(case.name, label[0], cohort.schema, body, facts, findings)
+        facts = _check_label(case.name, label[0], cohort.schema, body, facts, findings)
     return findings, facts
 
 
-def read_alone(path: Path) -> None:
-    """Read a file and forget it, to see whether the process lives on."""
+def try_to_read(path: Path) -> None:
+    """Read a file and discard it; run in a worker process to see whether the reader crashes."""
     with contextlib.suppress(UserError):
         read_volumes(path)
 
 
-def _read(case: str, path: Path, voxels: bool, crashing: Mapping[Path, str], findings: list[Finding]) -> list[Scan]:
-    """The volumes of a file; none, and one finding more, where it cannot be read."""
+def _read(
+    case: str, path: Path, voxels: bool, crashing: Mapping[Path, str], findings: list[Finding]
+) -> list[FileVolume]:
+    """Return the volumes of a file; if it cannot be read, return none and add a finding."""
     if path in crashing:
         what, remedy = f"cannot be read: {crashing[path]}", "copy or convert it again, or leave the case out"
         findings.append(Finding(case, "error", "reader-crash", what, remedy, str(path)))
@@ -117,39 +119,46 @@ def _read(case: str, path: Path, voxels: bool, crashing: Mapping[Path, str], fin
         findings.append(Finding.from_error(case, error.code or "damaged", error))
         return []
     names = [path.name] if len(arrays) == 1 else [f"{path.name} volume {index}" for index in range(len(arrays))]
-    return [Scan(name, header, array) for name, array in zip(names, arrays, strict=True)]
+    return [FileVolume(name, header, array) for name, array in zip(names, arrays, strict=True)]
 
 
 def _check_counts(
-    case: Case, modalities: Sequence[str], files: Sequence[Sequence[Scan]], label: Sequence[Scan]
+    case: Case, modalities: Sequence[str], files: Sequence[Sequence[FileVolume]], label: Sequence[FileVolume]
 ) -> Iterator[Finding]:
-    """Find fewer or more volumes than modalities, and a label of several volumes."""
-    # Of a file that cannot be read, nobody knows how many volumes it holds: then files are counted.
+    """Find fewer or more volumes than modalities, and labels of several volumes."""
+    # If a file cannot be read, its number of volumes is unknown, so count files instead.
     num = sum(len(file) for file in files) if all(files) else len(files)
     if num != len(modalities) and (all(files) or num > 1):
         code = "missing-modality" if num < len(modalities) else "too-many-volumes"
         what = f"{num} volumes for {len(modalities)} modalities (in {', '.join(Path(f).name for f in case.images)})"
         yield Finding(case.name, "error", code, what, f"give one each of {', '.join(modalities)}")
     if len(label) > 1:
-        what = f"the label holds {len(label)} volumes, not one ({label[0].name} and further)"
+        what = f"the label holds {len(label)} volumes, not one ({label[0].name} and others)"
         yield Finding(case.name, "error", "too-many-volumes", what, "give a 3-D file")
 
 
-def _look_at_images(
+def _check_images(
     case: str,
-    places: Sequence[Scan | None],
+    scans: Sequence[FileVolume | None],
     modalities: Sequence[str],
     intensity: Intensity,
     findings: list[Finding],
 ) -> tuple[tuple[VolumeFacts | None, ...], NDArray[np.bool_] | None]:
-    """Judge the values of a case's volumes (None: unread; `modalities` is empty where nobody knows which is which).
+    """Check the values of a case's volumes.
+
+    Args:
+        case: name of the case.
+        scans: its volumes; None: unread.
+        modalities: name of each volume's modality; empty if they cannot be assigned.
+        intensity: the configured normalisation.
+        findings: receives the findings.
 
     Returns:
-        The facts of each, None where it is unread or its values are no use; and the thinned body of the first.
+        The facts of each volume, None if it is unread or not usable; and the body mask of the first, thinned.
     """
     body = None
     volumes: list[VolumeFacts | None] = []
-    for place, scan in enumerate(places):
+    for index, scan in enumerate(scans):
         volumes.append(None)
         if scan is None or scan.array is None:
             continue
@@ -159,27 +168,27 @@ def _look_at_images(
             continue
         thin = scan.array[_thinning(scan.array.shape)].astype(np.float32)
         if modalities and intensity.method == "window" and intensity.window is not None:
-            findings += intensities.check_window(case, scan.name, modalities[place], thin, intensity.window)
+            findings += intensities.check_window(case, scan.name, modalities[index], thin, intensity.window)
         if body is None:
             body = body_mask(thin)
         own_body = body if body.shape == thin.shape else body_mask(thin)
-        values = scan.array.astype(np.float32)  # files may differ in the type they store
+        values = scan.array.astype(np.float32)  # copies may be stored in different types
         values += 0  # -0 becomes 0
         content = _content_hash(values, scan.header.affine)
         profile = intensities.profile(thin, own_body, intensity)
-        volumes[place] = VolumeFacts(content, _values_hash(values), profile)
+        volumes[index] = VolumeFacts(content, _values_hash(values), profile)
     return tuple(volumes), body
 
 
-def _look_at_label(
+def _check_label(
     case: str,
-    label: Scan,
+    label: FileVolume,
     schema: LabelSchema,
     body: NDArray[np.bool_] | None,
     facts: CaseFacts,
     findings: list[Finding],
 ) -> CaseFacts:
-    """Judge the values of a label and where they lie; returns the facts with those of the label."""
+    """Check the values of a label and their position; return the facts with those of the label added."""
     assert label.array is not None
     found, indices = labels.class_indices(case, label.name, label.array, schema)
     findings += found
@@ -197,15 +206,15 @@ def _thinning(shape: Sequence[int]) -> tuple[slice, ...]:
 
 
 def _content_hash(values: NDArray[Any], affine: NDArray[np.float64]) -> str:
-    """The same for one volume stored along other axes."""
-    oriented = np.asfortranarray(apply_orientation(values, io_orientation(affine)))  # as NIfTI lies in memory
+    """Return a hash that does not depend on the order and direction in which the axes are stored."""
+    oriented = np.asfortranarray(apply_orientation(values, io_orientation(affine)))  # NIfTI's memory order
     digest = hashlib.blake2b(repr(oriented.shape).encode(), digest_size=16)
     digest.update(oriented.T.data)
     return digest.hexdigest()
 
 
 def _values_hash(values: NDArray[np.float32]) -> str:
-    """The same for the same values in another order; `values` are put in order."""
+    """Return a hash that does not depend on the order of the values; sorts `values` in place."""
     ordered = values.ravel(order="K")
     ordered.sort()
     if np.count_nonzero(ordered[1:] != ordered[:-1]) < _FEWEST_VALUES:

@@ -1,4 +1,4 @@
-"""Faults of the geometry, all told from headers: one grid by itself, and two that should be one."""
+"""Problems of the geometry, found from headers: of one grid, and of two grids that should be equal."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from medaug.imaging.volume import (
     SMALL_VOXELS,
     Header,
     corner_distance,
+    distinct_sizes,
+    shape_text,
     shear,
-    times,
-    told_apart,
 )
 
 _SHEAR_WRONG = 1e-2
@@ -28,15 +28,15 @@ _LARGE_VOXELS = 512**3
 
 
 def orientation(header: Header) -> str:
-    """The array axes by the patient direction they are nearest to, as "RAS"."""
+    """Return the patient direction nearest to each array axis, such as "RAS"."""
     return "".join(str(code) for code in nib.aff2axcodes(header.affine))
 
 
 def check_grid(case: str, name: str, header: Header) -> Iterator[Finding]:
-    """Find axes that are not at right angles, voxel sizes and extents that no scan has, single slices.
+    """Find axes that are not at right angles, impossible voxel sizes and extents, and single slices.
 
-    An angle that moves the far end of an axis by less than a tenth of a voxel is rounding, as of direction cosines
-    that were written with four decimals.
+    An angle that moves the far end of an axis by less than a tenth of a voxel counts as rounding, for example of
+    direction cosines that were written with four decimals.
     """
     smallest, largest = min(header.spacing), max(header.spacing)
     extent = [size * side for size, side in zip(header.spacing, header.shape, strict=True)]
@@ -52,31 +52,31 @@ def check_grid(case: str, name: str, header: Header) -> Iterator[Finding]:
     sizes = " x ".join(f"{size:.3g}" for size in header.spacing)
     if smallest < _SPACING_MM[0] or largest > _SPACING_MM[1]:
         what = f"{name} has voxels of {sizes} mm"
-        remedy = "mend the voxel size or its unit in the header (metres, micrometres?), or convert the scan again"
+        remedy = "correct the voxel size or its unit in the header (metres, micrometres?), or convert the scan again"
         yield Finding(case, "error", "absurd-spacing", what, remedy)
     elif max(extent) < _EXTENT_MM[0] or max(extent) > _EXTENT_MM[1]:
-        what = f"{name} is {' x '.join(f'{side:.3g}' for side in extent)} mm large (voxels of {sizes} mm)"
+        what = f"{name} measures {' x '.join(f'{side:.3g}' for side in extent)} mm (voxels of {sizes} mm)"
         yield Finding(case, "warning", "absurd-extent", what, "make sure that the header's voxel size is in mm")
     if min(header.shape) == 1:
-        what = f"{name} is a single slice ({times(header.shape)})"
+        what = f"{name} is a single slice ({shape_text(header.shape)})"
         yield Finding(case, "warning", "single-slice", what, "give the whole volume, or train with network=unet2d")
     if math.prod(header.shape) > _LARGE_VOXELS:
-        what = f"{name} has {times(header.shape)} voxels, {math.prod(header.shape) * 4 / 2**30:.1f} GiB as float32"
+        what = f"{name} has {shape_text(header.shape)} voxels, {math.prod(header.shape) * 4 / 2**30:.1f} GiB as float32"
         yield Finding(case, "note", "large-volume", what, "set data.max_side or data.spacing if memory runs short")
 
 
 def check_doubts(case: str, name: str, header: Header) -> Iterator[Finding]:
-    """Find what the reader had to assume about the geometry of a file, or found contradicted in it."""
+    """Report what the reader had to assume about the geometry, and contradictions in the file."""
     for doubt in header.doubts:
         yield Finding(case, "warning", doubt.code, f"{name} {doubt.what}", doubt.remedy)
 
 
 def compare_grids(case: str, name: str, grid: Header, reference_name: str, reference: Header) -> Iterator[Finding]:
-    """Find a grid that is not the reference's, and say by what: orientation, spacing, shape or position.
+    """Find a grid that differs from the reference's, and report how: in orientation, spacing, shape or position.
 
     At most one finding: a different orientation or spacing explains a different shape, and a different shape or
-    spacing a different position. Corners may lie `GRID_TOLERANCE_MM` apart; up to `SMALL_VOXELS` of the smallest
-    voxel side it is a warning.
+    spacing explains a different position. Distances between corners up to `GRID_TOLERANCE_MM` are ignored; up to the
+    fraction `SMALL_VOXELS` of the smallest voxel side they are a warning.
     """
     same_shape = grid.shape == reference.shape
     distance = corner_distance(grid.shape, reference.affine, grid.affine) if same_shape else np.inf
@@ -87,7 +87,7 @@ def compare_grids(case: str, name: str, grid: Header, reference_name: str, refer
         remedy = "copy the affine of one over the other if they show the same"
         yield Finding(case, "warning", "affine-differs", what, remedy)
         return
-    shapes = "" if same_shape else f"shape {times(grid.shape)} against {times(reference.shape)}"
+    shapes = "" if same_shape else f"shape {shape_text(grid.shape)} against {shape_text(reference.shape)}"
     also = f" ({shapes})" if shapes else ""
     remedy = f"resample it to the grid of {reference_name} (labels: nearest neighbour)"
     cosines = np.einsum("ij,ij->j", _directions(grid), _directions(reference))
@@ -95,10 +95,13 @@ def compare_grids(case: str, name: str, grid: Header, reference_name: str, refer
     if cosines.min() < np.sqrt(0.5):
         here, there = orientation(grid), orientation(reference)
         angle = np.degrees(np.arccos(np.clip(cosines.min(), -1, 1)))
-        turned = f"orientation {here} against {there}" if here != there else f"axes turned by {angle:.0f} degrees"
-        yield Finding(case, "error", "orientation-differs", f"{name} has {turned} of {reference_name}{also}", remedy)
+        if here != there:
+            what = f"{name} has orientation {here} against {there} of {reference_name}{also}"
+        else:
+            what = f"{name} has axes rotated by {angle:.0f} degrees against those of {reference_name}{also}"
+        yield Finding(case, "error", "orientation-differs", what, remedy)
     elif np.any(np.abs(ratio - 1) * np.array(grid.shape) > SMALL_VOXELS):
-        here, there = told_apart(grid.spacing, reference.spacing, 4)
+        here, there = distinct_sizes(grid.spacing, reference.spacing, 4)
         what = f"{name} has spacing {here} mm against {there} mm of {reference_name}{also}"
         yield Finding(case, "error", "spacing-differs", what, remedy)
     elif shapes:
@@ -109,5 +112,5 @@ def compare_grids(case: str, name: str, grid: Header, reference_name: str, refer
 
 
 def _directions(header: Header) -> NDArray[np.float64]:
-    """Unit vectors (3, 3) of the array axes in its columns."""
+    """Return the unit vectors of the array axes, as the columns of a (3, 3) matrix."""
     return np.asarray(header.affine[:3, :3] / np.array(header.spacing))

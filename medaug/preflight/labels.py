@@ -1,4 +1,4 @@
-"""Faults of the values of a label: outside the schema, not whole, nothing there, or there where no body is."""
+"""Problems of a label's values: not in the schema, not whole numbers, background only, or outside the body."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from medaug.cohort.findings import Finding
 from medaug.cohort.schema import IGNORE, ROUNDING, LabelSchema, foreground, shown_value
 from medaug.errors import UserError
 
-_SURELY_ROUNDING = 1e-4  # what single precision loses of 255; more comes from a coarse scale factor
+_SURELY_ROUNDING = 1e-4  # single precision's error at 255; a larger error comes from a coarse scale factor
 OUTSIDE_SHARE = 0.5
-"""More of a label's foreground outside the body than this wants a look."""
+"""Warn if more than this fraction of a label's foreground is outside the body."""
 
 
 def class_indices(
     case: str, name: str, array: NDArray[Any], schema: LabelSchema
 ) -> tuple[list[Finding], NDArray[np.uint8] | None]:
-    """Find values that are not whole numbers or not in the schema, and a label without foreground.
+    """Find values that are not whole numbers or not in the schema, and labels without foreground.
 
     Returns:
-        The findings, and the class indices where the values allow.
+        The findings, and the class indices, or None if the values are not valid.
     """
     findings = []
     if array.dtype.kind == "f":
@@ -36,8 +36,9 @@ def class_indices(
             remedy = "resample it again with nearest neighbour, or convert it to integers"
             return [Finding(case, "error", "label-not-whole", what, remedy)], None
         if distance.max() > _SURELY_ROUNDING:
-            what = f"label {name} holds {shown_value(array.flat[distance.argmax()])} and the like for whole numbers"
-            remedy = "store it as integers without a scale factor; the nearest whole numbers are read"
+            value = shown_value(array.flat[distance.argmax()])
+            what = f"label {name} holds values near whole numbers, such as {value}"
+            remedy = "store it as integers without a scale factor; the nearest whole numbers were read"
             findings.append(Finding(case, "note", "label-rounded", what, remedy))
     try:
         indices = schema.to_indices(array, f"label {name}")
@@ -50,7 +51,7 @@ def class_indices(
 
 
 def classes(indices: NDArray[np.uint8], schema: LabelSchema) -> frozenset[str]:
-    """Names of the classes that occur among class indices, background included, ignored voxels left out."""
+    """Return the names of the classes that occur in class indices, with background, without ignored voxels."""
     found = np.flatnonzero(np.bincount(indices.ravel(order="K")))
     return frozenset(schema.names[index] for index in found if index != IGNORE)
 
@@ -58,14 +59,14 @@ def classes(indices: NDArray[np.uint8], schema: LabelSchema) -> frozenset[str]:
 def check_place(
     case: str, name: str, indices: NDArray[np.uint8], body: NDArray[np.bool_], thinning: tuple[slice, ...]
 ) -> Iterator[Finding]:
-    """Find a label most of which lies outside the body.
+    """Find a label that is mostly outside the body.
 
     Args:
         case: name of the case.
-        name: of the label file.
+        name: name of the label file.
         indices: (X, Y, Z) class indices.
-        body: mask of the image, `thinning` of its voxels.
-        thinning: a slice with a step per axis.
+        body: body mask of the image, thinned.
+        thinning: the slice, with a step, that was used along each axis.
     """
     where = np.nonzero(foreground(indices))
     if not where[0].size:
@@ -73,6 +74,6 @@ def check_place(
     inside = body[tuple(index // axis.step for index, axis in zip(where, thinning, strict=True))]
     share = 1 - float(inside.mean())
     if share > OUTSIDE_SHARE:
-        what = f"label {name} lies outside the body for {share:.0%} of its foreground"
-        remedy = "view it over its image: it may be another case's, flipped or shifted"
+        what = f"label {name} has {share:.0%} of its foreground outside the body"
+        remedy = "view it over its image: it may belong to another case, or be flipped or shifted"
         yield Finding(case, "warning", "label-outside-body", what, remedy)

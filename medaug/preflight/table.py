@@ -18,9 +18,9 @@ _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
 def summary(findings: Sequence[Finding], shown: int = 5) -> Iterator[tuple[Severity, list[Finding], str]]:
-    """Findings of equal kind side by side, errors first: severity, at most `shown` of them, and words for the rest.
+    """Group findings of the same kind, errors first: severity, at most `shown` findings, and a line about the rest.
 
-    Of fewer than two more than `shown` all are there: a line that says "and 1 more" saves none.
+    `shown` + 1 findings are all listed, because a line "and 1 more" would not save a line.
     """
     kinds: dict[tuple[Severity, str], list[Finding]] = defaultdict(list)
     for finding in findings:
@@ -35,14 +35,14 @@ def summary(findings: Sequence[Finding], shown: int = 5) -> Iterator[tuple[Sever
 
 
 def report_table(findings: Sequence[Finding], shown: int = 5) -> Table:
-    """The findings as a table, as `summary` orders and shortens them."""
+    """Return the findings as a table, ordered and shortened by `summary`."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table("severity", "case", "what", "remedy")
     for severity, alike, rest in summary(findings, shown):
         for finding in alike:
-            # Text, not markup: names of files may hold brackets.
+            # Text, not markup: file names may contain brackets.
             words = severity, finding.case, finding.statement, finding.remedy
             table.add_row(*(Text(printable(word), _STYLES[severity] if word is severity else "") for word in words))
         if rest:
@@ -51,7 +51,7 @@ def report_table(findings: Sequence[Finding], shown: int = 5) -> Table:
 
 
 def report_json(report: Report) -> dict[str, Any]:
-    """The report as JSON values: counts by severity, findings in their order, and the facts of each case."""
+    """Return the report as JSON values: counts by severity, findings in order, and the facts of each case."""
     return {
         **{f"{severity}s": report.count(severity) for severity in _ORDER},
         "findings": [finding.to_mapping() for finding in report.findings],

@@ -1,12 +1,12 @@
-"""Cases that are likely one subject under two names: the leak that no file name shows.
+"""Finds cases that are likely one subject under two names: a leak that no file name shows.
 
-Three kinds of evidence, each judged against the cohort itself:
+There are three kinds of evidence:
 
-- **Step.** Scans stored with a scale factor hold multiples of one step, and the step differs from scan to scan. Two
-  crops of one scan share it to seven digits, whatever they show.
-- **Content.** The coarse image less the cohort's mean, after the best shift and, if that fits better, a left-right
-  mirror: one scan stored twice, or one head registered twice, correlates far beyond what two people do.
-- **Number.** Where the pairs found so are numbers 2k-1 and 2k throughout, so are, most likely, the others.
+- **Step.** Scans stored with a scale factor have values that are multiples of one step, which differs from scan to
+  scan. Two crops of one scan share it to seven digits, whatever they show.
+- **Content.** Coarse images minus the cohort's mean are correlated, at the best shift, and mirrored left to right if
+  that fits better. One scan stored twice, or one head registered twice, correlates far more than any two people.
+- **Number.** If the pairs found by step and content are numbered 2k-1 and 2k, other such numbers are likely pairs too.
 """
 
 from __future__ import annotations
@@ -28,27 +28,30 @@ from medaug.imaging.volume import spacing
 from medaug.progress import track
 
 _SIDE = 32  # voxels of the coarse image along each axis
-_FINEST, _COARSEST = 0.6, 3.0  # its band, standard deviations of Gaussians in its voxels
-_FEWEST_VALUES = 32  # a step is known only where many of its multiples occur
-_STEP_TOLERANCE = 1e-6  # relative; float32 holds the largest value of a scan to 6e-8
+_FINEST, _COARSEST = 0.6, 3.0  # its frequency band, as standard deviations of Gaussians in its voxels
+_FEWEST_VALUES = 32  # a step can be determined only if many of its multiples occur
+_STEP_TOLERANCE = 1e-6  # relative; float32's relative error is 6e-8
 _LEAST_CORRELATION = 0.72
-_OUTLIER = 8.0  # robust standard deviations above the cohort's pairs
-_FEWEST_PAIRS = 3  # from which a rule of numbering is inferred
-_REMEDY = "name their subject with subject_pattern or subjects=FILE.csv; subject_pattern='(.*)' says that they are not"
+_OUTLIER = 8.0  # robust standard deviations above the correlations of the cohort's pairs
+_FEWEST_PAIRS = 3  # fewer do not establish a rule of numbering
+_REMEDY = (
+    "name their subject with subject_pattern or subjects=FILE.csv; if they are different people, "
+    "set subject_pattern='(.*)'"
+)
 _REMEDY_FOR_PAIRS = (
-    "subject_pattern='(\\d+)$' subject_consecutive=2 says that they are, subject_pattern='(.*)' that they are not"
+    "set subject_pattern='(\\d+)$' subject_consecutive=2, or subject_pattern='(.*)' if they are different people"
 )
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What is kept of a volume to recognise its subject.
+    """What is stored of a volume to recognise its subject.
 
     Attributes:
-        step: the distance between neighbouring values where all are multiples of one; 0 where they are not, or where
-            the step is round and so says nothing (1, 0.5, 1/255).
+        step: the step of which all values are multiples; 0 if there is none, or if it is a round number that many scans
+            share (1, 0.5, 1/255).
         coarse: (32, 32, 32) float32, the volume in RAS order about its centre, clipped at its percentiles 1 and 99,
-            band-passed, at a voxel size that is a power of two mm; 0 beyond its edge.
+            band-passed, at a voxel size that is a power of two in mm; 0 beyond its edge.
     """
 
     step: float
@@ -56,11 +59,11 @@ class Signature:
 
 
 def signature(array: NDArray[Any], affine: NDArray[np.float64]) -> Signature:
-    """The signature of a volume (X, Y, Z) of finite values."""
+    """Compute the signature of a volume (X, Y, Z) of finite values."""
     orientation = io_orientation(affine)
     oriented = _trimmed(apply_orientation(array, orientation).astype(np.float32))
     sizes = np.asarray(spacing(affine))[np.argsort(orientation[:, 0])]
-    # A power of two, so that a crop of a scan is sampled as the scan is.
+    # A power of two, so that a crop of a scan is usually sampled like the scan.
     voxel = 2.0 ** np.ceil(np.log2(max(np.array(oriented.shape) * sizes) / _SIDE))
     low, high = np.percentile(oriented, (1, 99))
     clipped = np.clip((oriented - low) / max(high - low, 1e-12), 0, 1)
@@ -73,7 +76,7 @@ def signature(array: NDArray[Any], affine: NDArray[np.float64]) -> Signature:
 
 
 def _trimmed(volume: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The volume without borders of its lowest value, which are padding."""
+    """Crop borders that only have the lowest value, which are padding."""
     inside = np.argwhere(volume > volume.min())
     if not len(inside):
         return volume
@@ -83,18 +86,18 @@ def _trimmed(volume: NDArray[np.float32]) -> NDArray[np.float32]:
 def likely_same_subject(
     names: Sequence[str], subjects: Sequence[str], signatures: Sequence[Signature], severity: Severity = "warning"
 ) -> list[Finding]:
-    """Pairs of cases that are likely one person although their subjects differ.
+    """Find pairs of cases that are likely one person although their subjects differ.
 
     Args:
-        names: of the cases.
-        subjects: of the cases; pairs within one subject are not reported, but do count as evidence of a numbering.
-        signatures: of the first modality of each case.
-        severity: of the findings.
+        names: names of the cases.
+        subjects: their subjects; pairs of one subject are not reported, but count as evidence for a rule of numbering.
+        signatures: signatures of the first modality of each case.
+        severity: severity of the findings.
     """
     evidence = {**_same_content(signatures), **_same_step(signatures)}
     rule = _numbered_in_pairs(names, list(evidence))
     for pair in rule:
-        evidence.setdefault(pair, "by their numbers, as in the pairs that their values give away")
+        evidence.setdefault(pair, "by their numbers, like the pairs that were found by their values")
     hint = _REMEDY_FOR_PAIRS if rule else _REMEDY
     return [
         Finding(
@@ -106,14 +109,14 @@ def likely_same_subject(
 
 
 def _step(array: NDArray[Any]) -> float:
-    """The step that all values are multiples of, up to a common offset; 0 where there is none that tells anything."""
+    """Return the step of which all values, up to a common offset, are multiples; 0 if there is no distinctive one."""
     values = np.unique(array).astype(np.float64)
     if len(values) < _FEWEST_VALUES:
         return 0.0
     gaps = np.diff(values)
     multiples = gaps / gaps.min()
     counts = np.rint(multiples)
-    # Neighbouring values are few steps apart, so that counting is safe although the smallest gap is inexact.
+    # Neighbouring values are few steps apart, so the counts are right although the smallest gap is inexact.
     if np.abs(multiples - counts).max() > 0.05 * max(1.0, np.median(counts)) or counts.sum() > 100 * len(values):
         return 0.0
     step = float((values[-1] - values[0]) / counts.sum())
@@ -127,7 +130,7 @@ def _is_round(number: float) -> bool:
 
 
 def _same_step(signatures: Sequence[Signature]) -> dict[tuple[int, int], str]:
-    """Pairs that share a step which few of the cohort share: a step that many share is the scanner's."""
+    """Find pairs with a step that few cases of the cohort have: a step that many have comes from the scanner."""
     order = sorted((i for i, s in enumerate(signatures) if s.step), key=lambda i: signatures[i].step)
     groups: list[list[int]] = []
     for i in order:
@@ -146,11 +149,11 @@ def _same_step(signatures: Sequence[Signature]) -> dict[tuple[int, int], str]:
 
 
 def _same_content(signatures: Sequence[Signature]) -> dict[tuple[int, int], str]:
-    """Pairs whose coarse images agree far better than the cohort's pairs do, each the other's best match."""
+    """Find pairs whose correlation is far above that of the cohort's pairs, and who are each other's best match."""
     if len(signatures) < _FEWEST_PAIRS:
         return {}
     images = np.stack([s.coarse for s in signatures])
-    # What all scans of the cohort share says nothing; a mirrored scan shares it too, unmirrored.
+    # Subtract what all scans have in common. A mirrored copy has it unmirrored, so mirror before subtracting.
     spectra, reflected = (_spectra(these - images.mean(0)) for these in (images, images[:, ::-1]))
     shape = images.shape[1:]
     n = len(images)
@@ -169,7 +172,7 @@ def _same_content(signatures: Sequence[Signature]) -> dict[tuple[int, int], str]
     best = correlation.argmax(1)
     found = {}
     for i, j in ((i, int(j)) for i, j in enumerate(best) if i < j and best[j] == i):
-        # Between the voxels of the coarse images: twice as fine.
+        # Also try shifts of half a voxel of the coarse images.
         cross = spectra[i].conj() * (reflected if mirrored[i, j] else spectra)[j]
         if (value := _finest_peak(cross, shape)) > threshold:
             found[i, j] = f"the same content{' mirrored' if mirrored[i, j] else ''} (correlation {value:.2f})"
@@ -177,16 +180,16 @@ def _same_content(signatures: Sequence[Signature]) -> dict[tuple[int, int], str]
 
 
 def _spectra(images: NDArray[np.float32]) -> NDArray[np.complex64]:
-    """Spectra of images (n, X, Y, Z), each at mean 0 and norm 1.
+    """Return the spectra of images (n, X, Y, Z), normalised to mean 0 and norm 1.
 
-    The inverse transform of the conjugate of one times another holds the correlation at every circular shift.
+    The inverse transform of conj(a) * b is the correlation of a and b at every circular shift.
     """
     centred = images - images.mean((1, 2, 3), keepdims=True)
     return rfftn(centred / np.maximum(np.sqrt((centred**2).sum((1, 2, 3), keepdims=True)), 1e-12), axes=(1, 2, 3))
 
 
 def _finest_peak(cross: NDArray[np.complex64], shape: Sequence[int]) -> float:
-    """Largest correlation at shifts of half a voxel, from the spectrum of the correlation padded to twice the size."""
+    """Return the largest correlation at multiples of half a voxel, by zero-padding its spectrum to twice the size."""
     x, y, z = shape
     padded = np.zeros((2 * x, 2 * y, z + 1), cross.dtype)
     for source in (
@@ -198,7 +201,7 @@ def _finest_peak(cross: NDArray[np.complex64], shape: Sequence[int]) -> float:
 
 
 def _numbered_in_pairs(names: Sequence[str], found: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """All pairs numbered 2k-1 and 2k, where nine of ten of the pairs found are so; else none."""
+    """Return all pairs numbered 2k-1 and 2k if at least 90% of the pairs found are numbered like that; else none."""
     parts = [re.fullmatch(r"(.*?)(\d+)", name) for name in names]
     keys = [None if part is None else (part[1], (int(part[2]) + 1) // 2) for part in parts]
     right = sum(keys[i] is not None and keys[i] == keys[j] for i, j in found)

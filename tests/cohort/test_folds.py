@@ -35,7 +35,7 @@ def test_fold_properties(subjects: list[tuple[str, list[bool]]], k: int, seed: i
     cases = _cases(subjects)
     inside = {case.subject: False for case in cases if case.split != "test"}
     if len(inside) < k:
-        with pytest.raises(UserError, match=f"folds={k}: there are {len(inside)} subjects"):
+        with pytest.raises(UserError, match=f"folds={k}: only {len(inside)} subjects"):
             kfold(cases, k, seed)
         return
     folds = kfold(cases, k, seed)
@@ -97,7 +97,7 @@ def test_folds_that_are_not(k: int, fold: int, reason: str) -> None:
 def test_folds_without_a_label_are_no_use_to_nnunet() -> None:
     cases = _cases([("train", [index < 2]) for index in range(9)])
     assert all(fold["train"] and fold["val"] for fold in splits_final(cases, 2, 0))
-    with pytest.raises(UserError, match="folds=3: the labelled subjects beside the test split fill 2; choose fewer"):
+    with pytest.raises(UserError, match="folds=3: the labelled subjects outside the test split fill only 2;"):
         splits_final(cases, 3, 0)
 
 

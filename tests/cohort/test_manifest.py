@@ -130,7 +130,7 @@ def _entry(**changes: Any) -> dict[str, Any]:
         ({"training": []}, "the manifest is empty"),
         ({"training": None}, "the manifest is empty"),
         ({"training": [_entry(), _entry()]}, "case a occurs 2 times"),
-        ({"training": [_entry(), _entry(name="b", split="test")]}, "subject p is in the splits test, train"),
+        ({"training": [_entry(), _entry(name="b", split="test")]}, "subject p is in several splits .test, train."),
         ({"training": [_entry(split="validation")]}, 'split "validation"'),
         ({"training": [_entry(image=["a", "b", "c"])]}, "3 images for 2 modalities"),
         ({"training": [_entry(image=[])]}, "case a has no image"),
@@ -145,7 +145,7 @@ def _entry(**changes: Any) -> dict[str, Any]:
         ({"training": [_entry(attributes={"age": float("nan")})]}, "attribute age is nan"),
         ({"training": [_entry(attributes={"age": 10**400})]}, "attribute age is 1000"),
         ({"training": [_entry(attributes={"": 1})]}, "an attribute has no name"),
-        ({"training": [_entry(attributes={"spacing": 1})]}, "attribute spacing, which its geometry says"),
+        ({"training": [_entry(attributes={"spacing": 1})]}, "attribute spacing, which is reserved"),
         (
             {"training": [_entry(attributes={"x": 1}), _entry(name="b", attributes={"x": "1"})]},
             "attribute x is 1.0 in case a and '1' in b",
@@ -154,7 +154,7 @@ def _entry(**changes: Any) -> dict[str, Any]:
         ({"labels": None}, "labels is not a mapping"),
         ({"modality": {"1": "T1"}}, "modality must number"),
         ({"modality": {}}, "modality must number"),
-        ({"root": 5}, "root is not a string"),
+        ({"root": 5}, "root is not a text"),
     ],
 )
 def test_bad_content_gets_one_line(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:

@@ -205,7 +205,7 @@ def assert_one_line(error: pytest.ExceptionInfo[UserError]) -> None:
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        ({"regions": {"all": [1, 5]}}, r"region all holds 5, which is no label of a class \(1, 2, 4\)"),
+        ({"regions": {"all": [1, 5]}}, r"region all holds 5, which is not the label of a class \(1, 2, 4\)"),
         ({"regions": {"all": [0, 1]}}, "region all holds 0"),
         ({"regions": {"all": []}}, "region all is empty"),
         ({"regions": {"": [1]}}, "no name"),
@@ -218,7 +218,7 @@ def assert_one_line(error: pytest.ExceptionInfo[UserError]) -> None:
         ({"ignore": 0}, "ignore=0 is the label background"),
         ({"ignore": 300}, "ignore=300 is outside"),
         ({"ignore": "none"}, 'ignore holds the value "none"'),
-        ({"remap": {3: 5}}, "remap 3 to 5: 5 is no label"),
+        ({"remap": {3: 5}}, "remap 3 to 5: 5 is not the label"),
         ({"remap": {1: 2}}, "remap 1 to 2: 1 is the label necrosis"),
         ({"remap": {0: 1}}, "remap 0 to 1: 0 is the label background"),
         ({"remap": {3: 5, 5: 4}}, "remap 3 to 5: 5 is remapped itself; remap 3 to 4"),

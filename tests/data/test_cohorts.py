@@ -204,7 +204,7 @@ def test_an_incomplete_case_keeps_training_from_starting(tmp_path):
 
 
 def test_subjects_and_splits_are_read_from_files(tmp_path):
-    manifest = read_layout(_msd(tmp_path / "msd", 8)).sound()
+    manifest = read_layout(_msd(tmp_path / "msd", 8)).valid_manifest()
     (tmp_path / "subjects.csv").write_text(
         "case,subject\n" + "".join(f"case_{n:02d},patient {n // 2}\n" for n in range(8))
     )

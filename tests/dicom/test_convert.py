@@ -240,7 +240,7 @@ def test_a_wrong_nifti_label(root: Path, out: Path, values: Any, affine: Any, co
         (
             "x.mhd",
             b"NDims = 3\nBinaryData = True\nElementDataFile = /Quax/Quax.raw\n",
-            "takes its voxels from a file outside its folder",
+            "names a voxel file outside its folder",
         ),
     ],
 )
@@ -281,8 +281,8 @@ def test_without_labels_in_the_rules_the_segments_are_listed(root: Path, out: Pa
 @pytest.mark.parametrize(
     ("where", "options", "said"),
     [
-        ("dicom/cohort.json", {}, "out: lies inside root"),
-        ("x.json", {"private": "dicom/p.json"}, "out: lies inside root"),
+        ("dicom/cohort.json", {}, "out: is inside root"),
+        ("x.json", {"private": "dicom/p.json"}, "out: is inside root"),
         ("taken.json", {}, "exists already"),
     ],
 )
@@ -312,7 +312,10 @@ def test_scans_of_an_ingest_that_was_killed_before_its_manifest_are_kept_if_they
     assert manifest.root == str(first.folder) and scan_.stat().st_mtime_ns == written
     assert [path.name for path in manifest.image_paths(manifest.cases[0])] == [scan_.name]
     scan_.write_bytes(b"of the user")
-    with pytest.raises(UserError, match="holds other scans than this ingest converted"), ingested(root, out) as last:
+    with (
+        pytest.raises(UserError, match="holds scans that differ from those"),
+        ingested(root, out) as last,
+    ):
         last.keep()
     assert scan_.read_bytes() == b"of the user" and not list(out.parent.glob(".tmp-*"))
 
@@ -320,7 +323,7 @@ def test_scans_of_an_ingest_that_was_killed_before_its_manifest_are_kept_if_they
 def test_a_tree_without_dicom(root: Path, out: Path) -> None:
     root.mkdir()
     (root / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match="no DICOM file among its 1 files"), ingested(root, out):
+    with pytest.raises(UserError, match="none of its 1 files is DICOM"), ingested(root, out):
         pass
 
 

@@ -12,7 +12,7 @@ import pytest
 from dicom_files import oblique, ramp, uid, write_enhanced, write_series
 
 from medaug.dicom import headers
-from medaug.dicom.headers import scan_here, scan_tree
+from medaug.dicom.headers import scan_in_process, scan_tree
 from medaug.errors import UserError
 
 
@@ -45,7 +45,7 @@ def test_series_are_grouped_by_uid_whatever_the_folders(tmp_path):
 
 def test_attributes_hold_nobody(tmp_path):
     write_series(tmp_path, ramp(), PatientID="PLANTED", PatientName="PLANTED^P", AccessionNumber="PLANTED")
-    series = scan_here(tmp_path).series[0]
+    series = scan_in_process(tmp_path).series[0]
     assert "PLANTED" not in repr(series.attributes) and "1950" not in repr(series.attributes)
 
 
@@ -53,7 +53,7 @@ def test_one_series_uid_of_two_patients_is_two_series(tmp_path):
     shared = uid("shared")
     write_series(tmp_path / "a", ramp(), PatientID="A", SeriesInstanceUID=shared, StudyInstanceUID=shared)
     write_series(tmp_path / "b", ramp(), PatientID="B", SeriesInstanceUID=shared, StudyInstanceUID=shared)
-    assert [len(series.instances) for series in scan_here(tmp_path).series] == [4, 4]
+    assert [len(series.instances) for series in scan_in_process(tmp_path).series] == [4, 4]
 
 
 def test_renaming_and_moving_changes_nothing(tmp_path):
@@ -66,7 +66,7 @@ def test_renaming_and_moving_changes_nothing(tmp_path):
         target = tmp_path / "b" / str(index % 4) / f"{index}"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
-    a, b = scan_here(tmp_path / "a"), scan_here(tmp_path / "b")
+    a, b = scan_in_process(tmp_path / "a"), scan_in_process(tmp_path / "b")
     assert len(a.series) == 3
     assert without_paths(a) == without_paths(b)
 
@@ -75,7 +75,7 @@ def test_many_files_in_workers_equal_one_process(tmp_path, monkeypatch):
     monkeypatch.setattr(headers, "_FILES_PER_ITEM", 5)
     write_series(tmp_path, ramp((3, 3, 12)))
     (tmp_path / "broken.dcm").write_bytes(b"nonsense")
-    assert scan_tree(tmp_path, workers=2) == scan_here(tmp_path)
+    assert scan_tree(tmp_path, workers=2) == scan_in_process(tmp_path)
 
 
 def test_what_is_passed_over_ignored_or_unreadable(tmp_path):
@@ -92,13 +92,13 @@ def test_what_is_passed_over_ignored_or_unreadable(tmp_path):
     del dataset.SeriesInstanceUID
     dataset.save_as(tmp_path / "z-without")
     os.symlink(tmp_path / "gone", tmp_path / "z-dangling")
-    tree = scan_here(tmp_path)
+    tree = scan_in_process(tmp_path)
     assert [len(series.instances) for series in tree.series] == [4]
     assert tree.ignored == 2
     reasons = {path.name: reason for path, reason in tree.unreadable}
     assert reasons.keys() == {"z-empty.dcm", "z-text.dcm", "z-short.dcm", "z-without", "z-dangling"}
     assert reasons["z-empty.dcm"] == "is empty (zero bytes)"
-    assert reasons["z-text.dcm"] == "is no DICOM file"
+    assert reasons["z-text.dcm"] == "is not a DICOM file"
     assert reasons["z-without"] == "has no SeriesInstanceUID"
     assert reasons["z-dangling"] == "cannot be read (No such file or directory)"
 
@@ -111,25 +111,25 @@ def test_file_without_preamble(tmp_path):
         dataset.preamble = None
         pydicom.dcmwrite(path, dataset, implicit_vr=True, little_endian=True, force_encoding=True)
         assert path.read_bytes()[128:132] != b"DICM"
-    assert len(scan_here(tmp_path).series[0].instances) == 4
+    assert len(scan_in_process(tmp_path).series[0].instances) == 4
 
 
 def test_links_in_a_circle_end(tmp_path):
     write_series(tmp_path / "a" / "b", ramp())
     os.symlink(tmp_path, tmp_path / "a" / "up")
     os.symlink(tmp_path / "a" / "b", tmp_path / "again")
-    assert [len(series.instances) for series in scan_here(tmp_path).series] == [4]
+    assert [len(series.instances) for series in scan_in_process(tmp_path).series] == [4]
 
 
 def test_root_that_is_no_folder(tmp_path):
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         scan_tree(tmp_path / "nowhere")
 
 
 def test_files_cut_short_are_known_from_their_headers(tmp_path):
     paths = write_series(tmp_path, ramp((40, 40, 3)))
     paths[1].write_bytes(paths[1].read_bytes()[:-1000])
-    complete = {one.path: one.complete for one in scan_here(tmp_path).series[0].instances}
+    complete = {one.path: one.complete for one in scan_in_process(tmp_path).series[0].instances}
     assert complete == {paths[0]: True, paths[1]: False, paths[2]: True}
 
 
@@ -143,7 +143,7 @@ def test_planted_names_reach_no_log(tmp_path, capfd, caplog, recwarn):
     data[position + 4 : position + 6] = b"X "
     paths[3].write_bytes(bytes(data))
     caplog.set_level(0)
-    tree = scan_here(tmp_path)
+    tree = scan_in_process(tmp_path)
     assert tree.unreadable == ((paths[3], "has a damaged header (ValueError)"),)
     out = capfd.readouterr()
     assert "PLANTED" not in out.out + out.err + caplog.text + "".join(str(one.message) for one in recwarn)
@@ -162,6 +162,6 @@ def test_damaged_headers_give_a_reason_and_nothing_else(tmp_path):
             if data:
                 data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
         (tmp_path / "damaged.dcm").write_bytes(bytes(data))
-        tree = scan_here(tmp_path / "damaged.dcm")
+        tree = scan_in_process(tmp_path / "damaged.dcm")
         assert len(tree.series) + len(tree.unreadable) + tree.ignored == 1
         assert all("\n" not in reason and len(reason) < 80 for _, reason in tree.unreadable)

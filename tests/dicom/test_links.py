@@ -37,7 +37,7 @@ def test_a_message_tells_the_candidates_apart_and_its_ways_out_work(tmp_path: Pa
     made = labelled(tmp_path, MODALITIES, structures={"core": "core"})
     (finding,) = made.findings
     assert finding.code == "dicom-two-labels" and not made.cases
-    assert sorted(finding.what.removeprefix("core is drawn by ").split(" and by ")) == [
+    assert sorted(finding.what.removeprefix("core is contained in ").split(" and in ")) == [
         'series 1 (RTSTRUCT of "core_ct", drawn on MR series 3)',
         'series 1 (RTSTRUCT of "core_pet", drawn on MR series 4)',
         'series 1 (RTSTRUCT of "core_t1", drawn on MR series 2)',

@@ -94,7 +94,7 @@ def test_a_refused_series_is_not_handed_to_other_readers(tmp_path):
     """LoadImage answers an error in `read` with MONAI's own readers, which would make a wrong volume of it."""
     write_series(tmp_path, ramp((6, 5, 6)))[2].unlink()
     for options in ({}, {"image_only": False}):
-        with pytest.raises(UserError, match="misses 1 slice"):
+        with pytest.raises(UserError, match="lacks 1 slice"):
             LoadImage(reader=MedaugReader, **options)(tmp_path)
 
 

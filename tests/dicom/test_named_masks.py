@@ -31,7 +31,7 @@ def test_rules_find_names_and_the_later_class_wins() -> None:
         indices, notes = combine([masks[i] for i in order], {"oedema": "edema", "core": "core$"}, SCHEMA, "x")
         assert indices.dtype == np.uint8
         assert indices[:, 0, 0].tolist() == [1, 1, 2, 2, 2, 1, 0, 0, 1, 0]
-        assert notes == ['3 voxels of oedema lie in "GTV core" too: now core']
+        assert notes == ['3 voxels of oedema are in "GTV core" too, and become core']
     indices, notes = combine(masks, {"core": "core$", "oedema": "edema"}, SCHEMA, "x")
     assert indices[:, 0, 0].tolist() == [1, 1, 1, 1, 1, 1, 0, 0, 1, 0]
 
@@ -69,9 +69,9 @@ def test_without_rules_names_are_classes() -> None:
 @pytest.mark.parametrize(
     ("names", "structures", "what"),
     [
-        (["a"], {"tumour": "a"}, "structures names tumour, .*; the labels hold oedema, core, cyst"),
+        (["a"], {"tumour": "a"}, "structures names tumour, .*; the labels are oedema, core, cyst"),
         (["a"], {"background": "a"}, "structures names background"),
-        (["a"], {"core": "("}, "is no regular expression"),
+        (["a"], {"core": "("}, "is not a regular expression"),
         (["gtv"], {"core": "gtv", "cyst": "v$"}, '"gtv" is matched by the rules of core and cyst'),
         (["a", "b"], {"core": "c"}, r'no rule in structures matches any of its names \("a", "b"\)'),
         ([], {"core": "c"}, "it has none"),

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from dicom_files import oblique, ramp, write_enhanced, write_series
 from pydicom.uid import HTJ2KLossless, JPEGLSLossless, RLELossless
 
-from medaug.dicom.headers import scan_here
+from medaug.dicom.headers import scan_in_process
 from medaug.dicom.pixels import decode, rescaled_dtype
 from medaug.dicom.series import read_folder, read_series, series_problems
 from medaug.errors import UserError
@@ -78,7 +78,7 @@ def test_lossy_copy_equals_simpleitk(tmp_path, tool):
     (path, _) = write_series(tmp_path / "plain", smooth)
     copy = tmp_path / "copy.dcm"
     subprocess.run([tool("dcmcjpeg"), "+eb", "+q", "70", path, copy], check=True, capture_output=True)
-    (instance,) = scan_here(copy).series[0].instances
+    (instance,) = scan_in_process(copy).series[0].instances
     decoded = decode(instance)
     np.testing.assert_array_equal(decoded, sitk.GetArrayFromImage(sitk.ReadImage(copy)))
     assert 0 < np.abs(decoded[0].T - smooth[:, :, 0].astype(int)).max() < 12
@@ -131,7 +131,7 @@ def test_rescaled_values_and_types(tmp_path, dtype, bits, slope, intercept, expe
     values = array * np.broadcast_to(1.0 if slope is None else slope, 3)
     np.testing.assert_allclose(volume.array, values + (intercept if intercept is not None else 0), rtol=1e-7)
     assert volume.array.dtype == volume.dtype == expected
-    assert rescaled_dtype(scan_here(tmp_path).series[0].instances) == expected
+    assert rescaled_dtype(scan_in_process(tmp_path).series[0].instances) == expected
 
 
 def test_values_beyond_bits_stored_are_refused(tmp_path, tool):
@@ -173,7 +173,7 @@ def test_signs_may_differ_from_slice_to_slice(tmp_path):
 
 
 def refused(folder, *words):
-    (series,) = scan_here(folder).series
+    (series,) = scan_in_process(folder).series
     with pytest.raises(UserError) as caught:
         read_series(series)
     text = str(caught.value)
@@ -184,7 +184,7 @@ def refused(folder, *words):
 def test_cut_short(tmp_path):
     paths = write_series(tmp_path, noise(np.int16, 0, 99, (40, 40, 3)))
     paths[1].write_bytes(paths[1].read_bytes()[:-1000])
-    assert [problem.code for problem in series_problems(scan_here(tmp_path).series[0])] == ["cut-short"]
+    assert [problem.code for problem in series_problems(scan_in_process(tmp_path).series[0])] == ["cut-short"]
     refused(tmp_path, "1 files that end before their pixels do", "copy or export it again")
 
 

@@ -121,7 +121,7 @@ def test_a_key_never_replaces_another(tmp_path: Path) -> None:
     first, second = load_private(path), load_private(path)
     assert first.salt != second.salt
     save_private(path, first)
-    with pytest.raises(UserError, match="another ingest has written its own key there meanwhile, which is kept"):
+    with pytest.raises(UserError, match="another ingest has written its private file there meanwhile, which is kept"):
         save_private(path, second)
     assert load_private(path) == first
     save_private(path, dataclasses.replace(first, subjects={"S1": "ID"}))

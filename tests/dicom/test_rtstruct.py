@@ -127,8 +127,8 @@ def draw_discs(tmp_path: Path, heights: Sequence[float], **options: Any) -> tupl
     ("heights", "slices", "notes"),
     [
         ([3, 4, 5], [3, 4, 5], []),
-        ([3, 3, 4], [3, 4], ["1 contours stand there twice"]),
-        ([3.2, 4.2], [3, 4], ["contours lie up to 0.6 mm off their slices"]),
+        ([3, 3, 4], [3, 4], ["1 contours occur twice"]),
+        ([3.2, 4.2], [3, 4], ["contours are up to 0.6 mm away from their slices"]),
         ([3, 3.33, 3.67, 4, 4.33], [3, 4], []),  # contours finer than the slices
         ([-2, 0, 1, 14], [0, 1], ["2 contours lie outside the image and were left out"]),
         ([20], [], ["1 contours lie outside the image and were left out"]),
@@ -146,7 +146,7 @@ def test_slices(tmp_path: Path, heights: Sequence[float], slices: list[int], not
 
 @pytest.mark.parametrize(
     ("heights", "what"),
-    [([2.5, 3.5, 4.5], r"between the slices \(1.5 mm off\)"), ([2, 4, 6], "lie 6 mm apart on slices 3 mm apart")],
+    [([2.5, 3.5, 4.5], r"between slices \(1.5 mm away\)"), ([2, 4, 6], "are 6 mm apart, but slices 3 mm")],
 )
 def test_another_series_slices_are_refused(tmp_path: Path, heights: Sequence[float], what: str) -> None:
     with pytest.raises(UserError, match=f'^structure set: ROI "disc": contours .*{what}.*; choose the series'):
@@ -156,7 +156,7 @@ def test_another_series_slices_are_refused(tmp_path: Path, heights: Sequence[flo
 def test_another_orientation_is_refused(tmp_path: Path) -> None:
     rings = placed([at_height(circle(8, (10, 10)), 3)], oblique())
     path = write_rtstruct(tmp_path / "rt.dcm", {"a": rings})
-    with pytest.raises(UserError, match="leaves its slice by"):
+    with pytest.raises(UserError, match="is tilted out of its slice by"):
         read_rtstruct(path, grid_of(axial(), (30, 20, 12)))[0].draw()
 
 
@@ -192,9 +192,9 @@ def test_an_open_contour_whose_ends_meet_is_closed_and_another_is_an_error(tmp_p
 
     mask, notes = draw(corners)
     np.testing.assert_array_equal(mask, box)
-    assert notes == ["1 open contours were read as closed, for their ends meet"]
+    assert notes == ["1 open contours were read as closed, because their ends meet"]
     # Without the last point, the ends are 5 voxels of 2 mm apart.
-    with pytest.raises(UserError, match='ROI "GTV": 1 of 3 contours are open, their ends up to 10 mm apart'):
+    with pytest.raises(UserError, match='ROI "GTV": 1 of 3 contours are open, with ends up to 10 mm apart'):
         draw(corners[:-1])
 
 

@@ -160,7 +160,7 @@ def test_a_grid_that_is_flipped_permuted_and_cropped(
         drawn, notes = segment.draw()
         np.testing.assert_array_equal(drawn, expected)
         lost = mask.sum() - expected.sum()
-        assert notes == ([f"{lost} voxels lie outside the image and were left out"] if lost else [])
+        assert notes == ([f"{lost} voxels are outside the image and were left out"] if lost else [])
 
 
 def test_highdicom_puts_it_in_the_same_place(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_fractions_are_cut_at_half(tmp_path: Path, series: list[Path]) -> None:
     path = write_seg(tmp_path / "seg.dcm", series, [fraction], "FRACTIONAL", names=["a"], max_fractional_value=200)
     mask, notes = read_seg(path, grid_of(oblique()))[0].draw()
     np.testing.assert_array_equal(mask, fraction >= 0.5)
-    assert notes == ["fractional; cut at half of the largest value (100 of 200)"]
+    assert notes == ["fractional; the mask is values from half of the maximum (100 of 200)"]
 
 
 def nudged(millimetres: float) -> Any:
@@ -205,9 +205,9 @@ def test_half_a_percent_of_a_voxel_is_nothing(tmp_path: Path, series: list[Path]
         (nudged(0.3), "up to 0.3 mm off"),
         (oblique(spacing=(1.25, 1, 3)), "measure 1x1 mm, the image's voxels 1.25x1x3 mm"),
         (oblique(spacing=(2, 2, 3)), "measure 1x1 mm"),
-        (oblique(spacing=(1, 1, 2)), "off the image's voxels"),
-        (oblique(angles=(0.2, -0.3, 0.5)), "off the image's voxels"),
-        (axial(), "off the image's voxels"),
+        (oblique(spacing=(1, 1, 2)), "away from the image's voxels"),
+        (oblique(angles=(0.2, -0.3, 0.5)), "away from the image's voxels"),
+        (axial(), "away from the image's voxels"),
     ],
 )
 def test_between_the_voxels_is_refused(tmp_path: Path, series: list[Path], affine: Any, what: str) -> None:

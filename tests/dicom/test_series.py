@@ -15,13 +15,13 @@ from dicom_files import LPS, axial, oblique, ramp, uid, write_enhanced, write_se
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medaug.dicom.headers import Series, scan_here
+from medaug.dicom.headers import Series, scan_in_process
 from medaug.dicom.series import read_folder, read_series, series_header, series_problems
 from medaug.errors import UserError
 
 
 def only(folder: Path) -> Series:
-    (series,) = scan_here(folder).series
+    (series,) = scan_in_process(folder).series
     return series
 
 
@@ -148,7 +148,7 @@ def test_header_tells_the_volume(tmp_path):
 def test_two_series_in_one_folder_are_two(tmp_path):
     write_series(tmp_path, ramp(), number=1, names="a{}".format)
     write_series(tmp_path, ramp() + 500, number=2, names="b{}".format, edit=lambda i, d: setattr(d, "StudyID", "9"))
-    first, second = scan_here(tmp_path).series
+    first, second = scan_in_process(tmp_path).series
     np.testing.assert_array_equal(read_series(first).array, ramp())
     np.testing.assert_array_equal(read_series(second).array, ramp() + 500)
     with pytest.raises(UserError, match=r"holds 2 image series \(series 1, series 2\)"):
@@ -162,7 +162,7 @@ def test_missing_slice_is_refused_or_interpolated(tmp_path):
     array = np.random.default_rng(0).integers(-900, 900, (6, 5, 8)).astype(np.int16)
     for path in [path for index, path in enumerate(write_series(tmp_path, array, oblique())) if index in {2, 5, 6}]:
         path.unlink()
-    refused(tmp_path, "gap", "misses 3 slices", "1 after slice 2 (6 mm", "2 after slice 4 (9 mm", "3 mm elsewhere")
+    refused(tmp_path, "gap", "lacks 3 slices", "1 after slice 2 (6 mm", "2 after slice 4 (9 mm", "3 mm elsewhere")
     volume = read_series(only(tmp_path), "resample")
     expected = array.copy()
     expected[:, :, 2] = np.rint((array[:, :, 1] + array[:, :, 3].astype(float)) / 2)
@@ -175,7 +175,7 @@ def test_missing_slice_is_refused_or_interpolated(tmp_path):
 
 def test_gap_of_two_thirds_of_three_slices(tmp_path):
     write_series(tmp_path, ramp((6, 5, 3)), positions=[[0, 0, z] for z in (0, 2, 6)])
-    refused(tmp_path, "gap", "misses 1 slice: 1 after slice 2 (4 mm to the next, 2 mm elsewhere)")
+    refused(tmp_path, "gap", "lacks 1 slice: 1 after slice 2 (4 mm to the next, 2 mm elsewhere)")
 
 
 def test_uneven_slices(tmp_path):
@@ -346,7 +346,7 @@ def test_damaged_series_give_a_volume_or_one_line(tmp_path, recwarn):
             for _ in range(draw.choice([1, 2, 8])):
                 data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
             path.write_bytes(bytes(data))
-            for series in scan_here(path.parent).series:
+            for series in scan_in_process(path.parent).series:
                 for problem in series_problems(series):
                     assert "\n" not in problem.what + problem.remedy
             try:

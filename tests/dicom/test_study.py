@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medaug.dicom.headers import scan_here, scan_tree
+from medaug.dicom.headers import scan_in_process, scan_tree
 from medaug.dicom.series import read_series, series_problems
 from medaug.errors import UserError
 from medaug.imaging.volume import corner_distance
@@ -41,11 +41,11 @@ def test_study_equals_dcm2niix(study, tool, tmp_path):
 
 
 def test_study_without_a_slice(study):
-    (series,) = scan_here(study / "12-T1post-05670").series
+    (series,) = scan_in_process(study / "12-T1post-05670").series
     whole = read_series(series)
     kept = tuple(sorted(series.instances, key=lambda one: one.planes[0].position[2]))
     holed = replace(series, instances=kept[:9] + kept[10:])
-    with pytest.raises(UserError, match=r"series 12: misses 1 slice: 1 after slice 9 \(13 mm to the next, 6.5 mm"):
+    with pytest.raises(UserError, match=r"series 12: lacks 1 slice: 1 after slice 9 \(13 mm to the next, 6.5 mm"):
         read_series(holed)
     mended = read_series(holed, "resample")
     assert mended.array.shape == whole.array.shape

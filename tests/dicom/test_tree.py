@@ -13,7 +13,7 @@ from dicom_files import LPS, ramp, uid, write_series
 from seg_files import write_rtstruct, write_seg
 
 from medaug.cohort.schema import LabelSchema
-from medaug.dicom.headers import scan_here
+from medaug.dicom.headers import scan_in_process
 from medaug.dicom.privacy import Private, name_studies
 from medaug.dicom.tree import Plan, plan_cohort
 from medaug.errors import UserError
@@ -64,7 +64,7 @@ def plan(
     schema: LabelSchema = UNLABELLED,
     **rules: Any,
 ) -> Plan:
-    tree = scan_here(root)
+    tree = scan_in_process(root)
     names = name_studies({series.study_uid: series.patient_id for series in tree.series}, Private("00" * 32))
     return plan_cohort(tree, Rules(modalities=modalities, **rules), schema, names, root, on_gap)
 
@@ -125,7 +125,7 @@ def test_a_gap_is_an_error_unless_it_is_to_be_mended(tmp_path: Path) -> None:
     t1(tmp_path, "OTHER")
     made = plan(tmp_path)
     assert codes_of(made) == [("error", "dicom-gap")] and len(made.cases) == 1
-    assert "series 1: misses 1 slice" in made.findings[0].what
+    assert "series 1: lacks 1 slice" in made.findings[0].what
     made = plan(tmp_path, on_gap="resample")
     assert codes_of(made) == [("note", "dicom-gap")] and len(made.cases) == 2
 
@@ -190,9 +190,12 @@ def test_without_modalities_the_series_are_listed_without_names(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("rule", "said"),
     [
-        ({"SeriesDescripton": "x"}, "SeriesDescripton is no keyword that rules know; did you mean SeriesDescription?"),
-        ({"OperatorsName": "x"}, "OperatorsName is no keyword that rules know; "),
-        ("*t1*", '"*t1*" is no regular expression'),
+        (
+            {"SeriesDescripton": "x"},
+            "rules can use; did you mean SeriesDescription?",
+        ),
+        ({"OperatorsName": "x"}, "OperatorsName is not a keyword that rules can use; "),
+        ("*t1*", '"*t1*" is not a regular expression'),
     ],
 )
 def test_rules_that_cannot_be_meant(tmp_path: Path, rule: Any, said: str) -> None:
@@ -245,7 +248,7 @@ def test_labels_of_two_readers_compete_and_of_two_classes_do_not(tmp_path: Path)
     (finding,) = made.findings
     assert finding.code == "dicom-two-labels"
     assert finding.what == (
-        'core is drawn by series 90 (SEG of "Core", drawn on MR series 1) '
+        'core is contained in series 90 (SEG of "Core", drawn on MR series 1) '
         'and by series 91 (SEG of "core", drawn on MR series 1)'
     )
     assert not made.cases

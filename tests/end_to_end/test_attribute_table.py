@@ -30,7 +30,7 @@ def test_from_a_table_to_pairs_of_one_site(stage, tmp_path):
     words = ("root=data", "images=images/*.nii.gz", "labels=labels/*.nii.gz", "classes=[background,box]", "workers=1")
     words += ("subjects=people.csv", "check=none")
     done = stage("ingest", *words, "attributes=short.csv", "out=cohort.json")
-    assert_refused(done, "ingest", "cohort.json: not written; mend the 1 error(s)")
+    assert_refused(done, "ingest", "cohort.json: not written; correct the 1 error(s)")
     assert "error: data: short.csv: case scan_7 is not in this file; add it" in done.stderr
     done = stage("ingest", *words, "attributes=people.csv", "out=cohort.json")
     assert done.returncode == 0, done.stderr

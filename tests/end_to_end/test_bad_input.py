@@ -126,7 +126,7 @@ def test_ingest_lists_every_planted_fault_and_writes_no_manifest(stage, tmp_path
         file, plant, said[i] = FAULTS[name]
         plant(tmp_path / "data" / file.replace("toy_1", f"toy_{i}"))
     done = stage("ingest", "root=data", "out=toy.json")
-    assert_refused(done, "ingest", "toy.json: not written; mend the 5 error(s) listed above")
+    assert_refused(done, "ingest", "toy.json: not written; correct the 5 error(s) listed above")
     for i, words in said.items():
         words = words.partition(" of ")[0]
         assert any(f"toy_{i}" in line and words in line for line in done.stderr.splitlines()), (words, done.stderr)

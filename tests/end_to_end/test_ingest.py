@@ -218,7 +218,7 @@ def test_subjects_and_splits_are_brought_along(stage, ingested, tmp_path):
     done = stage("ingest", *words, "subjects=people.csv", "splits=torn.csv", "out=torn.json")
     (line,) = said(done)
     assert line.startswith("error: data: ") and "subject person 0 is in two splits" in line
-    assert_refused(done, "ingest", "torn.json: not written; mend the 1 error(s)")
+    assert_refused(done, "ingest", "torn.json: not written; correct the 1 error(s)")
     write_csv(tmp_path / "short.csv", ("case", "subject"), *list(subjects.items())[1:])
     done = stage("ingest", *words, "subjects=short.csv", "out=short.json")
     assert_refused(done, "ingest", "short.csv: case case_00 is not in this file")
@@ -247,7 +247,7 @@ def test_folds_beside_the_manifest(stage, ingested, tmp_path):
         (tmp_path / name).unlink()
     done = stage("ingest", *words, "folds=9", "out=many.json")
     assert_refused(done, "ingest", "many.json: not written")
-    assert any("folds=9: there are 7 subjects beside the test split" in line for line in said(done))
+    assert any("folds=9: only 7 subjects are outside the test split" in line for line in said(done))
     assert_nothing_but(tmp_path, "data", "cohort.json", "cohort_splits_final.json")
 
 
@@ -274,7 +274,7 @@ def faulty(tmp_path) -> Path:
 def test_the_report_says_what_standard_error_says(stage, tmp_path, faulty):
     before = snapshot(faulty)
     done = stage("ingest", "root=data", *PAIRS, "out=cohort.json", "report=report.json")
-    assert_refused(done, "ingest", "cohort.json: not written; mend the 3 error(s) listed above")
+    assert_refused(done, "ingest", "cohort.json: not written; correct the 3 error(s) listed above")
     assert_nothing_but(tmp_path, "data", "report.json")  # no manifest, no temporary file
     assert snapshot(faulty) == before
     report = json.loads((tmp_path / "report.json").read_text())
@@ -333,7 +333,7 @@ def test_the_experiment_says_what_the_cohort_is_meant_for(stage, tmp_path):
     words = ("experiment=hippocampus", "root=data", *PAIRS, "check=headers", "out=x.json")
     done = stage("ingest", *words, "data.labelled=500")
     errors = [line for line in said(done) if line.startswith("error")]
-    assert len(errors) == 1 and "training subjects have a label, data.labelled asks for 500" in errors[0]
+    assert len(errors) == 1 and "training subjects have a label, but data.labelled is 500" in errors[0]
     assert_refused(done, "ingest", "not written")
     assert stage("ingest", *words, "data.labelled=3").returncode == 0
 
@@ -348,7 +348,7 @@ def test_a_window_on_values_that_are_no_hounsfield_units(stage, tmp_path):
     assert {f["case"] for f in report["findings"] if f["code"] == "ct-not-hounsfield"} == {
         f"case_{i:02d}" for i in range(6)
     }
-    assert "none below 0 where air is -1000; add the rescale intercept" in done.stderr
+    assert "none below 0, although air is -1000; add the rescale intercept" in done.stderr
     for index in range(6):
         path = tmp_path / "data" / "images" / f"case_{index:02d}.nii.gz"
         write_volume(path, np.clip(read_volume(path).array - 1000, -1000, 1500), faults.AFFINE)
@@ -452,7 +452,7 @@ def test_too_few_subjects_are_said_before_anything_is_read(stage, tmp_path):
     for file in (tmp_path / "data/images").iterdir():
         file.write_bytes(b"no scan")  # would be found, had it been looked at
     done = stage("ingest", "root=data", "out=cohort.json", *PAIRS)
-    assert_refused(done, "ingest", "not written; mend the 1 error(s)")
+    assert_refused(done, "ingest", "not written; correct the 1 error(s)")
     (line,) = said(done)
     assert line.startswith("error: data: splits: 2 subjects are too few for 1 validation (val_fraction=0.1) and 1 test")
     assert "subjects (test_fraction=0.2)" in line and line.endswith("set val_fraction or test_fraction to 0")
@@ -472,5 +472,5 @@ def test_causes_are_said_before_what_follows_from_them(stage, tmp_path):
     done = stage("ingest", "root=data", "out=cohort.json", f"rules={rules}")
     assert_refused(done, "ingest", "not written")
     errors = [line for line in said(done) if line.startswith("error: ")]
-    assert errors[-1].startswith("error: data: no case is left; mend what was found before")
+    assert errors[-1].startswith("error: data: no case is left; correct the errors above")
     assert len(errors) == 5 and sum("is missing" in line for line in errors) == 2

@@ -355,11 +355,11 @@ def plant_all(root: Path) -> dict[str, tuple[str, str]]:
     (root / "garbage.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\x01\x02\x03" * 20)
     (root / "empty.dcm").touch()
     return {
-        "PATIENT-2": ("dicom-gap", "series 1: misses 1 slice: 1 after slice 4"),
+        "PATIENT-2": ("dicom-gap", "series 1: lacks 1 slice: 1 after slice 4"),
         "PATIENT-3": ("dicom-duplicate-slices", "series 2: holds the same image twice"),
         "PATIENT-4": ("dicom-two-acquisitions", "series 1: holds 2 acquisitions in one series"),
         "PATIENT-5": ("dicom-gantry-tilt", "series 1: is sheared"),
-        "PATIENT-6": ("dicom-mixed-orientation", "series 2: mixes slices of different orientation"),
+        "PATIENT-6": ("dicom-mixed-orientation", "series 2: mixes slices of different orientations"),
         "PATIENT-7": ("dicom-grid", "FLAIR (series 2)"),
         "PATIENT-8": ("dicom-two-series", "FLAIR is matched by series 2 and series 3"),
         "PATIENT-9": ("dicom-missing-modality", "no series matches T1"),
@@ -374,7 +374,7 @@ def test_every_planted_fault_is_found_by_name_in_one_pass(stage, tmp_path):
     expected = plant_all(tmp_path / "tree")
     before = snapshot(tmp_path / "tree")
     done = stage("ingest", "root=tree", write_rules(tmp_path), "out=cohort.json", "report=report.json")
-    assert_refused(done, "ingest", "cohort.json: not written; mend the 13 error(s)")
+    assert_refused(done, "ingest", "cohort.json: not written; correct the 13 error(s)")
     assert_nothing_but(tmp_path, "tree", "rules.yaml", "cohort.private.json", "report.json")
     assert snapshot(tmp_path / "tree") == before
     findings = by_patient(tmp_path / "report.json", tmp_path / "cohort.json")
@@ -415,7 +415,7 @@ def test_what_the_user_asks_to_be_mended_is_mended(stage, tmp_path):
     words = ("root=tree", write_rules(tmp_path), "report=report.json")
     done = stage("ingest", *words, "out=no.json")
     assert {line.split(": ")[0] for line in said(done) if "series" in line} == {"error"}
-    assert_refused(done, "ingest", "mend the 2 error(s)")
+    assert_refused(done, "ingest", "correct the 2 error(s)")
     done = stage("ingest", *words, "out=cohort.json", "on_gap=resample", "on_grid=resample")
     assert done.returncode == 0, done.stderr
     manifest, known = Manifest.load(tmp_path / "cohort.json"), private(tmp_path / "cohort.json")
@@ -458,10 +458,10 @@ def test_what_is_asked_for_in_vain_leaves_nothing_behind(stage, tmp_path):
     before = snapshot(tmp_path / "tree")
     words = ("root=tree", write_rules(tmp_path), "check=none")
     refused = {
-        "folds=9": "mend the 1 error(s)",
-        "out=tree/x.json": "out: lies inside root",
-        "private=tree/x.json": "lies inside root",
-        "report=tree/x.json": "lies inside root",
+        "folds=9": "correct the 1 error(s)",
+        "out=tree/x.json": "out: is inside root",
+        "private=tree/x.json": "is inside root",
+        "report=tree/x.json": "is inside root",
         "on_gap=mend": "on_gap=mend: not one of refuse, resample",
         "workers=-1": "workers=-1",
     }
@@ -469,11 +469,11 @@ def test_what_is_asked_for_in_vain_leaves_nothing_behind(stage, tmp_path):
         out = [] if word.startswith("out=") else ["out=cohort.json"]
         done = stage("ingest", *words, *out, word)
         assert_refused(done, "ingest", reason)
-        assert ("folds=9: there are 4 subjects beside the test split" in done.stderr) == (word == "folds=9")
+        assert ("folds=9: only 4 subjects are outside the test split" in done.stderr) == (word == "folds=9")
         (tmp_path / "cohort.private.json").unlink(missing_ok=True)
         assert_nothing_but(tmp_path, "tree", "rules.yaml")
     write_rules(tmp_path, label="nothing/*.nii.gz")
     done = stage("ingest", *words, "out=cohort.json")
     assert any(line.startswith("error: cohort: no file matches the glob `label`") for line in said(done))
-    assert_refused(done, "ingest", "mend the 1 error(s)")
+    assert_refused(done, "ingest", "correct the 1 error(s)")
     assert snapshot(tmp_path / "tree") == before

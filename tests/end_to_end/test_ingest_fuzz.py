@@ -112,7 +112,7 @@ def judge(ran: Ran, damages: list[Damage], found: set[Path]) -> None:
         f" memory at most {ran.together / 2**20:.0f} MiB together, {ran.largest / 2**20:.0f} MiB in one process"
     )
     assert ran.code == 2 and "Traceback" not in ran.stderr, ran.stderr[-3000:]
-    assert ran.stderr.splitlines()[-1].startswith("medaug ingest: error: cohort.json: not written; mend the ")
+    assert ran.stderr.splitlines()[-1].startswith("medaug ingest: error: cohort.json: not written; correct the ")
     assert sum(line.startswith("medaug ingest: error: ") for line in ran.stderr.splitlines()) == 1
     missed = [damage for damage in damages if damage.certain and damage.path not in found]
     assert not missed, missed[:5]

@@ -79,7 +79,7 @@ def test_msd_with_one_modality_is_3d_and_medaug_reads_back_what_it_wrote(tmp_pat
     WRITERS["msd"](Export(manifest, tmp_path / "out"))
     content = json.loads((tmp_path / "out/dataset.json").read_text())
     assert content["tensorImageSize"] == "3D" and content["numTraining"] == len(content["training"]) == 2
-    again = read_layout(tmp_path / "out").sound()
+    again = read_layout(tmp_path / "out").valid_manifest()
     assert (again.schema, again.modalities, again.name) == (BRATS, ("T1",), "toy")
     assert content["training"][0]["split"] == "train"
     assert [(c.name, c.subject) for c in again.cases] == [(c.name, c.subject) for c in manifest.cases]
@@ -124,7 +124,7 @@ def test_attributes_come_back(tmp_path, layout):
     told = [{"site": "A", "grade": 2.0}, {}, {"site": "B"}]
     cases = tuple(replace(case, attributes=known) for case, known in zip(manifest.cases, told, strict=True))
     WRITERS[layout](Export(replace(manifest, cases=cases), tmp_path / "out"))
-    assert [case.attributes for case in read_layout(tmp_path / "out").sound().cases] == told
+    assert [case.attributes for case in read_layout(tmp_path / "out").valid_manifest().cases] == told
 
 
 @pytest.mark.parametrize("layout", NIFTI)
@@ -154,7 +154,7 @@ def test_modalities_of_different_types_share_one_that_holds_both(tmp_path):
 def test_an_existing_folder_is_refused_and_left_alone(tmp_path, layout):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("keep")
-    with pytest.raises(UserError, match="out: exists already; give a folder that does not"):
+    with pytest.raises(UserError, match="out: exists already; choose a folder that does not"):
         WRITERS[layout](Export(cohort(tmp_path), tmp_path / "out"))
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
@@ -197,7 +197,7 @@ def test_only_labelled_cases_are_written_and_there_must_be_one(tmp_path):
     mixed = Manifest(**{**vars(manifest), "cases": (manifest.cases[0], unlabelled[1])})
     WRITERS["msd"](Export(mixed, tmp_path / "out"))
     assert json.loads((tmp_path / "out/dataset.json").read_text())["numTraining"] == 1
-    with pytest.raises(UserError, match="no labelled case to write"):
+    with pytest.raises(UserError, match="no labelled case for training"):
         WRITERS["msd"](Export(Manifest(**{**vars(manifest), "cases": tuple(unlabelled)}), tmp_path / "none"))
 
 
@@ -225,7 +225,7 @@ def test_msd_lists_test_cases_apart_and_without_their_labels(tmp_path, caplog):
     ]
     train = {f"{part}Tr/case{i}.nii.gz" for part in ("images", "labels") for i in range(3)}
     assert tree(tmp_path / "out") == train | {f"imagesTs/case{i}.nii.gz" for i in (3, 6)} | {"dataset.json"}
-    assert "2 cases for training have no label and are left out" in caplog.text
+    assert "2 training or validation cases have no label and are left out" in caplog.text
     listed = load_decathlon_datalist(str(tmp_path / "out/dataset.json"), True, "test", str(tmp_path / "out"))
     assert [item["image"] for item in listed] == [str(tmp_path / f"out/imagesTs/case{i}.nii.gz") for i in (3, 6)]
 
@@ -245,7 +245,7 @@ def test_nnunet_never_trains_on_a_test_case_and_keeps_the_split(tmp_path):
 def test_only_test_cases_are_nothing_to_train_on(tmp_path, layout):
     manifest = cohort(tmp_path)
     tested = replace(manifest, cases=tuple(replace(case, split="test") for case in manifest.cases))
-    with pytest.raises(UserError, match="no labelled case to write"):
+    with pytest.raises(UserError, match="no labelled case for training"):
         WRITERS[layout](Export(tested, tmp_path / "out"))
 
 
@@ -269,7 +269,7 @@ def remapped(root) -> Manifest:
 def test_msd_holds_what_remapped_values_stand_for_and_the_whole_schema(tmp_path):
     manifest = remapped(tmp_path)
     WRITERS["msd"](Export(manifest, tmp_path / "out"))
-    again = read_layout(tmp_path / "out", "msd").sound()
+    again = read_layout(tmp_path / "out", "msd").valid_manifest()
     assert again.schema == replace(TUMOUR, remap=())
     for case, other in zip(manifest.cases, again.cases, strict=True):
         raw, written = data(manifest.label_path(case)), data(again.label_path(other))
@@ -289,7 +289,7 @@ def test_nnunet_gets_regions_in_an_order_that_writes_every_class_and_the_ignore_
     schema = LabelSchema.from_mapping(content["medaug"])
     assert (schema.names, schema.ignore, schema.remap) == (TUMOUR.names, 4, ())
     assert schema.structures() == TUMOUR.structures()
-    again = read_layout(tmp_path / "out", "nnunet").sound()
+    again = read_layout(tmp_path / "out", "nnunet").valid_manifest()
     assert again.schema.structures() == TUMOUR.structures() and again.schema.ignore == 4
     for case in manifest.cases:
         written = data(tmp_path / f"out/labelsTr/{case.name}.nii.gz")
@@ -316,13 +316,13 @@ def test_regions_that_nnunet_cannot_write_become_plain_classes_with_a_warning(tm
     WRITERS["nnunet"](Export(replace(cohort(tmp_path), schema=schema), tmp_path / "out"))
     content = json.loads((tmp_path / "out/dataset.json").read_text())
     assert content["labels"] == {"background": 0, "necrotic core": 1, "oedema": 2, "enhancing tumour": 3}
-    assert "regions_class_order" not in content and "it gets the plain classes" in caplog.text
+    assert "regions_class_order" not in content and "so the classes are written instead" in caplog.text
 
 
 def test_a_class_called_ignore_is_refused_by_nnunet_alone(tmp_path):
     labels = {"0": "background", "1": "a", "2": "b", "4": "ignore"}
     manifest = replace(cohort(tmp_path), schema=LabelSchema.from_mapping({"labels": labels}))
-    with pytest.raises(UserError, match='leaves out what is called "ignore"'):
+    with pytest.raises(UserError, match='ignores a label called "ignore"'):
         WRITERS["nnunet"](Export(manifest, tmp_path / "out"))
     WRITERS["msd"](Export(manifest, tmp_path / "out"))
 
@@ -355,7 +355,7 @@ def test_what_training_would_choke_on_is_refused(tmp_path, layout):
     with pytest.raises(UserError, match=f"{path.name}: holds NaN"):
         WRITERS[layout](Export(manifest, tmp_path / "out"))
     fewer = replace(manifest, modalities=("T1", "T2"))
-    with pytest.raises(UserError, match="4 volumes of case case0 for 2 modalities"):
+    with pytest.raises(UserError, match="case case0 has 4 volumes for 2 modalities"):
         WRITERS[layout](Export(fewer, tmp_path / "out"))
 
 
@@ -364,7 +364,7 @@ def test_what_training_would_choke_on_is_refused(tmp_path, layout):
 def test_a_case_name_cannot_lead_out_of_the_folder(tmp_path, layout, name):
     manifest = cohort(tmp_path, num=1)
     manifest = replace(manifest, cases=(replace(manifest.cases[0], name=name),))
-    with pytest.raises(UserError, match="cannot be the name of a file"):
+    with pytest.raises(UserError, match="cannot be a file name"):
         WRITERS[layout](Export(manifest, tmp_path / "out"))
 
 

@@ -230,7 +230,7 @@ def test_voxels_in_another_file(tmp_path: Path, suffix: str) -> None:
         path.write_text(content.replace("a.raw", target))
         assert "in several files" in _refusal(path)
     path.write_text(content.replace("a.raw", "b.raw"))
-    assert f"{path}: takes its voxels from a file that does not exist (b.raw)" in _refusal(path)
+    assert f"{path}: names a voxel file that does not exist (b.raw)" in _refusal(path)
     (inside / "sub").mkdir()
     (inside / "a.raw").rename(inside / "sub" / "ä b.raw")
     path.write_text(content.replace("a.raw", "sub/ä b.raw"))

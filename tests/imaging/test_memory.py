@@ -119,4 +119,4 @@ def test_a_deflated_dicom_file_that_unpacks_a_thousandfold_is_refused(tmp_path):
     assert "1.2.5" in headers(path)
     deflated(path, 600 << 20)
     assert path.stat().st_size < 8 << 20
-    assert headers(path) == "is deflated and unpacks to more than 512 MiB"
+    assert headers(path) == "is deflated and expands to more than 512 MiB"

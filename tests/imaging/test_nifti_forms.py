@@ -80,7 +80,7 @@ GUESSES: dict[str, tuple[dict[str, object], str, str]] = {
     "neither form": (
         {"qform_code": 0},
         "no-orientation",
-        "has neither sform nor qform: which side is left is a guess (its axes were taken to be LAS)",
+        "has neither sform nor qform: which side is left is a guess (its axes were assumed to be LAS)",
     ),
     "negative code": ({"qform_code": -1}, "no-orientation", "has neither sform nor qform"),
     "no distance of slices": (

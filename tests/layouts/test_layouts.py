@@ -61,7 +61,7 @@ def test_brats_2020_naming(tmp_path: Path) -> None:
     assert (layout.name, layout.proposed) == ("brats2020", True)
     assert [(f.severity, f.code, f.what) for f in layout.problems] == [
         ("note", "unused-file", f"{tmp_path}/.cache: not used, a hidden folder"),
-        ("note", "unused-file", f"{tmp_path}/atlas.nii.gz: not used, its name is none of this layout"),
+        ("note", "unused-file", f"{tmp_path}/atlas.nii.gz: not used, its name does not fit this layout"),
     ]
     manifest = layout.manifest
     assert manifest.modalities == ("T1", "T1ce", "T2", "FLAIR")
@@ -122,7 +122,7 @@ def test_names_do_not_tell_2023_from_2024(tmp_path: Path) -> None:
 
 def test_labels_of_the_user_go_before_those_of_the_layout(tmp_path: Path) -> None:
     _brats(tmp_path, ["BraTS-PED-00001-000"], NEW, "-seg")
-    with pytest.raises(UserError, match="BraTS-PEDs 2024 numbers its labels in its own way"):
+    with pytest.raises(UserError, match="BraTS-PEDs 2024 has label values of its own"):
         read_layout(tmp_path, "brats2024")
     labels = {"0": "background", "1": "enhancing tumour", "2": "non-enhancing", "3": "cyst", "4": "oedema"}
     layout = read_layout(tmp_path, "brats2024", Rules(schema={"labels": labels}))
@@ -169,7 +169,7 @@ def test_every_missing_modality_is_named_in_one_pass(tmp_path: Path, suffixes: t
     for file, modality, finding in zip(gone, ("T1ce", "T1", "FLAIR"), layout.problems, strict=True):
         assert finding.what == f"{file}: {modality} of case {finding.case} is missing"
     with pytest.raises(UserError, match=r"T1ce of case b is missing; .*2 more errors") as error:
-        layout.sound()
+        layout.valid_manifest()
     assert str(error.value).startswith(str(gone[0]))
 
 
@@ -258,7 +258,8 @@ def test_what_is_not_detected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         read_layout(tmp_path / "absent")
     with pytest.raises(
-        UserError, match="none of the layouts msd, brats2020, brats2023, brats2024, nnunet, pairs, dicom"
+        UserError,
+        match="follows follows none of the layouts msd, brats2020, brats2023, brats2024, nnunet, pairs, dicom",
     ):
         read_layout(tmp_path)
     with pytest.raises(UserError, match="no such layout; choose auto, msd"):
@@ -278,7 +279,7 @@ def test_what_is_not_detected(tmp_path: Path) -> None:
         ("structures", Rules(structures={"a": "a"})),
         ("modalities", Rules(modalities={"T1": "*"})),
     ):
-        with pytest.raises(UserError, match=f"layout brats2020 has no use for {key}"):
+        with pytest.raises(UserError, match=f"layout brats2020 does not use {key}"):
             read_layout(tmp_path, "brats2020", rules)
 
 
@@ -302,7 +303,7 @@ def test_every_manifest_is_found_again_after_saving(tmp_path: Path) -> None:
     from medaug.cohort import Manifest
 
     _brats(tmp_path / "data", ["a", "b"], NEW, "-seg")
-    manifest = read_layout(tmp_path / "data", "brats2024").sound()
+    manifest = read_layout(tmp_path / "data", "brats2024").valid_manifest()
     manifest.save(tmp_path / "cohort.json")
     assert Manifest.load(tmp_path / "cohort.json") == manifest
     listed = load_decathlon_datalist(str(tmp_path / "cohort.json"), True, "training", manifest.root)
@@ -320,7 +321,7 @@ def test_phantoms_are_known_as_phantoms(tmp_path: Path) -> None:
     from medaug.phantoms.head import write_cohort
 
     write_cohort(tmp_path / "phantoms", 1, (32, 32, 32), 0)
-    manifest = read_layout(tmp_path / "phantoms").sound()
+    manifest = read_layout(tmp_path / "phantoms").valid_manifest()
     assert manifest.phantom
     assert manifest.modalities == ("T1", "T1ce", "T2", "FLAIR")
     (case,) = manifest.cases
@@ -335,7 +336,7 @@ def test_phantoms_are_known_as_phantoms(tmp_path: Path) -> None:
 def test_real_hippocampus(medaug_data: Path) -> None:
     root = Path(medaug_data) / "Task04_Hippocampus"
     layout = read_layout(root)
-    manifest = layout.sound()
+    manifest = layout.valid_manifest()
     assert layout.name == "msd" and not layout.proposed and layout.problems == ()
     assert len(manifest.cases) == 199
     assert manifest.schema.names == ("background", "Anterior", "Posterior")

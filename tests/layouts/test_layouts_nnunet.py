@@ -73,7 +73,7 @@ def test_cases_are_those_of_nnunet(tmp_path: Path, nnunet: Callable[..., Any], e
     assert not layout.proposed and [(found.severity, found.code) for found in layout.problems] == [
         ("note", "unused-file")  # of the test images
     ]
-    manifest = layout.sound()
+    manifest = layout.valid_manifest()
     expected = nnunet(PAIRING, root)
     assert {
         case.name: {
@@ -94,7 +94,7 @@ def test_cases_are_those_of_nnunet(tmp_path: Path, nnunet: Callable[..., Any], e
 @pytest.mark.slow
 def test_regions_are_those_of_nnunet(tmp_path: Path, nnunet: Callable[..., Any]) -> None:
     root = _dataset(tmp_path / "d", ["a"], labels=REGIONS, regions_class_order=[1, 2, 3])
-    schema = read_layout(root).sound().schema
+    schema = read_layout(root).valid_manifest().schema
     regions, ignore, values = nnunet(LABELS, json.dumps(REGIONS))
     assert [list(members) for _, members in schema.regions] == regions
     assert schema.ignore == ignore == 4
@@ -162,7 +162,7 @@ def test_files_that_dataset_json_lists_may_lie_elsewhere(
         "dataset": entries,
     }
     (root / "dataset.json").write_text(json.dumps(content))
-    manifest = read_layout(root).sound()
+    manifest = read_layout(root).valid_manifest()
     expected = nnunet(PAIRING, root)
     assert [case.name for case in manifest.cases] == ["x", "y"]
     for case in manifest.cases:

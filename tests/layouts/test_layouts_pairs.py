@@ -35,7 +35,7 @@ def test_pairs_share_a_case_although_their_sorted_orders_differ(tmp_path: Path) 
     rules = with_pairs(NO_RULES, "scans/**/*.nii.gz", "masks/*.nii", r"p(\d+)\.nii", CLASSES)
     layout = read_layout(tmp_path, rules=rules)  # rules say that it is pairs
     assert layout.name == "pairs" and not layout.proposed and layout.problems == ()
-    manifest = layout.sound()
+    manifest = layout.valid_manifest()
     assert [case.name for case in manifest.cases] == ["10", "2", "3"]
     assert manifest.modalities == ("image",) and manifest.schema.names == ("background", "tumour")
     for case in manifest.cases:
@@ -49,7 +49,7 @@ def test_several_modalities_and_a_label_in_one_folder(tmp_path: Path) -> None:
             _save(tmp_path / case / f"{case}_{kind}.nii.gz", 10 * index + offset)
     (tmp_path / "b/b_seg.nii.gz").unlink()
     rules = Rules({"T1": "*/*_t1.*", "FLAIR": "*/*_flair.*"}, "*/*_seg.*", "^([^/]+)/", schema=LABELS)
-    manifest = read_layout(tmp_path, "pairs", rules).sound()
+    manifest = read_layout(tmp_path, "pairs", rules).valid_manifest()
     assert manifest.modalities == ("T1", "FLAIR")
     assert [(case.images, case.label) for case in manifest.cases] == [
         (("a/a_t1.nii.gz", "a/a_flair.nii.gz"), "a/a_seg.nii.gz"),
@@ -61,7 +61,9 @@ def test_without_a_pattern_the_name_is_the_case_and_labels_are_no_images(tmp_pat
     for case in ("a", "BraTS-GLI-00005-100"):
         _save(tmp_path / f"{case}.nii.gz", 1)
         _save(tmp_path / f"seg/{case}.nii.gz", 1)
-    manifest = read_layout(tmp_path, "pairs", with_pairs(NO_RULES, "**/*.nii.gz", "seg/*", None, CLASSES)).sound()
+    manifest = read_layout(
+        tmp_path, "pairs", with_pairs(NO_RULES, "**/*.nii.gz", "seg/*", None, CLASSES)
+    ).valid_manifest()
     assert [(case.name, case.subject, case.label) for case in manifest.cases] == [
         ("BraTS-GLI-00005-100", "BraTS-GLI-00005", "seg/BraTS-GLI-00005-100.nii.gz"),
         ("a", "a", "seg/a.nii.gz"),
@@ -96,18 +98,18 @@ def test_every_fault_is_found_in_one_pass(tmp_path: Path) -> None:
         (Rules(schema=LABELS, source="r.yaml"), "r.yaml: no images are named; give images=GLOB"),
         (
             Rules({"T1": "*_ct.*"}, schema=LABELS, source="r.yaml"),
-            r"no file \*_ct\.\* for T1 .*; check the glob in r.yaml",
+            r"no file matches \*_ct\.\* for T1 .*; check the glob in r.yaml",
         ),
         (Rules({"T1": "/data/*.nii"}, schema=LABELS), "T1: /data/.* is not a path below root"),
         (Rules({"T1": "C:/data/*.nii"}, schema=LABELS), "is not a path below root"),
         (Rules({"T1": "*_t1.*"}, "../labels/*", schema=LABELS), "label: ../labels/.* is not a path below root"),
-        (Rules({"T1": "*_ct.*"}, schema=LABELS), r"no file \*_ct\.\* for T1"),
-        (Rules({"T1": "*_t1.*"}, "labels/*", schema=LABELS), "no file labels/. for label"),
+        (Rules({"T1": "*_ct.*"}, schema=LABELS), r"no file matches \*_ct\.\* for T1"),
+        (Rules({"T1": "*_t1.*"}, "labels/*", schema=LABELS), "no file matches labels/. for label"),
         (Rules({"T1": "*_t1.*"}, case=r"case_(\d+)", schema=LABELS), r"a_t1\.nii\.gz: the pattern .* finds no group 1"),
         (Rules({"T1": "*_t1.*"}, case="^(x)?", schema=LABELS), "finds no group 1"),
-        (Rules({"T1": "sub/*"}, case="(.*)_t1", schema=LABELS), "group 1 of .* is sub/b, which reaches over a folder"),
+        (Rules({"T1": "sub/*"}, case="(.*)_t1", schema=LABELS), "group 1 of .* is sub/b, which contains a slash"),
         (Rules({"T1": "*_t1.*", "T1ce": "a_*"}, schema=LABELS), "is both T1 and T1ce"),
-        (Rules({"T1": {"EchoTime": "5"}}, schema=LABELS), "modality T1 is no glob"),
+        (Rules({"T1": {"EchoTime": "5"}}, schema=LABELS), "modality T1 is not a glob"),
     ],
 )
 def test_rules_that_do_not_fit_are_one_line(tmp_path: Path, rules: Rules, reason: str) -> None:

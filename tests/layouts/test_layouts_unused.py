@@ -70,7 +70,7 @@ def test_suffixes_in_capitals_in_every_layout_and_format(tmp_path: Path) -> None
     save(nnunet / "labelsTr/x.nii.gz")
     content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "tumour": 1}, "file_ending": ".nii.gz"}
     (nnunet / "dataset.json").write_text(json.dumps(content))
-    (case,) = read_layout(nnunet).sound().cases
+    (case,) = read_layout(nnunet).valid_manifest().cases
     assert (case.images, case.label) == (("imagesTr/x_0000.NII.GZ",), "labelsTr/x.nii.gz")
     save(nnunet / "imagesTr/x_0000.nii.gz")
     assert [f.code for f in read_layout(nnunet).problems] == ["duplicate-file"]
@@ -121,7 +121,7 @@ def test_a_brats_case_by_two_links_is_one_case(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).symlink_to(tmp_path / "store")
     layout = read_layout(tmp_path, "brats2020")
-    assert len(layout.sound().cases) == 1
+    assert len(layout.valid_manifest().cases) == 1
     assert [(f.severity, f.code) for f in layout.problems] == [("note", "unused-file")] * 2
 
 
@@ -129,7 +129,7 @@ def test_what_looks_like_an_image_is_named_with_the_reason(tmp_path: Path) -> No
     pairs(tmp_path, "a")
     other = "of a format that this layout does not read"
     expected = {
-        "notes/b.nii.gz": "no glob finds it",
+        "notes/b.nii.gz": "no glob matches it",
         "images/.c.nii.gz": "a hidden file",
         ".old": "a hidden folder",
         "images/d.mgz": other,
@@ -168,7 +168,7 @@ def test_nnunet_version_1_is_read_by_channel(tmp_path: Path) -> None:
     content = {"name": "LA", "modality": {"0": "T1", "1": "T2"}, "training": entries, "test": [], **LABELS}
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     layout = read_layout(tmp_path)
-    manifest = layout.sound()
+    manifest = layout.valid_manifest()
     assert layout.name == "msd" and [(f.severity, f.code) for f in layout.problems] == [("note", "nnunet-v1")]
     assert [case.name for case in manifest.cases] == ["a", "b"]
     assert manifest.cases[0].images == ("imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz")
@@ -185,7 +185,7 @@ def test_names_in_both_unicode_forms_are_one_name(tmp_path: Path) -> None:
     save(tmp_path / f"labels/{composed}.nii.gz")
     for pattern in (None, "/([^/]+).nii"):
         rules = with_pairs(NO_RULES, "images/M\u00fc*.nii.gz", "labels/*", pattern, ["background", "tumour"])
-        (case,) = read_layout(tmp_path, "pairs", rules).sound().cases
+        (case,) = read_layout(tmp_path, "pairs", rules).valid_manifest().cases
         assert (case.name, case.images) == (composed, (f"images/{decomposed}.nii.gz",))
         assert case.label == f"labels/{composed}.nii.gz"
     with pytest.raises(UserError, match=r"does not exist, but .* only in how accents are written .*\(M.*er\.nii\.gz\)"):

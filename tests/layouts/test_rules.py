@@ -51,7 +51,7 @@ def test_modalities_by_tag(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("modality: {T1: a}", "modality is no key of a rules file; did you mean modalities"),
+        ("modality: {T1: a}", "modality is not a key of a rules file; did you mean modalities"),
         ("zzz: 1", "the keys are modalities, label, case"),
         ("- a", "not a mapping"),
         ("", "not a mapping"),
@@ -93,7 +93,7 @@ def test_the_command_line_adds_what_the_file_does_not_say() -> None:
     file = Rules({"T1": "a*"}, schema={"labels": {"0": "background"}}, source="rules.yaml")
     assert with_pairs(file, labels="l/*") == Rules({"T1": "a*"}, "l/*", schema=file.schema, source="rules.yaml")
     for key, changes in (("images", {"images": "i/*"}), ("classes", {"classes": ["background"]})):
-        with pytest.raises(UserError, match=f"{key}: rules.yaml says .*; remove one"):
+        with pytest.raises(UserError, match=f"{key}: rules.yaml has .*; remove one"):
             with_pairs(file, **changes)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="case_pattern=a has no group"):
         with_pairs(NO_RULES, case_pattern="a")

@@ -211,7 +211,7 @@ OF_THE_MANIFEST: dict[str, tuple[str, str, str, Callable[[Manifest], Manifest]]]
     "subject in two splits": (
         "subject-in-two-splits",
         "error",
-        "subject person good_00 is in the splits test, train",
+        "subject person good_00 is in several splits (test, train)",
         lambda m: change(with_splits(m, *TWO_SPLITS), 11, subject="person good_00"),
     ),
     "some labels missing": (
@@ -229,19 +229,19 @@ OF_THE_MANIFEST: dict[str, tuple[str, str, str, Callable[[Manifest], Manifest]]]
     "file of another case": (
         "same-file",
         "error",
-        "good_01_seg.nii.gz is a file of good_01 too",
+        "good_01_seg.nii.gz is also a file of good_01",
         lambda m: change(m, 5, label="good_01_seg.nii.gz"),
     ),
     "file of another modality": (
         "same-file",
         "error",
-        "good_05_t1.nii.gz stands for 2 modalities",
+        "good_05_t1.nii.gz is listed for 2 modalities",
         lambda m: change(m, 5, images=("good_05_t1.nii.gz",) * 2),
     ),
     "too few for training": (
         "too-few-training-subjects",
         "error",
-        "2 training subjects, at least 3",
+        "2 training subjects, but at least 3",
         lambda m: with_splits(m, *["train"] * 2, *["test"] * 10),
     ),
     "few for training": (
@@ -282,7 +282,7 @@ def test_fewer_labelled_than_asked(good: Manifest, in_process: None) -> None:
     assert check(good, "headers", Expectations(labelled=12)).findings == ()
     finding = only(check(good, "headers", Expectations(labelled=13)))
     assert (finding.severity, finding.code) == ("error", "too-few-labelled")
-    assert finding.what == "12 training subjects have a label, data.labelled asks for 13"
+    assert finding.what == "12 training subjects have a label, but data.labelled is 13"
 
 
 def test_classes_that_labels_lack(tmp_path: Path, in_process: None) -> None:
@@ -312,10 +312,10 @@ def hounsfield(array: np.ndarray) -> np.ndarray:
 
 
 WINDOW = {
-    "intercept missing": (lambda a: hounsfield(a) + 1000, "warning", "none below 0 where air is -1000"),
+    "intercept missing": (lambda a: hounsfield(a) + 1000, "warning", "none below 0, although air is -1000"),
     "no air": (lambda a: np.maximum(hounsfield(a), -150), "warning", "none below -200"),
-    "normalised": (lambda a: hounsfield(a) / 1000, "error", "too few for Hounsfield units"),
-    "thousandfold": (lambda a: hounsfield(a) * 1000, "error", "too many for Hounsfield units"),
+    "normalised": (lambda a: hounsfield(a) / 1000, "error", "too narrow a range for Hounsfield units"),
+    "thousandfold": (lambda a: hounsfield(a) * 1000, "error", "too high for Hounsfield units"),
     "padding": (lambda a: np.where(hounsfield(a) < -900, -32768, hounsfield(a)), "warning", "the lowest are no"),
 }
 

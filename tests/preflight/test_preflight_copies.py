@@ -78,6 +78,6 @@ def test_files_that_cannot_be_read_are_left_to_others(root):
 
 def test_only_candidates_are_read_through(root, monkeypatch):
     read = []
-    monkeypatch.setattr(copies, "_content", lambda path: read.append(path) or "")
+    monkeypatch.setattr(copies, "_content_hash", lambda path: read.append(path) or "")
     found(cohort(root, "a.nii.gz", "b.nii.gz", "c.nii"))
     assert read == []

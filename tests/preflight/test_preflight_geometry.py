@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from medaug.cohort.findings import Finding
-from medaug.imaging.volume import Header, told_apart
+from medaug.imaging.volume import Header, distinct_sizes
 from medaug.preflight.geometry import check_grid, compare_grids, orientation
 
 UPRIGHT = np.eye(3)
@@ -114,8 +114,10 @@ def test_shear_is_judged_by_the_cosine_between_axes_and_by_what_it_moves(spacing
 def test_voxel_sizes_are_printed_with_the_digits_that_tell_them_apart():
     found = compare(grid((512, 512, 40), (1, 1, 5)), grid((512, 512, 40), (1.0003, 1, 5)))
     assert found is not None and "has spacing 1.0003 x 1 x 5 mm against 1 x 1 x 5 mm" in found.what
-    assert told_apart((1, 2.5, 1e-3), (1.0004, 2.5, 1e-3)) == ("1 x 2.5 x 0.001", "1.0004 x 2.5 x 0.001")
-    assert told_apart((1, 1, 1), (1 + 1e-9, 1, 1)) == ("1 x 1 x 1",) * 2  # rounding differs in no digit worth reading
+    assert distinct_sizes((1, 2.5, 1e-3), (1.0004, 2.5, 1e-3)) == ("1 x 2.5 x 0.001", "1.0004 x 2.5 x 0.001")
+    assert (
+        distinct_sizes((1, 1, 1), (1 + 1e-9, 1, 1)) == ("1 x 1 x 1",) * 2
+    )  # rounding differs in no digit worth reading
 
 
 @given(shapes, st.tuples(*[st.floats(0.3, 6)] * 3), rotations)
