@@ -1,8 +1,8 @@
-"""Tasks of the Medical Segmentation Decathlon: fetched by name, checked and unpacked.
+"""Downloads tasks of the Medical Segmentation Decathlon by name, checks and unpacks them.
 
-A process may be killed at any point. Bytes are appended to `.<Task>.tar.part`; what the server said of the whole stands
-in `.<Task>.tar.json`. A whole archive is checked by its MD5, unpacked into `.tmp-<machine>-<pid>-<Task>`, and that
-folder takes its name as the last step. The next call goes on wherever this one stopped.
+The process may be killed at any point; the next call continues where it stopped. Bytes are appended to
+`.<Task>.tar.part`; size and version of the whole file, as the server stated them, are in `.<Task>.tar.json`. A complete
+archive is checked by its MD5 and unpacked into `.tmp-<machine>-<pid>-<Task>`, which is renamed as the last step.
 """
 
 from __future__ import annotations
@@ -51,21 +51,21 @@ MD5 = {
 }
 
 TIMEOUT_S = 30.0
-# A connection that brings less than this within TIMEOUT_S counts as cut: a trickle would never end.
+# A connection that delivers less than this within TIMEOUT_S counts as broken: it would take for ever.
 TRICKLE_BYTES = 30_000
-# Waits before the next connection. The row begins anew whenever that many new bytes have come.
+# Waits before the next attempts. After PROGRESS_BYTES of new data they start from the first again.
 WAITS_S = (1, 3, 10, 30)
 PROGRESS_BYTES = 1_000_000
 CHUNK_BYTES = 1 << 20
-# Statuses of a server that may answer soon.
+# HTTP statuses after which a retry may succeed.
 _BUSY = {408, 429, 500, 502, 503, 504}
 
 
-class _CutError(Exception):
-    """A connection that failed, and may work the next time.
+class _RetryError(Exception):
+    """A connection failed, but may work the next time.
 
     Attributes:
-        connected: whether there was a server at the other end.
+        connected: whether a server had answered.
     """
 
     def __init__(self, reason: object, connected: bool = True) -> None:
@@ -74,19 +74,19 @@ class _CutError(Exception):
 
 
 def download_task(name: str, folder: Path, mirror: str | None = None) -> Path:
-    """Fetch a task and unpack it in `folder`, unless it is there; nothing that exists is overwritten.
+    """Download a task and unpack it in `folder`, unless it exists there; nothing is overwritten.
 
     Args:
-        name: such as "Task04_Hippocampus"; the tasks are the keys of `MD5`.
-        folder: made where it is missing; archive and unpacked task must both fit for a while.
-        mirror: http or https address of a folder with `<name>.tar`. Null: `ADDRESS`.
+        name: a key of `MD5`, such as "Task04_Hippocampus".
+        folder: created if it does not exist; it must have space for the archive and the unpacked task together.
+        mirror: http or https address of a folder with `<name>.tar`; None: `ADDRESS`.
 
     Returns:
-        `folder/<name>`, which holds `dataset.json`.
+        `folder/<name>`, which contains `dataset.json`.
 
     Raises:
-        UserError: an unknown name or address; no connection, or one that keeps breaking; not enough space; an archive
-            that is damaged, not the published one, or not safe to unpack; another process is at it.
+        UserError: the name or address is not valid; the connection fails repeatedly; there is too little space; the
+            archive is damaged, not the published one, or not safe to unpack; or another process is downloading it.
     """
     if name not in MD5:
         close = difflib.get_close_matches(name.lower(), (known.lower() for known in MD5), n=1, cutoff=0.5)
@@ -100,7 +100,7 @@ def download_task(name: str, folder: Path, mirror: str | None = None) -> Path:
         if lock is None:
             raise UserError("another process is downloading this task there", "wait until it has ended", path=folder)
         if (target / "dataset.json").exists():
-            log.info("%s: there already, nothing to do", target)
+            log.info("%s: exists already, nothing to do", target)
             return target
         if os.path.lexists(target):
             raise UserError("exists but holds no dataset.json", "move it away or choose another folder", path=target)
@@ -129,7 +129,7 @@ def download_task(name: str, folder: Path, mirror: str | None = None) -> Path:
 
 
 def _checked(mirror: str) -> str:
-    """The address without a slash at its end; refused before anything is sent, and passwords never repeated."""
+    """Check an address before anything is sent, without quoting passwords; return it without a trailing slash."""
     try:
         parts = urlsplit(mirror)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -145,25 +145,25 @@ def _checked(mirror: str) -> str:
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Append to `part` until it is whole, over as many connections as that takes."""
+    """Append to `part` until it is complete, over several connections if needed."""
     waits, cuts, best = iter(WAITS_S), 0, _size(part)
     by_hand = f"get {_archive(url)} by hand from {HOMEPAGE} and unpack it in {part.parent}"
     while True:
         try:
-            return _go_on(url, part)
+            return _resume(url, part)
         except urllib.error.HTTPError as error:
             if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and _size(part):
-                _discard(part)  # the file there is shorter than what is here
+                _discard(part)  # the server's file is shorter than ours
                 continue
             raise UserError(f"{url}: HTTP status {error.code} {error.reason}", by_hand) from error
-        except _CutError as cut:
+        except _RetryError as cut:
             if not cuts and not cut.connected:
                 raise UserError(f"{url}: no connection ({cut})", by_hand) from cut
             if _size(part) - best >= PROGRESS_BYTES:
                 waits = iter(WAITS_S)
             cuts, best = cuts + 1, max(best, _size(part))
             if (wait := next(waits, None)) is None:
-                have = f"{decimal(_size(part))} are here; run the same command again to go on"
+                have = f"{decimal(_size(part))} are downloaded; run the same command again to continue"
                 raise UserError(
                     f"{url}: the connection failed {cuts} times, last with: {cut}",
                     have if _size(part) else by_hand,
@@ -172,12 +172,12 @@ def _fetch(url: str, part: Path) -> None:
             time.sleep(wait)
 
 
-def _go_on(url: str, part: Path) -> None:
-    """Fetch what `part` lacks over one connection.
+def _resume(url: str, part: Path) -> None:
+    """Download what `part` lacks over one connection.
 
     Raises:
-        _CutError: it failed, or nothing that is here is of use.
-        urllib.error.HTTPError: the server refuses for good.
+        _RetryError: the connection failed, or the downloaded part is of another version.
+        urllib.error.HTTPError: the server refuses, and a retry would not help.
     """
     about = _about(part)
     try:
@@ -193,28 +193,28 @@ def _go_on(url: str, part: Path) -> None:
         if known["validator"] is not None:
             request.add_header("If-Range", known["validator"])
     with _open(request) as response:
-        heard: dict[str, Any] = {"validator": _validator(response.headers), "size": response.length}
+        stated: dict[str, Any] = {"validator": _validator(response.headers), "size": response.length}
         if response.status == http.HTTPStatus.PARTIAL_CONTENT:
-            heard["size"] = known.get("size")
-            # A server may not know If-Range: whatever does not fit to what is here is fetched anew.
+            stated["size"] = known.get("size")
+            # A server may not support If-Range: start again if its answer does not fit the downloaded part.
             expected = f"bytes {have}-{known['size'] - 1}/{known['size']}" if have else ""
-            if heard != known or response.headers.get("Content-Range") != expected:
+            if stated != known or response.headers.get("Content-Range") != expected:
                 _discard(part)
-                raise _CutError("the file has changed and is fetched anew")
+                raise _RetryError("the file has changed and is downloaded again")
         elif have:
-            log.warning("%s: the file has changed or cannot be resumed; fetching it anew", url)
+            log.warning("%s: the file has changed or cannot be resumed; downloading it again", url)
             have = 0
-        size = heard["size"]
+        size = stated["size"]
         if not size:
-            raise UserError(f"{url}: the server does not say how large it is", "choose another mirror")
+            raise UserError(f"{url}: the server does not state its size", "choose another mirror")
         _check_space(part.parent, 2 * size - have)
         with writing(part), open(part, "ab" if have else "wb") as file:
-            # After the old bytes are gone, before new ones come.
-            about.write_text(json.dumps(heard))
+            # After the old bytes are removed and before new ones are written.
+            about.write_text(json.dumps(stated))
             for chunk in track_bytes(_received(response), _archive(url), size, have):
                 file.write(chunk)
     if _size(part) < size:
-        raise _CutError("closed by the other side before the end")
+        raise _RetryError("closed by the other side before the end")
 
 
 def _open(request: urllib.request.Request) -> http.client.HTTPResponse:
@@ -224,16 +224,16 @@ def _open(request: urllib.request.Request) -> http.client.HTTPResponse:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in _BUSY:
-            raise _CutError(f"HTTP status {error.code} {error.reason}") from error
+            raise _RetryError(f"HTTP status {error.code} {error.reason}") from error
         raise
     except urllib.error.URLError as error:
-        raise _CutError(error.reason, connected=False) from error
+        raise _RetryError(error.reason, connected=False) from error
     except (OSError, http.client.HTTPException) as error:
-        raise _CutError(error) from error
+        raise _RetryError(error) from error
 
 
 def _validator(headers: Message) -> str | None:
-    """What If-Range may name: RFC 9110, 13.1.5, allows no weak tag."""
+    """Return the value for If-Range, for which RFC 9110, 13.1.5, does not allow weak tags."""
     tag = headers.get("ETag")
     return tag if tag is not None and not tag.startswith("W/") else headers.get("Last-Modified")
 
@@ -244,14 +244,14 @@ def _received(response: http.client.HTTPResponse) -> Iterator[bytes]:
         try:
             chunk = response.read1(CHUNK_BYTES)
         except (OSError, http.client.HTTPException) as error:
-            raise _CutError(error) from error
+            raise _RetryError(error) from error
         if not chunk:
             return
         yield chunk
         count += len(chunk)
         if time.monotonic() - since > TIMEOUT_S:
             if count < TRICKLE_BYTES:
-                raise _CutError(f"only {count} bytes in {TIMEOUT_S:g} s")
+                raise _RetryError(f"only {count} bytes in {TIMEOUT_S:g} s")
             since, count = time.monotonic(), 0
 
 
@@ -259,22 +259,22 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{decimal(needed)} are needed to fetch and unpack, {decimal(free)} are free",
+            f"{decimal(needed)} are needed to download and unpack, but {decimal(free)} are free",
             "free some space or choose another folder",
             path=folder,
         )
 
 
 def _unpack(part: Path, target: Path) -> None:
-    """Write the archive's plain files into a folder beside `target` that then takes its place.
+    """Write the archive's regular files into a folder beside `target`, and rename that to `target`.
 
-    Modes, owners and times of the archive are not used; folders without a file are not made.
+    Modes, owners and times in the archive are ignored; folders without files are not created.
 
     Raises:
-        tarfile.TarError: damaged, or it holds anything that a task has no need of.
+        tarfile.TarError: the archive is damaged, or contains members that a task does not need.
         UserError: the disk is full.
     """
-    # Tasks are plain archives ("r:"): what comes out cannot be larger than what went in.
+    # Tasks are uncompressed archives ("r:"), so the content cannot be larger than the archive.
     with (
         open(part, "rb") as archive,
         tarfile.open(fileobj=archive, mode="r:") as tar,
@@ -293,12 +293,12 @@ def _unpack(part: Path, target: Path) -> None:
 
 
 def _checked_members(tar: tarfile.TarFile, name: str, size: int) -> dict[PurePosixPath, tarfile.TarInfo]:
-    """Every plain file by its path, which begins with `name`; all are looked at before the first is written."""
+    """Check all members before any is written; return the regular files by path, which begins with `name`."""
     members: dict[PurePosixPath, tarfile.TarInfo] = {}
     total = 0
     for member in tar:
         path = PurePosixPath(member.name)
-        if any(part.startswith("._") for part in path.parts):  # what macOS adds for itself
+        if any(part.startswith("._") for part in path.parts):  # metadata that macOS adds
             continue
         total += member.size
         if path.is_absolute() or ".." in path.parts:
@@ -306,20 +306,20 @@ def _checked_members(tar: tarfile.TarFile, name: str, size: int) -> dict[PurePos
         if not (member.isreg() or member.isdir()) or member.issparse():
             raise tarfile.TarError(f"{member.name!r} is a link, a device or the like")
         if path.parts and path.parts[0] != name:
-            raise tarfile.TarError(f"{member.name!r} does not lie in {name}")
+            raise tarfile.TarError(f"{member.name!r} is not in {name}")
         if member.size < 0 or total > size:
-            raise tarfile.TarError(f"{member.name!r} says that it is larger than the archive")
+            raise tarfile.TarError(f"{member.name!r} claims to be larger than the archive")
         if member.isreg():
             if path in members:
-                raise tarfile.TarError(f"{member.name!r} is there twice")
+                raise tarfile.TarError(f"{member.name!r} occurs twice")
             members[path] = member
-    # tarfile takes a damaged header for the end.
+    # tarfile mistakes a damaged header for the end of the archive.
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
         raise tarfile.TarError("damaged in the middle")
     if nested := members.keys() & {parent for path in members for parent in path.parents}:
-        raise tarfile.TarError(f"{str(min(nested))!r} is a file and a folder")
+        raise tarfile.TarError(f"{str(min(nested))!r} is both a file and a folder")
     if PurePosixPath(name, "dataset.json") not in members:
         raise tarfile.TarError("it holds no dataset.json")
     return members

@@ -24,9 +24,10 @@ log = logging.getLogger(__name__)
 
 
 def main(options: Options) -> None:
-    """Write pairs or cohort in the layout that was asked for, to a folder that must not exist yet.
+    """Write pairs or a cohort in the requested format, to a folder that must not exist yet.
 
-    What was exported is noted for `medaug.ingest withdraw`: in `runs/EXP/exports.jsonl`, or beside the manifest.
+    Each export is recorded in `runs/EXP/exports.jsonl`, or beside the manifest, so that `medaug.ingest withdraw` finds
+    it.
     """
     wanted = options.export
     if wanted.out is None:
@@ -78,13 +79,13 @@ def main(options: Options) -> None:
 
 
 def _note(record: Path, line: dict[str, Any]) -> None:
-    """Add an export to the record, before it is there: one that is killed in between must not be missing from it."""
+    """Record an export before its folder gets its name, so that the record is complete if the process is killed."""
     from medaug.files import atomic_write
     from medaug.locks import locked
 
     with locked(record.with_name(f".{record.name}.lock"), wait=True):
         text = record.read_text(encoding="utf-8") if record.exists() else ""
-        lines = [former for former in text.splitlines(keepends=True) if former.endswith("\n")]  # none cut short
+        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]  # drop one that was cut short
         new = json.dumps(line, ensure_ascii=False) + "\n"
         if new not in lines:
             with atomic_write(record) as temporary:

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or absent."""
+"""Writes files and folders atomically: they are either complete or absent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from medaug.inputs import opened
 
 log = logging.getLogger(__name__)
 
-# EFBIG is what a limit on the size of files says (ulimit -f).
+# EFBIG comes from a limit on the size of files (ulimit -f).
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_WRITABLE = {
     errno.EACCES,
@@ -39,10 +39,10 @@ _NOT_WRITABLE = {
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Say in one line what the disk refuses of `path`.
+    """Turn errors of the disk while writing `path` into one line.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written.
+        UserError: the disk is full, or the folder is not writable.
     """
     try:
         yield
@@ -54,14 +54,14 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def refusal(error: OSError, path: str | os.PathLike[str] | None = None) -> UserError | None:
-    """What the disk refuses, in one line; None where the error is of another kind.
+    """Return the error for a full disk or a folder that is not writable; None if the error is of another kind.
 
     Args:
-        error: as the system raised it.
-        path: what was to be written; None: the file that the error names.
+        error: the error that the system raised.
+        path: the file to be written; None: the file that the error names.
     """
     named = path if path is not None else error.filename
-    # numpy says a short write in words, without a number.
+    # numpy reports a short write only in words ("requested and written"), without an errno.
     if error.errno in _FULL or "requested and" in str(error):
         where = "" if named is None else f"{os.fspath(named)}: "
         return UserError(f"{where}the disk is full", "free some space and run the same command again")
@@ -72,14 +72,14 @@ def refusal(error: OSError, path: str | os.PathLike[str] | None = None) -> UserE
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place on success and vanishes on failure.
+    """Yield a temporary path beside `path`, which is renamed to `path` on success and removed on failure.
 
-    File and folder are on the disk at the end, so that not even a power cut leaves half of it. The temporary name keeps
-    the suffixes of `path`, because writers choose a format by them. The first write to a folder also removes the
-    temporary files that killed processes of this machine left there.
+    File and folder are synced to the disk, so that not even a power cut leaves a partial file. The temporary name keeps
+    the suffixes of `path`, because writers choose a format by them. The first write to a folder also removes temporary
+    files that killed processes of this machine left there.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written.
+        UserError: the disk is full, or the folder is not writable.
     """
     path = Path(path)
     temporary = _temporary(path)
@@ -100,32 +100,32 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
     """Write a value as JSON in UTF-8, atomically.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written.
+        UserError: the disk is full, or the folder is not writable.
     """
     with atomic_write(path) as temporary:
         temporary.write_text(json_text(value), encoding="utf-8")
 
 
 def json_text(value: object) -> str:
-    """The text that `write_json` writes, which always encodes as UTF-8."""
+    """Return the text that `write_json` writes; it can always be encoded as UTF-8."""
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    # A path that is not valid UTF-8 holds lone surrogates; as \udcfc they are valid JSON and read back unchanged.
+    # A path that is not valid UTF-8 holds lone surrogates; escaped as \udcfc they are valid JSON and round-trip.
     return text.encode(errors="backslashreplace").decode()
 
 
 @contextlib.contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
-    """Yield the path of a folder beside `target`, to be made, filled, and put in its place by `put_folder`.
+    """Yield the path of a temporary folder beside `target`, to be created, filled, and renamed by `put_folder`.
 
-    What is left of it at the end is removed, and so is what killed processes of this machine left of theirs. Folders
-    that may belong to a process of another machine or container stay, with a warning.
+    If it still exists at the end, it is removed. Temporary folders that killed processes of this machine left are
+    removed too; those that may belong to a process of another machine or container are kept, with a warning.
     """
     for leftover in target.parent.glob(f".tmp-*-{target.name}"):
         match = re.fullmatch(rf"\.tmp-([0-9a-f]{{8}})-\d+-{re.escape(target.name)}", leftover.name)
         if match and match[1] != _machine():
             log.warning(
-                "%s: left there by a process of another machine or container, or before a restart; remove it "
-                "if no such process is at work",
+                "%s: left by a process of another machine or container, or before a restart; remove it "
+                "if no such process is running",
                 leftover,
             )
     _remove_leftovers(target.parent)
@@ -138,10 +138,10 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """Make a folder where there is none; what was made is not left behind empty.
+    """Create a folder if it does not exist; remove it at the end if it is empty and was created here.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: it cannot be created.
     """
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     with writing(folder):
@@ -149,16 +149,16 @@ def made_folder(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # it holds something
+        with contextlib.suppress(OSError):  # it is not empty
             for path in new:
                 path.rmdir()
 
 
 def put_folder(temporary: Path, target: Path) -> None:
-    """Rename a filled folder to `target`, which does not exist, once all of its files are on the disk.
+    """Sync all files of a folder to the disk and rename it to `target`, which must not exist.
 
     Raises:
-        UserError: the disk is full, the folder cannot be written, or `target` was made meanwhile and holds files.
+        UserError: the disk is full, the folder is not writable, or `target` was created meanwhile and holds files.
     """
     with writing(target):
         for folder, _, names in os.walk(temporary):
@@ -170,7 +170,7 @@ def put_folder(temporary: Path, target: Path) -> None:
 
 
 def same_files(one: Path, other: Path) -> bool:
-    """Whether two folders hold the same files, byte by byte, under the same names."""
+    """Whether two folders hold identical files under the same names."""
     names = [
         {path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
         for folder in (one, other)
@@ -179,7 +179,7 @@ def same_files(one: Path, other: Path) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the list of names of a folder, is on the disk."""
+    """Wait until a file, or the directory entries of a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -191,7 +191,7 @@ def sync(path: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file.
+    """Return the SHA-256 of a file, hexadecimal.
 
     Raises:
         UserError: it cannot be read, or is a folder or pipe.
@@ -205,7 +205,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove temporary files and folders whose process is dead; those of other machines are not ours to judge."""
+    """Remove temporary files and folders whose process is dead; it is not known whether those of other machines are."""
     for leftover in folder.glob(f".tmp-{_machine()}-*"):
         match = re.match(r"\.tmp-[0-9a-f]{8}-(\d+)-", leftover.name)
         if match is None or _runs(int(match[1])):
@@ -222,7 +222,7 @@ _remove_leftovers_once = functools.cache(_remove_leftovers)
 
 @functools.cache
 def _machine() -> str:
-    """Where this process's number means something: a hash of the running kernel and the process namespace."""
+    """Identify the scope of process ids: a hash of the running kernel and the process namespace."""
     parts = [os.uname().nodename]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
@@ -236,6 +236,6 @@ def _runs(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # alive, and somebody else's
+    except OSError:  # alive, but of another user
         return True
     return True

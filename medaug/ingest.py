@@ -1,4 +1,4 @@
-"""Stage: files to a checked manifest.
+"""Stage: turn a folder of scans into a checked manifest.
 
 python -m medaug.ingest root=DIR out=FILE.json [layout=auto] [subject_pattern='(.*)_visit']
 python -m medaug.ingest root=TREE layout=dicom rules=rules.yaml out=FILE.json
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def main(options: Options) -> None:
-    """Read a folder, split it by subject, list everything that is wrong, and write the manifest if nothing is."""
+    """Read a folder, split it by subject, list all problems, and write the manifest if there are no errors."""
     wanted = options.ingest
     if wanted.download is not None:
         if wanted.to is None:

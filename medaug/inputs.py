@@ -1,6 +1,6 @@
-"""Files that a user brings or an earlier stage left: read whole, or refused in one line that names the file.
+"""Reads files of the user or of an earlier stage, or refuses them in one line that names the file.
 
-Only regular files are opened (a pipe would wait for ever), and no more is read than such a file may sensibly hold.
+Only regular files are opened (a pipe would block for ever), and only up to a plausible size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LARGEST_TEXT = 64 << 20
 """Bytes: a manifest of 200,000 cases. Parsed, such a file takes up to 25 times as much memory."""
 LARGEST_YAML = 1 << 20
 """Bytes: parsed in Python, a YAML file takes several hundred times as much memory."""
-_MOST_NODES = 100_000  # of a YAML document, each counted as often as it is repeated by an alias
+_MOST_NODES = 100_000  # in a YAML document after its aliases are expanded
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 _CHECK = "check the path and its permissions"
 
@@ -33,11 +33,10 @@ def opened(path: str | os.PathLike[str], remedy: str = _CHECK) -> Iterator[io.Bu
 
     Args:
         path: the file.
-        remedy: what the user is advised to do where it cannot be read.
+        remedy: the advice if it cannot be read.
 
     Raises:
-        UserError: the file is missing or may not be read, or it is a folder, a pipe or a device; also where reading
-            fails later on.
+        UserError: the file is missing, may not be read, or is a folder, a pipe or a device; or reading it fails later.
     """
     try:
         # Without O_NONBLOCK, opening a pipe that nobody writes to never returns.
@@ -56,24 +55,24 @@ def opened(path: str | os.PathLike[str], remedy: str = _CHECK) -> Iterator[io.Bu
 
 
 def read_bytes(path: str | os.PathLike[str], largest: int = LARGEST_TEXT, remedy: str = _CHECK) -> bytes:
-    """The content of a file of at most `largest` bytes.
+    """Read a file of at most `largest` bytes.
 
     Raises:
-        UserError: as `opened`, or the file is larger.
+        UserError: as for `opened`, or the file is larger.
     """
     with opened(path, remedy) as file:
         content = file.read(largest + 1)
     if len(content) > largest:
-        limit = f"{largest >> 20} MiB, more than such a file can hold"
+        limit = f"{largest >> 20} MiB, which is too large for such a file"
         raise UserError(f"is larger than {limit}", "check that it is the right file", path=path)
     return content
 
 
 def read_text(path: str | os.PathLike[str], largest: int = LARGEST_TEXT, remedy: str = _CHECK) -> str:
-    """The text of a UTF-8 file, without a byte order mark.
+    """Read a UTF-8 file, without its byte order mark.
 
     Raises:
-        UserError: as `read_bytes`, or it is not UTF-8.
+        UserError: as for `read_bytes`, or the file is not UTF-8.
     """
     try:
         return read_bytes(path, largest, remedy).decode("utf-8-sig")
@@ -81,15 +80,15 @@ def read_text(path: str | os.PathLike[str], largest: int = LARGEST_TEXT, remedy:
         raise UserError("not UTF-8 text", "save it as UTF-8, or restore it", path=path) from None
 
 
-def read_json_value(path: str | os.PathLike[str], remedy: str = "mend or restore it") -> Any:
-    """The content of a JSON file.
+def read_json_value(path: str | os.PathLike[str], remedy: str = "correct or restore it") -> Any:
+    """Read a JSON file.
 
     Raises:
-        UserError: as `read_text`, not JSON, or an object has a key twice.
+        UserError: as for `read_text`; or the file is not JSON, or an object has a key twice.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        # json keeps the last of two equal keys: a label value given twice would vanish without a word.
+        # json silently keeps the last of two equal keys, so a label value that is given twice would be lost.
         for key, count in Counter(key for key, _ in pairs).items():
             if count > 1:
                 raise UserError(f'key "{key}" occurs twice', "remove one", path=path)
@@ -103,11 +102,11 @@ def read_json_value(path: str | os.PathLike[str], remedy: str = "mend or restore
         raise UserError(f"not a JSON file ({reason})", remedy, path=path) from error
 
 
-def read_json(path: str | os.PathLike[str], remedy: str = "mend or restore it") -> dict[str, Any]:
-    """The object in a JSON file.
+def read_json(path: str | os.PathLike[str], remedy: str = "correct or restore it") -> dict[str, Any]:
+    """Read a JSON file that contains an object.
 
     Raises:
-        UserError: as `read_json_value`, or it is not an object.
+        UserError: as for `read_json_value`, or the content is not an object.
     """
     data = read_json_value(path, remedy)
     if not isinstance(data, dict):
@@ -115,11 +114,12 @@ def read_json(path: str | os.PathLike[str], remedy: str = "mend or restore it") 
     return data
 
 
-def read_yaml(path: str | os.PathLike[str], remedy: str = "mend or restore it") -> dict[Any, Any]:
-    """The mapping in a YAML file.
+def read_yaml(path: str | os.PathLike[str], remedy: str = "correct or restore it") -> dict[Any, Any]:
+    """Read a YAML file that contains a mapping.
 
     Raises:
-        UserError: as `read_text`, not YAML, not a mapping, a key given twice, or aliases that multiply its content.
+        UserError: as for `read_text`; or the file is not YAML, not a mapping, has a key twice, or has aliases that
+            multiply its content.
     """
     text = read_text(path, LARGEST_YAML)
     try:
@@ -127,7 +127,7 @@ def read_yaml(path: str | os.PathLike[str], remedy: str = "mend or restore it") 
         if node is not None and _count(node, {}) > _MOST_NODES:
             raise yaml.YAMLError("its aliases repeat too much")
         content = yaml.load(text, _Loader)
-    except (yaml.YAMLError, *_MALFORMED, RecursionError) as error:  # a tag of another type than its value raises any
+    except (yaml.YAMLError, *_MALFORMED, RecursionError) as error:  # a wrong tag can raise any of them
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"not YAML ({reason})", remedy, path=path) from error
     if not isinstance(content, dict):
@@ -137,10 +137,10 @@ def read_yaml(path: str | os.PathLike[str], remedy: str = "mend or restore it") 
 
 @contextlib.contextmanager
 def parsing(path: str | os.PathLike[str], remedy: str) -> Iterator[None]:
-    """Say in one line that a file is damaged where its content turns out to have another form than it should.
+    """Turn an exception of the block, which interprets a file's content, into one line that the file is damaged.
 
     Raises:
-        UserError: the code inside stumbled over a missing key, a wrong type or a wrong value.
+        UserError: the code inside met a missing key, a wrong type or a wrong value.
     """
     try:
         yield
@@ -150,7 +150,7 @@ def parsing(path: str | os.PathLike[str], remedy: str) -> Iterator[None]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice: of two equal label values one would vanish without a word."""
+    """A YAML loader that refuses duplicate keys; otherwise one of two equal label values would silently be lost."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a dictionary."""
@@ -163,9 +163,9 @@ class _Loader(yaml.SafeLoader):
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
-    """Nodes of a document once its aliases are written out; an alias inside of what it stands for is an error."""
+    """Count the nodes of a document after its aliases are expanded; a node that contains itself is too many."""
     if id(node) not in known:
-        known[id(node)] = _MOST_NODES + 1  # as long as it is being counted: an alias of itself never ends
+        known[id(node)] = _MOST_NODES + 1  # while it is being counted, so that an alias of itself ends the recursion
         parts = node.value if isinstance(node, yaml.CollectionNode) else []
         flat = (one for part in parts for one in (part if isinstance(part, tuple) else (part,)))
         known[id(node)] = 1 + sum(_count(one, known) for one in flat)

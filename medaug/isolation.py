@@ -1,9 +1,9 @@
-"""Work on many files in processes of their own, so that a file that crashes a reader costs one result, not the run.
+"""Processes many items in worker processes, so that a file that crashes a reader costs one result and not the run.
 
-Readers written in C can end the process or never come back. A worker therefore is a fresh interpreter (it shares no
-memory, locks or threads with us, and never runs our main script again) with one connection, and holds one item at a
-time: when it dies, the item that did it is known. What workers print is dropped: C++ libraries print there, and
-warnings of readers quote the values of a file.
+Readers written in C can crash the process or never return. A worker is therefore a fresh interpreter (it shares no
+memory, locks or threads with the parent, and does not run the main script again), and handles one item at a time: if it
+dies, it is known which item was responsible. The output of workers is discarded, because C++ libraries print there, and
+because warnings of readers quote values of a file.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from medaug.progress import track
 T = TypeVar("T")
 R = TypeVar("R")
 
-_AHEAD = 8  # items begun per worker before the oldest one is done; bounds the results held in memory
+_AHEAD = 8  # items per worker that may be started before the oldest is done; limits the results held in memory
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What stands in for a result where there is none: the worker died, or took too long."""
+    """Takes the place of a result if the worker died or took too long."""
 
     reason: str
 
@@ -50,13 +50,13 @@ def isolated(
     """Apply a function to every item in worker processes, and yield the results in the order of the items.
 
     Args:
-        function: can be pickled by name: at the top of a module other than the main script, or a `functools.partial`
-            of such.
-        items: can be pickled each; taken as they are needed.
-        description: stands before the progress bar.
-        workers: processes; 0 for one per processor that we may use.
+        function: a function that can be pickled by name (at the top of a module other than the main script), or a
+            `functools.partial` of one.
+        items: each can be pickled; they are consumed as needed.
+        description: label of the progress bar.
+        workers: number of processes; 0 for one per available processor.
         timeout: seconds that one item may take before its worker is killed.
-        memory: bytes that a worker may set aside beyond what it has when it starts (on Linux); 0: no limit.
+        memory: bytes that a worker may allocate in addition to what it has at its start (on Linux); 0: no limit.
 
     Raises:
         Exception: whatever `function` raises, with the worker's traceback as a note. No worker outlives the iterator.
@@ -75,7 +75,7 @@ def _results(
     done: dict[int, R | Failure] = {}
     waiting = enumerate(items)
     following = next(waiting, None)
-    position = 0  # of the result to be yielded next
+    position = 0  # index of the next result to yield
     try:
         while True:
             while position in done:
@@ -108,14 +108,14 @@ def _results(
 
 
 class _Worker:
-    """A process, our end of its connection, and the index of the item that it works on."""
+    """A worker process, the parent's end of its connection, and the index of the item that it works on."""
 
     def __init__(self, payload: bytes, timeout: float, memory: int) -> None:
         self.connection, theirs = Pipe()
         self.index: int | None = None
         self._started = False
         self._timeout = timeout
-        # The path is set before anything is imported: medaug may have been found through it.
+        # Set the path before any import, because medaug may only be found through it.
         code = f"import sys; sys.path[:] = {sys.path!r}; from medaug.isolation import _serve"
         with theirs:
             self._process = subprocess.Popen(
@@ -133,11 +133,11 @@ class _Worker:
         self._send(pickle.dumps(item))
 
     def receive(self) -> tuple[str, Any]:
-        """Return the kind of message and what it holds; the end of the process is one too."""
+        """Return the kind of the next message and its content; the end of the process is the kind "died"."""
         try:
             kind, content = self.connection.recv()
         except (EOFError, OSError):
-            return "died", Failure(self._bury())
+            return "died", Failure(self._cause_of_death())
         self._started = True
         return kind, content
 
@@ -147,10 +147,10 @@ class _Worker:
         self.connection.close()
 
     def _send(self, message: bytes) -> None:
-        with contextlib.suppress(OSError):  # a worker that has died is noticed when its answer is waited for
+        with contextlib.suppress(OSError):  # if the worker has died, `receive` notices it
             self.connection.send_bytes(message)
 
-    def _bury(self) -> str:
+    def _cause_of_death(self) -> str:
         self.connection.close()
         code = self._process.wait()
         if code == -signal.SIGALRM:
@@ -165,8 +165,8 @@ class _Worker:
 
 
 def _serve(descriptor: int, timeout: float, memory: int) -> None:
-    """Be a worker: take a function and then items from a connection, and answer each item."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too, but to end us is our parent's part
+    """Run a worker: receive a function and then items from a connection, and send the result of each."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too, but the parent ends them
     connection = Connection(descriptor)
     function: Callable[[Any], Any] | None = None
     with contextlib.suppress(EOFError, OSError):  # the parent has gone
@@ -178,7 +178,7 @@ def _serve(descriptor: int, timeout: float, memory: int) -> None:
                 if function is None:
                     function = pickle.loads(payload)  # imports what it needs
                     _limit(memory)
-                # The system itself ends us when the time is over, whatever code is running, our parent alive or not.
+                # The system ends this process when time is up, whatever code is running, even without the parent.
                 signal.setitimer(signal.ITIMER_REAL, timeout)
                 answer = pickle.dumps(("result", function(pickle.loads(message))))
             except MemoryError:
@@ -191,7 +191,7 @@ def _serve(descriptor: int, timeout: float, memory: int) -> None:
 
 
 def _limit(memory: int) -> None:
-    """Let this process set aside so many bytes more than it has; nothing where the system does not say how many."""
+    """Limit the additional memory of this process to `memory` bytes; no limit if the system does not report its use."""
     if not memory:
         return
     with contextlib.suppress(OSError, ValueError, StopIteration):
@@ -202,7 +202,7 @@ def _limit(memory: int) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """Return an error that survives the way to the parent, with its traceback as a note."""
+    """Return an error that can be sent to the parent, with its traceback as a note."""
     report = f"in a worker process:\n{traceback.format_exc()}"
     try:
         error.add_note(report)

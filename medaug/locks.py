@@ -1,4 +1,4 @@
-"""Locks on files: one process holds one at a time, and it ends with that process."""
+"""Locks on files: only one process can hold a lock, and it is released when that process ends."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def take(path: Path, wait: bool = False) -> Lock | None:
             return None
         raise UserError(
             f"another process has held it for {_LONGEST_WAIT_S / 60:.0f} minutes",
-            "see whether that process still works, stop it if not, and run the same command again",
+            "check whether that process still works, stop it if not, and run the same command again",
             path=path,
         ) from None
     except OSError as error:
@@ -77,7 +77,7 @@ def take(path: Path, wait: bool = False) -> Lock | None:
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = False) -> Iterator[Lock | None]:
-    """Hold a lock for the time of a block, as `take`, and remove its file at the end; None where another holds it."""
+    """Hold a lock during a block, see `take`, and remove its file at the end; yields None if another holds it."""
     lock = take(path, wait)
     try:
         yield lock
@@ -88,10 +88,10 @@ def locked(path: Path, wait: bool = False) -> Iterator[Lock | None]:
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Hold a file, from before it is read until it is written, against other processes that would write it too.
+    """Keep other processes from writing a file while it is read, changed and written.
 
     Raises:
-        UserError: another process holds it, or its folder cannot be written.
+        UserError: another process is writing it, or its folder is not writable.
     """
     with made_folder(path.parent), locked(path.with_name(f".{path.name}.lock")) as lock:
         if lock is None:
@@ -100,7 +100,7 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def is_free(path: Path) -> bool | None:
-    """Whether no process holds a lock on a file, which need not exist; None where that cannot be told."""
+    """Whether no process holds a lock on a file, which need not exist; None if that is unknown."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

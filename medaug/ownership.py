@@ -1,4 +1,4 @@
-"""Which folders are ours to replace: those with our marker, and in them only what stages write."""
+"""Which folders medaug may replace: those with its marker, and in them only files that stages write."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _RESULTS = (
     *("judge.pt", "faithfulness.json", "faithfulness.csv", "measures.csv", "guidance.png"),
     *("jobs", "scores.csv", "comparison.csv", "summary.json", "report.html", "deformations"),
 )
-# Until all else is gone, so that an interrupted removal can be repeated.
+# Removed last, so that an interrupted removal can be repeated.
 _KEPT = ("config.yaml", MARKER, ".lock*")
 
 
 def mark(folder: Path) -> None:
-    """Say in the folder that it is ours."""
+    """Mark a folder as created by medaug."""
     if not is_marked(folder):
         with atomic_write(folder / MARKER) as temporary:
             temporary.write_text(_TEXT)
@@ -46,7 +46,7 @@ def empty(folder: Path) -> None:
     """Remove the results of a run from its folder, `finished.json` first and `config.yaml` last.
 
     Raises:
-        UserError: it has no marker, or holds something that no stage wrote; nothing is removed then.
+        UserError: the folder has no marker, or contains files that no stage wrote; then nothing is removed.
     """
     if not is_marked(folder):
         raise UserError(
@@ -76,19 +76,19 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _volumes(folder: Path) -> set[str]:
-    """The names of predicted volumes, which follow from those of the scans, as the record has them."""
+    """Return the names of predicted volumes from the provenance file, because they depend on the scans' names."""
     names: set[str] = set()
     path = folder / "provenance.jsonl"
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         try:
             names |= {str(name) for name in json.loads(line)["files"].values()}
         except (ValueError, LookupError, TypeError, AttributeError):
-            continue  # of synthetic pairs, or cut short by a killed process
+            continue  # a record of a synthetic pair, or a line cut short by a killed process
     return names
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """The summary of a finished run; None while it is unfinished or absent."""
+    """Return the summary of a finished run; None if the run is unfinished or does not exist."""
     path = folder / "finished.json"
     if not os.path.lexists(path):
         return None

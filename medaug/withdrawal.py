@@ -1,7 +1,7 @@
-"""Everything that a subject went into, for whoever withdraws consent. It lists, and deletes nothing.
+"""Lists everything that contains or was made with a subject's data, for subjects who withdraw consent.
 
-Named by `python -m medaug.ingest withdraw=SUBJECT`. What is deleted is for a person to decide: removing a scan does not
-remove what a model learned from it.
+`python -m medaug.ingest withdraw=SUBJECT` uses it. Nothing is deleted, because a person has to decide what to delete:
+removing a scan does not remove what a model learned from it.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from medaug.errors import UserError
 from medaug.files import json_text
 from medaug.inputs import parsing, read_bytes, read_json, read_text, read_yaml
 
-_BOOKKEEPING = {"config.yaml", "manifest.json", "finished.json"}  # of a run folder: no scan went into them
-_SAW = {"train": "learned from the subject", "val": "was validated on the subject"}
+_BOOKKEEPING = {"config.yaml", "manifest.json", "finished.json"}  # files of a run without data of a scan
+_USES = {"train": "learned from the subject", "val": "was validated on the subject"}
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """Something that the subject went into, or may have gone into.
+    """A file or folder that contains, or may contain, data of the subject or was made with it.
 
     Attributes:
         kind: private, manifest, scan, record, cache, checkpoint, log, pairs, pair, predictions,
             prediction, audit, benchmark or export.
         path: the file or folder.
-        why: what it has of the subject, in words without a PatientID.
-        certain: False where nothing says whether it has anything of the subject.
+        why: its relation to the subject, in words without a PatientID.
+        certain: False if it is unknown whether it is related to the subject.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Artefact:
 
 @dataclass(frozen=True)
 class _Who:
-    """A subject under all names that a manifest may have for it, and the cases that the private file says are its."""
+    """All names of a subject in manifests, and its cases according to the private file."""
 
     subjects: frozenset[str]
     cases: frozenset[str]
@@ -52,25 +52,25 @@ class _Who:
 
 
 def withdraw(subject: str, runs: Path, private: Path | None = None, manifest: Path | None = None) -> list[Artefact]:
-    """List every artefact that a subject went into.
+    """List every artefact that is related to a subject.
 
     Args:
-        subject: as the manifests name it; or a PatientID, where the private file is given.
+        subject: its name in manifests; or a PatientID, if the private file is given.
         runs: the folder of all experiments.
-        private: file of pseudonyms that medaug.ingest wrote.
-        manifest: of the cohort; its files of the subject are listed too.
+        private: the private file that medaug.ingest wrote.
+        manifest: manifest of the cohort; its files of the subject are listed too.
 
     Returns:
-        the cohort's files first, then experiment by experiment.
+        The cohort's files first, then those of each experiment.
 
     Raises:
-        UserError: nothing knows the subject, or a file that must be read is damaged.
+        UserError: the subject is found nowhere, or a file that must be read is damaged.
     """
     who, found = _identify(subject, private)
     cohort = None if manifest is None else Manifest.load(manifest)
     experiments = sorted(path for pattern in ("*", "sweep/*/*") for path in runs.glob(pattern) if path.is_dir())
     trained = {path: _manifest(path / "train") for path in experiments}
-    # A manifest may name the subject by another rule than its pseudonym; later artefacts know only that name.
+    # A manifest may use another name than the pseudonym; later artefacts contain only that name.
     also = {c.subject for m in (cohort, *trained.values()) if m for c in m.cases if who.has(c.subject, c.name)}
     who = _Who(who.subjects | also, who.cases)
     if cohort is not None and manifest is not None:
@@ -79,7 +79,7 @@ def withdraw(subject: str, runs: Path, private: Path | None = None, manifest: Pa
         found += _in_experiment(experiment, trained[experiment], who)
     if not any(artefact.certain for artefact in found):
         raise UserError(
-            f"withdraw: no manifest, checkpoint or pair below {runs} knows that subject",
+            f"withdraw: no manifest, checkpoint or pair below {runs} contains that subject",
             "give its name as in the manifest, or private=FILE with its PatientID, and runs=DIR where the results are",
         )
     return found
@@ -156,12 +156,12 @@ def _in_cache(folder: Path, who: _Who) -> Iterator[Artefact]:
                 for part in sorted(folder.glob(f"{path.stem}.*")):
                     yield Artefact("cache", part, f"{case} in model space")
     if unknown:
-        why = f"{unknown} entries cannot be told; delete the cache, it is made again when needed"
+        why = f"the subjects of {unknown} entries are unknown; delete the cache, it is made again when needed"
         yield Artefact("cache", folder, why, certain=False)
 
 
 def _in_training(folder: Path, who: _Who) -> Generator[Artefact, None, dict[str, str]]:
-    """Yield what the training left; returns what each checkpoint, by its SHA-256, has of the subject ("": nothing)."""
+    """Yield artefacts of the training; return SHA-256 of each checkpoint -> its use of the subject ("" if none)."""
     from medaug.files import file_sha256
     from medaug.training.checkpoint import read_checkpoint
 
@@ -170,39 +170,39 @@ def _in_training(folder: Path, who: _Who) -> Generator[Artefact, None, dict[str,
         try:
             card, _ = read_checkpoint(path, "codec" if path.name == "codec.ckpt" else "state_dict")
         except UserError as error:
-            yield Artefact("checkpoint", path, f"cannot be told ({error})", certain=False)
+            yield Artefact("checkpoint", path, f"cannot be checked ({error})", certain=False)
             continue
-        saw = [how for split, how in _SAW.items() if who.subjects & card.seen.in_split(split)]
-        models[file_sha256(path)] = saw[0] if saw else ""
-        if saw:
-            yield Artefact("checkpoint", path, f"a model that {saw[0]}")
+        uses = [use for split, use in _USES.items() if who.subjects & card.seen.in_split(split)]
+        models[file_sha256(path)] = uses[0] if uses else ""
+        if uses:
+            yield Artefact("checkpoint", path, f"a model that {uses[0]}")
     if any(models.values()):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             if path.name not in _BOOKKEEPING and path.suffix != ".ckpt" and not path.name.startswith("."):
-                yield Artefact("log", path, "of that training; pictures may show the subject's scans")
+                yield Artefact("log", path, "belongs to that training; pictures may show the subject's scans")
     return models
 
 
 def _in_pairs(folder: Path, who: _Who, models: Mapping[str, str]) -> Iterator[Artefact]:
     records = list(provenance.read_all(folder).values())
-    made_by = {_made_by(record.get("checkpoint"), models) for record in records}
-    for why, certain in sorted(made_by, key=lambda one: not one[1]):
+    reasons = {_made_by(record.get("checkpoint"), models) for record in records}
+    for why, certain in sorted(reasons, key=lambda one: not one[1]):
         if why:
             yield Artefact("pairs", folder, f"all pairs: {why}", certain)
     for record in records:
-        behind = {*record["subjects"], record.get("host_subject"), *record.get("mask_validation_subjects", [])}
-        if who.subjects & behind or record.get("host") in who.cases:
+        sources = {*record["subjects"], record.get("host_subject"), *record.get("mask_validation_subjects", [])}
+        if who.subjects & sources or record.get("host") in who.cases:
             for file in [*record.get("images", []), *([record["label"]] if "label" in record else [])]:
                 yield Artefact(
                     "pair",
                     folder / file,
-                    "made from a scan of the subject: its grid, its mask, bent or not, or a mask by a generator that "
-                    "was trained or validated on it",
+                    "uses a scan of the subject: its grid, its mask (perhaps deformed), or a mask from a generator "
+                    "that was trained or validated on it",
                 )
 
 
 def _in_predictions(folder: Path, who: _Who, models: Mapping[str, str]) -> Iterator[Artefact]:
-    """What models drew of the subject's scans; what they drew of others', where they learned from the subject."""
+    """Yield predictions for the subject's scans, and all predictions of models that used the subject."""
     for path in sorted(folder.glob("*/provenance.jsonl")):
         records = list(provenance.read(path, provenance.PREDICTION).values())
         for why, certain in sorted({_made_by(record["checkpoint"], models) for record in records}):
@@ -211,23 +211,25 @@ def _in_predictions(folder: Path, who: _Who, models: Mapping[str, str]) -> Itera
         mine = [record for record in records if who.subjects & {*record["subjects"]} or record["name"] in who.cases]
         for record in mine:
             for file in record["files"].values():
-                yield Artefact("prediction", path.parent / file, f"drawn of {record['name']}")
+                yield Artefact("prediction", path.parent / file, f"predicted from {record['name']}")
         if mine:
             for name in ("metrics.csv", "metrics.json", "contact_sheet.png", path.name):
                 if (path.parent / name).exists():
-                    yield Artefact("prediction", path.parent / name, "scores, picture and record, with the subject's")
+                    yield Artefact(
+                        "prediction", path.parent / name, "scores, picture or record that include the subject"
+                    )
 
 
 def _in_measurement(
     folder: Path, kind: str, who: _Who, names: set[str], models: Mapping[str, str]
 ) -> Iterator[Artefact]:
-    """Judge, segmenters, scores and reports: made with the model or from the subject's scans, or measured on them."""
+    """Yield judge, segmenters, scores and reports that were made with the model or with the subject's scans."""
     config = folder / "config.yaml"
     if not config.exists():
         return
     why, certain = _made_by(read_yaml(config).get("checkpoint"), models)
     if any(who.has(row.get("subject"), row.get("case")) or row.get("case") in names for row in _rows(folder)):
-        tested = "holds scores of the subject's scans, or of pairs made from them"
+        tested = "holds scores of the subject's scans, or of pairs made with them"
         why, certain = (f"{tested}; {why}" if why and certain else tested), True
     if why:
         for path in sorted(folder.iterdir()):
@@ -240,7 +242,7 @@ def _text(path: Path) -> str:
 
 
 def _rows(folder: Path) -> Iterator[Mapping[str, str]]:
-    """The rows of all score tables of a run, and whom its summary says they are of."""
+    """Yield the rows of all score tables of a run, and the cases and subjects in its summary."""
     for path in sorted(folder.rglob("*.csv")):
         yield from read_csv(path, (), "restore it, or make it again")
     if (folder / "summary.json").exists():
@@ -259,7 +261,9 @@ def _in_exports(folder: Path, pairs: Sequence[Artefact]) -> Iterator[Artefact]:
         digest = None
     for out, exported in exports:
         if exported != digest:
-            yield Artefact("export", out, "of pairs that are gone, so it cannot be told", certain=False)
+            yield Artefact(
+                "export", out, "a copy of pairs that no longer exist, so its content is unknown", certain=False
+            )
         elif pairs:
             yield Artefact("export", out, f"a copy of {pairs[0].path}, {pairs[0].why}", pairs[0].certain)
 
@@ -277,7 +281,7 @@ def _exports(path: Path) -> list[tuple[Path, str]]:
 
 
 def _made_by(checkpoint: str | None, models: Mapping[str, str]) -> tuple[str, bool]:
-    """What the model behind a result has of the subject ("": nothing), and whether that is certain."""
+    """Return how the model behind a result used the subject ("" if it did not), and whether that is certain."""
     if checkpoint is not None and checkpoint in models:
         return (f"made with a model that {models[checkpoint]}" if models[checkpoint] else ""), True
-    return "made with a checkpoint that is gone, so whether it learned from the subject cannot be told", False
+    return "made with a checkpoint that no longer exists: it is unknown whether it learned from the subject", False

@@ -76,7 +76,7 @@ def write_series(
         affine: (4, 4) RAS; `axial()` where it is None. Its first two columns give orientation and pixel spacing.
         positions: ImagePositionPatient (LPS mm) of each slice, instead of the affine's.
         modality: MR, CT or PT.
-        number: SeriesNumber; it also tells the series' UIDs apart (study and frame of reference follow the PatientID).
+        number: SeriesNumber; also makes the series' UIDs distinct (study and frame of reference depend on PatientID).
         slope: RescaleSlope, one for all or one per slice; None leaves it out (a CT or PT gets 1 and 0).
         intercept: RescaleIntercept, likewise.
         names: file name by slice index; `"IM{}".format` has no extension, "a/{}".format makes folders.
@@ -283,7 +283,7 @@ def _values(slope: float, intercept: float) -> Dataset:
 
 
 def _decimal(value: float) -> str:
-    """A decimal string of at most 16 characters, as near as they allow."""
+    """Format a number as a decimal string of at most 16 characters, as precisely as that allows."""
     for digits in range(15, 0, -1):
         if len(text := f"{float(value):.{digits}g}") <= 16:
             return text

@@ -1,4 +1,4 @@
-"""A small good cohort of two modalities, and ways to spoil one of its cases."""
+"""A small good cohort of two modalities, and faults to plant in one of its cases."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PARTS = ("t1", "t2", "seg")
 
 
 def scan(seed: int) -> dict[str, NDArray]:
-    """A head in air with tissue and fluid, bright and dark the other way round in T2, and a lesion inside."""
+    """A head in air with tissue, fluid and a lesion; T2 has inverted contrast."""
     rng = np.random.default_rng(seed)
     axes = np.meshgrid(*[np.linspace(-1, 1, side) for side in SHAPE], indexing="ij")
     radius = rng.uniform(0.75, 0.9, 3)
@@ -65,7 +65,7 @@ def write_good_cohort(root: Path, num: int = 12) -> Manifest:
 
 
 class Fault(NamedTuple):
-    """`plant` changes the files of a case below a root, and may return another Case."""
+    """A fault: `plant` changes the files of a case below a root, and may return a changed Case."""
 
     code: str
     severity: str
@@ -149,7 +149,7 @@ NO_FORMS = (("sform_code", (), 0), ("qform_code", (), 0))
 
 
 def spoil_header(*changes: tuple[str, Any, float], part: str = "all") -> Callable[[Path, Case], object]:
-    """Fields of a NIfTI header spoilt, each (name, place within the field, value); the voxels stay."""
+    """Change fields of a NIfTI header, each given as (name, index within the field, value); the voxels stay."""
 
     def plant(root: Path, case: Case) -> None:
         for each in PARTS if part == "all" else (part,):
@@ -228,7 +228,7 @@ def in_place_of(part: str, make: Callable[[Path], object]) -> Callable[[Path, Ca
 
 
 def renamed(part: str, change: Callable[[str], str]) -> Callable[[Path, Case], object]:
-    """The file under another name, the case as it was."""
+    """Rename the file without changing the case."""
 
     def plant(root: Path, case: Case) -> None:
         path = path_of(root, case, part)
@@ -238,7 +238,7 @@ def renamed(part: str, change: Callable[[str], str]) -> Callable[[Path, Case], o
 
 
 def convert(part: str, suffix: str, change: Callable[[bytes], bytes], *more: str) -> Callable[[Path, Case], object]:
-    """Files in another format, each spoilt."""
+    """Write files in another format, each with a fault."""
 
     def plant(root: Path, case: Case) -> Case:
         files = {each: path_of(root, case, each).name for each in PARTS}

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with one case of the good cohort, and the one finding that says so."""
+"""Faults that can be planted in one case of the good cohort, and the finding that each must give."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ FAULTS: dict[str, Fault] = {
     "label empty file": Fault("empty-file", "error", "_seg.nii.gz: is empty", change_bytes("seg", lambda b: b"")),
     "image cut off": Fault("truncated", "error", "_t1.nii.gz: is cut short", change_bytes("t1", lambda b: b[:-900])),
     "label cut off": Fault("truncated", "error", "_seg.nii.gz: is cut short", change_bytes("seg", lambda b: b[:-9])),
-    "fewer voxels than said": Fault(
+    "fewer voxels than message": Fault(
         "truncated",
         "error",
         "too short for its shape",
@@ -206,7 +206,7 @@ FAULTS: dict[str, Fault] = {
         "is not a NIfTI file",
         change_bytes("t1", repacked(lambda b: b[:344] + b"ni1\0" + b[348:])),
     ),
-    "more voxels than said": Fault(
+    "more voxels than message": Fault(
         "damaged", "error", "holds more than its shape", change_bytes("t2", repacked(lambda b: b + bytes(2_000_000)))
     ),
     "a side below zero": Fault(

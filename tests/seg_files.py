@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from highdicom.seg import Segmentation, SegmentDescription
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage
+
+from medaug.errors import UserError
 
 NAMES = ("whole tumour", "core")
 Contours = Sequence[np.ndarray]  # each (N, 3) RAS mm
@@ -128,3 +131,28 @@ def write_rtstruct(
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset.save_as(path, enforce_file_format=True)
     return path
+
+
+def refused_copies(path: Path, count: int, read: Callable[[Path], object], start: str) -> int:
+    """Read damaged copies of a file, every second one cut short and the others with flipped bits.
+
+    Returns how many are refused; each error must be one line that begins with `start` and does not name the patient.
+    """
+    content = path.read_bytes()
+    rng = random.Random(7)
+    refused = 0
+    for index in range(count):
+        damaged = bytearray(content)
+        if index % 2:
+            del damaged[rng.randrange(len(content)) :]
+        else:
+            for _ in range(rng.choice([1, 10, 100])):
+                damaged[rng.randrange(132, len(content))] ^= 1 << rng.randrange(8)
+        copy = path.with_name("damaged.dcm")
+        copy.write_bytes(damaged)
+        try:
+            read(copy)
+        except UserError as error:
+            assert str(error).startswith(start) and "\n" not in str(error) and "Nobody" not in str(error)
+            refused += 1
+    return refused

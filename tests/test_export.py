@@ -59,7 +59,7 @@ def test_a_cohort_is_exported_without_an_experiment(tmp_path, layout):
     assert json.loads(line) == {"out": str(tmp_path / "out"), "format": layout, "cases": 2, "digest": ""}
 
 
-def test_every_export_of_pairs_is_noted(tmp_path, pairs):
+def test_every_export_of_pairs_is_recorded(tmp_path, pairs):
     outs = [tmp_path / "a", tmp_path / "b"]
     for out, layout in zip(outs, ("msd", "nnunet"), strict=True):
         main(options(tmp_path, experiment="toy", format=layout, out=str(out)))
@@ -88,7 +88,7 @@ def test_an_export_killed_before_its_final_name_is_recorded(tmp_path, pairs, mon
     assert record.read_text() == before and (tmp_path / "out" / "dataset.json").exists()
 
 
-def test_an_export_that_failed_is_not_noted(tmp_path, pairs):
+def test_a_failed_export_is_not_recorded(tmp_path, pairs):
     pairs.manifest.label_path(pairs.manifest.cases[1]).unlink()
     with pytest.raises(UserError, match="two_seg.nii.gz"):
         main(options(tmp_path, experiment="toy", out=str(tmp_path / "out")))

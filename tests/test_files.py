@@ -16,7 +16,7 @@ from medaug.errors import UserError
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The names of what is synced and renamed, in order."""
+    """The names of files and folders that are synced and renamed, in order."""
     seen = []
     fsync, replace, rename = os.fsync, os.replace, os.rename
 
@@ -106,7 +106,7 @@ def test_folders_are_the_same_when_names_and_bytes_are(tmp_path):
     assert not files.same_files(tmp_path / "a", tmp_path / "b")
 
 
-def test_a_process_in_another_namespace_has_another_mark(monkeypatch):
+def test_a_process_in_another_namespace_has_another_machine_id(monkeypatch):
     here = files._machine()
     monkeypatch.setattr(os, "readlink", lambda path: "pid:[4026533000]")
     assert files._machine.__wrapped__() != here

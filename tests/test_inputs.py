@@ -141,7 +141,7 @@ WHOLE = {
 
 @pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_is_refused_in_one_line_and_left_alone(tmp_path, name, harm):
+def test_a_damaged_file_is_refused_in_one_line_and_not_changed(tmp_path, name, harm):
     content, read, optional = FILES[name]
     path = tmp_path / "cohort" / name
     path.parent.mkdir(parents=True)
@@ -174,7 +174,7 @@ RECORDS = {
 
 
 @pytest.mark.parametrize("fault", RECORDS)
-def test_a_record_of_another_form_names_its_line(tmp_path, fault):
+def test_a_malformed_record_is_reported_with_its_line(tmp_path, fault):
     path = tmp_path / "provenance.jsonl"
     path.write_text(json.dumps(RECORD) + "\n" + json.dumps(RECORD | {"index": 1} | RECORDS[fault]) + "\n")
     with pytest.raises(UserError, match="provenance.jsonl: line 2 is not a provenance record"):
@@ -182,7 +182,7 @@ def test_a_record_of_another_form_names_its_line(tmp_path, fault):
 
 
 @pytest.mark.parametrize("key", provenance.PAIR)
-def test_a_pair_without_one_of_its_fields_names_its_line(tmp_path, key):
+def test_an_incomplete_pair_is_reported_with_its_line(tmp_path, key):
     kinds = {"index": 0, "attempt": 0, "seed": 0, "subjects": [], "images": []}
     record = {name: kinds.get(name, "text") for name in provenance.PAIR}
     path = tmp_path / "provenance.jsonl"
@@ -217,7 +217,7 @@ def test_aliases_that_multiply_a_yaml_file_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "value", ["!!timestamp x", "!!int ''", "!!float x", "!!bool x", "!!binary x", "!!set x", "!!omap x", "2020-13-45"]
 )
-def test_a_yaml_tag_that_its_value_does_not_fit_is_refused(tmp_path, value):
+def test_a_wrong_yaml_tag_is_refused(tmp_path, value):
     path = tmp_path / "rules.yaml"
     path.write_text(f"labels: {value}\n")
     with pytest.raises(UserError, match=r"rules\.yaml: not YAML \("):

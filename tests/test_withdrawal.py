@@ -53,7 +53,7 @@ def cohort(root: Path, subjects: dict[str, str] = SUBJECTS) -> Manifest:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A cohort with its private file, report and folds, and an experiment with everything that stages leave."""
+    """A cohort with its private file, report and folds, and an experiment with the results of all stages."""
     cohort(tmp_path / "cohort").save(tmp_path / "cohort.json")
     save_private(tmp_path / "cohort.private.json", PRIVATE)
     (tmp_path / "cohort.report.json").write_text(json.dumps([{"case": "Sa_1", "what": "x"}]))
@@ -119,7 +119,7 @@ def files(subject: str) -> set[tuple[str, str]]:
     return {("manifest", "cohort.json"), ("manifest", "train/manifest.json"), ("scan", images), ("scan", labels)}
 
 
-def test_a_training_subject_is_in_everything(home: Path) -> None:
+def test_a_training_subject_is_related_to_everything(home: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in home.rglob("*")}
     expected = files("Sa") | MODEL | {("private", "cohort.private.json"), ("record", "cohort.report.json")}
     expected |= {("cache", f"cache/k1.{part}") for part in ("json", "image.npy")}
@@ -202,7 +202,7 @@ def test_uncertain_artefacts_are_marked_as_such(home: Path) -> None:
 @pytest.mark.parametrize("subject", ["Sx", "ID-A", ""])
 def test_an_unknown_subject(home: Path, subject: str) -> None:
     (home / "runs" / "demo" / "cache" / "old.json").write_text("{}")
-    with pytest.raises(UserError, match="knows that subject; ") as error:
+    with pytest.raises(UserError, match="contains that subject; ") as error:
         withdraw(subject, home / "runs", manifest=home / "cohort.json")
     assert "ID-A" not in str(error.value)
 
@@ -214,7 +214,7 @@ def test_a_subject_whose_ingest_failed_is_in_the_private_file_alone(home: Path) 
 def test_files_that_are_not_there(home: Path) -> None:
     with pytest.raises(UserError, match="no such file; give private=FILE"):
         withdraw("Sa", home / "runs", private=home / "absent.json")
-    with pytest.raises(UserError, match="knows that subject"):
+    with pytest.raises(UserError, match="contains that subject"):
         withdraw("Sa", home / "absent")
 
 
@@ -240,7 +240,7 @@ def test_jobs_of_a_sweep_are_searched_like_experiments(home: Path) -> None:
     assert single and found >= {job / path for path in single}
 
 
-def test_a_report_that_names_the_subject_is_found_however_its_letters_are_written(tmp_path: Path) -> None:
+def test_a_report_that_names_the_subject_is_found_in_any_json_encoding(tmp_path: Path) -> None:
     cohort(tmp_path, {"Sé": "train"}).save(tmp_path / "cohort.json")
     write_json(tmp_path / "report.json", [{"case": "Sé_1"}])
     (tmp_path / "ascii.json").write_text(json.dumps([{"case": "Sé_1"}]))

@@ -26,8 +26,8 @@ Augment = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 def shuffled_index(position: int, length: int, seed: int) -> int:
     """The index, of `length` items, that sample `position` uses. Every epoch is another permutation of the items."""
-    epoch, place = divmod(position, length)
-    return int(np.random.default_rng([seed, epoch]).permutation(length)[place])
+    epoch, step = divmod(position, length)
+    return int(np.random.default_rng([seed, epoch]).permutation(length)[step])
 
 
 class TrainingBatches(Dataset[dict[str, Tensor]]):

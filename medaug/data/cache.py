@@ -155,9 +155,9 @@ def refuse_changed(stems: Mapping[str, Path], cache: Path) -> dict[str, str]:
 
 def _json_digest(about: Mapping[str, Any]) -> str:
     """Digest of an entry's JSON without its owners, which may be added later."""
-    said = {key: value for key, value in about.items() if key != "owners"}
-    said["digests"] = {key: value for key, value in said["digests"].items() if key != "json"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    content = {key: value for key, value in about.items() if key != "owners"}
+    content["digests"] = {key: value for key, value in content["digests"].items() if key != "json"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def add_owner(stem: Path, owner: dict[str, str]) -> None:
@@ -171,7 +171,7 @@ def add_owner(stem: Path, owner: dict[str, str]) -> None:
 
 def _load(path: Path, shape: list[int], dtype: type[np.generic], memory: bool) -> NDArray[Any]:
     with opened(path) as file:
-        if file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:  # np.load also takes archives
+        if file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:  # np.load also accepts archives
             raise ValueError(f"{path}: not an array")
     try:
         mapped = np.load(path, mmap_mode="r")  # allocates no memory, even if the header claims a huge shape

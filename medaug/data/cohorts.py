@@ -56,7 +56,7 @@ def _split_manifest(options: DataOptions, phantom_folder: Path) -> Manifest:
         layout = read_layout(find_root(options), options.layout)
         if layout.proposed:
             labels = ", ".join(f"{value} {name}" for value, name in layout.manifest.schema.labels)
-            log.info("layout %s: labels are taken to be %s; to say otherwise use medaug.ingest", layout.name, labels)
+            log.info("layout %s: labels are assumed to be %s; to change them use medaug.ingest", layout.name, labels)
         return split_cohort(name_subjects(layout.valid_manifest(), options), options)
     return _stored_manifest(options, options.manifest)
 

@@ -63,13 +63,13 @@ def refuse_copies(cases: Mapping[str, Iterable[ModelCase]]) -> None:
     for split, members in cases.items():
         for member in members:
             if member.content and np.ptp(member.image):
-                other, its = owners.setdefault(member.content, (member.case, split))
-                if its != split:
-                    raise _leak(other, its, member.case, split)
+                other, other_split = owners.setdefault(member.content, (member.case, split))
+                if other_split != split:
+                    raise _leak(other, other_split, member.case, split)
 
 
-def _leak(one: Case, split: str, other: Case, its: str) -> UserError:
+def _leak(first: Case, first_split: str, second: Case, second_split: str) -> UserError:
     return UserError(
-        f"leak: {other.name} ({its}) holds the scan of {one.name} ({split})",
+        f"leak: {second.name} ({second_split}) holds the scan of {first.name} ({first_split})",
         "leave one of them out, or give both the same subject, and split again",
     )

@@ -49,7 +49,7 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 # World axes of NRRD that ITK converts to its own; for any others the sides of the patient are unknown.
 _NRRD_SPACES = {"left-posterior-superior", "right-anterior-superior", "left-anterior-superior", "lps", "ras", "las"}
-_CONVERT = "convert the scan again from its source, or mend its header once you know"
+_CONVERT = "convert the scan again from its source, or correct its header once you know"
 
 
 @dataclass(frozen=True)

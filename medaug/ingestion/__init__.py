@@ -1,1 +1,1 @@
-"""From a folder of scans to a checked manifest with splits."""
+"""Turns a folder of scans into a checked manifest with splits."""

@@ -21,20 +21,20 @@ from medaug.preflight import CaseFacts, Expectations, Report, check, check_manif
 log = logging.getLogger(__name__)
 
 Folds = list[dict[str, list[str]]]
-"""As nnU-Net's splits_final.json has them."""
+"""Folds in the form of nnU-Net's splits_final.json."""
 
 
 @dataclass
 class Check:
-    """One pass over a cohort, which collects findings and goes on.
+    """One pass over a cohort that collects all findings.
 
     Attributes:
         options: names, splits, depth of the check.
         expected: what the cohort is meant for.
-        renamed: a path in findings, and what to write for it.
-        remedy: what else to advise if there are errors.
-        findings: so far.
-        facts: of each case that was read.
+        renamed: a path in findings, and its replacement.
+        remedy: further advice if there are errors.
+        findings: the findings so far.
+        facts: facts of each case that was read.
     """
 
     options: IngestOptions
@@ -48,11 +48,11 @@ class Check:
         """Name the subjects of a cohort, check its files, and split it; the folds are None unless `folds` is set.
 
         Args:
-            manifest: every case in "train".
-            problems: what was found wrong so far.
+            manifest: the cohort, with every case in "train".
+            problems: findings of earlier steps.
 
         Raises:
-            UserError: there are errors; all findings have been logged by then, and are in the report.
+            UserError: there are errors; all findings are then in the log and in the report.
         """
         options, folds = self.options, None
         manifest, self.findings = _without(options.exclude, manifest, problems)
@@ -65,7 +65,7 @@ class Check:
             self.findings.append(Finding(manifest.name, "error", "no-case", what, remedy))
         else:
             manifest = name_subjects(manifest, options)
-            if not lost:  # with cases missing, tables name more cases than there are, and numbers say nothing
+            if not lost:  # otherwise the user's tables list cases that are missing, and counts are wrong
                 manifest = self._with_attributes(manifest)
                 self._try_split(manifest)
             if options.check != "none":
@@ -85,7 +85,7 @@ class Check:
             return manifest
 
     def _try_split(self, manifest: Manifest) -> None:
-        """End here if there are too few subjects to split, which no label changes: files are read for minutes."""
+        """End here if there are too few subjects to split, because reading all files takes minutes."""
         try:
             split_cohort(manifest, self.options)
         except UserError as error:
@@ -95,7 +95,7 @@ class Check:
     def _examine(self, manifest: Manifest) -> None:
         """Read the files of all cases."""
         depth: Literal["headers", "voxels"] = "headers" if self.options.check == "headers" else "voxels"
-        # How many cases keep their labels is counted later, among the training cases.
+        # The number of labelled cases is checked later, when the training cases are known.
         found = check(manifest, depth, replace(self.expected, labelled=None), self.options.workers)
         self.findings += found.findings
         self.facts = dict(found.facts)
@@ -121,7 +121,7 @@ class Check:
         report = Report(tuple(dict.fromkeys(findings)), self.facts)
         show(report, self.options.report)
         if errors := report.count("error"):
-            # The root stays unnamed: a folder of DICOM may be called by a patient's name.
+            # The message leaves out the root: a folder of DICOM may have a patient's name.
             raise UserError(
                 "not written",
                 f"correct the {errors} error(s) listed above, or leave their cases out "
@@ -131,7 +131,7 @@ class Check:
 
 
 def _without(exclude: list[str], manifest: Manifest, problems: tuple[Finding, ...]) -> tuple[Manifest, list[Finding]]:
-    """The cohort and its findings less the cases that the user leaves out."""
+    """Remove the cases that the user excludes from a cohort and its findings."""
     known = {case.name for case in manifest.cases} | {finding.case for finding in problems}
     if unknown := [name for name in exclude if name not in known]:
         raise UserError(f"exclude: {', '.join(unknown)}: no such case", "give names as the findings have them")
@@ -147,7 +147,7 @@ def show(report: Report, path: str | None) -> None:
         Console(stderr=True).print(report_table(report.findings))
     else:
         levels = {"note": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-        # Errors last, where they are seen, and each kind in the order of finding: causes before what follows from them.
+        # Errors last, where they are noticed; within a severity in the order of finding, causes before consequences.
         for severity, alike, rest in sorted(summary(report.findings), key=lambda kind: list(levels).index(kind[0])):
             for line in [*alike, *([rest] if rest else [])]:
                 log.log(levels[severity], "%s", line)

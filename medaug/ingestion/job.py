@@ -1,4 +1,4 @@
-"""What medaug.ingest does with a folder of scans."""
+"""The work of medaug.ingest on a folder of scans."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """A folder of scans that is to become a manifest.
+    """A folder of scans for which a manifest is to be written.
 
     Attributes:
         root: the folder.
         out: the manifest to write.
-        options: the `ingest` node.
-        rules: of the user.
-        layout: of the folder.
+        options: the `ingest` options.
+        rules: the user's rules.
+        layout: layout of the folder.
         expected: what the cohort is meant for.
     """
 
@@ -50,10 +50,10 @@ class Job:
 
     @classmethod
     def plan(cls, root: str, out: Path, options: IngestOptions, data: DataOptions) -> Job:
-        """Read the rules and find out the layout.
+        """Read the rules and detect the layout.
 
         Raises:
-            UserError: the rules are wrong, the layout cannot be told, or no scan could be brought to the intensities.
+            UserError: the rules or intensity options are wrong, or the layout is unknown.
         """
         rules = read_rules(Path(options.rules)) if options.rules is not None else NO_RULES
         rules = with_pairs(rules, options.images, options.labels, options.case_pattern, options.classes)
@@ -94,25 +94,27 @@ class Job:
             write_manifest(manifest, folds, self.out)
 
     def _convert(self) -> None:
-        """Convert a tree of DICOM to NIfTI beside the manifest, and ingest that."""
+        """Convert a DICOM tree to NIfTI beside the manifest, and ingest the result."""
         options, rules, root = self.options, self.rules, Path(self.root)
         if options.report is not None and Path(options.report).resolve().is_relative_to(root.resolve()):
             raise UserError("report: is inside root, where nothing may be written", "give a path outside of it")
         schema = LabelSchema.from_mapping(rules.schema, rules.source) if rules.schema else None
         with ingest_dicom(self.root, rules, schema, options, self.out) as ingested:
-            # Findings name files as they will be: the temporary folder is gone when the user reads them.
+            # Findings show the final paths, because the temporary folder is gone when the user reads them.
             names = (ingested.manifest.root, str(ingested.folder))
-            remedy = f"; {private_path(self.out, options.private)} says which files are meant"
-            rest = replace(options, exclude=[])  # they are left out already
+            remedy = f"; {private_path(self.out, options.private)} lists the files that they are about"
+            rest = replace(options, exclude=[])  # these cases are left out already
             problems = (*ingested.findings, *beside_dicom(root, rules.label, ingested.manifest.name))
             manifest, folds = Check(rest, self.expected, names, remedy).run(ingested.manifest, problems)
             write_manifest(replace(manifest, root=ingested.keep().root), folds, self.out)
 
 
 def beside_dicom(root: Path, label: str | None, cohort: str) -> Iterator[Finding]:
-    """Note how many volumes of other formats lie in a tree of DICOM and are no labels; their names may be patients'."""
-    there = {Path(folder, name) for folder, _, names in os.walk(root) for name in names if suffix_of(name)}
-    if unused := there - set(root.glob(label) if label else ()):
+    """Count volumes of other formats in a DICOM tree that are not labels; their names may identify patients."""
+    files = {Path(folder, name) for folder, _, names in os.walk(root) for name in names if suffix_of(name)}
+    if unused := files - set(root.glob(label) if label else ()):
         kinds = ", ".join(sorted({suffix_of(path.name).lower() for path in unused}))
-        what = f"{len(unused)} files ({kinds}) are not used: beside DICOM such files are labels, which the rules name"
+        what = (
+            f"{len(unused)} files ({kinds}) are not used: in a DICOM tree they can only be labels, named by the rules"
+        )
         yield Finding(cohort, "note", "unused-file", what, "nothing, or name them by the glob `label` in the rules")

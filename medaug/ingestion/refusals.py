@@ -1,4 +1,4 @@
-"""What medaug.ingest refuses to overwrite; light to import, as it is asked first."""
+"""Refuses to overwrite files in medaug.ingest; this runs first, so the module imports little."""
 
 from __future__ import annotations
 

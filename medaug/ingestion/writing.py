@@ -15,14 +15,14 @@ log = logging.getLogger(__name__)
 
 
 def write_manifest(manifest: Manifest, folds: Folds | None, out: Path) -> None:
-    """Write the folds, then the manifest, and log what is in it.
+    """Write the folds, then the manifest, and log a summary.
 
     Raises:
-        UserError: there is a file with other folds, or a file cannot be written.
+        UserError: a file with other folds exists, or a file cannot be written.
     """
     if folds is not None:
         folds_file = out.with_name(f"{out.stem}_splits_final.json")
-        # An ingest that was killed before it wrote the manifest has left the same folds.
+        # An ingest that was killed before it wrote the manifest leaves the same folds.
         if folds_file.exists() and folds_file.read_bytes() != json_text(folds).encode():
             raise UserError(
                 f"out={out}: {folds_file} exists already with other folds", "remove it or give another name"
@@ -43,5 +43,5 @@ def write_manifest(manifest: Manifest, folds: Folds | None, out: Path) -> None:
 
 
 def label_names(schema: LabelSchema) -> str:
-    """The labels of a schema, as "1 organ, 2 lesion"."""
+    """Format the labels of a schema, such as "1 organ, 2 lesion"."""
     return ", ".join(f"{value} {name}" for value, name in schema.labels)

@@ -1,1 +1,1 @@
-"""Heads with tumours, made from equations and an average brain, for demos and tests."""
+"""Computes heads with tumours from equations and an average brain, for demos and tests."""

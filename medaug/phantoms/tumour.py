@@ -1,9 +1,9 @@
 """Growth of a phantom's tumour: two fronts that travel through tissue at random speed.
 
-The mass (necrotic core inside an enhancing rim) spreads from a point at a speed that varies smoothly, so that
-it is compact but irregular, and faster in white matter. Oedema starts at the surface of the mass and runs
-along white matter. Arrival times are geodesic distances, t(x) = min over paths of the integral of ds / speed,
-found with Dijkstra's algorithm; each class takes the voxels that its front reaches first, up to its volume.
+The mass (necrotic core inside an enhancing rim) spreads from a point at a speed that varies smoothly, so that it is
+compact but irregular, and is higher in white matter. Oedema starts at the surface of the mass and spreads along white
+matter. Arrival times are geodesic distances, t(x) = min over paths of the integral of ds / speed, computed with
+Dijkstra's algorithm; each class consists of the voxels that its front reaches first, up to its volume.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NECROSIS, OEDEMA, ENHANCING = (_VALUES[name] for name in ("necrotic core", "oede
 MINIMUM_VOXELS = 5
 """Each class gets at least this many voxels, however coarse the grid."""
 REACH_MM = 65.0
-"""No tumour extends further from its origin; fronts need not be followed through the whole head."""
+"""No tumour extends further from its origin, so that fronts need not be computed for the whole head."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ def grow_tumour(
 ) -> NDArray[np.uint8]:
     """Grow one tumour and return its label (X, Y, Z) in BraTS values: 1 necrotic core, 2 oedema, 4 enhancing.
 
-    Every face neighbour of a core voxel is core or rim; no class enters cerebrospinal fluid or leaves the
-    brain.
+    Every face neighbour of a core voxel is core or rim; no class enters cerebrospinal fluid or leaves the brain.
 
     Args:
         white: white matter fraction, 0..1, (X, Y, Z).
@@ -58,7 +57,7 @@ def grow_tumour(
         origin: voxel where the tumour begins.
         spacing: voxel size in mm, (3,).
         roughness: smooth field, mean about 0, variance about 1; speeds are multiplied by exp(roughness / 2).
-        size: volume of each class; what does not fit within `REACH_MM` of the origin is not grown.
+        size: volume of each class; smaller if there are too few voxels within `REACH_MM` of the origin.
     """
     ranges = (step * (np.arange(side) - i) for side, i, step in zip(brain.shape, origin, spacing, strict=True))
     near = sum(distance**2 for distance in np.meshgrid(*ranges, indexing="ij", sparse=True)) < REACH_MM**2
@@ -70,7 +69,7 @@ def grow_tumour(
     seed[origin] = True
     time = _arrival(speed * (0.3 + white), seed, spacing)
     core = _earliest(time, ndimage.binary_erosion(allowed), size.core / voxel)
-    # The dilation closes the rim where the grid is coarser than the rim is thick.
+    # The dilation closes the rim where it is thinner than a voxel.
     closed = allowed & ndimage.binary_dilation(core)
     mass = closed | _earliest(time, allowed & ~core, size.rim / voxel)
 
@@ -86,7 +85,7 @@ def grow_tumour(
 
 
 def _arrival(speed: Floats, start: Mask, spacing: Floats) -> Floats:
-    """Time (mm at speed 1) at which a front from `start` reaches each voxel; infinite where it never does."""
+    """Return the time (mm at speed 1) at which a front from `start` reaches each voxel; infinite if it never does."""
     cost = np.full(speed.shape, -1.0)  # a negative cost cannot be entered
     np.divide(1.0, speed, out=cost, where=speed > 0)
     cost[start] = np.abs(cost[start])
@@ -96,7 +95,7 @@ def _arrival(speed: Floats, start: Mask, spacing: Floats) -> Floats:
 
 
 def _earliest(times: Floats, where: Mask, count: float) -> Mask:
-    """The `count` voxels of `where` that the front reaches first, or all that it reaches if fewer."""
+    """Return the `count` voxels of `where` that the front reaches first, or all that it reaches if there are fewer."""
     reached = where & np.isfinite(times)
     ordered = np.sort(times[reached])
     last = min(max(round(count), MINIMUM_VOXELS), len(ordered)) - 1

@@ -1,4 +1,4 @@
-"""Folds and hidden labels: whole subjects, nested choices, nothing that depends on the order of cases."""
+"""Folds and hidden labels: by subject, nested, and independent of the order of cases."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_fold_properties(subjects: list[tuple[str, list[bool]]], k: int, seed: i
     assert sorted(validated) == sorted(inside)
 
 
-def test_strata_of_the_caller() -> None:
+def test_given_strata_are_divided_evenly() -> None:
     cases = _cases([("train", [True])] * 12)
     strata = {case.name: frozenset({"rare"} if n < 4 else {"common"}) for n, case in enumerate(cases)}
     folds = kfold(cases, 4, 0, strata)
@@ -89,12 +89,12 @@ def test_the_folds_are_stable() -> None:
         (3, -1, "fold=-1: there are"),
     ],
 )
-def test_folds_that_are_not(k: int, fold: int, reason: str) -> None:
+def test_impossible_folds_are_refused(k: int, fold: int, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         hold_out_fold(_cases([("train", [True])] * 6), k, fold, 0)
 
 
-def test_folds_without_a_label_are_no_use_to_nnunet() -> None:
+def test_folds_for_nnunet_need_labelled_subjects() -> None:
     cases = _cases([("train", [index < 2]) for index in range(9)])
     assert all(fold["train"] and fold["val"] for fold in splits_final(cases, 2, 0))
     with pytest.raises(UserError, match="folds=3: the labelled subjects outside the test split fill only 2;"):
@@ -131,14 +131,14 @@ def test_hidden_label_properties(
     assert hide_labels(cases, len(labelled), seed) == tuple(cases)
 
 
-def test_the_seed_chooses_others() -> None:
+def test_another_seed_keeps_other_labels() -> None:
     cases = _cases([("train", [True])] * 20)
     choices = {tuple(c.label for c in hide_labels(cases, 5, seed)) for seed in range(10)}
     assert len(choices) > 5
 
 
 @pytest.mark.parametrize("num", [0, -1, 4])
-def test_fewer_labelled_than_asked(num: int) -> None:
+def test_too_few_labelled_subjects(num: int) -> None:
     cases = _cases([("train", [True])] * 3 + [("train", [False])] * 5 + [("test", [True])] * 9)
     with pytest.raises(UserError, match=f"labelled={num}: 3 training subjects have labels; choose 1 to 3"):
         hide_labels(cases, num, 0)

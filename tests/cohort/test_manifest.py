@@ -1,4 +1,4 @@
-"""Manifest: round trips, validation, and what MONAI makes of the file."""
+"""Manifest: round trips, validation, and how MONAI reads the file."""
 
 from __future__ import annotations
 
@@ -205,17 +205,17 @@ def test_an_invalid_manifest_is_not_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_attributes_are_what_is_known(tmp_path: Path) -> None:
+def test_unknown_attributes_are_absent(tmp_path: Path) -> None:
     from monai.data import load_decathlon_datalist
 
     (tmp_path / "A").touch()  # MONAI takes a text that is the name of a file for that file, but not inside a mapping
     manifest = _manifest(tmp_path)
-    told = [{"site": "A", "grade": 2.0}, {}, {"grade": -0.5}]
-    cases = tuple(replace(case, attributes=known) for case, known in zip(manifest.cases, told, strict=True))
+    expected = [{"site": "A", "grade": 2.0}, {}, {"grade": -0.5}]
+    cases = tuple(replace(case, attributes=known) for case, known in zip(manifest.cases, expected, strict=True))
     replace(manifest, cases=cases).save(tmp_path / "m.json")
     assert Manifest.load(tmp_path / "m.json") == replace(manifest, cases=cases) != manifest
     items = load_decathlon_datalist(str(tmp_path / "m.json"), True, "training", base_dir=str(tmp_path))
-    assert [item.get("attributes", {}) for item in items] == told
+    assert [item.get("attributes", {}) for item in items] == expected
     content = json.loads((tmp_path / "m.json").read_text())
     content["training"][0]["attributes"] = {"site": None, "grade": 2}
     content["training"][2]["attributes"] = None

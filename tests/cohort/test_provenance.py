@@ -60,7 +60,7 @@ def test_recipe_round_trip_is_one_line(host: str, scale: float, seed: int, param
     assert Recipe.from_mapping({**recipe.to_mapping(), "verdict": "kept"}) == recipe
 
 
-def test_a_recipe_of_another_version_is_named() -> None:
+def test_a_recipe_without_a_required_field_is_refused() -> None:
     mapping = RECIPE.to_mapping()
     del mapping["eta"]
     with pytest.raises(UserError, match="eta missing"):
@@ -69,7 +69,7 @@ def test_a_recipe_of_another_version_is_named() -> None:
         Recipe.from_json("{")
 
 
-def test_a_recipe_from_before_the_later_fields_is_one_of_their_defaults() -> None:
+def test_an_older_recipe_gets_the_defaults_of_later_fields() -> None:
     mapping = RECIPE.to_mapping()
     for name in ("spacing", "guidance_interval", "guidance_rescale", "negative_classes"):
         del mapping[name]
@@ -93,7 +93,7 @@ def test_append_and_read(tmp_path: Path) -> None:
     assert read(path)[1, 0]["note"] == "again"
 
 
-def test_every_possible_cut_is_survived(tmp_path: Path) -> None:
+def test_a_file_cut_at_any_byte_can_be_continued(tmp_path: Path) -> None:
     path = tmp_path / "provenance.jsonl"
     append(path, _record(0))
     first = path.stat().st_size
@@ -108,7 +108,7 @@ def test_every_possible_cut_is_survived(tmp_path: Path) -> None:
         assert read(path) == {**complete, (2, 0): _record(2)}
 
 
-def test_a_full_disk_is_named_and_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_and_writing_can_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "provenance.jsonl"
     append(path, _record(0))
 
@@ -144,7 +144,7 @@ for index in itertools.count():
 """
 
 
-def test_kill_and_go_on(tmp_path: Path) -> None:
+def test_a_killed_writer_can_be_continued(tmp_path: Path) -> None:
     path = tmp_path / "provenance.jsonl"
     writer = subprocess.Popen([sys.executable, "-c", _WRITER, str(path)], cwd=Path(__file__).parents[2])
     deadline = time.monotonic() + 20
@@ -159,7 +159,7 @@ def test_kill_and_go_on(tmp_path: Path) -> None:
     assert list(read(path)) == [*kept, (-1, 0)]
 
 
-def test_the_files_of_several_processes_read_as_one(tmp_path):
+def test_files_of_several_processes_are_read_together(tmp_path):
     assert read_all(tmp_path) == {}
     for rank, indices in ((3, (3, 7)), (0, (0, 4)), (10, (1,))):
         for index in indices:

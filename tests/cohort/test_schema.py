@@ -1,4 +1,4 @@
-"""LabelSchema: round trips as properties, refusals by name."""
+"""LabelSchema: round trips as properties, and refusals."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def test_mapping_round_trip(schema: LabelSchema) -> None:
 
 
 @given(schemas())
-def test_whole_numbers_serve_as_well_as_their_digits(schema: LabelSchema) -> None:
+def test_values_may_be_numbers_or_texts(schema: LabelSchema) -> None:
     mapping = schema.to_mapping()
     for key in ("labels", "remap"):
         mapping[key] = {int(value): what for value, what in mapping.get(key, {}).items()}
     assert LabelSchema.from_mapping(mapping) == schema
 
 
-def test_only_the_keys_in_use_are_written() -> None:
+def test_unused_keys_are_not_written() -> None:
     assert HIPPOCAMPUS.to_mapping() == {"labels": {"0": "background", "1": "Anterior", "2": "Posterior"}}
     assert TUMOUR.to_mapping() == {
         "labels": {"0": "background", "1": "necrosis", "2": "oedema", "3": "enhancing"},
@@ -143,7 +143,7 @@ def test_structures_are_the_regions_or_else_the_foreground_classes(schema: Label
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_a_large_label_is_not_in_memory_several_times(order: str) -> None:
+def test_mapping_a_large_label_needs_little_memory(order: str) -> None:
     values = np.zeros((200, 200, 200), np.float32, order=order)  # 31 MiB
     values[150:, 3, ::7] = 4
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""Splits: no subject crosses, order does not matter, counts are as asked."""
+"""Splits: by subject, independent of the order of cases, and with the requested numbers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_seed_matters_and_the_result_is_stable() -> None:
     ]
 
 
-def test_the_committed_manifest_is_drawn_again() -> None:
+def test_the_committed_manifest_is_reproduced() -> None:
     committed = Manifest.load(Path(__file__).parents[2] / "data_manifests/hippocampus.json").cases
     forgotten = [replace(case, split="train") for case in committed]
     assert assign_splits(forgotten, 0.1, 0.2, 0) == committed
@@ -81,7 +81,9 @@ KINDS = [None, frozenset[str](), frozenset({"a"}), frozenset({"a", "b"})]
     seed=st.integers(0, 1000),
     order=st.integers(0, 100),
 )
-def test_strata_give_their_share(kinds: list[list[int]], val: float, test: float, seed: int, order: int) -> None:
+def test_each_stratum_contributes_its_share(
+    kinds: list[list[int]], val: float, test: float, seed: int, order: int
+) -> None:
     cases = _cases([len(own) for own in kinds])
     strata = {case.name: KINDS[kind] for case, kind in zip(cases, sum(kinds, []), strict=True)}
     result = assign_splits(cases, val, test, seed, strata)
@@ -107,7 +109,7 @@ def test_strata_give_their_share(kinds: list[list[int]], val: float, test: float
     assert set(assign_splits(shuffled, val, test, seed, strata)) == set(result)
 
 
-def test_labelled_and_unlabelled_subjects_are_strata_by_themselves() -> None:
+def test_labelled_and_unlabelled_subjects_are_separate_strata() -> None:
     cases = [replace(c, label="x" if i % 4 == 0 else None) for i, c in enumerate(_cases([1] * 40))]
     result = assign_splits(cases, 0.2, 0.2, 5)
     assert Counter((c.split, c.label is None) for c in result) == {
@@ -161,6 +163,6 @@ def test_subject_of(name: str, pattern: str | None, consecutive: int, subject: s
         (r"(case)_", 2, "not a number"),
     ],
 )
-def test_subject_patterns_that_do_not_work(pattern: str | None, consecutive: int, reason: str) -> None:
+def test_bad_subject_patterns_are_refused(pattern: str | None, consecutive: int, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         subject_of("case_7", pattern, consecutive)

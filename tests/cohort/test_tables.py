@@ -1,4 +1,4 @@
-"""Subjects and splits that come along in files."""
+"""Subjects, splits and attributes from files of the user."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_splits_of_a_csv_file(tmp_path: Path, key: str) -> None:
     assert [(c.name, c.split) for c in result] == [("a1", "train"), ("a2", "train"), ("b1", "val"), ("c1", "test")]
 
 
-def test_splits_of_nnunet_come_back(tmp_path: Path) -> None:
+def test_splits_of_nnunet_round_trip(tmp_path: Path) -> None:
     cases = [Case(f"case{n}", ("i",), "l", f"subject{n // 2}") for n in range(20)]
     path = _write(tmp_path, splits_final(cases, 5, 3), "splits_final.json")
     for fold in range(5):
@@ -61,7 +61,7 @@ def test_splits_of_nnunet_come_back(tmp_path: Path) -> None:
         ('case,subject\n"a1,x\n', "not a CSV file"),
     ],
 )
-def test_subjects_that_are_wrong(tmp_path: Path, text: str, reason: str) -> None:
+def test_bad_tables_of_subjects_are_refused(tmp_path: Path, text: str, reason: str) -> None:
     path = _write(tmp_path, text)
     with pytest.raises(UserError, match=reason) as error:
         read_subjects(path, CASES)
@@ -80,8 +80,8 @@ def test_attributes(tmp_path: Path, text: str) -> None:
     cases = [*CASES[:3], replace(CASES[3], attributes={"site": "Z", "contrast": "no"})]
     result = read_attributes(_write(tmp_path, text), cases)
     of_a = {"site": "A", "grade": 2.0, "age": 7.5, "note": "1_1"}
-    told = [of_a, of_a, {"site": "B 1", "grade": 3.0}, {"site": "Z", "contrast": "no", "age": -1.0, "note": "007"}]
-    assert [case.attributes for case in result] == told
+    expected = [of_a, of_a, {"site": "B 1", "grade": 3.0}, {"site": "Z", "contrast": "no", "age": -1.0, "note": "007"}]
+    assert [case.attributes for case in result] == expected
     assert [replace(case, attributes={}) for case in result] == CASES
     assert all(isinstance(case.attributes.get("grade", 0.0), float) for case in result)
 
@@ -105,7 +105,7 @@ def test_attributes(tmp_path: Path, text: str) -> None:
         ('case,site\n"a1,A\n', "not a CSV file"),
     ],
 )
-def test_attributes_that_are_wrong(tmp_path: Path, text: str, reason: str) -> None:
+def test_bad_tables_of_attributes_are_refused(tmp_path: Path, text: str, reason: str) -> None:
     path = _write(tmp_path, text)
     with pytest.raises(UserError, match=reason) as error:
         read_attributes(path, CASES)
@@ -131,7 +131,7 @@ FOLD = {"train": ["a1", "a2"], "val": ["b1", "c1"]}
         ("[" * 100_000, "not a JSON file"),
     ],
 )
-def test_splits_final_that_is_wrong(tmp_path: Path, content: object, reason: str) -> None:
+def test_bad_splits_final_is_refused(tmp_path: Path, content: object, reason: str) -> None:
     path = _write(tmp_path, content, "splits_final.json")
     with pytest.raises(UserError, match=reason) as error:
         read_splits(path, CASES, 1)
@@ -147,7 +147,7 @@ def test_splits_final_that_is_wrong(tmp_path: Path, content: object, reason: str
         ("patient,split\na,train", "needs the columns case or subject and split"),
     ],
 )
-def test_splits_of_a_csv_file_that_are_wrong(tmp_path: Path, text: str, reason: str) -> None:
+def test_bad_tables_of_splits_are_refused(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         read_splits(_write(tmp_path, text), CASES)
 

@@ -1,4 +1,4 @@
-"""The cache of model-space scans: found by content, shared by processes, never wrong, whoever is killed when."""
+"""The cache of model-space scans: entries are found by content, shared by processes, and right even after kills."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ def test_a_failing_case_leaves_no_valid_entry(manifest, tmp_path, monkeypatch):
     def full(path, array):
         if ".label." in str(path):
             raise OSError(28, "No space left on device")
-        save(path, np.zeros_like(array))  # what must not be taken for the case
+        save(path, np.zeros_like(array))  # must not be mistaken for the case
 
     monkeypatch.setattr(files.np, "save", full)
     with pytest.raises(UserError, match="disk is full"):

@@ -1,4 +1,4 @@
-"""The cohort that the options name, and the line a user reads when it is not there."""
+"""Finding the cohort that the options name, and the message if it does not exist."""
 
 from __future__ import annotations
 

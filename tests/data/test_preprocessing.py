@@ -196,7 +196,7 @@ def test_every_voxel_type_comes_back(dtype, axes, flips, shape, intensity, seed)
     span = placement.high[0] - placement.low[0]
     if np.dtype(dtype).kind == "f":
         np.testing.assert_allclose(restored[clear], image[clear], atol=1e-6 * span)
-    elif span < 2**23:  # what float32 in [-1, 1] can tell apart
+    elif span < 2**23:  # values that float32 in [-1, 1] can distinguish
         assert np.array_equal(np.rint(restored[clear]), image[clear])
 
 

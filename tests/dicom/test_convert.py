@@ -64,7 +64,7 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "made" / "cohort.json"
 
 
-def test_scans_and_labels_arrive_on_their_grid(root: Path, out: Path) -> None:
+def test_scans_and_labels_keep_their_grid(root: Path, out: Path) -> None:
     images = write_series(root / "a", ramp(), oblique(), SeriesDescription="T1", PatientID="P1")
     write_series(root / "b", 2 * ramp(), oblique(), number=2, SeriesDescription="T2", PatientID="P1")
     draw_seg(root / "seg.dcm", images, {"core": box(), "scalp": ~box()})
@@ -108,7 +108,7 @@ def test_a_second_ingest_gives_the_same_names_and_new_studies_new_ones(root: Pat
         assert not names & {case.name for case in result.manifest.cases}  # another salt
 
 
-def test_patient_ids_are_the_subjects_where_asked(root: Path, out: Path) -> None:
+def test_patient_ids_can_be_the_subjects(root: Path, out: Path) -> None:
     for number, patient in enumerate(("P1", "P/1", "P?1")):
         t1(root, patient.replace("/", "s"), number, PatientID=patient)
     with ingested(root, out, pseudonyms=False) as result:
@@ -116,7 +116,7 @@ def test_patient_ids_are_the_subjects_where_asked(root: Path, out: Path) -> None
     assert subjects[2] == "P1" and all(s.startswith("P-1-") for s in subjects[:2]) and len(set(subjects)) == 3
 
 
-def test_only_the_private_file_is_left_where_the_caller_does_not_keep_it(root: Path, out: Path) -> None:
+def test_only_the_private_file_remains_without_keep(root: Path, out: Path) -> None:
     t1(root)
     with ingested(root, out) as result:
         assert all(path.is_file() for path in result.manifest.image_paths(result.manifest.cases[0]))
@@ -126,7 +126,7 @@ def test_only_the_private_file_is_left_where_the_caller_does_not_keep_it(root: P
     assert [path.name for path in out.parent.iterdir()] == ["cohort.private.json"]
 
 
-def test_an_unreadable_series_is_a_finding_and_the_others_go_on(root: Path, out: Path) -> None:
+def test_an_unreadable_series_is_a_finding_and_the_others_are_converted(root: Path, out: Path) -> None:
     t1(root, "P1")
     damaged = t1(root, "P2")[1]
     content = damaged.read_bytes()
@@ -140,7 +140,7 @@ def test_an_unreadable_series_is_a_finding_and_the_others_go_on(root: Path, out:
 
 
 def test_the_subject_is_that_of_the_images(root: Path, out: Path) -> None:
-    """Those who draw write other PatientIDs, or none, into their files."""
+    """Segmentation tools often write another PatientID, or none."""
     images = t1(root, "P1")
     t1(root, "P1", 2, StudyInstanceUID=uid("second visit"))
     path = draw_seg(root / "seg.dcm", images, {"core": box()})
@@ -193,14 +193,14 @@ def test_resampling_agrees_with_a_linear_function_on_oblique_grids() -> None:
     np.testing.assert_allclose(resample(volume, grid).array, of(target, (4, 5, 6)), atol=2e-2)
 
 
-def test_a_missing_slice_is_mended_where_asked(root: Path, out: Path) -> None:
+def test_a_missing_slice_is_interpolated_on_request(root: Path, out: Path) -> None:
     t1(root)[1].unlink()
     with ingested(root, out, on_gap="resample") as result:
         (case,) = result.manifest.cases
         np.testing.assert_array_equal(read_volume(result.manifest.image_paths(case)[0]).array, ramp())
 
 
-def test_a_nifti_label_may_run_the_other_way(root: Path, out: Path) -> None:
+def test_a_nifti_label_may_have_flipped_axes(root: Path, out: Path) -> None:
     write_series(root, ramp(), oblique(), SeriesDescription="T1")
     values = box().astype(np.uint8) * 3
     values[5, 4, 3] = 7
@@ -245,7 +245,7 @@ def test_a_wrong_nifti_label(root: Path, out: Path, values: Any, affine: Any, co
     ],
 )
 @pytest.mark.parametrize("folder", ["Quax", "Q\udcffuax", "Quax\nQuax"])
-def test_what_is_wrong_with_a_label_file_names_nothing(
+def test_faults_of_a_label_file_are_reported_without_names(
     root: Path, out: Path, name: str, content: bytes, what: str, folder: str
 ) -> None:
     write_series(root / folder, ramp(), SeriesDescription="T1")
@@ -259,7 +259,7 @@ def test_what_is_wrong_with_a_label_file_names_nothing(
     assert str(root / folder / name) in problem["files"]
 
 
-def test_segments_that_no_rule_wants_are_told_without_the_patients_name(root: Path, out: Path) -> None:
+def test_unmatched_segments_are_listed_without_the_patients_name(root: Path, out: Path) -> None:
     images = t1(root, "P1", PatientName="Zebra^Quirin")
     draw_seg(root / "seg.dcm", images, {"GTV zebra": box()})
     with ingested(root, out, schema=SCHEMA) as result:
@@ -279,21 +279,21 @@ def test_without_labels_in_the_rules_the_segments_are_listed(root: Path, out: Pa
 
 
 @pytest.mark.parametrize(
-    ("where", "options", "said"),
+    ("where", "options", "message"),
     [
         ("dicom/cohort.json", {}, "out: is inside root"),
         ("x.json", {"private": "dicom/p.json"}, "out: is inside root"),
-        ("taken.json", {}, "exists already"),
+        ("used.json", {}, "exists already"),
     ],
 )
-def test_places_and_options_that_are_refused(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, options: Any, said: str
+def test_bad_paths_and_options_are_refused(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, options: Any, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     t1(root)
-    (tmp_path / "taken").mkdir()
+    (tmp_path / "used").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=said), ingested(root, Path(where), **options):
+    with pytest.raises(UserError, match=message), ingested(root, Path(where), **options):
         pass
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -328,7 +328,7 @@ def test_a_tree_without_dicom(root: Path, out: Path) -> None:
 
 
 @pytest.mark.parametrize("out_of_the_other", ["cohort.json", "other.json"])
-def test_two_ingests_with_one_key_do_not_run_at_once(root: Path, out: Path, out_of_the_other: str) -> None:
+def test_two_ingests_with_one_private_file_do_not_run_at_once(root: Path, out: Path, out_of_the_other: str) -> None:
     scan(root, 1, SeriesDescription="T1")
     key = out.with_name("key.json")
     with ingested(root, out, private=str(key)) as result:
@@ -370,7 +370,7 @@ with ingest_dicom({str(root)!r}, rules, schema, IngestOptions(workers=1), Path({
 
 
 @pytest.mark.slow
-def test_the_real_study_is_what_dcm2niix_makes_of_it(
+def test_the_real_study_agrees_with_dcm2niix(
     medaug_data: Path, out: Path, tmp_path: Path, tool: Callable[[str], str]
 ) -> None:
     names = {"T1": "^T1post", "T1pre": "^T1pre", "FLAIR": "flair", "T2": "^T2"}

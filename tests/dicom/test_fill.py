@@ -52,7 +52,7 @@ def test_area_on_average_is_unbiased() -> None:
     st.lists(st.lists(st.tuples(*[st.integers(-2, 12)] * 2), min_size=1, max_size=7), min_size=1, max_size=3),
     st.sampled_from([1, 2, 3]),
 )
-def test_fill_does_not_depend_on_how_the_grid_is_turned(rings: list[list[tuple[int, int]]], divisor: int) -> None:
+def test_fill_does_not_depend_on_flips_and_transposition(rings: list[list[tuple[int, int]]], divisor: int) -> None:
     # Corners on the lattice itself are the hard case.
     polygons = [np.array(ring) / divisor for ring in rings]
     image = fill(polygons, (10, 8))
@@ -87,7 +87,7 @@ def test_a_keyhole_is_a_hole() -> None:
 
 
 @pytest.mark.parametrize("ring", [np.full((3, 2), 1e300), np.array([(-1e300, -1e300), (1e300, -1e300), (0, 1e300)])])
-def test_absurd_coordinates_are_no_crash(ring: np.ndarray) -> None:
+def test_absurd_coordinates_do_not_crash(ring: np.ndarray) -> None:
     assert fill([ring], (5, 4)).shape == (5, 4)
 
 

@@ -1,4 +1,4 @@
-"""What a tree holds, whatever its files are called and wherever they lie."""
+"""Headers of a tree do not depend on the names and folders of its files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medaug.errors import UserError
 
 
 def without_paths(tree):
-    """A tree by its content."""
+    """The content of a tree, for comparison."""
     return tuple(
         replace(series, instances=tuple(replace(one, path=None) for one in series.instances)) for series in tree.series
     )
@@ -43,7 +43,7 @@ def test_series_are_grouped_by_uid_whatever_the_folders(tmp_path):
     assert (series.study_uid, series.frame_of_reference) == (uid("study", "MADE-UP-1"), uid("frame", "MADE-UP-1"))
 
 
-def test_attributes_hold_nobody(tmp_path):
+def test_attributes_do_not_contain_names(tmp_path):
     write_series(tmp_path, ramp(), PatientID="PLANTED", PatientName="PLANTED^P", AccessionNumber="PLANTED")
     series = scan_in_process(tmp_path).series[0]
     assert "PLANTED" not in repr(series.attributes) and "1950" not in repr(series.attributes)
@@ -78,7 +78,7 @@ def test_many_files_in_workers_equal_one_process(tmp_path, monkeypatch):
     assert scan_tree(tmp_path, workers=2) == scan_in_process(tmp_path)
 
 
-def test_what_is_passed_over_ignored_or_unreadable(tmp_path):
+def test_skipped_ignored_and_unreadable_files(tmp_path):
     paths = write_series(tmp_path, ramp())
     for name in (".hidden", "._0001.dcm", "__MACOSX/0001.dcm", ".git/0001.dcm", "DICOMDIR"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -121,7 +121,7 @@ def test_links_in_a_circle_end(tmp_path):
     assert [len(series.instances) for series in scan_in_process(tmp_path).series] == [4]
 
 
-def test_root_that_is_no_folder(tmp_path):
+def test_root_must_be_a_folder(tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
         scan_tree(tmp_path / "nowhere")
 
@@ -133,7 +133,7 @@ def test_files_cut_short_are_known_from_their_headers(tmp_path):
     assert complete == {paths[0]: True, paths[1]: False, paths[2]: True}
 
 
-def test_planted_names_reach_no_log(tmp_path, capfd, caplog, recwarn):
+def test_planted_names_are_not_logged(tmp_path, capfd, caplog, recwarn):
     planted = "PLANTED " * 30  # too long for its element, which pydicom would quote in a warning
     paths = write_series(tmp_path, ramp(), edit=lambda index, dataset: dataset.add_new(0x00100010, "LO", planted))
     for path in paths[:2]:
@@ -149,8 +149,8 @@ def test_planted_names_reach_no_log(tmp_path, capfd, caplog, recwarn):
     assert "PLANTED" not in out.out + out.err + caplog.text + "".join(str(one.message) for one in recwarn)
 
 
-def test_damaged_headers_give_a_reason_and_nothing_else(tmp_path):
-    """Bits flipped and ends cut off, 300 times: a record, a reason, or no DICOM at all."""
+def test_damaged_headers_give_a_reason_without_values(tmp_path):
+    """300 files with flipped bits or a missing end: each gives a record, a reason, or is not DICOM."""
     draw = random.Random("headers")
     classic = write_series(tmp_path / "a", ramp((6, 5, 2)))[0].read_bytes()
     enhanced = write_enhanced(tmp_path / "b", ramp()).read_bytes()

@@ -1,4 +1,4 @@
-"""Which label belongs to which series, where several modalities of a study have labels of their own."""
+"""Which label belongs to which series, if several modalities of a study have labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MODALITIES = {"T1": "t1", "CT": "^ct", "PET": "^pet"}
 
 
 def write_study(folder: Path, labels: tuple[str, ...] = ("t1", "ct", "pet")) -> None:
-    """Three series in one frame of reference; each label names one of them, and all are series 1, as some tools do."""
+    """Three series in one frame of reference, each with its own label; all have SeriesNumber 1, as some tools write."""
     for number, name in enumerate(("t1", "ct", "pet"), 2):
         images = scan(folder / name, number, SeriesDescription=f"{name} image")
         if name in labels:
@@ -24,7 +24,7 @@ def write_study(folder: Path, labels: tuple[str, ...] = ("t1", "ct", "pet")) -> 
 
 
 @pytest.mark.parametrize("name", ["t1", "ct", "pet"])
-def test_a_label_belongs_to_the_series_that_it_names(tmp_path: Path, name: str) -> None:
+def test_a_label_belongs_to_the_series_that_it_references(tmp_path: Path, name: str) -> None:
     write_study(tmp_path)
     made = labelled(tmp_path, {name: {"SeriesDescription": name}}, structures={"core": "core"})
     (case,) = made.cases
@@ -32,7 +32,7 @@ def test_a_label_belongs_to_the_series_that_it_names(tmp_path: Path, name: str) 
     assert sorted(codes_of(made)) == [("note", "dicom-label-unlinked")] * 2 + [("note", "dicom-not-used")]
 
 
-def test_a_message_tells_the_candidates_apart_and_its_ways_out_work(tmp_path: Path) -> None:
+def test_a_message_distinguishes_the_candidates_and_its_remedies_work(tmp_path: Path) -> None:
     write_study(tmp_path)
     made = labelled(tmp_path, MODALITIES, structures={"core": "core"})
     (finding,) = made.findings
@@ -49,7 +49,7 @@ def test_a_message_tells_the_candidates_apart_and_its_ways_out_work(tmp_path: Pa
         assert tmp_path / "t1" / "rs.dcm" in [label.path for label in case.labels] and not made.findings
 
 
-def test_a_label_of_a_series_without_a_rule_is_used_only_where_the_user_chose_it(tmp_path: Path) -> None:
+def test_a_label_of_an_unmatched_series_is_used_only_if_selected(tmp_path: Path) -> None:
     write_study(tmp_path, ("ct",))
     made = labelled(tmp_path, T1, structures={"core": "core"})
     assert not made.cases[0].labels

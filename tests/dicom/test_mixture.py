@@ -1,4 +1,4 @@
-"""Series that mix acquisitions though every position has one slice, and the rules that leave the odd files out."""
+"""Series that mix acquisitions although every position has one slice, and rules that leave the odd files out."""
 
 from __future__ import annotations
 
@@ -69,15 +69,15 @@ def refusal(folder: Path) -> str:
 
 @pytest.mark.parametrize("odd", ARRANGEMENTS.values(), ids=ARRANGEMENTS)
 @pytest.mark.parametrize("keyword", ["EchoTime", "ImageType", "ContrastBolusAgent"])
-def test_a_mixture_is_refused_however_it_is_arranged(tmp_path: Path, keyword: str, odd: Sequence[int]) -> None:
+def test_a_mixture_is_refused_in_any_arrangement(tmp_path: Path, keyword: str, odd: Sequence[int]) -> None:
     write_series(tmp_path, ramp(SHAPE), edit=edit_of(odd, **{keyword: DIFFERENCES[keyword]}))
-    said = refusal(tmp_path)
-    assert f"mixes acquisitions: {keyword} differs in {len(odd)} of 20 slices" in said
-    assert f"leave {len(odd)} of its 20 files out by {keyword} (exclude_series=[{keyword}:PATTERN])" in said
+    message = refusal(tmp_path)
+    assert f"mixes acquisitions: {keyword} differs in {len(odd)} of 20 slices" in message
+    assert f"leave {len(odd)} of its 20 files out by {keyword} (exclude_series=[{keyword}:PATTERN])" in message
 
 
 @pytest.mark.parametrize(("keyword", "value"), DIFFERENCES.items())
-def test_what_must_be_the_same_in_all_slices(tmp_path: Path, keyword: str, value: Any) -> None:
+def test_values_that_all_slices_must_share(tmp_path: Path, keyword: str, value: Any) -> None:
     write_series(tmp_path, ramp(SHAPE), edit=edit_of(ODD, **{keyword: value}))
     assert f"{keyword} differs in 3 of 20 slices" in refusal(tmp_path)
 
@@ -101,7 +101,9 @@ def test_several_differences_are_one_line(tmp_path: Path) -> None:
         lambda index, dataset: setattr(dataset, "InstanceNumber", 1),
     ],
 )
-def test_what_varies_within_one_acquisition_is_no_finding(tmp_path: Path, edit: Callable[[int, Dataset], None]) -> None:
+def test_values_that_vary_within_an_acquisition_are_not_reported(
+    tmp_path: Path, edit: Callable[[int, Dataset], None]
+) -> None:
     write_series(tmp_path, ramp(SHAPE), edit=edit)
     assert not series_problems(scan_in_process(tmp_path).series[0])
     np.testing.assert_array_equal(read_folder(tmp_path).array, ramp(SHAPE))
@@ -112,7 +114,7 @@ def test_two_stacks_that_are_both_numbered_from_one(tmp_path: Path) -> None:
     assert "20 of 20 slices share their InstanceNumber with another one" in refusal(tmp_path)
 
 
-def test_two_stacks_that_only_an_acquisition_number_tells_apart_are_a_warning(tmp_path: Path) -> None:
+def test_two_stacks_with_different_acquisition_numbers_only_are_a_warning(tmp_path: Path) -> None:
     edit = edit_of(range(8), AcquisitionNumber=7)
     write_series(tmp_path, ramp(SHAPE), SeriesDescription="t1", edit=edit)
     made = plan(tmp_path)
@@ -168,7 +170,7 @@ def test_a_localizer_within_a_series_can_be_left_out(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_series(made.cases[0].series[0]).array, array)
 
 
-def test_of_two_orientations_of_equal_number_one_can_be_left_out(tmp_path: Path) -> None:
+def test_one_of_two_equally_frequent_orientations_can_be_left_out(tmp_path: Path) -> None:
     write_series(tmp_path, ramp(), SeriesDescription="t1")
     folder, same = tmp_path / "other", uid("series", "MADE-UP-1", 1)
     sagittal = {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1], "SeriesInstanceUID": same, "EchoTime": "90"}
@@ -178,7 +180,7 @@ def test_of_two_orientations_of_equal_number_one_can_be_left_out(tmp_path: Path)
     assert "leave 4 of its 8 files out by EchoTime or SeriesNumber" in finding.remedy
 
 
-def test_a_report_among_the_slices_is_named(tmp_path: Path) -> None:
+def test_a_report_among_the_slices_is_reported(tmp_path: Path) -> None:
     report = "1.2.840.10008.5.1.4.1.1.88.11"
 
     def edit(index: int, dataset: Dataset) -> None:
@@ -204,7 +206,7 @@ def test_a_whole_series_and_a_label_can_be_left_out(tmp_path: Path) -> None:
     assert codes_of(made) == [("note", "dicom-excluded")]
 
 
-def test_a_rule_that_leaves_nothing_out_is_a_warning_and_a_wrong_one_is_refused(tmp_path: Path) -> None:
+def test_an_exclusion_that_matches_nothing_is_a_warning_and_a_bad_one_is_refused(tmp_path: Path) -> None:
     write_series(tmp_path, ramp(), SeriesDescription="t1")
     made = plan(tmp_path, exclude_series=["scout", {"ImageType": "LOCALIZR", "Modality": "MR"}])
     assert codes_of(made) == [("warning", "dicom-excluded")] * 2 and made.cases
@@ -215,7 +217,7 @@ def test_a_rule_that_leaves_nothing_out_is_a_warning_and_a_wrong_one_is_refused(
         plan(tmp_path, exclude_series=["*"])
 
 
-def test_the_rules_file_and_the_command_line_say_what_to_leave_out(tmp_path: Path) -> None:
+def test_exclusions_from_the_rules_file_and_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "rules.yaml"
     file.write_text("exclude_series:\n  - {ImageType: localizer, Modality: CT}\n  - scout\n")
     rules = with_excluded(read_rules(file), ["EchoTime:^80", "a repeat"])

@@ -90,8 +90,8 @@ def test_in_a_pipeline(tmp_path):
     assert "".join(nib.aff2axcodes(image.affine.numpy())) == "RAS"
 
 
-def test_a_refused_series_is_not_handed_to_other_readers(tmp_path):
-    """LoadImage answers an error in `read` with MONAI's own readers, which would make a wrong volume of it."""
+def test_a_refused_series_is_not_passed_to_other_readers(tmp_path):
+    """After an error in `read`, LoadImage would try MONAI's own readers, which would read a wrong volume."""
     write_series(tmp_path, ramp((6, 5, 6)))[2].unlink()
     for options in ({}, {"image_only": False}):
         with pytest.raises(UserError, match="lacks 1 slice"):

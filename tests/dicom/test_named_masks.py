@@ -41,12 +41,12 @@ def test_class_indices_follow_the_schema_not_the_rules() -> None:
     assert indices[:3, 0, 0].tolist() == [3, 1, 0]
 
 
-def test_one_class_from_overlapping_masks_is_no_overlap() -> None:
+def test_overlapping_masks_of_one_class_are_not_noted() -> None:
     indices, notes = combine([named("a1", 0, 4), named("a2", 2, 6)], {"core": "a"}, SCHEMA, "x")
     assert (indices.sum(), notes) == (2 * 6, [])
 
 
-def test_what_is_not_wanted_is_not_drawn_but_noted() -> None:
+def test_masks_without_a_rule_are_noted_but_not_made() -> None:
     masks = [named("core", 0, 1, ["fractional"]), undrawable("spine"), undrawable("eye")]
     _, notes = combine(masks, {"core": "^core$", "cyst": "cyst"}, SCHEMA, "x")
     assert notes == [
@@ -86,7 +86,7 @@ def test_refused(names: Sequence[str], structures: dict[str, str], what: str) ->
 @pytest.mark.parametrize(
     "error", [ValueError("Doe^Jane"), FileNotFoundError(2, "none", "/home/Doe"), MemoryError("Doe")]
 )
-def test_what_goes_wrong_is_told_without_its_text(error: Exception) -> None:
+def test_errors_do_not_quote_the_exception(error: Exception) -> None:
     with pytest.raises(UserError, match="^segmentation: ") as caught, guarded("segmentation"):
         raise error
     assert "Doe" not in str(caught.value)

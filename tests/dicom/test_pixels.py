@@ -144,8 +144,8 @@ def test_values_beyond_bits_stored_are_refused(tmp_path, tool):
     refused(tmp_path / "copy", "beyond its BitsStored")
 
 
-def test_bits_that_the_header_leaves_out_are_no_part_of_the_values(tmp_path):
-    """Old overlays lie above the stored bits, and the sign of 12 bits does not always go on to the 16th."""
+def test_bits_beyond_bits_stored_are_ignored(tmp_path):
+    """Old overlays use the bits above BitsStored, and a 12-bit sign is not always extended to 16 bits."""
     array = STORED["12-bit"]
     write_series(tmp_path / "overlay", array | 0x8000, edit=of_12_bits)
     write_series(tmp_path / "sign", array.astype(np.int16), edit=of_12_bits)
@@ -153,7 +153,7 @@ def test_bits_that_the_header_leaves_out_are_no_part_of_the_values(tmp_path):
     np.testing.assert_array_equal(read_folder(tmp_path / "sign").array, (array.astype(int) + 2048) % 4096 - 2048)
 
 
-def test_bits_that_are_stored_high_are_refused(tmp_path):
+def test_an_unusual_high_bit_is_refused(tmp_path):
     def high(index, dataset):
         dataset.BitsStored, dataset.HighBit = 12, 15
 
@@ -223,7 +223,7 @@ def test_no_pixels(tmp_path, tool):
     refused(tmp_path / "copy", "without pixel data")
 
 
-def test_compression_that_nobody_reads(tmp_path):
+def test_unsupported_compression_is_refused(tmp_path):
     paths = write_series(tmp_path, noise(np.int16, 0, 99))
     for path in paths:
         dataset = pydicom.dcmread(path)
@@ -234,7 +234,7 @@ def test_compression_that_nobody_reads(tmp_path):
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless])
-def test_one_frame_less_than_promised(tmp_path, syntax):
+def test_one_frame_too_few(tmp_path, syntax):
     path = write_enhanced(tmp_path / "e.dcm", noise(np.int16, 0, 99))
     dataset = pydicom.dcmread(path)
     dataset.compress(syntax, generate_instance_uid=False)
@@ -244,8 +244,8 @@ def test_one_frame_less_than_promised(tmp_path, syntax):
     refused(tmp_path, "cut short or damaged")
 
 
-def test_damaged_pixels_raise_user_errors_alone(tmp_path, tool, capfd):
-    """Bits flipped behind the header of files whose decoders run in Python; C decoders belong into a worker."""
+def test_damaged_pixels_only_raise_user_errors(tmp_path, tool, capfd):
+    """Bits flipped after the header, for decoders in Python; C decoders would need a worker process."""
     draw = random.Random("pixels")
     write_series(tmp_path / "plain", noise(np.int16, 0, 900, (20, 20, 2)))
     convert(tool, "rle", tmp_path / "plain", tmp_path / "copy")

@@ -72,7 +72,7 @@ def test_known_studies_keep_their_names() -> None:
     assert name_studies({"w": "B"}, known)["w"].subject == pseudonym(SALT, "B")  # the header was corrected
 
 
-def test_the_private_file_is_its_owners_from_the_first_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_private_file_is_never_readable_by_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x" / "cohort.private.json"
     modes = []
     original = os.fsync
@@ -115,8 +115,8 @@ def test_a_damaged_private_file_is_never_replaced(tmp_path: Path, content: str) 
     assert path.read_text() == content
 
 
-def test_a_key_never_replaces_another(tmp_path: Path) -> None:
-    """Two processes on a file system without locks: the second one's names would have no key."""
+def test_a_salt_never_replaces_another(tmp_path: Path) -> None:
+    """Two processes on a file system without locks: the second one's pseudonyms would be unexplained."""
     path = tmp_path / "p.json"
     first, second = load_private(path), load_private(path)
     assert first.salt != second.salt
@@ -136,13 +136,13 @@ def test_scrubbing() -> None:
     assert scrub("", terms) == "" and scrub("FLAIR", []) == "FLAIR"
 
 
-def test_a_name_within_a_field_word_is_not_seen_in_it() -> None:
+def test_a_name_inside_a_field_word_is_kept() -> None:
     assert scrub("cerebellum Bell, dr_bell1", {"Bell"}) == "cerebellum [removed], dr_[removed]1"
     assert scrub("brain rain", {"rain"}) == "brain [removed]"
 
 
 @pytest.mark.parametrize(
-    ("patient", "name", "said"),
+    ("patient", "name", "message"),
     [
         ("SARCOMA_1_X025_CT", "GTV_Mass_CT", "GTV_Mass_CT"),
         ("SARCOMA_1_X025_CT", "SARCOMA_1_X025_CT_mask", "SARCOMA_[removed]_CT_mask"),
@@ -160,16 +160,16 @@ def test_a_name_within_a_field_word_is_not_seen_in_it() -> None:
 )
 @pytest.mark.parametrize("keyword", ["PatientID", "PatientName", "InstitutionName", "StationName"])
 def test_field_words_stay_where_a_header_uses_them_as_a_name(
-    tmp_path: Path, keyword: str, patient: str, name: str, said: str
+    tmp_path: Path, keyword: str, patient: str, name: str, message: str
 ) -> None:
     if keyword == "StationName" and len(patient) > 16:
         pytest.skip("longer than the element allows")
     path = write_series(tmp_path, ramp(), **{keyword: patient})[0]
-    assert scrub(name, identifying_terms([path])) == said
+    assert scrub(name, identifying_terms([path])) == message
 
 
 @pytest.mark.slow
-def test_names_of_true_regions_can_be_read(medaug_data: Path) -> None:
+def test_names_of_real_regions_stay_readable(medaug_data: Path) -> None:
     root = medaug_data / "STS" / "dicom"
     if not root.is_dir():
         pytest.skip("no soft-tissue sarcomas in MEDAUG_DATA")
@@ -179,14 +179,14 @@ def test_names_of_true_regions_can_be_read(medaug_data: Path) -> None:
     assert all(f'"[removed]_{kind}_image"' in listed for kind in ("CT", "MR_T1", "PET")) and "025" not in listed
 
 
-def test_what_identifies_in_a_header(tmp_path: Path) -> None:
+def test_identifying_terms_of_a_header(tmp_path: Path) -> None:
     tags = {"PatientName": "Zebra^Quirin=Ideo^G", "OperatorsName": ["Op^One", "Op^Two"], "InstitutionName": "St. Xan"}
     path = write_series(tmp_path, ramp(), **tags)[0]
     assert {"Zebra", "Quirin", "Ideo", "One", "Two", "Xan", "MADE", "ACC0001", "19500101"} <= identifying_terms([path])
     assert identifying_terms([tmp_path / "absent", Path(__file__)]) == frozenset()
 
 
-def test_names_are_known_from_damaged_headers_and_from_within_sequences(tmp_path: Path) -> None:
+def test_names_are_found_in_damaged_headers_and_in_sequences(tmp_path: Path) -> None:
     path = write_series(tmp_path, ramp(), PatientName="Zebra^Quirin", RequestAttributesSequence=[Dataset()])[0]
     dataset = pydicom.dcmread(path)
     dataset.RequestAttributesSequence[0].RequestingPhysician = "Ottokar^Xan"
@@ -300,7 +300,7 @@ def texts(folder: Path) -> Iterator[tuple[str, bytes]]:
         (with_niftis, "**/*.nii.gz", "label-grid label-ambiguous label"),
     ],
 )
-def test_nothing_that_is_planted_comes_out(
+def test_no_planted_name_is_printed(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
@@ -314,12 +314,12 @@ def test_nothing_that_is_planted_comes_out(
         build(root)
     schema = LabelSchema(((0, "background"), (1, "oedema"), (2, "core")))
     rules = {"label": label, "structures": {"oedema": "oedema", "core": "core"}}
-    said: list[tuple[str, bytes]] = []
+    message: list[tuple[str, bytes]] = []
     capfd.readouterr()
     caplog.clear()
     caplog.set_level(logging.DEBUG)
     codes = set()
-    for name, modalities, asked in (
+    for name, modalities, overrides in (
         ("all", {"T1": {"SeriesDescription": "t1"}}, {}),
         ("mend", {"T1": {"SeriesDescription": "t1"}}, {"on_gap": "resample", "on_grid": "resample"}),
         ("two", {"T1": {"SeriesDescription": "t1"}, "T2": {"SeriesDescription": "t2"}}, {}),
@@ -327,10 +327,10 @@ def test_nothing_that_is_planted_comes_out(
         ("structures", {"T1": {"SeriesDescription": "t1"}}, None),
     ):
         place = out.with_name(f"{name}.json")
-        made = Rules(modalities=modalities, **(rules if asked is not None else {}))
-        options = IngestOptions(workers=1, **(asked or {}))
+        made = Rules(modalities=modalities, **(rules if overrides is not None else {}))
+        options = IngestOptions(workers=1, **(overrides or {}))
         try:
-            with ingest_dicom(root, made, schema if asked is not None else None, options, place) as result:
+            with ingest_dicom(root, made, schema if overrides is not None else None, options, place) as result:
                 findings = [f.to_mapping() for f in result.findings]
                 place.with_suffix(".report.json").write_text(json.dumps(findings, ensure_ascii=False))
                 for finding in result.findings:
@@ -340,12 +340,12 @@ def test_nothing_that_is_planted_comes_out(
             codes |= {finding.code for finding in result.findings}
         except UserError as error:
             assert name in {"listing", "structures"}
-            said.append((name, str(error).encode()))
+            message.append((name, str(error).encode()))
     assert {f"dicom-{code}" for code in expected.split()} <= codes
     captured = capfd.readouterr()
-    said += [("stdout", captured.out.encode()), ("stderr", captured.err.encode()), ("log", caplog.text.encode())]
-    searched = [*said, *texts(out.parent)]
-    assert any("unpacked" in where for where, _ in searched) and PATIENT.encode() not in b"".join(t for _, t in said)
+    message += [("stdout", captured.out.encode()), ("stderr", captured.err.encode()), ("log", caplog.text.encode())]
+    searched = [*message, *texts(out.parent)]
+    assert any("unpacked" in where for where, _ in searched) and PATIENT.encode() not in b"".join(t for _, t in message)
     private = (out.parent / "all.private.json").read_text()
     assert PATIENT in private and FILE in private  # the test looks for what is there to be found
     found = {

@@ -1,4 +1,4 @@
-"""Direction cosines that were rounded: the files that are written have axes at right angles all the same."""
+"""Rounded direction cosines: the written files still have axes at right angles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from medaug.preflight.geometry import check_grid
 
 
 def rounded(decimals: int, jitter: float):
-    """Write direction cosines with few decimals, each slice with a rounding of its own."""
+    """Write direction cosines with few decimals, rounded differently in each slice."""
     rng = np.random.default_rng(0)
 
     def edit(index: int, dataset: Dataset) -> None:
@@ -32,7 +32,7 @@ def rounded(decimals: int, jitter: float):
 
 
 @pytest.mark.parametrize(("decimals", "jitter"), [(4, 1e-4), (3, 0)])
-def test_files_have_right_angles_and_other_readers_take_them(
+def test_files_have_right_angles_and_other_readers_accept_them(
     root: Path,  # noqa: F811
     out: Path,  # noqa: F811
     decimals: int,
@@ -76,7 +76,7 @@ def test_the_nearest_right_angles_keep_centre_and_voxel_size() -> None:
     assert np.linalg.det(straight[:3, :3]) * np.linalg.det(affine[:3, :3]) > 0
 
 
-def test_exact_headers_are_written_as_they_are(root: Path, out: Path) -> None:  # noqa: F811
+def test_exact_headers_are_written_unchanged(root: Path, out: Path) -> None:  # noqa: F811
     write_series(root, ramp(), axial((0.4, 0.9, 6.5)), SeriesDescription="t1")
     with ingested(root, out) as result:
         (path,) = result.manifest.image_paths(result.manifest.cases[0])

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import random
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from dicom_files import axial, oblique, uid, write_series
 from pydicom.dataset import Dataset
 from pydicom.uid import RTStructureSetStorage
-from seg_files import Contours, write_rtstruct
+from seg_files import Contours, refused_copies, write_rtstruct
 
 from medaug.dicom.rtstruct import describe_rtstruct, read_rtstruct
 from medaug.errors import UserError
@@ -85,7 +84,7 @@ def test_volume_of_analytic_bodies_in_oblique_slices(tmp_path: Path, name: str) 
 @pytest.mark.parametrize(
     ("permutation", "flips"), [((0, 1, 2), (1, -1, -1)), ((2, 0, 1), (1, 1, -1)), ((1, 2, 0), (-1, 1, 1))]
 )
-def test_the_same_wherever_the_grid_begins(tmp_path: Path, permutation: list[int], flips: list[int]) -> None:
+def test_the_origin_of_the_grid_does_not_matter(tmp_path: Path, permutation: list[int], flips: list[int]) -> None:
     affine = oblique((1, 1.25, 2))
     path = write_rtstruct(tmp_path / "rt.dcm", {"a": placed(analytic("torus")[0], affine)})
     mask = read_rtstruct(path, grid_of(affine, SHAPE))[0].mask
@@ -138,7 +137,7 @@ def draw_discs(tmp_path: Path, heights: Sequence[float], **options: Any) -> tupl
 )
 def test_slices(tmp_path: Path, heights: Sequence[float], slices: list[int], notes: list[str] | None) -> None:
     if notes is None:
-        with pytest.raises(UserError, match="between the slices"):
+        with pytest.raises(UserError, match="between slices"):
             draw_discs(tmp_path, heights)
     else:
         assert draw_discs(tmp_path, heights) == (slices, notes)
@@ -175,7 +174,7 @@ def test_points_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["OPEN_PLANAR", "OPEN_NONPLANAR"])
-def test_an_open_contour_whose_ends_meet_is_closed_and_another_is_an_error(tmp_path: Path, kind: str) -> None:
+def test_open_contours_are_closed_only_if_their_ends_meet(tmp_path: Path, kind: str) -> None:
     affine, shape = axial((0.5, 2, 3)), (20, 20, 4)
     # A box around voxels 5..9 x 4..8, drawn from its corner all around: the ends are half a voxel apart.
     corners = np.array([(4.5, 3.5), (9.5, 3.5), (9.5, 8.5), (4.5, 8.5), (4.5, 4.0)])
@@ -204,7 +203,7 @@ def test_interpolated_contours_are_closed_ones(tmp_path: Path) -> None:
     assert draw_discs(tmp_path, [1, 2, 3], kind=lambda _, index: kinds[index]) == ([1, 2, 3], [])
 
 
-def test_an_roi_in_another_frame_of_reference_is_refused_when_drawn(tmp_path: Path) -> None:
+def test_an_roi_in_another_frame_of_reference_is_refused(tmp_path: Path) -> None:
     def edit(dataset: Dataset) -> None:
         dataset.StructureSetROISequence[0].ReferencedFrameOfReferenceUID = uid("other")
 
@@ -234,28 +233,16 @@ def test_a_broken_file_is_refused_in_one_line(tmp_path: Path, edit: Callable[[Da
 
 
 @pytest.mark.slow
-def test_damaged_files_give_user_errors_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_files_only_raise_user_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rings = placed([at_height(circle(8, (10, 10), 40), k) for k in range(3)], axial())
-    content = write_rtstruct(tmp_path / "rt.dcm", {"a": rings, "b": rings[:2]}).read_bytes()
-    draw = random.Random(7)
-    refused = 0
-    for index in range(200):
-        damaged = bytearray(content)
-        if index % 2:
-            del damaged[draw.randrange(len(content)) :]
-        else:
-            for _ in range(draw.choice([1, 10, 100])):
-                damaged[draw.randrange(132, len(content))] ^= 1 << draw.randrange(8)
-        path = tmp_path / "damaged.dcm"
-        path.write_bytes(damaged)
-        try:
-            describe_rtstruct(path)
-            for roi in read_rtstruct(path, grid_of(axial(), (30, 20, 12))):
-                roi.draw()
-        except UserError as error:
-            assert str(error).startswith("structure set: ") and "\n" not in str(error) and "Nobody" not in str(error)
-            refused += 1
-    assert refused > 100
+    path = write_rtstruct(tmp_path / "rt.dcm", {"a": rings, "b": rings[:2]})
+
+    def read(path: Path) -> None:
+        describe_rtstruct(path)
+        for roi in read_rtstruct(path, grid_of(axial(), (30, 20, 12))):
+            roi.draw()
+
+    assert refused_copies(path, 200, read, "structure set: ") > 100
     assert capsys.readouterr() == ("", "")
 
 
@@ -287,7 +274,7 @@ def test_plastimatch_on_the_real_series(
 
 
 def check_plastimatch(tmp_path: Path, plastimatch: str, series: Path, grid: Header) -> None:
-    """A hollow sphere: mask to RTSTRUCT and back by plastimatch; ours must agree with both."""
+    """A hollow sphere, converted to RTSTRUCT and back by plastimatch; medaug must agree with both."""
     sides = np.array(spacing(grid.affine))
     centre = (np.array(grid.shape) - 1) / 2
     distance = np.linalg.norm((np.moveaxis(np.indices(grid.shape), 0, -1) - centre) * sides, axis=-1)

@@ -1,4 +1,4 @@
-"""Geometry of DICOM series against closed forms, SimpleITK and dcm2niix; what is refused, and under which name."""
+"""Geometry of DICOM series against closed forms, SimpleITK and dcm2niix, and the codes of refused series."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def codes(folder: Path) -> list[str]:
 
 
 def refused(folder: Path, code: str, *words: str) -> None:
-    """The headers give the one code, and reading stops with these words in one line without a path."""
+    """Check that headers give only this code, and that reading raises one line with these words and no path."""
     series = only(folder)
     assert codes(folder) == [code]
     with pytest.raises(UserError) as caught:
@@ -42,7 +42,7 @@ def refused(folder: Path, code: str, *words: str) -> None:
 
 
 def orientation(columns: str, spacing: tuple[float, float, float] = (0.5, 0.75, 2.0)) -> np.ndarray:
-    """An affine whose axes run to these sides, such as "LPS" (axial) or "PIR" (sagittal)."""
+    """An affine whose axes point in these directions, such as "LPS" (axial) or "PIR" (sagittal)."""
     affine = np.eye(4)
     for axis, side in enumerate(columns):
         row = next(index for index, pair in enumerate(("RL", "AP", "SI")) if side in pair)
@@ -65,7 +65,7 @@ def test_closed_form_of_plain_orientations(tmp_path, sides):
     assert volume.array.dtype == np.int16
 
 
-def test_reversed_series_comes_in_ascending_order(tmp_path):
+def test_a_reversed_series_is_read_in_ascending_order(tmp_path):
     affine = axial((1, 1, 3)) @ np.diag([1, 1, -1, 1.0])
     write_series(tmp_path, ramp(), affine)
     volume = read_folder(tmp_path)
@@ -87,7 +87,7 @@ def test_spacing_comes_from_positions_alone(tmp_path):
     marker=st.tuples(st.integers(0, 5), st.integers(0, 4), st.integers(0, 3)),
     shuffle=st.randoms(use_true_random=False),
 )
-def test_marker_keeps_its_place_in_the_world(tmp_path_factory, angles, spacing, marker, shuffle):
+def test_a_marker_keeps_its_world_position(tmp_path_factory, angles, spacing, marker, shuffle):
     folder = tmp_path_factory.mktemp("series")
     affine = oblique(spacing, angles)
     array = np.zeros((6, 5, 4), np.int16)
@@ -138,7 +138,7 @@ def test_agrees_with_simpleitk(tmp_path, affine):
         np.testing.assert_allclose(volume.affine @ [*index, 1], point, atol=1e-5)
 
 
-def test_header_tells_the_volume(tmp_path):
+def test_the_header_agrees_with_the_volume(tmp_path):
     write_series(tmp_path, ramp(), oblique(), slope=0.5, intercept=3)
     header, volume = series_header(only(tmp_path)), read_folder(tmp_path)
     assert (header.shape, header.dtype) == (volume.array.shape, volume.array.dtype)
@@ -183,7 +183,7 @@ def test_uneven_slices(tmp_path):
     refused(tmp_path, "uneven-spacing", "3 to 4.4 mm apart")
 
 
-def test_far_away_slice_is_no_gap(tmp_path):
+def test_a_far_away_slice_is_not_a_gap(tmp_path):
     write_series(tmp_path, ramp((6, 5, 5)), positions=[[0, 0, z] for z in (0, 3, 6, 9, 3e6)])
     refused(tmp_path, "uneven-spacing")
 
@@ -203,7 +203,7 @@ def test_gantry_tilt(tmp_path):
 
 def test_one_shifted_slice(tmp_path):
     write_series(tmp_path, ramp(), positions=[[0, 4.0 * (z == 2), 3 * z] for z in range(4)])
-    refused(tmp_path, "shifted-slices", "beside the line")
+    refused(tmp_path, "shifted-slices", "shifted sideways")
 
 
 def test_exact_copies_are_read_once(tmp_path):
@@ -216,7 +216,7 @@ def test_exact_copies_are_read_once(tmp_path):
     assert set(one.paths) == {paths[1], tmp_path / "copy.dcm", tmp_path / "other" / "0.dcm"}
 
 
-def test_copies_that_were_written_anew_are_duplicates(tmp_path):
+def test_copies_that_were_saved_again_are_duplicates(tmp_path):
     dataset = pydicom.dcmread(write_series(tmp_path, ramp())[1])
     dataset.SeriesDescription = "another"
     dataset.save_as(tmp_path / "copy.dcm")
@@ -224,13 +224,13 @@ def test_copies_that_were_written_anew_are_duplicates(tmp_path):
 
 
 @pytest.mark.parametrize("jitter", [0, 1e-5])
-def test_one_place_again_and_again_is_no_volume(tmp_path, jitter):
+def test_slices_at_one_position_are_not_a_volume(tmp_path, jitter):
     write_series(tmp_path, ramp(), positions=[[0, 0, 7 + jitter * index] for index in range(4)])
     refused(tmp_path, "duplicate-slices", "4 acquisitions in one series (their pixels differ)")
 
 
 def rename(number: int):
-    """Make instances their own, at equal UIDs of series."""
+    """Give instances new UIDs and keep the UIDs of the series."""
 
     def edit(index, dataset):
         dataset.SOPInstanceUID = uid("other", number, index)
@@ -244,7 +244,7 @@ def test_same_pixels_under_another_uid_are_duplicates(tmp_path):
     refused(tmp_path, "duplicate-slices", "several slices at one position, at 4 of 4 positions")
 
 
-def test_other_pixels_at_the_same_place_are_two_acquisitions(tmp_path):
+def test_different_pixels_at_one_position_are_two_acquisitions(tmp_path):
     write_series(tmp_path / "a", ramp())
     write_series(tmp_path / "b", ramp() + 1, edit=rename(2))
     refused(tmp_path, "duplicate-slices", "2 acquisitions in one series (their pixels differ)")
@@ -260,7 +260,7 @@ def test_other_pixels_at_the_same_place_are_two_acquisitions(tmp_path):
         ("ImageType", ["ORIGINAL", "PRIMARY", "PHASE"]),
     ],
 )
-def test_two_acquisitions_say_in_what_they_differ(tmp_path, keyword, value):
+def test_the_difference_of_two_acquisitions_is_reported(tmp_path, keyword, value):
     write_series(tmp_path / "a", ramp())
     write_series(tmp_path / "b", ramp(), edit=rename(2), **{keyword: value})
     if keyword in {"TemporalPositionIdentifier", "DiffusionBValue"}:
@@ -301,7 +301,7 @@ def of_first(**tags):
         ("not-an-image", of_first(SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4")),
     ],
 )
-def test_refused_by_name(tmp_path, code, edit):
+def test_each_problem_has_its_code(tmp_path, code, edit):
     write_series(tmp_path, ramp(), edit=edit)
     refused(tmp_path, code)
 

@@ -47,8 +47,8 @@ def test_study_without_a_slice(study):
     holed = replace(series, instances=kept[:9] + kept[10:])
     with pytest.raises(UserError, match=r"series 12: lacks 1 slice: 1 after slice 9 \(13 mm to the next, 6.5 mm"):
         read_series(holed)
-    mended = read_series(holed, "resample")
-    assert mended.array.shape == whole.array.shape
-    assert corner_distance(whole.array.shape, mended.affine, whole.affine) < 1e-4
+    filled = read_series(holed, "resample")
+    assert filled.array.shape == whole.array.shape
+    assert corner_distance(whole.array.shape, filled.affine, whole.affine) < 1e-4
     others = [index for index in range(22) if index != 9]
-    np.testing.assert_array_equal(mended.array[:, :, others], whole.array[:, :, others])
+    np.testing.assert_array_equal(filled.array[:, :, others], whole.array[:, :, others])

@@ -89,7 +89,7 @@ def test_modalities_come_in_the_order_of_the_rules_whatever_the_folders(tmp_path
     assert not any("MADE" in case.name.case or "OTHER" in case.name.case for case in made.cases)
 
 
-def test_a_plain_rule_is_about_the_description(tmp_path: Path) -> None:
+def test_a_rule_without_a_keyword_matches_the_description(tmp_path: Path) -> None:
     t1(tmp_path)
     assert len(plan(tmp_path, {"T1": "post$"}).cases) == 1
 
@@ -120,7 +120,7 @@ def test_what_is_missing_and_what_is_left_out(tmp_path: Path) -> None:
     assert {f.what for f in made.findings if f.severity == "error"} == {"no series matches FLAIR"}
 
 
-def test_a_gap_is_an_error_unless_it_is_to_be_mended(tmp_path: Path) -> None:
+def test_a_gap_is_an_error_unless_it_is_resampled(tmp_path: Path) -> None:
     t1(tmp_path)[2].unlink()
     t1(tmp_path, "OTHER")
     made = plan(tmp_path)
@@ -130,13 +130,13 @@ def test_a_gap_is_an_error_unless_it_is_to_be_mended(tmp_path: Path) -> None:
     assert codes_of(made) == [("note", "dicom-gap")] and len(made.cases) == 2
 
 
-def test_a_fault_of_a_series_that_nothing_uses_is_no_finding(tmp_path: Path) -> None:
+def test_faults_of_unused_series_are_not_reported(tmp_path: Path) -> None:
     t1(tmp_path)
     scan(tmp_path, 5, SeriesDescription="scout")[2].unlink()
     assert codes_of(plan(tmp_path)) == [("note", "dicom-not-used")]
 
 
-def test_values_stored_for_an_inverted_display_are_named_where_others_are_not(tmp_path: Path) -> None:
+def test_monochrome1_among_other_scans_is_reported(tmp_path: Path) -> None:
     inverted = t1(tmp_path, "A", PhotometricInterpretation="MONOCHROME1")
     assert not plan(tmp_path).findings  # all alike
     t1(tmp_path, "B")
@@ -149,7 +149,7 @@ def test_values_stored_for_an_inverted_display_are_named_where_others_are_not(tm
     assert codes_of(made) == [("note", "dicom-excluded")] and len(made.cases) == 2
 
 
-def test_hounsfield_units_are_the_same_however_they_are_shown(tmp_path: Path) -> None:
+def test_hounsfield_units_do_not_depend_on_monochrome1(tmp_path: Path) -> None:
     for patient, shown in (("A", "MONOCHROME1"), ("B", "MONOCHROME2")):
         t1(tmp_path, patient, modality="CT", PhotometricInterpretation=shown)
     assert not plan(tmp_path).findings
@@ -166,7 +166,7 @@ def test_patients(tmp_path: Path) -> None:
     ]
 
 
-def test_unreadable_files_are_counted_by_reason_and_named_in_private(tmp_path: Path) -> None:
+def test_unreadable_files_are_counted_by_reason_and_listed_in_the_private_file(tmp_path: Path) -> None:
     t1(tmp_path)
     for name in ("Smith.dcm", "Smyth.dcm"):
         (tmp_path / name).touch()
@@ -188,7 +188,7 @@ def test_without_modalities_the_series_are_listed_without_names(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("rule", "said"),
+    ("rule", "message"),
     [
         (
             {"SeriesDescripton": "x"},
@@ -198,11 +198,11 @@ def test_without_modalities_the_series_are_listed_without_names(tmp_path: Path) 
         ("*t1*", '"*t1*" is not a regular expression'),
     ],
 )
-def test_rules_that_cannot_be_meant(tmp_path: Path, rule: Any, said: str) -> None:
+def test_bad_rules_are_refused(tmp_path: Path, rule: Any, message: str) -> None:
     t1(tmp_path)
     with pytest.raises(UserError, match="modality T1: ") as error:
         plan(tmp_path, {"T1": rule})
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_label_finds_its_case_by_series_then_frame_then_study(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_label_finds_its_case_by_series_then_frame_then_study(tmp_path: Path) 
     assert sorted(codes_of(made)) == [("warning", "dicom-label-missing"), ("warning", "dicom-label-unlinked")]
 
 
-def test_exact_copies_are_a_note_and_compete_with_nothing(tmp_path: Path) -> None:
+def test_exact_copies_are_only_noted(tmp_path: Path) -> None:
     images = t1(tmp_path / "a")
     draw_seg(tmp_path / "a" / "seg.dcm", images, {"core": box()})
     shutil.copytree(tmp_path / "a", tmp_path / "b")
@@ -239,7 +239,7 @@ def test_exact_copies_are_a_note_and_compete_with_nothing(tmp_path: Path) -> Non
         assert set(made.files[made.findings[0]]) == set(tmp_path.rglob("*.dcm"))
 
 
-def test_labels_of_two_readers_compete_and_of_two_classes_do_not(tmp_path: Path) -> None:
+def test_two_labels_of_one_class_conflict(tmp_path: Path) -> None:
     images = t1(tmp_path)
     draw_seg(tmp_path / "one" / "x.dcm", images, {"Core": box()}, 90)
     draw_seg(tmp_path / "two" / "x.dcm", images, {"core": box(low=2)}, 91)
@@ -249,7 +249,7 @@ def test_labels_of_two_readers_compete_and_of_two_classes_do_not(tmp_path: Path)
     assert finding.code == "dicom-two-labels"
     assert finding.what == (
         'core is contained in series 90 (SEG of "Core", drawn on MR series 1) '
-        'and by series 91 (SEG of "core", drawn on MR series 1)'
+        'and in series 91 (SEG of "core", drawn on MR series 1)'
     )
     assert not made.cases
     made = labelled(tmp_path, structures={"core": "^core", "oedema": "^oed"}, label="[or]*/**/*.dcm")
@@ -292,7 +292,7 @@ def test_a_nifti_label_belongs_to_the_nearest_study(tmp_path: Path) -> None:
     assert codes_of(labelled(tmp_path, label="**/*.nii")) == [("warning", "dicom-label-missing")]
 
 
-def test_the_label_of_a_study_that_is_left_out_goes_to_no_other(tmp_path: Path) -> None:
+def test_the_label_of_an_excluded_study_is_used_for_no_other(tmp_path: Path) -> None:
     t1(tmp_path / "A", "A")
     scan(tmp_path / "B", PatientID="B", SeriesDescription="scout")
     write_volume(tmp_path / "B" / "label.nii", box().astype(np.uint8), np.eye(4))
@@ -306,7 +306,7 @@ def test_the_label_of_a_study_that_is_left_out_goes_to_no_other(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("label", ["/*.nii", ""])
-def test_a_glob_that_is_none(tmp_path: Path, label: str) -> None:
+def test_bad_globs_are_refused(tmp_path: Path, label: str) -> None:
     t1(tmp_path)
     with pytest.raises(UserError, match="rules: label: "):
         labelled(tmp_path, label=label)

@@ -1,4 +1,4 @@
-"""The stages as a user runs them: one process each, in an empty folder."""
+"""Runs stages as a user does: one process each, in an empty folder."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 from warm_python import run_module
 
+from medaug.cohort.manifest import Manifest
+
 ROOT = Path(__file__).parents[2]
 Done = subprocess.CompletedProcess[str]
 
 
 def run_stage(home: Path, stage: str, *words: str, data: Path | None = None, **options) -> Done:
-    """`python -m medaug.STAGE WORDS` in the folder `home`, with MEDAUG_DATA only where it is given."""
+    """`python -m medaug.STAGE WORDS` in the folder `home`, with MEDAUG_DATA only if `data` is given."""
     env = {key: value for key, value in os.environ.items() if key not in {"MEDAUG_DATA", "COLUMNS"}}
     env |= {"PYTHONPATH": str(ROOT)} | ({"MEDAUG_DATA": str(data)} if data else {})
     if options:
@@ -73,3 +75,15 @@ def loop(request) -> Loop:
 def stage(tmp_path) -> Callable[..., Done]:
     """Run a stage in the test's own folder, or in the one called `home`."""
     return lambda name, *words, home=tmp_path, **options: run_stage(home, name, *words, **options)
+
+
+@pytest.fixture
+def ingested(stage, tmp_path) -> Callable[..., Manifest]:
+    """Ingest into `out`, check that this succeeds, and load the manifest."""
+
+    def run(*words: str, out: str = "cohort.json") -> Manifest:
+        done = stage("ingest", *words, f"out={out}")
+        assert done.returncode == 0, done.stderr
+        return Manifest.load(tmp_path / out)
+
+    return run

@@ -36,8 +36,12 @@ def test_from_a_table_to_pairs_of_one_site(stage, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "attribute site: A, B, known of 8 cases" in done.stderr
     assert "attribute age: numbers from 41 to 47, known of 7 cases" in done.stderr
-    told = {case.name: case.attributes for case in Manifest.load(tmp_path / "cohort.json").cases}
-    assert told["scan_0"] == {"site": "A", "sex": "f"} and told["scan_3"] == {"site": "B", "age": 43.0, "sex": "f"}
+    expected = {case.name: case.attributes for case in Manifest.load(tmp_path / "cohort.json").cases}
+    assert expected["scan_0"] == {"site": "A", "sex": "f"} and expected["scan_3"] == {
+        "site": "B",
+        "age": 43.0,
+        "sex": "f",
+    }
 
     words = ("experiment=cohort", "preset=smoke")
     told_of = ("data.manifest=cohort.json", "data.attributes=[site,age,spacing]")

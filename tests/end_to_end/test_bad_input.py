@@ -1,4 +1,4 @@
-"""Users' mistakes and bad luck, through the real command line: one clear line, and nothing half-written."""
+"""Mistakes of users and full disks, through the command line: one clear line, and no partial files."""
 
 from __future__ import annotations
 
@@ -67,19 +67,19 @@ FAULTS = {
 }
 
 
-def assert_refused(done, stage: str, *said: str) -> str:
-    """Exit status 2 and exactly one error line, beside the log's; returns that line."""
+def assert_refused(done, stage: str, *message: str) -> str:
+    """Check exit status 2 and exactly one error line besides the log; return that line."""
     lines = done.stderr.splitlines()
     errors = [line for line in lines if line.startswith(f"medaug {stage}: error: ")]
     others = [line for line in lines if line not in errors and not re.match(r"\d\d:\d\d:\d\d ", line)]
     assert done.returncode == 2 and len(errors) == 1 and not others and lines[-1] == errors[0], done.stderr
-    for words in said:
+    for words in message:
         assert words in errors[0], errors[0]
     return errors[0]
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Files that a failed stage left: its claim does not count."""
+    """Files that a failed stage left, without those that claim the folder."""
     found = [p for p in folder.rglob("*") if p.is_file() and p.name not in {".lock", "config.yaml", ".medaug-run"}]
     return [str(p.relative_to(folder)) for p in found]
 
@@ -91,7 +91,7 @@ def test_an_unknown_experiment_names_the_nearest(stage, tmp_path):
 
 
 @pytest.mark.slow
-def test_missing_data_say_where_to_get_them_and_how_to_do_without(stage, tmp_path):
+def test_missing_data_give_a_message_with_both_remedies(stage, tmp_path):
     for experiment, source in (("brats", "synapse.org"), ("hippocampus", "medicaldecathlon.com")):
         done = stage("train", f"experiment={experiment}")
         assert_refused(done, "train", "the scans are missing", source, "data=phantom")
@@ -99,7 +99,7 @@ def test_missing_data_say_where_to_get_them_and_how_to_do_without(stage, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_stage_out_of_turn_names_the_one_before(stage, tmp_path):
+def test_a_stage_out_of_order_names_the_missing_stage(stage, tmp_path):
     assert_refused(stage("generate", "experiment=demo"), "generate", "not trained yet", "make train EXP=demo")
     assert_refused(stage("export", "experiment=demo", "out=x"), "export", "run medaug.generate first")
     assert not list(tmp_path.iterdir())
@@ -109,10 +109,10 @@ def test_a_stage_out_of_turn_names_the_one_before(stage, tmp_path):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_training_on_faulty_data(stage, tmp_path, fault):
     manifest = write_toy_cohort(tmp_path / "data")
-    file, plant, said = FAULTS[fault]
+    file, plant, message = FAULTS[fault]
     plant(tmp_path / "data" / file)
     words = ("experiment=hippocampus", "preset=smoke", f"data.manifest={manifest}", f"data.roots=[{manifest.parent}]")
-    line = assert_refused(stage("train", *words), "train", said)
+    line = assert_refused(stage("train", *words), "train", message)
     assert file.rpartition("/")[2] in line and ";" in line  # the file, and the way out
     assert leftovers(tmp_path / "runs" / "hippocampus" / "train") == []
     assert not list(tmp_path.rglob(".tmp*"))
@@ -121,13 +121,13 @@ def test_training_on_faulty_data(stage, tmp_path, fault):
 @pytest.mark.slow
 def test_ingest_lists_every_planted_fault_and_writes_no_manifest(stage, tmp_path):
     write_toy_cohort(tmp_path / "data", num=7)
-    said = {}
+    message = {}
     for i, name in enumerate(["shape", "values", "nan", "zero bytes", "truncated"]):
-        file, plant, said[i] = FAULTS[name]
+        file, plant, message[i] = FAULTS[name]
         plant(tmp_path / "data" / file.replace("toy_1", f"toy_{i}"))
     done = stage("ingest", "root=data", "out=toy.json")
     assert_refused(done, "ingest", "toy.json: not written; correct the 5 error(s) listed above")
-    for i, words in said.items():
+    for i, words in message.items():
         words = words.partition(" of ")[0]
         assert any(f"toy_{i}" in line and words in line for line in done.stderr.splitlines()), (words, done.stderr)
     assert not list(tmp_path.glob("*.json"))
@@ -153,7 +153,7 @@ def test_a_truncated_checkpoint(demo, stage, tmp_path, part):
 
 
 def mounted(folder: Path, size: int) -> bool:
-    """Whether a file system of `size` bytes could be made at `folder`, which takes root."""
+    """Mount a file system of `size` bytes at `folder`; returns False if this fails, because it needs root."""
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     return os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
 

@@ -1,4 +1,4 @@
-"""Each file that a stage reads from an earlier one, damaged: one line with its name, and nothing lost."""
+"""Damaged files of earlier stages: each gives one line with its name, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_damaged_file_of_a_run_is_named(demo, tmp_path, stage, file, harm):
 
 
 def listing(root: Path) -> dict[str, int | None]:
-    """Files by path, and their sizes, but for locks, markers and the digests that the cache remembers."""
+    """Sizes of files by path, without locks, markers and the digests that the cache stores."""
     return {
         str(path.relative_to(root)): path.stat().st_size if path.is_file() else None
         for path in root.rglob("*")

@@ -22,11 +22,11 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 import yaml
-from dicom_files import write_enhanced, write_series
+from dicom_files import uid, write_enhanced, write_series
+from dicom_tree import compress, write_rtstruct
 from fuzz import mutate
 from scipy import ndimage
 from seg_files import write_seg
-from test_ingest_dicom import compress, uid, write_rtstruct
 
 NUM = 500
 LIMIT = 2 * 2**30  # bytes of resident memory, of all processes together
@@ -36,7 +36,7 @@ WORDS = ("workers=2", "report=report.json", "out=cohort.json")
 
 @dataclass(frozen=True)
 class Damage:
-    """A damaged file, and whether it must be found whatever the format keeps of it."""
+    """A damaged file, and whether the damage must be noticed."""
 
     path: Path
     kind: str
@@ -55,7 +55,7 @@ class Ran:
 
 
 def tree_of(pid: int) -> list[int]:
-    """A process and all that descend from it."""
+    """A process and all its descendants."""
     found = [pid]
     try:
         for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -67,7 +67,7 @@ def tree_of(pid: int) -> list[int]:
 
 
 def memory_of(pid: int) -> tuple[int, int]:
-    """Resident bytes of a process now, and at the most so far; 0 where it has gone."""
+    """Current and peak resident bytes of a process; 0 if it has ended."""
     try:
         lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         now, most = (int(lines[key].split()[0]) * 1024 for key in ("VmRSS", "VmHWM"))
@@ -77,7 +77,7 @@ def memory_of(pid: int) -> tuple[int, int]:
 
 
 def ingest(home: Path, *words: str) -> Ran:
-    """Run the stage and look at the memory of its processes every 50 ms."""
+    """Run the stage and sample the memory of its processes every 50 ms."""
     command = [sys.executable, "-m", "medaug.ingest", *words]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     start = time.monotonic()
@@ -223,7 +223,7 @@ def write_study(folder: Path, index: int, kind: str, tool: Callable[[str], str])
 
 
 def cut_pixels(content: bytes, rng: random.Random) -> bytes:
-    """End within the pixels, which come last; the last 8 bytes may be the mark of their end."""
+    """Cut a file within the pixels, which come last; the last 8 bytes may be their delimiter."""
     place = content.rindex(b"\xe0\x7f\x10\x00")
     return content[: rng.randrange(place + 12, len(content) - 9)]
 

@@ -1,4 +1,4 @@
-"""Who a patient is reaches the private file alone, and what a patient went into can be told."""
+"""Only the private file identifies patients, and everything made with a patient's data can be listed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_files import axial, write_series
+from dicom_tree import FLAIR, RULES, T1, head, write_duplicate, write_patient, write_rules
+from ingest_files import snapshot
 from pydicom.uid import PYDICOM_ROOT_UID
 from test_bad_input import assert_refused
-from test_ingest import snapshot
-from test_ingest_dicom import FLAIR, RULES, T1, head, write_duplicate, write_patient, write_rules
 from warm_python import run_module
 
 from medaug.cohort.manifest import Manifest
@@ -60,7 +60,7 @@ def tags(index: int) -> dict[str, Any]:
 
 
 def write_people(root: Path, num: int = NUM) -> None:
-    """A sound tree: labels of every kind, names of people wherever one may write."""
+    """A good tree with labels of every kind, and names of people in every field that can hold one."""
     kinds = ("seg", "rtstruct", "nifti", "labelmap", "ring")
     for index in range(num):
         folder = root / f"Quackenbush{index} Zebulon" / "Mausefall"
@@ -78,7 +78,7 @@ def write_people(root: Path, num: int = NUM) -> None:
 
 
 def write_faulty_people(root: Path) -> set[str]:
-    """A tree with faults of many kinds; the codes of what must be found."""
+    """A tree with faults of many kinds; returns the codes of the expected findings."""
     write_people(root, 5)
 
     def folder(index: int) -> Path:
@@ -134,7 +134,7 @@ def write_faulty_people(root: Path) -> set[str]:
 
 @dataclass
 class Traces:
-    """Everything that was run in a working folder, and said."""
+    """The commands that were run in a folder, and their output."""
 
     home: Path
     root: Path
@@ -178,7 +178,7 @@ def traces(tmp_path_factory) -> Iterator[Traces]:
 
 
 def contents(path: Path) -> Iterator[tuple[str, bytes]]:
-    """The bytes of a file, and what they are when they are unpacked."""
+    """The bytes of a file, and its content after decompression."""
     raw = path.read_bytes()
     yield str(path), raw
     if path.suffix == ".gz":
@@ -216,10 +216,10 @@ def assert_refused_anywhere(done: Done) -> None:
 
 
 @pytest.mark.slow
-def test_no_byte_that_is_written_or_said_names_a_patient(traces):
+def test_no_output_names_a_patient(traces):
     found = []
     for name, done in traces.done.items():
-        found += betrayed(f"what {name} said", (done.stdout + done.stderr).encode())
+        found += betrayed(f"what {name} message", (done.stdout + done.stderr).encode())
     count = 0
     for path in traces.home.rglob("*"):
         found += betrayed("a name", str(path.relative_to(traces.home)).encode())
@@ -236,7 +236,7 @@ def test_no_byte_that_is_written_or_said_names_a_patient(traces):
 
 
 @pytest.mark.slow
-def test_all_that_is_written_is_its_owners_alone(traces):
+def test_all_files_are_private_with_umask(traces):
     written = [traces.home / name for name in ("cohort", "runs", "exported", "nnunet")]
     written += [path for top in written for path in top.rglob("*")]
     written += traces.home.glob("*.json*")
@@ -245,7 +245,7 @@ def test_all_that_is_written_is_its_owners_alone(traces):
 
 
 @pytest.mark.slow
-def test_the_private_file_is_the_owners_and_says_who_is_who(traces):
+def test_the_private_file_is_the_owners_and_maps_pseudonyms(traces):
     for name, root in (("cohort", traces.root), ("bad", traces.faulty)):
         path = traces.home / f"{name}.private.json"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -310,6 +310,6 @@ def test_withdrawal_lists_everything_by_either_name_and_touches_nothing(traces):
     assert "checkpoint" not in kinds["test"] and "benchmark" in kinds["test"]
     assert ("checkpoint", "runs/hippocampus/train/last.ckpt") in listed["train"]
     done = run_stage(traces.home, "ingest", "withdraw=Kaltenegger", "out=cohort.json", "runs=runs")
-    assert_refused(done, "ingest", "knows that subject")
+    assert_refused(done, "ingest", "contains that subject")
     assert betrayed("withdraw", done.stderr.encode()) == []
     assert snapshot(traces.home) == before

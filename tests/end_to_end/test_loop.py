@@ -30,7 +30,7 @@ def records(loop):
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
-    """Time and digest of every file; the report may be written anew, if it says the same."""
+    """Time and digest of every file; a report that was written again must have the same content."""
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != ".lock"):
         stamp = 0 if path.name == "report.html" else path.stat().st_mtime_ns

@@ -1,4 +1,4 @@
-"""A task other than pairs as a user runs it: train, be refused where two tasks would mix, predict."""
+"""A task other than pairs as a user runs it: train, refuse to mix two tasks, predict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs made by several processes, as torchrun or srun starts them, are those of one."""
+"""Several processes, started as by torchrun or srun, make the same pairs as one."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def start(home: Path, rank: int, ranks: int, *words: str, program=("-m", "medaug
     return subprocess.Popen(command, cwd=home, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def said(folder: Path) -> dict[tuple[int, int], dict[str, object]]:
-    """The records without digests of files, which differ with the last digit of a voxel."""
+def finding_lines(folder: Path) -> dict[tuple[int, int], dict[str, object]]:
+    """The records without digests of files, because voxels may differ in the last digit."""
     return {k: {**record, "contents": sorted(record["contents"])} for k, record in provenance.read_all(folder).items()}
 
 
@@ -63,20 +63,20 @@ def test_killed_and_resumed_processes_make_the_pairs_of_one(demo, tmp_path):
 
     at_work = [start(four, rank, 4, "batch_size=1") for rank in (2, 1)]
     at_work += [start(four, 3, 4, "batch_size=1", program=("-c", KILLED)), start(four, 0, 4, "batch_size=1")]
-    told = [process.communicate(timeout=300)[1] for process in (*at_work, alone)]
-    assert [process.returncode for process in (*at_work, alone)] == [0, 0, -signal.SIGKILL, 0, 0], told
+    outputs = [process.communicate(timeout=300)[1] for process in (*at_work, alone)]
+    assert [process.returncode for process in (*at_work, alone)] == [0, 0, -signal.SIGKILL, 0, 0], outputs
     folder, expected = four / "runs/demo/synthetic", one / "runs/demo/synthetic"
     assert sorted(index for index, _ in provenance.read_all(folder)) == list(range(7))
     assert not (folder / "finished.json").exists() and not (folder / "manifest.json").exists()
-    assert "process 0 of 4 has made its pairs" in told[3] and "the same command again" in told[3]
+    assert "process 0 of 4 has made its pairs" in outputs[3] and "the same command again" in outputs[3]
 
     again = [start(four, rank, 2) for rank in range(2)]
-    told = [process.communicate(timeout=300)[1] for process in again]
-    assert [process.returncode for process in again] == [0, 0], told
+    outputs = [process.communicate(timeout=300)[1] for process in again]
+    assert [process.returncode for process in again] == [0, 0], outputs
     summaries = [json.loads((place / "finished.json").read_text()) for place in (folder, expected)]
     assert all(len(summary.pop("digest")) == 64 for summary in summaries) and summaries[0] == summaries[1]
     assert (folder / "contact_sheet.png").exists()
-    assert said(folder) == said(expected)
+    assert finding_lines(folder) == finding_lines(expected)
     cases = [Manifest.load(place / "manifest.json").cases for place in (folder, expected)]
     assert cases[0] == cases[1] and len(cases[0]) == NUM
     made, wanted = volumes(folder), volumes(expected)

@@ -1,4 +1,4 @@
-"""Scans of one slice go through every stage as they are, without slices made up beside them."""
+"""Scans of one slice pass through every stage without added slices."""
 
 from __future__ import annotations
 

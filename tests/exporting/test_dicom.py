@@ -1,4 +1,4 @@
-"""Cohorts as DICOM: read back by medaug, highdicom, dcm2niix and pydicom, and checked by dciodvfy."""
+"""Cohorts as DICOM: read again by medaug, highdicom, dcm2niix and pydicom, and checked by dciodvfy."""
 
 from __future__ import annotations
 
@@ -154,9 +154,9 @@ def test_the_same_pair_gives_the_same_bytes_and_another_recipe_other_uids(manife
 def test_dciodvfy_finds_only_what_it_does_not_know_yet(out, tool):
     files = [out / case / name / "0003.dcm" for case in ("pair", "scan") for name in MODALITIES]
     for path in (*files, out / "pair/SEG.dcm", out / "scan/SEG.dcm"):
-        said = subprocess.run([tool("dciodvfy"), "-new", str(path)], capture_output=True, text=True).stderr
-        errors = [line for line in said.splitlines() if line.startswith("Error") and KNOWN not in line]
-        assert errors == [] and (KNOWN in said) == ("pair" in path.parts)
+        message = subprocess.run([tool("dciodvfy"), "-new", str(path)], capture_output=True, text=True).stderr
+        errors = [line for line in message.splitlines() if line.startswith("Error") and KNOWN not in line]
+        assert errors == [] and (KNOWN in message) == ("pair" in path.parts)
 
 
 def test_dcm2niix_makes_the_volumes_that_we_had(manifest, out, tool, tmp_path):

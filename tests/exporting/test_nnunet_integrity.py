@@ -1,4 +1,4 @@
-"""nnU-Net's own integrity check on what medaug exports for it, and the way back."""
+"""nnU-Net's own integrity check of medaug's exports, and reading them back."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ if __name__ == "__main__":
 
 
 def verify(nnunet: Callable[..., Any], folder: Path) -> tuple[bool, int | None, list[int]]:
-    """What nnU-Net makes of the labels, once its check has passed; `prediction.nii.gz` is as it would write one."""
+    """How nnU-Net reads the labels after its check has passed; `prediction.nii.gz` is written in its way."""
     return tuple(nnunet(CHECK, folder, folder.parent / "prediction.nii.gz"))
 
 

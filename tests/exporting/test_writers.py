@@ -1,4 +1,4 @@
-"""Exported cohorts, read back by the tools that they are meant for."""
+"""Exported cohorts, read by the tools that they are meant for."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_msd_with_one_modality_is_3d_and_medaug_reads_back_what_it_wrote(tmp_pat
 
 @pytest.mark.parametrize("layout", NIFTI)
 @pytest.mark.parametrize("phantom", [False, True])
-def test_no_header_holds_the_name_of_the_cohort(tmp_path, layout, phantom):
+def test_no_header_contains_the_name_of_the_cohort(tmp_path, layout, phantom):
     manifest = replace(cohort(tmp_path), name="Quackenbush Zebulon", phantom=phantom)
     WRITERS[layout](Export(manifest, tmp_path / "out"))
     files = sorted((tmp_path / "out").rglob("*.nii.gz"))
@@ -119,16 +119,16 @@ def test_nnunet_has_a_file_per_modality_and_consecutive_labels(tmp_path):
 
 
 @pytest.mark.parametrize("layout", NIFTI)
-def test_attributes_come_back(tmp_path, layout):
+def test_attributes_round_trip(tmp_path, layout):
     manifest = cohort(tmp_path, modalities=("T1",), num=3)
-    told = [{"site": "A", "grade": 2.0}, {}, {"site": "B"}]
-    cases = tuple(replace(case, attributes=known) for case, known in zip(manifest.cases, told, strict=True))
+    expected = [{"site": "A", "grade": 2.0}, {}, {"site": "B"}]
+    cases = tuple(replace(case, attributes=known) for case, known in zip(manifest.cases, expected, strict=True))
     WRITERS[layout](Export(replace(manifest, cases=cases), tmp_path / "out"))
-    assert [case.attributes for case in read_layout(tmp_path / "out").valid_manifest().cases] == told
+    assert [case.attributes for case in read_layout(tmp_path / "out").valid_manifest().cases] == expected
 
 
 @pytest.mark.parametrize("layout", NIFTI)
-def test_values_that_the_header_scales_keep_their_meaning(tmp_path, layout):
+def test_scaled_values_are_exported_correctly(tmp_path, layout):
     manifest = cohort(tmp_path, modalities=("T1",), num=1)
     raw = np.arange(np.prod(SHAPE)).reshape(SHAPE).astype(np.int16)
     image = nib.Nifti1Image(raw, AFFINE)
@@ -139,7 +139,7 @@ def test_values_that_the_header_scales_keep_their_meaning(tmp_path, layout):
     np.testing.assert_allclose(data(written), raw * 0.001 + 0.25, atol=1e-6)
 
 
-def test_modalities_of_different_types_share_one_that_holds_both(tmp_path):
+def test_modalities_of_different_types_get_a_common_type(tmp_path):
     manifest = cohort(tmp_path, modalities=("T1", "T2"), num=1)
     first, second = manifest.image_paths(manifest.cases[0])
     fine = np.random.default_rng(1).random(SHAPE, dtype=np.float32)
@@ -151,7 +151,7 @@ def test_modalities_of_different_types_share_one_that_holds_both(tmp_path):
 
 
 @pytest.mark.parametrize("layout", NIFTI)
-def test_an_existing_folder_is_refused_and_left_alone(tmp_path, layout):
+def test_an_existing_folder_is_refused_and_not_changed(tmp_path, layout):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("keep")
     with pytest.raises(UserError, match="out: exists already; choose a folder that does not"):
@@ -185,7 +185,7 @@ def test_an_interruption_and_a_full_disk_leave_nothing(tmp_path, layout, monkeyp
         assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_place_that_cannot_be_is_one_line(tmp_path):
+def test_an_impossible_folder_is_refused_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         WRITERS["msd"](Export(cohort(tmp_path), tmp_path / "file" / "out"))
@@ -206,7 +206,7 @@ def tree(folder) -> set[str]:
 
 
 def split_cohort(root) -> Manifest:
-    """Seven cases: train, val and test, of each one without label, and a case more for training."""
+    """Seven cases: two of each split, one of them without a label, and one more for training."""
     manifest = cohort(root, modalities=("T1",), num=7)
     splits = ("train", "train", "val", "test", "train", "val", "test")
     cases = [replace(c, split=s, subject=c.name) for c, s in zip(manifest.cases, splits, strict=True)]
@@ -214,7 +214,7 @@ def split_cohort(root) -> Manifest:
     return replace(manifest, cases=tuple(cases))
 
 
-def test_msd_lists_test_cases_apart_and_without_their_labels(tmp_path, caplog):
+def test_msd_lists_test_cases_separately_and_without_labels(tmp_path, caplog):
     WRITERS["msd"](Export(split_cohort(tmp_path), tmp_path / "out"))
     content = json.loads((tmp_path / "out/dataset.json").read_text())
     assert content["test"] == ["./imagesTs/case3.nii.gz", "./imagesTs/case6.nii.gz"] and content["numTest"] == 2
@@ -242,7 +242,7 @@ def test_nnunet_never_trains_on_a_test_case_and_keeps_the_split(tmp_path):
 
 
 @pytest.mark.parametrize("layout", NIFTI)
-def test_only_test_cases_are_nothing_to_train_on(tmp_path, layout):
+def test_a_cohort_of_test_cases_only_is_refused(tmp_path, layout):
     manifest = cohort(tmp_path)
     tested = replace(manifest, cases=tuple(replace(case, split="test") for case in manifest.cases))
     with pytest.raises(UserError, match="no labelled case for training"):
@@ -266,7 +266,7 @@ def remapped(root) -> Manifest:
     return manifest
 
 
-def test_msd_holds_what_remapped_values_stand_for_and_the_whole_schema(tmp_path):
+def test_msd_gets_remapped_values_and_the_whole_schema(tmp_path):
     manifest = remapped(tmp_path)
     WRITERS["msd"](Export(manifest, tmp_path / "out"))
     again = read_layout(tmp_path / "out", "msd").valid_manifest()
@@ -308,7 +308,7 @@ def test_nnunet_gets_regions_in_an_order_that_writes_every_class_and_the_ignore_
     [
         {"a": [1, 2]},  # 3 is in none
         {"whole": [1, 2, 4], "again": [1, 2, 4], "core": [1, 4]},
-        {"whole": [1, 2, 4], "rim": [4]},  # 1 and 2 cannot be told apart
+        {"whole": [1, 2, 4], "rim": [4]},  # 1 and 2 cannot be expected apart
     ],
 )
 def test_regions_that_nnunet_cannot_write_become_plain_classes_with_a_warning(tmp_path, regions, caplog):
@@ -319,7 +319,7 @@ def test_regions_that_nnunet_cannot_write_become_plain_classes_with_a_warning(tm
     assert "regions_class_order" not in content and "so the classes are written instead" in caplog.text
 
 
-def test_a_class_called_ignore_is_refused_by_nnunet_alone(tmp_path):
+def test_a_class_called_ignore_is_refused_only_by_nnunet(tmp_path):
     labels = {"0": "background", "1": "a", "2": "b", "4": "ignore"}
     manifest = replace(cohort(tmp_path), schema=LabelSchema.from_mapping({"labels": labels}))
     with pytest.raises(UserError, match='ignores a label called "ignore"'):
@@ -346,7 +346,7 @@ def test_a_rounded_affine_becomes_the_images_and_another_grid_is_refused(tmp_pat
 
 
 @pytest.mark.parametrize("layout", NIFTI)
-def test_what_training_would_choke_on_is_refused(tmp_path, layout):
+def test_values_that_training_cannot_use_are_refused(tmp_path, layout):
     manifest = cohort(tmp_path, dtype="float32")
     path = manifest.image_paths(manifest.cases[0])[1]
     image = data(path).copy()

@@ -40,7 +40,7 @@ def test_the_estimate_is_the_same_every_time(shaded):
 
 
 @pytest.mark.parametrize("volume", [np.zeros((9, 9, 9)), np.full((20, 20, 20), -5.0), np.ones((30, 30, 2))])
-def test_what_cannot_be_judged_has_no_field(volume):
+def test_too_little_foreground_gives_no_field(volume):
     lattice = estimate_bias(volume, (1, 1, 1))
     assert lattice.shape == tuple(min(12, side) for side in volume.shape) and not lattice.any()
     assert np.all(bias_field(lattice, volume.shape) == 1)

@@ -31,7 +31,7 @@ def head(noise, rng):
 
 
 def chest(rng):
-    """Hounsfield units: a body whose lungs leave the field of view, a table below it, padding round the field."""
+    """Hounsfield units: a body with lungs cut off by the field of view, a table below it, padding around the field."""
     lungs = ball(7, (-8, 0, 0)) | ball(7, (8, 0, 0))
     lungs |= np.roll(lungs, 15, 2) | np.roll(lungs, -15, 2)
     body = np.broadcast_to(ball(20)[:, :, SHAPE[2] // 2, None], SHAPE)
@@ -42,7 +42,7 @@ def chest(rng):
 
 
 @pytest.mark.parametrize("noise", [2, 20, 60])
-def test_a_noisy_head_is_found_whole(noise):
+def test_a_noisy_head_is_found_completely(noise):
     volume, truth = head(noise, np.random.default_rng(0))
     assert dice(body_mask(volume), truth) > 0.95
 
@@ -62,7 +62,7 @@ def test_a_stripped_brain_is_every_voxel_that_is_not_zero(modality):
     assert dice(body_mask(volume), truth) > 0.97
 
 
-def test_a_normalised_brain_lies_on_both_sides_of_its_background():
+def test_a_normalised_brain_has_values_on_both_sides_of_its_background():
     rng = np.random.default_rng(2)
     volume = np.where(ball(15), rng.normal(0, 1, SHAPE), 0)
     assert dice(body_mask(volume), ball(15)) > 0.95
@@ -87,7 +87,7 @@ def test_a_constant_volume_is_all_foreground(volume):
 
 
 @pytest.mark.slow
-def test_tissue_throughout_has_no_false_border(medaug_data):
+def test_a_volume_without_air_is_all_foreground(medaug_data):
     files = sorted((medaug_data / "Task04_Hippocampus" / "imagesTr").glob("[!.]*.nii*"))
     assert len(files) == 199
     assert all(body_mask(read_volume(file).array).all() for file in files)
@@ -115,7 +115,7 @@ def test_uptake_does_not_hide_the_body_in_pet(hottest):
 
 
 def padded(volume, value, axes=(0, 1)):
-    """A volume with one value outside the circle that its first two axes hold, and the voxels inside."""
+    """A volume with one value outside a circle of its first two axes, and a mask of the voxels inside."""
     grid = np.meshgrid(*(np.linspace(-1, 1, volume.shape[axis]) for axis in axes), indexing="ij")
     inside = np.broadcast_to((np.hypot(*grid) < 1)[:, :, None], volume.shape)
     return np.where(inside, volume, value), inside
@@ -131,7 +131,7 @@ def test_padding_outside_the_circle_of_a_ct_is_not_air(value, offset, slices):
 
 
 def test_soft_tissue_is_not_air_where_the_background_is_masked():
-    """As even as air, darker than bone, and far above the background: but nothing separates it from bone."""
+    """Soft tissue as uniform as air and darker than bone, but with no gap between their values."""
     rng = np.random.default_rng(8)
     values = np.select([ball(7), ball(9), ball(18)], [1060, 1060 + rng.gamma(1, 250, SHAPE), 1040], 0)
     volume = np.where(ball(18), values + rng.normal(0, 12, SHAPE), 0)
@@ -140,7 +140,7 @@ def test_soft_tissue_is_not_air_where_the_background_is_masked():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mr_t1", "ct", "pet_suv"])
-def test_true_tumours_lie_in_the_body_and_dark_corners_do_not(medaug_data, kind):
+def test_real_tumours_are_in_the_body_and_dark_corners_are_not(medaug_data, kind):
     files = sorted((medaug_data / "STS" / kind / "images").glob("*.nii.gz"))
     if not files:
         pytest.skip("no soft-tissue sarcomas in MEDAUG_DATA")
@@ -170,7 +170,7 @@ def test_labels_of_a_ct_that_is_not_in_hounsfield_units_lie_in_the_body(medaug_d
         assert mask[label > 0].mean() > 0.95 and mask.mean() < 0.4, file.name
 
 
-def test_box_is_the_smallest_that_holds_the_mask():
+def test_the_bounding_box_is_the_smallest():
     mask = np.zeros(SHAPE, bool)
     mask[3, 7, 39] = mask[10, 5, 0] = True
     assert bounding_box(mask) == ((3, 11), (5, 8), (0, 40))

@@ -15,7 +15,7 @@ def test_percentiles_are_those_of_the_whole_volume():
     assert limits == pytest.approx(tuple(np.percentile(VOLUME, (2, 90))))
 
 
-def test_a_window_is_taken_as_it_is():
+def test_a_window_is_used_unchanged():
     assert Intensity("window", window=(-1000.0, 400.0)).limits(VOLUME) == (-1000, 400)
     with pytest.raises(ValueError, match="window"):
         Intensity("window").limits(VOLUME)

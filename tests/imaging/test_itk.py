@@ -1,4 +1,4 @@
-"""MetaImage and NRRD against SimpleITK itself, and every way such a file can be bad."""
+"""MetaImage and NRRD against SimpleITK, and every kind of bad file."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_voxels_type_and_geometry_are_those_of_simpleitk(tmp_path: Path, dtype: 
     angles=st.tuples(*[st.floats(-3, 3)] * 3),
     suffix=st.sampled_from([".mha", ".nrrd"]),
 )
-def test_the_same_image_as_nifti_lies_in_the_same_place(
+def test_the_same_image_as_nifti_has_the_same_geometry(
     tmp_path: Path,
     spacing: tuple[float, ...],
     origin: tuple[float, ...],
@@ -106,7 +106,7 @@ def test_a_fourth_axis_and_the_components_of_a_vector_are_volumes(tmp_path: Path
             read_volume(path)
 
 
-def test_the_world_axes_that_a_nrrd_names(tmp_path: Path) -> None:
+def test_world_axes_of_nrrd(tmp_path: Path) -> None:
     lps = read_volume(_write(_image(), tmp_path / "a.nrrd"))
     ras = read_volume(_replace(tmp_path / "a.nrrd", "left-posterior-superior", "right-anterior-superior"))
     np.testing.assert_allclose(ras.affine, np.diag([-1, -1, 1, 1]) @ lps.affine, atol=1e-12)
@@ -121,7 +121,7 @@ UNSAID = {
 
 
 @pytest.mark.parametrize("place", UNSAID)
-def test_what_a_header_does_not_say_is_a_doubt(tmp_path: Path, place: str) -> None:
+def test_geometry_missing_in_the_header_is_a_doubt(tmp_path: Path, place: str) -> None:
     name, old = place.split(" ", 1)
     path = _write(_image(), tmp_path / name)
     assert read_header(path).doubts == ()
@@ -163,7 +163,7 @@ def _refusal(path: Path) -> str:
 
 
 @pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
-def test_cut_and_swollen_and_foreign_files(tmp_path: Path, suffix: str) -> None:
+def test_files_that_are_too_short_too_long_or_of_another_format(tmp_path: Path, suffix: str) -> None:
     raw = _write(_image(), tmp_path / f"raw{suffix}").read_bytes()
     packed = _write(_image(), tmp_path / f"packed{suffix}", True).read_bytes()
     path = tmp_path / f"a{suffix}"
@@ -190,7 +190,7 @@ def test_cut_and_swollen_and_foreign_files(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
-def test_no_flipped_bit_in_compressed_voxels_goes_unseen(tmp_path: Path, suffix: str) -> None:
+def test_every_flipped_bit_in_compressed_voxels_is_noticed(tmp_path: Path, suffix: str) -> None:
     # ITK 5.4 itself takes every such MetaImage for a good one, and one NRRD in ten.
     image = _image()
     good = _write(image, tmp_path / f"a{suffix}", True).read_bytes()
@@ -208,7 +208,7 @@ def test_no_flipped_bit_in_compressed_voxels_goes_unseen(tmp_path: Path, suffix:
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("suffix", "sizes"), [(".mha", "DimSize = 5 6 7"), (".nrrd", "sizes: 5 6 7")])
-def test_a_header_that_promises_terabytes(tmp_path: Path, suffix: str, sizes: str, packed: bool) -> None:
+def test_a_header_that_claims_terabytes(tmp_path: Path, suffix: str, sizes: str, packed: bool) -> None:
     path = _write(_image(), tmp_path / f"a{suffix}", packed)
     _replace(path, sizes, sizes.replace("5 6 7", "30000 30000 30000"))
     assert "is too short for its shape 30000x30000x30000" in _refusal(path)
@@ -257,7 +257,7 @@ def test_voxels_in_another_file(tmp_path: Path, suffix: str) -> None:
         (".nrrd", "dimension: 3", "dimension: 17", "is damaged"),
     ],
 )
-def test_headers_that_make_no_volume(tmp_path: Path, suffix: str, old: str, new: str, reason: str) -> None:
+def test_bad_headers_are_refused(tmp_path: Path, suffix: str, old: str, new: str, reason: str) -> None:
     path = _replace(_write(_image(), tmp_path / f"a{suffix}"), old, new)
     assert reason in _refusal(path)
 
@@ -274,6 +274,6 @@ def test_images_that_are_not_volumes_of_numbers(tmp_path: Path) -> None:
     assert "is not a NRRD file" in _refusal((tmp_path / "a.nii").rename(tmp_path / "nifti.nrrd"))
 
 
-def test_simpleitk_is_imported_when_it_is_needed() -> None:
+def test_simpleitk_is_imported_only_when_needed() -> None:
     code = "import sys, medaug.imaging.reading; print('SimpleITK' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"

@@ -1,4 +1,4 @@
-"""Small files that ask for much memory, against what reading them may take."""
+"""Small files that would need much memory, and the limit of memory for reading them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from medaug.isolation import isolated
 
 
 def write(path: Path, shape: tuple[int, ...], dtype: str, slope: float = 1.0, inter: float = 0.0) -> Path:
-    """A NIfTI file of zeros, packed a thousandfold."""
+    """A NIfTI file of zeros, compressed a thousandfold."""
     header = nib.Nifti1Header()
     header.set_data_dtype(dtype)
     header.set_data_shape(shape)
@@ -37,14 +37,14 @@ def write(path: Path, shape: tuple[int, ...], dtype: str, slope: float = 1.0, in
 
 
 def tried(function, path: Path) -> tuple[str, int]:
-    """What the reader said, and the most memory that it took, in bytes."""
+    """The reader's message, and its peak memory in bytes."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         function(path)
-        said = ""
+        message = ""
     except UserError as error:
-        said = str(error)
-    return said, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+        message = str(error)
+    return message, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 
 
 def nifti(path: Path) -> tuple[str, int]:
@@ -61,22 +61,22 @@ def headers(path: Path) -> str:
 
 
 @pytest.mark.parametrize(("reader", "dtype"), [(nifti, "f4"), (nifti, "i2"), (images, "u1")])
-def test_a_small_file_of_a_huge_volume_is_refused_before_it_is_unpacked(tmp_path, reader, dtype):
+def test_a_small_file_of_a_huge_volume_is_refused_before_it_is_decompressed(tmp_path, reader, dtype):
     path = write(tmp_path / "a.nii.gz", (8, 8, 8), dtype, 2.0)
     with gzip.open(path) as file:
         content = bytearray(file.read())
     content[42:48] = np.array((1024, 1024, 1024), "<i2").tobytes()
     path.write_bytes(gzip.compress(bytes(content)) + bytes(5 << 20))  # so long that it could be true
-    ((said, most),) = isolated(reader, [path], "", workers=1)
-    assert f"{path}: needs " in said and "GiB of memory, for a file of 5.0 MiB; " in said
+    ((message, most),) = isolated(reader, [path], "", workers=1)
+    assert f"{path}: needs " in message and "GiB of memory, for a file of 5.0 MiB; " in message
     assert most < 200 << 20
 
 
 @pytest.mark.slow
 def test_256_mib_of_bytes_with_a_slope_are_read_in_less_than_two_gigabytes(tmp_path):
     path = write(tmp_path / "a.nii.gz", (512, 512, 1024), "u1", 0.5, 3.0)
-    ((said, most),) = isolated(nifti, [path], "", workers=1)
-    assert said == "" and most < MEMORY
+    ((message, most),) = isolated(nifti, [path], "", workers=1)
+    assert message == "" and most < MEMORY
 
 
 def test_scaled_values_in_single_precision_are_the_rounded_ones(tmp_path, monkeypatch):
@@ -113,7 +113,7 @@ def deflated(path: Path, size: int) -> None:
     path.write_bytes(start + rest[:length] + packed + packer.flush())
 
 
-def test_a_deflated_dicom_file_that_unpacks_a_thousandfold_is_refused(tmp_path):
+def test_a_deflated_dicom_file_that_expands_a_thousandfold_is_refused(tmp_path):
     path = tmp_path / "a.dcm"
     deflated(path, 1000)
     assert "1.2.5" in headers(path)

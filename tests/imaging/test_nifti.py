@@ -1,4 +1,4 @@
-"""NIfTI in and out, against nibabel and SimpleITK, and every way a file can be bad."""
+"""Reading and writing NIfTI, against nibabel and SimpleITK, and every kind of bad file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _world(image: sitk.Image, index: tuple[int, ...]) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii"])
-def test_written_files_mean_the_same_to_nibabel_and_simpleitk(tmp_path: Path, dtype: str, suffix: str) -> None:
+def test_written_files_are_read_equally_by_nibabel_and_simpleitk(tmp_path: Path, dtype: str, suffix: str) -> None:
     path, affine, array = tmp_path / f"a{suffix}", _affine(), _image(dtype=dtype)
     write_volume(path, array, affine, "medaug")
 
@@ -60,7 +60,7 @@ def test_written_files_mean_the_same_to_nibabel_and_simpleitk(tmp_path: Path, dt
     assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
 
 
-def test_files_of_others_are_read_as_they_mean_them(tmp_path: Path) -> None:
+def test_files_of_other_tools_are_read_correctly(tmp_path: Path) -> None:
     image = sitk.GetImageFromArray(_image().transpose(2, 1, 0))
     image.SetSpacing((0.5, 0.7, 2.0))
     image.SetOrigin((10, -20, 30))
@@ -138,7 +138,7 @@ def test_modalities_as_files_and_as_one_4d_file_are_the_same(tmp_path: Path) -> 
     assert len(read_volumes(tmp_path / "four.nii.gz")) == 3
 
 
-def test_modalities_that_disagree(tmp_path: Path) -> None:
+def test_modalities_with_different_grids_are_refused(tmp_path: Path) -> None:
     write_volume(tmp_path / "t1.nii.gz", _image(), _affine())
     write_volume(tmp_path / "small.nii.gz", _image()[1:], _affine())
     write_volume(tmp_path / "near.nii.gz", _image(), _affine(angle=0.301))
@@ -151,7 +151,7 @@ def test_modalities_that_disagree(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite(tmp_path: Path, value: float) -> None:
+def test_nan_and_infinite_values_are_refused(tmp_path: Path, value: float) -> None:
     array = _image()
     array[2, 3, 4] = value
     write_volume(tmp_path / "a.nii.gz", array, _affine())
@@ -282,7 +282,7 @@ def test_headers_are_read_without_the_voxels(tmp_path: Path) -> None:
     assert time.monotonic() - start < 5  # 0.4 s; reading them whole takes minutes
 
 
-def test_what_a_header_alone_can_tell_is_refused_by_both_readers(tmp_path: Path) -> None:
+def test_faults_of_the_header_are_refused_by_both_readers(tmp_path: Path) -> None:
     unseen = {"cut.nii.gz", "flipped.nii.gz"}
     for name, (path, reason) in _damage(tmp_path).items():
         if name in unseen:
@@ -368,7 +368,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_only_volumes_are_written(tmp_path: Path) -> None:
+def test_only_3d_arrays_are_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shape"):
         write_volume(tmp_path / "a.nii.gz", np.zeros((1, 2, 3, 4), np.uint8), np.eye(4))
     assert list(tmp_path.iterdir()) == []

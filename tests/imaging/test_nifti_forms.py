@@ -1,4 +1,4 @@
-"""What the geometry of a NIfTI file is read from, and what is said where its header leaves something open."""
+"""Where the geometry of a NIfTI file comes from, and the doubts that are reported about incomplete headers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from medaug.imaging.reading import read_header, read_volume
 
 
 def _forms(path: Path, **fields: object) -> Path:
-    """A NIfTI with a qform (turned, 0.9 x 1.1 x 3 mm) and no sform, and header fields spoilt."""
+    """A NIfTI with a rotated qform (0.9 x 1.1 x 3 mm), no sform, and changed header fields."""
     image = nib.Nifti1Image(_image(), _affine())
     image.set_sform(None, 0)
     image.set_qform(_affine(), 1)
@@ -30,7 +30,7 @@ def _forms(path: Path, **fields: object) -> Path:
 
 
 def _quaternion(length: float) -> dict[str, float]:
-    """A turn by 180 degrees, whose quaternion has no room for rounding, of another length than 1."""
+    """A rotation by 180 degrees, given by a quaternion whose length is not 1."""
     b, c, d = length * np.array([0.36, 0.48, 0.8])
     return {"quatern_b": b, "quatern_c": c, "quatern_d": d}
 
@@ -59,7 +59,7 @@ def test_a_qform_is_read_as_readers_in_c_read_it(tmp_path: Path, name: str) -> N
     assert header.doubts == read_volume(path).header.doubts
 
 
-def test_a_quaternion_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_quaternion_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not a rotation \(the quaternion .* has length 1\.3, not 1\); correct"):
         read_header(_forms(tmp_path / "q.nii", **_quaternion(1.3)))
     image = nib.load(_forms(tmp_path / "q.nii"))
@@ -104,7 +104,7 @@ GUESSES: dict[str, tuple[dict[str, object], str, str]] = {
 
 
 @pytest.mark.parametrize("name", GUESSES)
-def test_what_a_geometry_rests_on_besides_its_file_is_said(tmp_path: Path, name: str) -> None:
+def test_assumptions_about_the_geometry_are_reported(tmp_path: Path, name: str) -> None:
     fields, code, words = GUESSES[name]
     path = _forms(tmp_path / "a.nii", **fields)
     (doubt,) = read_header(path).doubts
@@ -113,7 +113,7 @@ def test_what_a_geometry_rests_on_besides_its_file_is_said(tmp_path: Path, name:
     np.testing.assert_array_equal(read_header(path).affine, nib.load(path).affine)  # the guess itself is nibabel's
 
 
-def test_a_sound_geometry_leaves_no_doubt(tmp_path: Path) -> None:
+def test_a_complete_geometry_gives_no_doubt(tmp_path: Path) -> None:
     write_volume(tmp_path / "ours.nii.gz", _image(), _affine())
     for fields in ({}, SFORM, SFORM | {"qform_code": 0} | _pixdim(0.9, 1.1, 3)):
         assert read_header(_forms(tmp_path / "a.nii", **fields)).doubts == ()

@@ -1,4 +1,4 @@
-"""Reading whatever the format, against damage: a list of volumes or one line that says why not."""
+"""Reading damaged files of every format: each gives volumes, or one line with the reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from medaug.imaging.volume import Volume
 
 
 def read_both_ways(path: Path) -> None:
-    """Read the header, then the voxels; they agree where both can be read, and a bad header means a bad file."""
+    """Read the header, then the voxels; check that they agree, and that a file with a bad header is refused."""
     try:
         header = read_header(path)
     except UserError:
@@ -81,7 +81,7 @@ def test_5000_damaged_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.nii.bz2", "a.mgz", "a", "nii", "a.img"])
-def test_suffixes_that_are_not_read(tmp_path: Path, name: str) -> None:
+def test_unsupported_suffixes_are_refused(tmp_path: Path, name: str) -> None:
     for reader in (read_header, read_volumes):
         with pytest.raises(UserError, match=r"has a format that is not supported; convert it to one of \.nii"):
             reader(tmp_path / name)
@@ -95,7 +95,7 @@ def test_names_and_reasons_stay_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".nrrd"])
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path, suffix: str) -> None:
+def test_pipes_and_folders_are_refused_without_waiting(tmp_path: Path, suffix: str) -> None:
     os.mkfifo(tmp_path / f"pipe{suffix}")
     with pytest.raises(UserError, match="is not a file"):
         read_volumes(tmp_path / f"pipe{suffix}")
@@ -116,7 +116,7 @@ def test_headers_of_real_volumes_are_those_of_the_full_read(medaug_data: Path) -
 
 
 @pytest.mark.slow
-def test_volumes_of_many_origins_are_read_as_simpleitk_reads_them(medaug_data: Path) -> None:
+def test_volumes_from_many_tools_are_read_as_by_simpleitk(medaug_data: Path) -> None:
     folder = medaug_data / "singles"
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and suffix_of(file.name)]
     if not files:
@@ -141,8 +141,8 @@ def _peak(code: str) -> tuple[str, float]:
         f"before = peak()\ntry: {code}\nexcept Exception as error: print(error)\nprint(peak() - before)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
-    said, _, memory = done.stdout.strip().rpartition("\n")
-    return said, float(memory)
+    message, _, memory = done.stdout.strip().rpartition("\n")
+    return message, float(memory)
 
 
 def _nifti(shape: tuple[int, int, int]) -> bytes:
@@ -154,13 +154,13 @@ def _nifti(shape: tuple[int, int, int]) -> bytes:
     return header.binaryblock + bytes(4)
 
 
-def test_a_gzip_bomb_is_refused_before_it_unfolds(tmp_path: Path) -> None:
+def test_a_gzip_bomb_is_refused_before_it_expands(tmp_path: Path) -> None:
     path = tmp_path / "bomb.nii.gz"
     zeros = gzip.compress(bytes(1 << 24))
     path.write_bytes(gzip.compress(_nifti((10, 10, 10))) + zeros * 600)  # 10 MB for 10 GB
     assert 9e6 < path.stat().st_size < 11e6
-    said, memory = _peak(f"reading.read_volumes({str(path)!r})")
-    assert "holds more than its shape 10x10x10" in said
+    message, memory = _peak(f"reading.read_volumes({str(path)!r})")
+    assert "holds more than its shape 10x10x10" in message
     assert memory < 30
     assert read_header(path).shape == (10, 10, 10)
 
@@ -169,22 +169,22 @@ def test_a_bomb_in_a_metaimage(tmp_path: Path) -> None:
     path = tmp_path / "bomb.mha"
     header = "NDims = 3\nBinaryData = True\nCompressedData = True\nDimSize = 9 9 9\nElementType = MET_UCHAR\n"
     path.write_bytes(f"{header}ElementDataFile = LOCAL\n".encode() + zlib.compress(bytes(1 << 28)))
-    said, memory = _peak(f"reading.read_volumes({str(path)!r})")
-    assert "holds more than its shape 9x9x9" in said
+    message, memory = _peak(f"reading.read_volumes({str(path)!r})")
+    assert "holds more than its shape 9x9x9" in message
     assert memory < 30
 
 
-def test_memory_is_taken_for_what_is_there_not_for_what_is_promised(tmp_path: Path) -> None:
+def test_memory_is_not_allocated_for_voxels_that_are_missing(tmp_path: Path) -> None:
     # 500 kB could unfold to the 512 MB that the header promises, but these are random and do not.
     path = tmp_path / "a.nii.gz"
     path.write_bytes(gzip.compress(_nifti((800, 800, 800)) + np.random.default_rng(0).bytes(500_000)))
-    said, memory = _peak(f"reading.read_volumes({str(path)!r})")
-    assert "is too short for its shape 800x800x800" in said
+    message, memory = _peak(f"reading.read_volumes({str(path)!r})")
+    assert "is too short for its shape 800x800x800" in message
     assert memory < 30
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mha"])
-def test_a_volume_that_memory_cannot_hold(tmp_path: Path, name: str) -> None:
+def test_a_volume_that_does_not_fit_in_memory(tmp_path: Path, name: str) -> None:
     path, voxels = tmp_path / name, 400**3
     if name == "a.nii":
         path.write_bytes(_nifti((400, 400, 400)))
@@ -197,5 +197,5 @@ def test_a_volume_that_memory_cannot_hold(tmp_path: Path, name: str) -> None:
         os.truncate(path, path.stat().st_size + voxels)
     used = "int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()"
     code = f"limit = {used} + (40 << 20); resource.setrlimit(resource.RLIMIT_AS, (limit, limit)); "
-    said, _ = _peak(f"{code}reading.read_volumes({str(path)!r})")
-    assert "needs 0.1 GiB of memory; use a larger machine" in said
+    message, _ = _peak(f"{code}reading.read_volumes({str(path)!r})")
+    assert "needs 0.1 GiB of memory; use a larger machine" in message

@@ -81,7 +81,7 @@ def test_brats_2020_naming(tmp_path: Path) -> None:
     assert "2018-2021" in manifest.description
 
 
-def test_brats_2023_naming_knows_the_person(tmp_path: Path) -> None:
+def test_brats_2023_names_give_the_subject(tmp_path: Path) -> None:
     names = ["BraTS-GLI-00005-100", "BraTS-GLI-00005-101", "BraTS-MEN-RT-0003-1"]
     _brats(tmp_path, names, NEW, "-seg", ".nii")
     manifest = read_layout(tmp_path, "brats2023").manifest
@@ -102,7 +102,7 @@ def test_brats_2023_naming_knows_the_person(tmp_path: Path) -> None:
     ]
 
 
-def test_brats_2024_has_a_cavity_that_is_no_tumour(tmp_path: Path) -> None:
+def test_the_cavity_of_brats_2024_is_not_tumour(tmp_path: Path) -> None:
     _brats(tmp_path, ["BraTS-GLI-02064-100"], NEW, "-seg")
     layout = read_layout(tmp_path, "brats2024")
     assert layout.proposed
@@ -111,7 +111,7 @@ def test_brats_2024_has_a_cavity_that_is_no_tumour(tmp_path: Path) -> None:
     assert dict(schema.regions) == {"whole tumour": (1, 2, 3), "tumour core": (1, 3), "enhancing tumour": (3,)}
 
 
-def test_names_do_not_tell_2023_from_2024(tmp_path: Path) -> None:
+def test_names_do_not_distinguish_2023_from_2024(tmp_path: Path) -> None:
     _brats(tmp_path, ["BraTS-GLI-02064-100"], NEW, "-seg")
     with pytest.raises(
         UserError, match=r"alike.*4 resection cavity; name layout=brats2023 or layout=brats2024"
@@ -120,7 +120,7 @@ def test_names_do_not_tell_2023_from_2024(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_labels_of_the_user_go_before_those_of_the_layout(tmp_path: Path) -> None:
+def test_labels_of_the_user_override_those_of_the_layout(tmp_path: Path) -> None:
     _brats(tmp_path, ["BraTS-PED-00001-000"], NEW, "-seg")
     with pytest.raises(UserError, match="BraTS-PEDs 2024 has label values of its own"):
         read_layout(tmp_path, "brats2024")
@@ -154,7 +154,7 @@ def _codes(layout: Layout) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize(("suffixes", "name"), [(OLD, "brats2020"), (NEW, "brats2023")])
-def test_every_missing_modality_is_named_in_one_pass(tmp_path: Path, suffixes: tuple[str, ...], name: str) -> None:
+def test_every_missing_modality_is_reported_in_one_pass(tmp_path: Path, suffixes: tuple[str, ...], name: str) -> None:
     _brats(tmp_path, ["a", "b", "c"], suffixes, None)
     gone = [
         tmp_path / "b" / f"b{suffixes[1]}.nii.gz",
@@ -173,7 +173,7 @@ def test_every_missing_modality_is_named_in_one_pass(tmp_path: Path, suffixes: t
     assert str(error.value).startswith(str(gone[0]))
 
 
-def test_a_case_twice_and_a_segmentation_alone(tmp_path: Path) -> None:
+def test_duplicate_cases_and_segmentations_without_images(tmp_path: Path) -> None:
     _brats(tmp_path, ["x/a", "y/a"], OLD, None)
     _touch(tmp_path / "labels/b_seg.nii.gz")
     _touch(tmp_path / "x/a/a_t2.nii")
@@ -189,7 +189,7 @@ def test_a_case_twice_and_a_segmentation_alone(tmp_path: Path) -> None:
     assert [case.name for case in layout.manifest.cases] == ["a"]
 
 
-def test_a_folder_without_a_whole_case_is_still_described(tmp_path: Path) -> None:
+def test_a_folder_without_a_complete_case_is_still_read(tmp_path: Path) -> None:
     _touch(tmp_path / "a_t1.nii.gz")
     layout = read_layout(tmp_path)
     assert layout.manifest.cases == () and len(layout.problems) == 3
@@ -232,7 +232,7 @@ def test_msd_4d(tmp_path: Path) -> None:
     assert manifest.root == str(tmp_path)
 
 
-def test_msd_case_names_have_no_suffix_and_rules_mend_labels(tmp_path: Path) -> None:
+def test_msd_case_names_have_no_suffix_and_rules_correct_labels(tmp_path: Path) -> None:
     _msd(tmp_path, [{"image": "./a.mha"}, {"image": "b.nii.gz", "name": "patient b"}], labels={"1": "edema"})
     rules = Rules(schema={"labels": {0: "background", 1: "oedema"}, "ignore": 9})
     manifest = read_layout(tmp_path, "msd", rules).manifest
@@ -248,18 +248,18 @@ def test_msd_case_names_have_no_suffix_and_rules_mend_labels(tmp_path: Path) -> 
         ({"modality": {"1": "T1"}}, "modality"),
     ],
 )
-def test_msd_that_is_wrong(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
+def test_bad_msd_folders_are_refused(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
     _msd(tmp_path, [{"image": "a.nii.gz"}], **changes)
     with pytest.raises(UserError, match=rf"dataset\.json: .*{reason}"):
         read_layout(tmp_path)
 
 
-def test_what_is_not_detected(tmp_path: Path) -> None:
+def test_unknown_and_ambiguous_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         read_layout(tmp_path / "absent")
     with pytest.raises(
         UserError,
-        match="follows follows none of the layouts msd, brats2020, brats2023, brats2024, nnunet, pairs, dicom",
+        match="follows none of the layouts msd, brats2020, brats2023, brats2024, nnunet, pairs, dicom",
     ):
         read_layout(tmp_path)
     with pytest.raises(UserError, match="no such layout; choose auto, msd"):
@@ -284,7 +284,7 @@ def test_what_is_not_detected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["scan.DCM", "1.2.840.1"])
-def test_dicom_is_detected_and_sent_to_its_stage(tmp_path: Path, name: str) -> None:
+def test_dicom_is_detected_and_must_be_ingested(tmp_path: Path, name: str) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/readme.txt").write_text("short")
     (tmp_path / "a/b" / name).write_bytes(bytes(128) + b"DICM")
@@ -299,7 +299,7 @@ def test_rules_decide_what_is_detected(tmp_path: Path) -> None:
     assert detect_layout(tmp_path, Rules(modalities={"T1": {"SeriesDescription": "t1"}})) == "dicom"
 
 
-def test_every_manifest_is_found_again_after_saving(tmp_path: Path) -> None:
+def test_manifests_of_every_layout_round_trip(tmp_path: Path) -> None:
     from medaug.cohort import Manifest
 
     _brats(tmp_path / "data", ["a", "b"], NEW, "-seg")
@@ -316,7 +316,7 @@ def test_every_manifest_is_found_again_after_saving(tmp_path: Path) -> None:
     assert set(LAYOUTS) == {"msd", "brats2020", "brats2023", "brats2024", "nnunet", "pairs"}
 
 
-def test_phantoms_are_known_as_phantoms(tmp_path: Path) -> None:
+def test_phantoms_are_marked(tmp_path: Path) -> None:
     from medaug.imaging.reading import read_images, read_label
     from medaug.phantoms.head import write_cohort
 

@@ -1,4 +1,4 @@
-"""nnU-Net v2 raw folders, with nnU-Net's own code as the oracle of what belongs together."""
+"""nnU-Net v2 raw folders; nnU-Net's own code is the oracle for the files of each case."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ print(json.dumps([manager.all_regions, manager.ignore_label, [int(value) for val
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [".nii.gz", ".mha"])
-def test_cases_are_those_of_nnunet(tmp_path: Path, nnunet: Callable[..., Any], ending: str) -> None:
+def test_cases_agree_with_nnunet(tmp_path: Path, nnunet: Callable[..., Any], ending: str) -> None:
     root = _dataset(tmp_path / "Dataset001_Toy", ["a_1", "a_10", "BraTS-GLI-00005-101"], ending=ending)
     (root / "imagesTr/._a_0000.nii.gz").unlink()  # nnU-Net would take it for a case
     assert detect_layout(root) == "nnunet"
@@ -92,7 +92,7 @@ def test_cases_are_those_of_nnunet(tmp_path: Path, nnunet: Callable[..., Any], e
 
 
 @pytest.mark.slow
-def test_regions_are_those_of_nnunet(tmp_path: Path, nnunet: Callable[..., Any]) -> None:
+def test_regions_agree_with_nnunet(tmp_path: Path, nnunet: Callable[..., Any]) -> None:
     root = _dataset(tmp_path / "d", ["a"], labels=REGIONS, regions_class_order=[1, 2, 3])
     schema = read_layout(root).valid_manifest().schema
     regions, ignore, values = nnunet(LABELS, json.dumps(REGIONS))
@@ -103,7 +103,7 @@ def test_regions_are_those_of_nnunet(tmp_path: Path, nnunet: Callable[..., Any])
 
 
 @pytest.mark.parametrize("lesion", [1, [1]])
-def test_one_value_per_label_makes_no_regions(tmp_path: Path, lesion: object) -> None:
+def test_one_value_per_label_gives_no_regions(tmp_path: Path, lesion: object) -> None:
     root = _dataset(tmp_path / "d", ["a"], labels={"background": 0, "lesion": lesion})
     assert read_layout(root).manifest.schema.to_mapping() == {"labels": {"0": "background", "1": "lesion"}}
 
@@ -134,7 +134,7 @@ def test_every_fault_is_found_in_one_pass(tmp_path: Path) -> None:
         assert str(root / file) in text
 
 
-def test_a_number_of_cases_that_is_not_the_folders(tmp_path: Path) -> None:
+def test_a_wrong_numtraining_is_a_warning(tmp_path: Path) -> None:
     root = _dataset(tmp_path / "d", ["a", "b"], numTraining=3)
     finding, *notes = read_layout(root).problems
     assert {(note.severity, note.code) for note in notes} == {("note", "unused-file")}
@@ -143,7 +143,7 @@ def test_a_number_of_cases_that_is_not_the_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_files_that_dataset_json_lists_may_lie_elsewhere(
+def test_files_listed_in_dataset_json_may_be_elsewhere(
     tmp_path: Path, nnunet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _dataset(tmp_path / "raw/Dataset001_A", ["a", "b"], channels=1)
@@ -191,7 +191,7 @@ def test_files_that_dataset_json_lists_may_lie_elsewhere(
         ({"dataset": {"a": {"images": "x.nii.gz"}}}, "dataset lacks the files of case a; write"),
     ],
 )
-def test_what_is_wrong_with_dataset_json_is_one_line(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
+def test_a_bad_dataset_json_is_refused_in_one_line(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
     root = _dataset(tmp_path / "d", ["a"], **changes)
     with pytest.raises(UserError, match=reason) as error:
         read_layout(root)

@@ -1,4 +1,4 @@
-"""A folder of pairs: names decide what belongs together, never the order of files."""
+"""A folder of pairs: files are paired by name, never by order."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_several_modalities_and_a_label_in_one_folder(tmp_path: Path) -> None:
     ]
 
 
-def test_without_a_pattern_the_name_is_the_case_and_labels_are_no_images(tmp_path: Path) -> None:
+def test_without_a_pattern_the_name_is_the_case_and_labels_are_not_images(tmp_path: Path) -> None:
     for case in ("a", "BraTS-GLI-00005-100"):
         _save(tmp_path / f"{case}.nii.gz", 1)
         _save(tmp_path / f"seg/{case}.nii.gz", 1)
@@ -112,7 +112,7 @@ def test_every_fault_is_found_in_one_pass(tmp_path: Path) -> None:
         (Rules({"T1": {"EchoTime": "5"}}, schema=LABELS), "modality T1 is not a glob"),
     ],
 )
-def test_rules_that_do_not_fit_are_one_line(tmp_path: Path, rules: Rules, reason: str) -> None:
+def test_rules_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, rules: Rules, reason: str) -> None:
     _save(tmp_path / "a_t1.nii.gz", 1)
     _save(tmp_path / "sub/b_t1.nii.gz", 1)
     with pytest.raises(UserError, match=reason) as error:

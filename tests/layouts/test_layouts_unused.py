@@ -1,4 +1,4 @@
-"""Every file that looks like an image is used, or named in a note with the reason."""
+"""Every file that looks like an image is used, or listed in a note with the reason."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def pairs(root: Path, *cases: str, ending: str = ".nii.gz") -> None:
 
 
 def notes(root: Path, rules: Rules = RULES, layout: str = "pairs") -> dict[str, str]:
-    """Path below root to the reason why it is not used."""
+    """Relative path to the reason why the file is not used."""
     found = [f for f in read_layout(root, layout, rules).problems if f.code == "unused-file"]
     assert {f.severity for f in found} <= {"note"}
     return dict(f.what.removeprefix(f"{root}/").split(": not used, ") for f in found)
@@ -101,7 +101,7 @@ def test_a_second_link_to_a_folder_is_followed(tmp_path: Path) -> None:
     }
 
 
-def test_links_to_themselves_and_crosswise_come_to_an_end(tmp_path: Path) -> None:
+def test_circular_links_end(tmp_path: Path) -> None:
     pairs(tmp_path, "a")
     (tmp_path / "images/up").symlink_to(tmp_path)
     assert notes(tmp_path) == {"images/up": "a link to a folder that was read before"}
@@ -125,7 +125,7 @@ def test_a_brats_case_by_two_links_is_one_case(tmp_path: Path) -> None:
     assert [(f.severity, f.code) for f in layout.problems] == [("note", "unused-file")] * 2
 
 
-def test_what_looks_like_an_image_is_named_with_the_reason(tmp_path: Path) -> None:
+def test_unused_images_are_listed_with_the_reason(tmp_path: Path) -> None:
     pairs(tmp_path, "a")
     other = "of a format that this layout does not read"
     expected = {
@@ -148,7 +148,7 @@ def test_what_looks_like_an_image_is_named_with_the_reason(tmp_path: Path) -> No
     assert notes(tmp_path) == expected
 
 
-def test_msd_and_nnunet_name_what_dataset_json_leaves_out(tmp_path: Path) -> None:
+def test_images_missing_in_dataset_json_are_listed(tmp_path: Path) -> None:
     for name in ("imagesTr/a", "labelsTr/a", "imagesTr/b", "imagesTs/c"):
         save(tmp_path / f"{name}.nii.gz")
     entries = [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]
@@ -178,7 +178,7 @@ def test_nnunet_version_1_is_read_by_channel(tmp_path: Path) -> None:
     assert read_layout(tmp_path).manifest.cases[0].images == ("imagesTr/a.nii.gz",)  # what is listed goes first
 
 
-def test_names_in_both_unicode_forms_are_one_name(tmp_path: Path) -> None:
+def test_unicode_forms_of_a_name_are_equal(tmp_path: Path) -> None:
     composed, decomposed = (unicodedata.normalize(form, "M\u00fcller") for form in ("NFC", "NFD"))
     assert composed != decomposed
     save(tmp_path / f"images/{decomposed}.nii.gz")
@@ -197,7 +197,7 @@ def test_names_in_both_unicode_forms_are_one_name(tmp_path: Path) -> None:
         read_header(tmp_path / "images/a.nii.gz")
 
 
-def test_where_no_layout_fits_the_images_are_named(tmp_path: Path) -> None:
+def test_images_are_listed_if_no_layout_fits(tmp_path: Path) -> None:
     save(tmp_path / "x/brain.mgz".replace("mgz", "nii.gz")).rename(tmp_path / "x/brain.mgz")
     with pytest.raises(UserError, match=r"\(1 files look like images; .*brain\.mgz: not used, of a format"):
         read_layout(tmp_path)

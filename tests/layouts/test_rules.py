@@ -70,7 +70,7 @@ def test_modalities_by_tag(tmp_path: Path) -> None:
         ("[" * 1500, "not YAML"),
     ],
 )
-def test_files_that_are_wrong_are_one_line(tmp_path: Path, text: str, reason: str) -> None:
+def test_bad_rules_files_are_refused_in_one_line(tmp_path: Path, text: str, reason: str) -> None:
     path = _file(tmp_path, text)
     with pytest.raises(UserError, match=reason) as error:
         read_rules(path)
@@ -84,7 +84,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             read_rules(path)
 
 
-def test_the_command_line_adds_what_the_file_does_not_say() -> None:
+def test_options_add_to_the_rules_file() -> None:
     assert with_pairs(NO_RULES) is NO_RULES
     rules = with_pairs(NO_RULES, "i/*", "l/*", "(.)", ["background", "a"])
     assert rules == Rules(

@@ -38,8 +38,8 @@ def same(a: PhantomSubject, b: PhantomSubject) -> bool:
     return all(np.array_equal(x, y) and x.dtype == y.dtype for x, y in arrays)
 
 
-def test_subject_depends_on_its_arguments_alone() -> None:
-    """Whatever was made before, and whatever state numpy's global generator is in."""
+def test_a_subject_depends_only_on_its_arguments() -> None:
+    """Neither earlier calls nor the state of numpy's global generator matter."""
     np.random.seed(1)
     make_subject(0, 0, (32, 32, 32))
     assert same(make_subject(7, 3, (48, 48, 48)), cohort()[3])
@@ -47,7 +47,7 @@ def test_subject_depends_on_its_arguments_alone() -> None:
 
 
 def test_subjects_differ() -> None:
-    """In anatomy and in tumour: no two subjects share a brain mask or a label."""
+    """No two subjects have equal brain masks or labels."""
     for i, a in enumerate(cohort()):
         for b in cohort()[:i]:
             assert np.mean((a.images["T1"] > 0) != (b.images["T1"] > 0)) > 0.01
@@ -127,7 +127,7 @@ def test_contrasts_order_tissues_as_in_glioma_mr() -> None:
 
 
 def test_tumours_lie_mostly_in_white_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the tissue fractions that the growth was given; oedema more than chance, which is about 0.4."""
+    """By the given tissue fractions; oedema more often than chance, which is about 0.4."""
     fractions = []
 
     def spy(white: np.ndarray, *rest: object) -> np.ndarray:
@@ -143,7 +143,7 @@ def test_tumours_lie_mostly_in_white_matter(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_growth_in_uniform_tissue_is_a_ball() -> None:
-    """Closed form: at constant speed the classes are concentric shells of the volumes asked for."""
+    """Closed form: at constant speed the classes are concentric shells of the requested volumes."""
     shape, spacing = (61, 61, 61), np.ones(3)
     ones, zeros = np.ones(shape), np.zeros(shape)
     size = TumourSize(core=4.0, rim=4.0, oedema=12.0)
@@ -189,7 +189,7 @@ def test_smooth_field_statistics_and_resolution() -> None:
 
 
 def test_cohort_files(tmp_path: Path) -> None:
-    """Two independent readers see the arrays and the geometry that were made."""
+    """Two independent readers get the expected arrays and geometry."""
     shape = (32, 36, 34)
     phantom.write_cohort(tmp_path, 2, shape, seed=5)
     assert "not patients" in (tmp_path / "PHANTOM.txt").read_text()
@@ -211,7 +211,7 @@ def test_cohort_files(tmp_path: Path) -> None:
 
 
 def test_cohort_resumes_grows_and_refuses(tmp_path: Path) -> None:
-    """A missing file is made again, the same; other seeds, shapes and smaller cohorts are refused."""
+    """A missing file is made again with the same content; other seeds, shapes and smaller cohorts are refused."""
     shape = (32, 32, 32)
     phantom.write_cohort(tmp_path, 2, shape, seed=5)
     seg = tmp_path / "Phantom_001" / "Phantom_001_seg.nii.gz"
@@ -225,11 +225,11 @@ def test_cohort_resumes_grows_and_refuses(tmp_path: Path) -> None:
     assert (tmp_path / "Phantom_002" / "Phantom_002_flair.nii.gz").exists()
     with pytest.raises(UserError, match="another seed or shape"):
         phantom.write_cohort(tmp_path, 3, shape, seed=6)
-    with pytest.raises(UserError, match="holds 3 phantoms, 2 were asked for"):
+    with pytest.raises(UserError, match="holds 3 phantoms, but 2 were requested"):
         phantom.write_cohort(tmp_path, 2, shape, seed=5)
 
 
-def test_files_that_another_made_are_not_replaced(tmp_path):
+def test_files_of_others_are_not_replaced(tmp_path):
     path = tmp_path / "Phantom_000" / "Phantom_000_t1.nii.gz"
     path.parent.mkdir()
     path.write_text("years of work")

@@ -40,7 +40,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """A cohort in which every fault has a case of its own."""
+    """A cohort with one case for every fault."""
     root = tmp_path_factory.mktemp("planted")
     manifest = write_good_cohort(root)
     cases = [plant(root, name, fault, 100 + index) for index, (name, fault) in enumerate(FAULTS.items())]
@@ -54,7 +54,7 @@ def report(planted: Manifest) -> Report:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Saves the seconds that worker processes need to begin."""
+    """Run in this process, because worker processes take seconds to start."""
 
     def isolated(function: Callable, items: Iterable, description: str, workers: int = 0) -> Iterator:
         return map(function, items)
@@ -89,7 +89,7 @@ def test_corners_within_tolerance_are_one_grid(tmp_path: Path, in_process: None)
         assert check(manifest).findings == ()
 
 
-def test_a_label_without_forms_is_found_with_the_cause(tmp_path: Path, in_process: None) -> None:
+def test_a_label_without_sform_and_qform_is_reported_with_the_cause(tmp_path: Path, in_process: None) -> None:
     manifest = write_good_cohort(tmp_path, 2)
     spoil_header(*NO_FORMS, part="seg")(tmp_path, manifest.cases[1])
     different, cause = check(manifest).findings
@@ -123,7 +123,7 @@ def test_findings_come_in_the_order_of_cases_whatever_the_number_of_workers(plan
     assert alone == sorted(alone)
 
 
-def test_headers_tell_all_that_headers_hold(planted: Manifest, in_process: None) -> None:
+def test_headers_give_all_findings_that_need_no_voxels(planted: Manifest, in_process: None) -> None:
     found = {f.case: (f.code, f.severity) for f in check(planted, "headers").findings if f.case in FAULTS}
     also = {"a scale that is none", "MetaImage cut off", "NRRD of another kind"}
     expected = {name: fault[:2] for name, fault in FAULTS.items() if fault.code in FROM_HEADERS or name in also}
@@ -143,7 +143,7 @@ def test_a_damaged_file_hides_no_fault_of_the_others(tmp_path: Path, in_process:
     assert [f.code for f in findings] == ["empty-file", "affine-differs", "not-finite", "label-outside-schema"]
 
 
-def test_a_file_that_ends_the_reader_costs_nothing_but_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_crashes_the_reader_affects_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = write_good_cohort(tmp_path, 2)
     path = path_of(tmp_path, manifest.cases[0], "t2")
     seg = scan(0)["seg"]
@@ -270,7 +270,7 @@ def test_faults_of_the_manifest_need_no_voxels(good: Manifest, in_process: None,
     assert finding.severity == severity and words in finding.what and finding.remedy
 
 
-def test_a_file_named_twice_is_not_told_as_a_copy_too(tmp_path: Path, in_process: None) -> None:
+def test_a_file_listed_twice_is_not_reported_as_a_copy(tmp_path: Path, in_process: None) -> None:
     manifest = write_good_cohort(tmp_path, 3)
     shared = change(manifest, 1, images=manifest.cases[0].images, label=manifest.cases[0].label)
     assert {(f.case, f.code) for f in check(shared).findings} == {("good_01", "same-file")}
@@ -278,14 +278,14 @@ def test_a_file_named_twice_is_not_told_as_a_copy_too(tmp_path: Path, in_process
     assert [(f.case, f.code) for f in check(own).findings] == [("good_01", "same-file")]
 
 
-def test_fewer_labelled_than_asked(good: Manifest, in_process: None) -> None:
+def test_too_few_labelled_subjects(good: Manifest, in_process: None) -> None:
     assert check(good, "headers", Expectations(labelled=12)).findings == ()
     finding = only(check(good, "headers", Expectations(labelled=13)))
     assert (finding.severity, finding.code) == ("error", "too-few-labelled")
     assert finding.what == "12 training subjects have a label, but data.labelled is 13"
 
 
-def test_classes_that_labels_lack(tmp_path: Path, in_process: None) -> None:
+def test_classes_missing_in_labels(tmp_path: Path, in_process: None) -> None:
     manifest = write_good_cohort(tmp_path, 4)
 
     def write(index: int, without: int) -> None:
@@ -334,13 +334,13 @@ def test_ct_that_is_not_in_hounsfield_units(tmp_path: Path, in_process: None, na
     assert check(manifest).findings == ()  # where nothing is expected of the units
 
 
-def test_a_window_that_all_values_miss(good: Manifest, in_process: None) -> None:
+def test_a_window_without_any_values(good: Manifest, in_process: None) -> None:
     findings = check(good, expected=Expectations(Intensity("window", window=(60000, 70000)))).findings
     assert {(f.code, f.severity) for f in findings} == {("outside-window", "error")}
     assert len(findings) == 24
 
 
-def test_a_window_of_normalised_values_asks_for_no_hounsfield_units(tmp_path: Path, in_process: None) -> None:
+def test_a_narrow_window_does_not_require_hounsfield_units(tmp_path: Path, in_process: None) -> None:
     case = replace(write_case(tmp_path, "c", 0), images=("c_t1.nii.gz",))
     array = scan(0)["t1"].astype("f4")
     write_volume(path_of(tmp_path, case, "t1"), (array - array.mean()) / array.std(), AFFINE)
@@ -348,7 +348,7 @@ def test_a_window_of_normalised_values_asks_for_no_hounsfield_units(tmp_path: Pa
     assert check(manifest, expected=Expectations(Intensity("window", window=(-3, 3)))).findings == ()
 
 
-def test_the_cohort_is_judged_after_normalisation(tmp_path: Path, in_process: None) -> None:
+def test_outliers_are_searched_after_normalisation(tmp_path: Path, in_process: None) -> None:
     manifest = write_good_cohort(tmp_path)
     path = path_of(tmp_path, manifest.cases[5], "t1")
     write_volume(path, read_volume(path).array.astype("f4") * 3000 + 77, AFFINE)
@@ -357,7 +357,7 @@ def test_the_cohort_is_judged_after_normalisation(tmp_path: Path, in_process: No
     assert [(f.case, f.code) for f in strange if f.code == "unlike-cohort"] == [("good_05", "unlike-cohort")]
 
 
-def test_a_few_scans_are_no_cohort(tmp_path: Path, in_process: None) -> None:
+def test_outliers_need_enough_scans(tmp_path: Path, in_process: None) -> None:
     manifest = write_good_cohort(tmp_path, 9)
     path = path_of(tmp_path, manifest.cases[6], "t2")
     write_volume(path, np.random.default_rng(0).normal(size=SHAPE).astype("f4"), AFFINE)
@@ -389,7 +389,7 @@ def test_progress_goes_to_standard_error(good: Manifest, capsys: pytest.CaptureF
 
 
 @pytest.mark.slow
-def test_phantoms_have_no_finding_but_their_number(tmp_path: Path) -> None:
+def test_phantoms_only_have_a_finding_about_their_number(tmp_path: Path) -> None:
     write_cohort(tmp_path, 12, (32, 32, 32), 3)
     cases = [
         Case(name, tuple(f"{name}/{name}_{m.lower()}.nii.gz" for m in MODALITIES), f"{name}/{name}_seg.nii.gz", name)
@@ -403,7 +403,7 @@ def test_phantoms_have_no_finding_but_their_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_real_hippocampus_has_no_finding_of_its_own(medaug_data: Path) -> None:
+def test_the_real_hippocampus_has_no_findings_of_cases(medaug_data: Path) -> None:
     committed = Path(__file__).parents[2] / "data_manifests" / "hippocampus.json"
     manifest = Manifest.load(committed, root=Path(medaug_data) / "Task04_Hippocampus")
     assert len(manifest.cases) == 199

@@ -1,4 +1,4 @@
-"""Cases beside each other: copies, outliers and swapped modalities, and volumes that are thinned to be compared."""
+"""Comparison of cases: copies, outliers, swapped modalities, and thinned volumes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ def test_a_copy_is_an_error_under_another_subject(subject, split, severity):
     cohort = manifest(case("a"), case("b", subject, split), case("c"))
     for second, code in ((facts("x", "v", "l"), "same-content"), (facts("y", "v", "l"), "mirrored-content")):
         (finding,) = compare_cases(cohort, [facts("x", "v", "l"), second, facts("z", "w", "k")])
-        assert (finding.case, finding.severity, finding.code) == ("b", severity, code)  # its label is not told again
+        assert (finding.case, finding.severity, finding.code) == (
+            "b",
+            severity,
+            code,
+        )  # its label is not reported again
 
 
 def test_many_copies_each_name_the_first():
@@ -54,7 +58,7 @@ def test_many_copies_each_name_the_first():
     assert list(compare_cases(cohort, [CaseFacts()] * 4)) == []
 
 
-def test_the_same_label_on_two_images_wants_a_look():
+def test_the_same_label_on_two_images_is_a_warning():
     found = list(compare_cases(manifest(case("a"), case("b")), [facts("x", label="l"), facts("y", label="l")]))
     assert [(f.case, f.severity, f.code) for f in found] == [("b", "warning", "same-label")]
 
@@ -64,7 +68,7 @@ def judge(table: np.ndarray, modalities: tuple[str, ...]) -> list[tuple[str, str
     return [(f.case, f.code, f.what.split(" ")[0]) for f in find_outliers(names, modalities, list(map(list, table)))]
 
 
-def test_outliers_are_told_per_modality_and_swaps_as_swaps():
+def test_outliers_and_swapped_modalities_are_reported():
     rng = np.random.default_rng(0)
     kinds = np.stack([FLAT, np.clip(FLAT - 0.5, -1, 1), np.clip(FLAT + 0.3, -1, 1)])
     kinds[:, -1] = 0.4
@@ -88,7 +92,7 @@ def test_outliers_are_told_per_modality_and_swaps_as_swaps():
     assert ("case_6", "FLAIR") in found and "T2" not in dict(found).values()  # nine of T2 are left
 
 
-def test_another_sequence_is_told_in_a_cohort_of_much_alike_scans():
+def test_another_sequence_is_found_among_very_similar_scans():
     # Quantiles of a made-up head in T1 and in T2, 10 spreads and 0.31 apart.
     t1 = np.array([-0.74, -0.54, -0.28, 0.68, 0.91, 0.95, 1, 0.38])
     t2 = np.array([-0.84, -0.55, -0.33, -0.28, 0.05, 0.8, 1, 0.41])
@@ -156,6 +160,6 @@ def test_likely_twins_are_an_error_until_subjects_are_named():
         (finding,) = compare_cases(cohort, signed, expected)
         assert (finding.code, finding.severity) == ("likely-same-subject", severity)
     # Names like BraTS-GLI-00005-100 say whose the scans are.
-    said = replace(cohort, cases=(replace(cohort.cases[0], subject="person"), *cohort.cases[1:]))
-    (finding,) = compare_cases(said, signed, Expectations(subjects_named=False))
+    message = replace(cohort, cases=(replace(cohort.cases[0], subject="person"), *cohort.cases[1:]))
+    (finding,) = compare_cases(message, signed, Expectations(subjects_named=False))
     assert finding.severity == "warning"

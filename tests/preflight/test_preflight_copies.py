@@ -1,4 +1,4 @@
-"""Image files of one content under two names, found without reading voxels."""
+"""Image files with the same content under two names, found without reading voxels."""
 
 from __future__ import annotations
 
@@ -62,21 +62,21 @@ def test_one_scan_under_two_names_is_an_error(root, how):
     assert [f.case for f in report.findings if f.code == "same-content"] == ["e"]
 
 
-def test_a_check_sum_in_common_is_not_enough(root):
-    """Another content whose trailer was forged to be that of a scan."""
+def test_an_equal_checksum_is_not_enough(root):
+    """Different content with a forged trailer, equal to that of a scan."""
     trailer = (root / "a.nii.gz").read_bytes()[-8:]
     (root / "e.nii.gz").write_bytes((root / "b.nii.gz").read_bytes()[:-8] + trailer)
     assert found(cohort(root, "a.nii.gz", "e.nii.gz")) == []
 
 
-def test_files_that_cannot_be_read_are_left_to_others(root):
+def test_unreadable_files_are_skipped(root):
     (root / "short.nii.gz").write_bytes(b"\x1f\x8b")
     (root / "cut.nii.gz").write_bytes((root / "a.nii.gz").read_bytes()[:100])
     os.mkfifo(root / "pipe.nii")
     assert found(cohort(root, "a.nii.gz", "short.nii.gz", "cut.nii.gz", "pipe.nii", "missing.nii.gz")) == []
 
 
-def test_only_candidates_are_read_through(root, monkeypatch):
+def test_only_candidates_are_read_completely(root, monkeypatch):
     read = []
     monkeypatch.setattr(copies, "_content_hash", lambda path: read.append(path) or "")
     found(cohort(root, "a.nii.gz", "b.nii.gz", "c.nii"))

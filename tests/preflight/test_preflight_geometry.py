@@ -1,4 +1,4 @@
-"""How two grids are told apart, against displacements that are known in closed form."""
+"""Comparison of two grids, against displacements that are known in closed form."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_shift_is_judged_by_its_length(shape, spacing, rotation, direction, vo
 
 
 @given(shapes, spacings, rotations, st.integers(0, 2), st.sampled_from([0.5, 0.8, 1.25, 2, 3]))
-def test_another_voxel_size_is_named_whatever_the_shape(shape, spacing, rotation, axis, factor):
+def test_another_voxel_size_is_reported_for_any_shape(shape, spacing, rotation, axis, factor):
     other = list(spacing)
     other[axis] *= factor
     assume((shape[axis] - 1) * abs(factor - 1) * spacing[axis] > 0.1 * min(spacing))
@@ -78,13 +78,13 @@ def test_the_same_voxels_along_other_axes_are_another_orientation(shape, spacing
 
 
 @given(shapes, spacings, rotations)
-def test_a_grid_of_another_size_alone_is_another_shape(shape, spacing, rotation):
+def test_a_grid_of_another_size_is_reported_as_a_shape(shape, spacing, rotation):
     found = compare(grid(shape, spacing, rotation), grid((shape[0] + 1, *shape[1:]), spacing, rotation))
     assert found is not None and (found.code, found.severity) == ("shape-differs", "error")
 
 
 @given(st.floats(10, 40))
-def test_a_small_turn_is_a_matter_of_position(degrees):
+def test_a_small_rotation_is_reported_as_a_position(degrees):
     # At 45 degrees the nearest axes change, and with them the codes, though next to nothing has moved.
     turns = (Rotation.from_euler("z", angle, degrees=True).as_matrix() for angle in (44.9999, 45.0001))
     a, b = (grid((5, 5, 5), (1, 1, 1), turn) for turn in turns)
@@ -97,7 +97,7 @@ def test_a_small_turn_is_a_matter_of_position(degrees):
 
 
 @given(spacings, rotations, st.floats(1e-6, 0.3))
-def test_shear_is_judged_by_the_cosine_between_axes_and_by_what_it_moves(spacing, rotation, cosine):
+def test_shear_is_judged_by_the_angle_and_by_the_shift_of_corners(spacing, rotation, cosine):
     moved = cosine * 100 * max(spacing[:2]) / min(spacing)  # voxels, at the far end of the longer axis
     assume(min(abs(cosine - 1e-4), abs(cosine - 1e-2), abs(moved - 0.1) / 100) > 1e-6)
     skew = np.eye(3)
@@ -111,7 +111,7 @@ def test_shear_is_judged_by_the_cosine_between_axes_and_by_what_it_moves(spacing
     assert [f.severity for f in found] == expected
 
 
-def test_voxel_sizes_are_printed_with_the_digits_that_tell_them_apart():
+def test_voxel_sizes_are_printed_with_enough_digits():
     found = compare(grid((512, 512, 40), (1, 1, 5)), grid((512, 512, 40), (1.0003, 1, 5)))
     assert found is not None and "has spacing 1.0003 x 1 x 5 mm against 1 x 1 x 5 mm" in found.what
     assert distinct_sizes((1, 2.5, 1e-3), (1.0004, 2.5, 1e-3)) == ("1 x 2.5 x 0.001", "1.0004 x 2.5 x 0.001")
@@ -121,6 +121,6 @@ def test_voxel_sizes_are_printed_with_the_digits_that_tell_them_apart():
 
 
 @given(shapes, st.tuples(*[st.floats(0.3, 6)] * 3), rotations)
-def test_grids_of_real_scans_are_not_found_fault_with(shape, spacing, rotation):
+def test_grids_of_real_scans_have_no_findings(shape, spacing, rotation):
     assume(5 < max(np.array(shape) * spacing) < 2500)
     assert list(check_grid("case", "a", grid(shape, spacing, rotation))) == []

@@ -1,4 +1,4 @@
-"""The table of findings: errors first, and hundreds of one kind in a few lines."""
+"""The table of findings: errors first, and many of one kind shortened to a few lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from medaug.cohort.findings import Finding
 from medaug.preflight import report_table
 
 
-def test_the_table_counts_what_it_leaves_out() -> None:
+def test_the_table_counts_omitted_findings() -> None:
     many = [Finding(f"case_{i}", "warning", "empty-label", f"label [{i}] is empty", "look") for i in range(300)]
     table = report_table([*many, Finding("x", "error", "constant", "is constant", "export again")])
     console = Console(width=120, file=io.StringIO())

@@ -1,4 +1,4 @@
-"""One subject under two names: recognised in the hippocampus task, in planted copies, and not in strangers."""
+"""One subject under two names: found in the hippocampus task and in planted copies, but not among different scans."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_an_uneven_step_is_found(step: float, dtype: type) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 2, 0.5, 0.1, 1 / 255, 25])
-def test_a_round_step_says_nothing(step: float) -> None:
+def test_a_round_step_is_not_distinctive(step: float) -> None:
     assert signature(_scan(0) * step, AFFINE).step == 0
 
 
@@ -60,7 +60,7 @@ def test_two_crops_of_one_scan_share_their_step() -> None:
     assert _found([left, *others, right], [*"ABCDEFG", "A"]) == []
 
 
-def test_a_step_that_many_share_is_the_scanners() -> None:
+def test_a_step_that_many_scans_share_is_ignored() -> None:
     assert _found([_scan(seed) * 3.14159 for seed in range(8)]) == []
 
 
@@ -75,29 +75,29 @@ def test_a_step_that_many_share_is_the_scanners() -> None:
     ],
     ids=["copied", "mirrored", "padded", "brightened", "mirrored with noise"],
 )
-def test_a_copy_is_found_among_strangers(copy) -> None:  # type: ignore[no-untyped-def]
-    strangers = [_scan(seed) for seed in range(9)]
-    assert _found([*strangers, copy(strangers[4])]) == [("case_e", "case_j")]
+def test_a_copy_is_found_among_different_scans(copy) -> None:  # type: ignore[no-untyped-def]
+    scans = [_scan(seed) for seed in range(9)]
+    assert _found([*scans, copy(scans[4])]) == [("case_e", "case_j")]
 
 
-def test_strangers_are_strangers() -> None:
+def test_different_scans_are_not_paired() -> None:
     assert _found([_scan(seed) for seed in range(12)]) == []
 
 
 def test_the_axes_of_the_array_do_not_matter() -> None:
-    strangers = [_scan(seed) for seed in range(9)]
+    scans = [_scan(seed) for seed in range(9)]
     turned = np.array([[0, 0, -1.0, 33], [-1, 0, 0, 35], [0, 1, 0, 0], [0, 0, 0, 1]])
-    signatures = [signature(v, AFFINE) for v in strangers]
+    signatures = [signature(v, AFFINE) for v in scans]
     # The same scan with other array axes: i, j, k run along -y, z, -x.
-    same = np.transpose(strangers[2][::-1, :, ::-1], (0, 1, 2))
+    same = np.transpose(scans[2][::-1, :, ::-1], (0, 1, 2))
     flipped = np.diag([-1.0, 1, -1, 1])
     flipped[:3, 3] = [35, 0, 33]
     findings = likely_same_subject([*"abcdefghi", "j"], [*"abcdefghi", "j"], [*signatures, signature(same, flipped)])
     assert [f.case for f in findings] == ["c"] and "mirrored" not in findings[0].what
-    assert signature(strangers[0], turned).coarse.shape == signatures[0].coarse.shape
+    assert signature(scans[0], turned).coarse.shape == signatures[0].coarse.shape
 
 
-def test_numbering_is_inferred_from_what_is_known() -> None:
+def test_numbering_is_inferred_from_the_pairs_found() -> None:
     names = [f"scan_{number:02d}" for number in range(1, 13)]
     blank = np.zeros((32, 32, 32), np.float32)
     steps = [3.3333337, 3.3333337, 4.1234567, 4.1234567, 5.7654321, 5.7654321, *[0.0] * 6]
