@@ -130,7 +130,7 @@ def _entry(**changes: Any) -> dict[str, Any]:
         ({"training": []}, "the manifest is empty"),
         ({"training": None}, "the manifest is empty"),
         ({"training": [_entry(), _entry()]}, "case a occurs 2 times"),
-        ({"training": [_entry(), _entry(name="b", split="test")]}, "subject p is in several splits .test, train."),
+        ({"training": [_entry(), _entry(name="b", split="test")]}, "subject p is in several splits (test, train)"),
         ({"training": [_entry(split="validation")]}, 'split "validation"'),
         ({"training": [_entry(image=["a", "b", "c"])]}, "3 images for 2 modalities"),
         ({"training": [_entry(image=[])]}, "case a has no image"),
