@@ -98,7 +98,7 @@ def write_series(
         dataset.ImagePositionPatient = _decimals(position)
         dataset.ImageOrientationPatient = _decimals((lps[:3, :2] / spacing[:2]).T.ravel())
         dataset.PixelSpacing = _decimals((spacing[1], spacing[0]))  # between rows first, then between columns
-        dataset.SliceThickness = "1.25"  # on purpose not the slices' distance
+        dataset.SliceThickness = "1.25"  # deliberately not the distance between slices
         if slope is not None:
             dataset.RescaleSlope = _decimal(np.broadcast_to(slope, count)[index])
             dataset.RescaleIntercept = _decimal(np.broadcast_to(0 if intercept is None else intercept, count)[index])

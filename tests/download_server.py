@@ -52,11 +52,11 @@ class Server:
     data: bytes
     etag: str | None = '"one"'
     ranges: bool = True
-    honest: bool = True  # minds If-Range
+    honest: bool = True  # obeys If-Range
     sized: bool = True
-    statuses: list[int] = field(default_factory=list)  # of the first requests
-    cuts: list[int] = field(default_factory=list)  # bytes that the first connections bring
-    stalls: list[int] = field(default_factory=list)  # as cuts, but the connection stays open
+    statuses: list[int] = field(default_factory=list)  # answers to the first requests
+    cuts: list[int] = field(default_factory=list)  # bytes that the first connections deliver
+    stalls: list[int] = field(default_factory=list)  # like cuts, but the connection stays open
     trickle: bool = False
     seen: list[dict[str, str]] = field(default_factory=list)
     sent: list[int] = field(default_factory=list)

@@ -153,7 +153,7 @@ FAULTS: dict[str, Fault] = {
         "T2 holds the same voxels as T1",
         lambda r, c: shutil.copy(path_of(r, c, "t1"), path_of(r, c, "t2")),
     ),
-    # what a reader has to guess, and what rounding leaves
+    # guesses of readers, and rounding errors
     "neither sform nor qform": Fault(
         "no-orientation",
         "warning",

@@ -486,7 +486,7 @@ def test_text_from_files_cannot_control_the_terminal_or_forge_lines(capsys, rest
     def body(options):
         logging.getLogger("medaug.x").warning("%s: read", HOSTILE)
         logging.getLogger("other").warning("two\nlines\x1b[2J")
-        raise UserError(f"{HOSTILE}: is damaged; mend it")
+        raise UserError(f"{HOSTILE}: is damaged; correct it")
 
     assert launcher.run("train", body, ["experiment=demo"]) == 2
     said = capsys.readouterr().err

@@ -85,7 +85,7 @@ def claimed(path: Path) -> None:
 
 
 def gathered(path: Path) -> None:
-    if path.is_file():  # with the digest of what it holds, so that the damage itself has to be noticed
+    if path.is_file():  # with the digest of the damaged content, so that the damage itself must be noticed
         path.with_suffix(".sha256").write_text(f"{file_sha256(path)}  {path.name}\n")
     jobs = [Job("real", 0)]
     scores = gather(jobs, ["core"], path.parents[3])
@@ -104,7 +104,7 @@ RECORD = {"index": 0, "attempt": 0, "name": "a", "subjects": ["p"], "checkpoint"
 SCORES = ",".join(SCORE_COLUMNS) + "\nreal,0,a,core,dice,0.5\nreal,0,a,core,hd95,2.5\n"
 SAMPLES = "step,score,near_copies,near_copies_p\n10,0.5,0,1\n"
 
-# Name: content that is whole, and what reads it. Where a file may be absent, `missing` is left out.
+# Name: valid content, and its reader. `missing` is left out for files that may be absent.
 FILES: dict[str, tuple[str, Callable[[Path], object], bool]] = {
     "manifest.json": (
         json.dumps(
@@ -130,7 +130,7 @@ FILES: dict[str, tuple[str, Callable[[Path], object], bool]] = {
     "scores.csv": (SAMPLES, read_scores, True),
     "validation.csv": (CURVE, lambda path: ValidationCurve(path, 10).loss(), True),
 }
-# Less than all is still whole there: an empty table, lines that a killed process cut.
+# Files that are valid when cut: an empty table, or lines that a killed process left.
 WHOLE = {
     ("provenance.jsonl", "empty"),
     ("provenance.jsonl", "cut"),

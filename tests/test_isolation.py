@@ -37,7 +37,7 @@ def misbehave(item: object) -> object:
         case "hang in C":
             ctypes.PyDLL(None).sleep(60)  # holds the interpreter
         case "user":
-            raise UserError("a.nii: is bad; mend it")
+            raise UserError("a.nii: is bad; correct it")
         case "odd":
             raise _OddError("one", "two")
         case "unpicklable":
@@ -112,7 +112,7 @@ def test_what_the_function_raises_reaches_the_caller(item: str, kind: type[Excep
         list(isolated(misbehave, [1, item, 2], "", workers=2))
     assert "Traceback" in "\n".join([str(error.value), *getattr(error.value, "__notes__", [])])
     if kind is UserError:
-        assert str(error.value) == "a.nii: is bad; mend it"
+        assert str(error.value) == "a.nii: is bad; correct it"
 
 
 def test_workers_print_nothing_read_nothing_and_use_one_thread(capfd: pytest.CaptureFixture[str]) -> None:
@@ -168,7 +168,7 @@ def test_the_main_script_is_not_run_again(tmp_path: Path, how: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_their_parent(tmp_path: Path, how: signal.Signals) -> None:
-    seconds = 4 if how == signal.SIGINT else 1  # longer than we wait below, or what we wait for
+    seconds = 4 if how == signal.SIGINT else 1  # longer than the wait below
     (tmp_path / "slow.py").write_text(
         "import os, pathlib, time\n"
         "def work(item):\n"
@@ -192,7 +192,7 @@ def test_workers_end_with_their_parent(tmp_path: Path, how: signal.Signals) -> N
     else:
         process.send_signal(how)
     process.wait(10)
-    # Nobody ends the workers of a process that was killed at once: they notice when their item or its time is over.
+    # Nothing ends the workers of a killed process: they stop when their item or its time is over.
     assert _all_end(pids, 2 if how == signal.SIGINT else 10)
 
 

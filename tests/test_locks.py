@@ -67,7 +67,7 @@ def test_a_forked_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path):
         parent.send_signal(signal.SIGKILL)
         parent.wait()
         os.kill(child, 0)  # alive
-        end = time.monotonic() + 30  # the child lets go as soon as it runs, which may be after its parent's death
+        end = time.monotonic() + 30  # the child releases the lock as soon as it runs, perhaps after its parent has died
         while (lock := locks.take(path)) is None and time.monotonic() < end:
             time.sleep(0.01)
         assert lock is not None
@@ -81,7 +81,7 @@ def test_a_child_does_not_release_the_lock_of_its_parent(tmp_path):
     held = locks.take(tmp_path / "a.lock")
     child = os.fork()
     if child == 0:
-        held.release(remove=True)  # of no effect: it is the parent's
+        held.release(remove=True)  # no effect: the parent holds it
         os._exit(0)
     os.waitpid(child, 0)
     assert (tmp_path / "a.lock").exists() and locks.take(tmp_path / "a.lock") is None

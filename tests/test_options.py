@@ -192,8 +192,8 @@ def test_keys_without_effect_are_refused_on_a_command_line(stage, words, said):
         ("generate", "guidance_interval=[0.5]", "must have 2 ascending values"),
         ("generate", "checkpoint=newest", "not one of auto, best, last"),
         ("predict", "split=all", "not one of train, val, test"),
-        ("ingest", "on_gap=mend", "not one of refuse, resample"),
-        ("ingest", "on_grid=mend", "not one of refuse, resample"),
+        ("ingest", "on_gap=fill", "not one of refuse, resample"),
+        ("ingest", "on_grid=fill", "not one of refuse, resample"),
     ],
 )
 def test_choices_and_lists_are_checked(stage, word, said):

@@ -121,7 +121,7 @@ def test_hidden_label_properties(
             if before.split != "train":
                 assert after == before
         seen = {case.subject for case in result if case.split == "train" and case.label is not None}
-        # Of a subject that is kept, every label is.
+        # All labels of a kept subject are kept.
         assert all(a == b for a, b in zip(of, result, strict=True) if b.subject in seen)
         return seen
 

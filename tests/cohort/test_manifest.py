@@ -208,7 +208,7 @@ def test_an_invalid_manifest_is_not_written(tmp_path: Path) -> None:
 def test_unknown_attributes_are_absent(tmp_path: Path) -> None:
     from monai.data import load_decathlon_datalist
 
-    (tmp_path / "A").touch()  # MONAI takes a text that is the name of a file for that file, but not inside a mapping
+    (tmp_path / "A").touch()  # MONAI replaces a text that is the name of a file, but not inside a mapping
     manifest = _manifest(tmp_path)
     expected = [{"site": "A", "grade": 2.0}, {}, {"grade": -0.5}]
     cases = tuple(replace(case, attributes=known) for case, known in zip(manifest.cases, expected, strict=True))
@@ -255,7 +255,7 @@ def test_committed_hippocampus_manifest() -> None:
         "val": 13,
         "test": 26,
     }
-    people: dict[int, set[str]] = {}  # the two sides of a person by arithmetic, without our own pattern
+    people: dict[int, set[str]] = {}  # the two sides of a person by arithmetic, without medaug's pattern
     for case in manifest.cases:
         people.setdefault((int(case.name[-3:]) + 1) // 2, set()).add(case.split)
         assert case.subject == subject_of(case.name, r"hippocampus_(\d+)", 2)

@@ -92,7 +92,7 @@ def test_each_stratum_contributes_its_share(
 
     plain = Counter({case.subject: case.split for case in assign_splits(cases, val, test, seed, None)}.values())
     totals = Counter(split.values())
-    assert totals == plain  # strata move subjects, they do not change how many there are
+    assert totals == plain  # strata change which subjects a split has, not how many
 
     def union(own: list[int]) -> frozenset[str] | None:
         present = [KINDS[kind] for kind in own if KINDS[kind] is not None]

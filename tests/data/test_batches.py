@@ -154,7 +154,7 @@ def test_padding_is_not_augmented_for_2d_networks():
     assert torch.equal(one["image"][..., 1:5], other["image"][..., 1:5])
     assert (one["image"][..., [0, 5, 6]] == -1).all() and (other["image"][..., [0, 5, 6]] == 0.7).all()
     one, other = (TrainingBatches(some, 12, 0, light_affine)[0] for some in cases)
-    assert not torch.equal(one["image"][..., 1:5], other["image"][..., 1:5])  # volumes are moved as a whole
+    assert not torch.equal(one["image"][..., 1:5], other["image"][..., 1:5])  # volumes are shifted as a whole
 
 
 def test_a_single_slice_is_augmented_within_its_plane():

@@ -140,7 +140,7 @@ def test_a_marker_keeps_its_world_coordinates(axes, flips, spacing, crop, model_
     restored = space.invert_image(model, placement)[0]
     back = np.linalg.solve(affine[:3, :3], centroid(restored - placement.low[0], affine) - world)
     assert np.all(np.abs(back) < 0.5)
-    # A label goes where its image goes.
+    # A label is placed like its image.
     label = (image > 300).astype(np.uint8)
     placed = space.apply_label(label, placement)
     assert np.all(np.abs(np.linalg.solve(matrix[:3, :3], centroid(placed.astype(float), matrix) - world)) < 0.5)
@@ -167,7 +167,7 @@ def test_beyond_the_region_is_background_and_never_the_host(crop, spacing, model
     assert np.all(restored[~covered] == np.float32(placement.low[0]))
     assert np.array_equal(space.invert_label(np.ones(model_shape, np.uint8), placement) == 1, covered)
     if crop == "body" and model_shape == (40, 40, 40):
-        assert region == (slice(3, 23), slice(2, 28), slice(1, 18))  # three voxels of air round the body
+        assert region == (slice(3, 23), slice(2, 28), slice(1, 18))  # three voxels of air around the body
     if model_shape == (40, 40, 40) and crop == "none":
         assert covered.all()
 
@@ -229,7 +229,7 @@ def test_labels_survive_coarsening_by_two(axes, flips):
     restored = half.invert_label(small, placement)
     assert set(np.unique(small)) == set(np.unique(restored)) == {0, 1, 3}
     assert restored.shape == label.shape and restored.dtype == np.uint8
-    # As good as the best that cubes of two voxels can do: the majority of each cube.
+    # As good as the majority of each cube of two voxels, which is the best possible.
     cubes = label.reshape(16, 2, 14, 2, 12, 2).transpose(0, 2, 4, 1, 3, 5).reshape(-1, 8)
     majority = np.array([np.bincount(cube).argmax() for cube in cubes]).reshape(16, 14, 12)
     best = majority.repeat(2, 0).repeat(2, 1).repeat(2, 2)

@@ -303,7 +303,7 @@ def test_scans_of_an_ingest_that_was_killed_before_its_manifest_are_kept_if_they
 ) -> None:
     t1(root)
     with ingested(root, out) as first:
-        first.keep()  # and dies before it saves what this returns
+        first.keep()  # and is killed before it saves the manifest
     (scan_,) = (first.folder / "images").iterdir()
     written = scan_.stat().st_mtime_ns
     with ingested(root, out) as again:

@@ -196,7 +196,7 @@ def test_names_are_found_in_damaged_headers_and_in_sequences(tmp_path: Path) -> 
     assert {"Zebra", "Quirin", "Ottokar", "Xan"} <= identifying_terms([path])
 
 
-# What is planted: nothing of it may be found anywhere, whole or in parts.
+# Planted words: none of them may be found anywhere, whole or in part.
 NAMES = ("Quetzal^Zephyrine^Oonagh", "Wolframsky^Ygritte", "Operosa^Ximena")
 TAGS = {
     "PatientName": NAMES[0],
@@ -321,7 +321,7 @@ def test_no_planted_name_is_printed(
     codes = set()
     for name, modalities, overrides in (
         ("all", {"T1": {"SeriesDescription": "t1"}}, {}),
-        ("mend", {"T1": {"SeriesDescription": "t1"}}, {"on_gap": "resample", "on_grid": "resample"}),
+        ("resampled", {"T1": {"SeriesDescription": "t1"}}, {"on_gap": "resample", "on_grid": "resample"}),
         ("two", {"T1": {"SeriesDescription": "t1"}, "T2": {"SeriesDescription": "t2"}}, {}),
         ("listing", {}, {}),
         ("structures", {"T1": {"SeriesDescription": "t1"}}, None),
@@ -347,7 +347,7 @@ def test_no_planted_name_is_printed(
     searched = [*message, *texts(out.parent)]
     assert any("unpacked" in where for where, _ in searched) and PATIENT.encode() not in b"".join(t for _, t in message)
     private = (out.parent / "all.private.json").read_text()
-    assert PATIENT in private and FILE in private  # the test looks for what is there to be found
+    assert PATIENT in private and FILE in private  # checks that the search can find the words
     found = {
         (word, where)
         for where, content in searched

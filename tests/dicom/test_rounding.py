@@ -54,7 +54,7 @@ def test_files_have_right_angles_and_other_readers_accept_them(
         image = sitk.ReadImage(str(path))
         direction = np.array(image.GetDirection()).reshape(3, 3)
         np.testing.assert_allclose(direction.T @ direction, np.eye(3), atol=1e-6)
-        # Every corner is where the scanner had it, up to what the header's decimals leave open over 100 mm.
+        # Every corner is where the scanner put it, up to the rounding of the header over 100 mm.
         assert corner_distance(shape, header.affine, affine) < 120 * 10.0**-decimals
         for index in np.ndindex(2, 2, 2):
             corner = [i * (side - 1) for i, side in zip(index, shape, strict=True)]

@@ -96,7 +96,7 @@ def test_a_label_map_is_read_exactly(tmp_path: Path, series: list[Path], omit: b
     ],
 )
 def test_compressed(tmp_path: Path, kind: str, syntax: str) -> None:
-    shape = (40, 36, 6)  # GDCM aborts as it writes RLE with odd sides
+    shape = (40, 36, 6)  # GDCM aborts when it writes RLE with odd sides
     series = write_series(tmp_path / "image", np.zeros(shape, np.int16), oblique())
     plain = ExplicitVRLittleEndian if syntax == DeflatedExplicitVRLittleEndian else syntax
     path = write_seg(tmp_path / "seg.dcm", series, labels(shape), kind, transfer_syntax_uid=plain)
@@ -164,7 +164,7 @@ def test_a_grid_that_is_flipped_permuted_and_cropped(
 
 
 def test_highdicom_gives_the_same_positions(tmp_path: Path) -> None:
-    # An image of which the SEG knows a part only, in another order of axes: highdicom's own matching is the oracle.
+    # The SEG covers part of an image, with other axes; highdicom's own matching is the oracle.
     series = write_series(tmp_path / "image", np.zeros(SHAPE, np.int16), oblique())
     path = write_seg(tmp_path / "seg.dcm", series, labels())
     other = oblique() @ np.array([[0, -1, 0, 8], [0, 0, 1, -1], [-1, 0, 0, 5], [0, 0, 0, 1.0]])

@@ -138,7 +138,7 @@ def test_faults_of_unused_series_are_not_reported(tmp_path: Path) -> None:
 
 def test_monochrome1_among_other_scans_is_reported(tmp_path: Path) -> None:
     inverted = t1(tmp_path, "A", PhotometricInterpretation="MONOCHROME1")
-    assert not plan(tmp_path).findings  # all alike
+    assert not plan(tmp_path).findings  # all have the same polarity
     t1(tmp_path, "B")
     t1(tmp_path, "C")
     (finding,) = (made := plan(tmp_path)).findings

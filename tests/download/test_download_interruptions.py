@@ -71,7 +71,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tupl
 def test_full_disk(small_disk: tuple[Path, Callable[[str], None]], serve: Callable[..., Server]) -> None:
     folder, resize = small_disk
     server = serve()
-    assert "the disk is full" in refused(folder, server.address)  # while fetching
+    assert "the disk is full" in refused(folder, server.address)  # while downloading
     assert 100_000 < part(folder).stat().st_size < 210_000
     resize("500k")
     assert "the disk is full" in refused(folder, server.address)  # while unpacking
@@ -97,7 +97,7 @@ def test_disk_full_while_unpacking(
     assert set(os.listdir(tmp_path)) == {f".{NAME}.tar.part", f".{NAME}.tar.json"}
     monkeypatch.undo()
     monkeypatch.setitem(download.MD5, NAME, hashlib.md5(ARCHIVE).hexdigest())
-    download_task(NAME, tmp_path, "http://127.0.0.1:1")  # nothing is left to fetch
+    download_task(NAME, tmp_path, "http://127.0.0.1:1")  # nothing is left to download
     check_unpacked(tmp_path)
 
 

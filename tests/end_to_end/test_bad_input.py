@@ -113,7 +113,7 @@ def test_training_on_faulty_data(stage, tmp_path, fault):
     plant(tmp_path / "data" / file)
     words = ("experiment=hippocampus", "preset=smoke", f"data.manifest={manifest}", f"data.roots=[{manifest.parent}]")
     line = assert_refused(stage("train", *words), "train", message)
-    assert file.rpartition("/")[2] in line and ";" in line  # the file, and the way out
+    assert file.rpartition("/")[2] in line and ";" in line  # the file, and the remedy
     assert leftovers(tmp_path / "runs" / "hippocampus" / "train") == []
     assert not list(tmp_path.rglob(".tmp*"))
 
@@ -162,7 +162,7 @@ def mounted(folder: Path, size: int) -> bool:
 def test_a_full_disk_while_pairs_are_written(demo, stage, tmp_path):
     folder = tmp_path / "small"
     folder.mkdir()
-    # Room for what is copied and for some of the pairs' images; without root, no file may grow beyond a few kilobytes.
+    # Room for the copied files and some images of pairs; without root, limit the size of every file instead.
     copied = [*(demo.folder / "train").glob("*.*"), *(demo.folder / "cache").iterdir()]
     size = sum(-(-path.stat().st_size // 4096) * 4096 for path in copied if path.is_file())
     images = list((demo.folder / "synthetic" / "imagesTr").iterdir())
@@ -183,7 +183,7 @@ def test_a_full_disk_while_pairs_are_written(demo, stage, tmp_path):
         assert len(made) < 4 and (not small or made)
         assert not list(folder.rglob(".tmp*")) and not (copy.folder / "synthetic" / "manifest.json").exists()
         for path in (copy.folder / "synthetic").rglob("*.nii.gz"):
-            read_volume(path)  # whole, checksum and all
+            read_volume(path)  # complete, with a valid checksum
         if small:
             subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
         done = stage("generate", *words, home=folder)

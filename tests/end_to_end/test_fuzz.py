@@ -40,7 +40,7 @@ def test_a_fault_is_counted_as_one(tmp_path):
         "base = Path(sys.argv[2]); (base / 'a').mkdir(); (base / 'a' / 'x').write_bytes(b'sound' * 99)\n"
         "def take(path): pass\n"
         "def fail(path): raise ValueError\n"
-        "def refuse(path): raise UserError(f'{path}: is bad; mend it')\n"
+        "def refuse(path): raise UserError(f'{path}: is bad; correct it')\n"
         "def mumble(path): raise UserError('bad')\n"
         "def hang(path):\n    while True: pass\n"
         "def eat(path): bytearray(3 << 30)\n"

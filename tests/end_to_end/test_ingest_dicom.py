@@ -123,7 +123,7 @@ def test_refused_arguments_leave_no_files(stage, tmp_path):
         "out=tree/x.json": "out: is inside root",
         "private=tree/x.json": "is inside root",
         "report=tree/x.json": "is inside root",
-        "on_gap=mend": "on_gap=mend: not one of refuse, resample",
+        "on_gap=fill": "on_gap=fill: not one of refuse, resample",
         "workers=-1": "workers=-1",
     }
     for word, reason in refused.items():

@@ -161,7 +161,7 @@ def test_findings_are_a_table_on_a_terminal(tmp_path, faulty):
     try:
         while part := os.read(ours, 65536):
             shown += part
-    except OSError:  # Linux says so at the other side's end
+    except OSError:  # Linux raises this when the other side closes
         pass
     os.close(ours)
     assert process.wait(60) == 2
@@ -224,7 +224,7 @@ def test_training_uses_the_requested_number_of_labels(stage, tmp_path):
 def test_too_few_subjects_are_reported_before_files_are_read(stage, tmp_path):
     write_pairs(tmp_path / "data", 2)
     for file in (tmp_path / "data/images").iterdir():
-        file.write_bytes(b"no scan")  # would be found, had it been looked at
+        file.write_bytes(b"no scan")  # would be reported if the files were read
     done = stage("ingest", "root=data", "out=cohort.json", *PAIRS)
     assert_refused(done, "ingest", "not written; correct the 1 error(s)")
     (line,) = finding_lines(done)

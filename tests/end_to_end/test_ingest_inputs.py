@@ -181,7 +181,7 @@ def test_folds_are_written_beside_the_manifest(stage, ingested, tmp_path):
     (tmp_path / "used_splits_final.json").write_text("mine")
     assert_refused(stage("ingest", *words, "folds=3", "out=used.json"), "ingest", "used_splits_final.json")
     assert (tmp_path / "used_splits_final.json").read_text() == "mine" and not (tmp_path / "used.json").exists()
-    # Those of an ingest that was killed before it wrote the manifest are the same.
+    # An ingest that was killed before it wrote the manifest leaves the same folds.
     (tmp_path / "used_splits_final.json").write_bytes((tmp_path / "cohort_splits_final.json").read_bytes())
     assert ingested(*words, "folds=3", out="used.json").cases == manifest.cases
     for name in ("used.json", "used_splits_final.json"):

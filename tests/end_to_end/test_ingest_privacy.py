@@ -33,7 +33,7 @@ from medaug.imaging.nifti import write_volume
 Done = subprocess.CompletedProcess[str]
 ROOT_NAME = "Poltergeist_ward"
 NUM = 10
-# Each stands somewhere in the trees below: in headers, in names of segments, of files and of folders.
+# Each occurs in the trees below: in headers, in names of segments, files or folders.
 PLANTED = (
     "Quackenbush", "Zebulon", "ZQX-77193", "1937041", "ACN5551", "Wolpertinger", "Drosselbart", "Ottokar", "Hagestolz",
     "Kaltenegger", "Poltergeist", "Mausefall", "OID88127", PYDICOM_ROOT_UID,
@@ -73,7 +73,7 @@ def write_people(root: Path, num: int = NUM) -> None:
     extra = write_series(
         root / "x", head(98), number=5, names="ZQX-77193-0_{}".format, SeriesDescription="of Zebulon", **tags(0)
     )
-    for path in extra[:1]:  # a value that readers warn of and quote
+    for path in extra[:1]:  # readers quote this value in a warning
         path.write_bytes(path.read_bytes().replace(b"19370410", b"1937041x"))
 
 
@@ -228,7 +228,7 @@ def test_no_output_names_a_patient(traces):
                 count += 1
                 found += betrayed(where, content)
     assert not found and count > 100
-    # The search does see what is there to be seen.
+    # Check that the search can find the words.
     private = (traces.home / "cohort.private.json").read_bytes().lower()
     assert all(word.lower().encode() in private for word in ("ZQX-77193", "Poltergeist", "Mausefall", "Quackenbush"))
     kinds = {path.suffix for path in (traces.home / "runs").rglob("*")}

@@ -71,8 +71,8 @@ def test_the_sample_follows_the_mask(loop):
     one, again, other = sample(masks[0], 1), sample(masks[0], 1), sample(masks[1], 1)
     assert torch.equal(one, again)
     assert (one - other).abs().max() > 1e-3  # far above rounding, even after eight steps
-    assert torch.equal(sample(masks[0], 1, 0.0), sample(masks[1], 1, 0.0))  # without guidance no mask is seen
-    assert (one - sample(masks[0], 2)).abs().mean() > 2e-3  # nor is every seed the same
+    assert torch.equal(sample(masks[0], 1, 0.0), sample(masks[1], 1, 0.0))  # without guidance the mask has no effect
+    assert (one - sample(masks[0], 2)).abs().mean() > 2e-3  # seeds differ
 
 
 class Tables(HTMLParser):

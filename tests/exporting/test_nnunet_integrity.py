@@ -79,7 +79,7 @@ def test_two_modalities_pass_and_read_back_equal(tmp_path, nnunet, schema, shear
     write_nnunet(Export(manifest, out))
     ignored = 4 if schema is TUMOUR else None
     assert verify(nnunet, out) == (schema is TUMOUR, ignored, [0, 1, 2, 3])
-    # Not on the nearest right-angled axes, which SimpleITK takes.
+    # Not on the nearest perpendicular axes, which SimpleITK would use.
     np.testing.assert_allclose(nib.load(tmp_path / "prediction.nii.gz").affine, turned(shear), atol=1e-5)
     written = LabelSchema.from_mapping(json.loads((out / "dataset.json").read_text())["medaug"])
     for case in manifest.cases:

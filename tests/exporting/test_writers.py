@@ -295,7 +295,7 @@ def test_nnunet_gets_regions_in_an_order_that_writes_every_class_and_the_ignore_
         written = data(tmp_path / f"out/labelsTr/{case.name}.nii.gz")
         expected = TUMOUR.to_indices(data(manifest.label_path(case)), "raw")
         np.testing.assert_array_equal(written, np.where(expected == IGNORE, 4, expected))
-        # As nnU-Net turns predicted regions into labels.
+        # The way in which nnU-Net turns predicted regions into labels.
         painted = np.zeros_like(written)
         regions = [v for name, v in content["labels"].items() if name not in {"background", "ignore"}]
         for region, value in zip(regions, content["regions_class_order"], strict=True):
@@ -308,7 +308,7 @@ def test_nnunet_gets_regions_in_an_order_that_writes_every_class_and_the_ignore_
     [
         {"a": [1, 2]},  # 3 is in none
         {"whole": [1, 2, 4], "again": [1, 2, 4], "core": [1, 4]},
-        {"whole": [1, 2, 4], "rim": [4]},  # 1 and 2 cannot be expected apart
+        {"whole": [1, 2, 4], "rim": [4]},  # 1 and 2 are in the same regions
     ],
 )
 def test_regions_that_nnunet_cannot_write_become_plain_classes_with_a_warning(tmp_path, regions, caplog):

@@ -62,6 +62,6 @@ def test_preprocessing_divides_and_multiplies_by_one_field(shaded):
     assert Placement.from_dict(json.loads(json.dumps(placement.to_dict()))) == placement
     restored = space.invert_image(model, placement)[0]
     np.testing.assert_allclose(restored, volume, atol=1e-6 * volume.max())
-    # White matter is of one brightness, as it was not.
+    # White matter has one brightness now, but did not before.
     after = (model[0, :, 2:-2, 2:-2][::-1] + 1)[white]
     assert np.std(after) / np.mean(after) < 0.4 * np.std(volume[white]) / np.mean(volume[white])

@@ -191,7 +191,7 @@ def test_files_that_are_too_short_too_long_or_of_another_format(tmp_path: Path, 
 
 @pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
 def test_every_flipped_bit_in_compressed_voxels_is_noticed(tmp_path: Path, suffix: str) -> None:
-    # ITK 5.4 itself takes every such MetaImage for a good one, and one NRRD in ten.
+    # ITK 5.4 itself accepts every such MetaImage, and one NRRD in ten.
     image = _image()
     good = _write(image, tmp_path / f"a{suffix}", True).read_bytes()
     start = good.index(b"\n\n") + 2 if suffix == ".nrrd" else good.index(b"LOCAL\n") + 6
@@ -203,7 +203,7 @@ def test_every_flipped_bit_in_compressed_voxels_is_noticed(tmp_path: Path, suffi
             volume = read_volume(tmp_path / f"b{suffix}")
         except UserError:
             continue
-        np.testing.assert_array_equal(volume.array, _array(image))  # a bit that means nothing, as gzip's time stamp
+        np.testing.assert_array_equal(volume.array, _array(image))  # a bit without meaning, such as gzip's time stamp
 
 
 @pytest.mark.parametrize("packed", [False, True])

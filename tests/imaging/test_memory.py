@@ -66,7 +66,7 @@ def test_a_small_file_of_a_huge_volume_is_refused_before_it_is_decompressed(tmp_
     with gzip.open(path) as file:
         content = bytearray(file.read())
     content[42:48] = np.array((1024, 1024, 1024), "<i2").tobytes()
-    path.write_bytes(gzip.compress(bytes(content)) + bytes(5 << 20))  # so long that it could be true
+    path.write_bytes(gzip.compress(bytes(content)) + bytes(5 << 20))  # long enough for the header to be plausible
     ((message, most),) = isolated(reader, [path], "", workers=1)
     assert f"{path}: needs " in message and "GiB of memory, for a file of 5.0 MiB; " in message
     assert most < 200 << 20

@@ -320,7 +320,7 @@ def test_each_kind_of_bad_file_gets_one_line(tmp_path: Path) -> None:
 
 
 def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, mode: str) -> None:  # root, who may run this test, is refused nothing
+    def refuse(path: Path, mode: str) -> None:  # because root, who may run this test, can read any file
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     write_volume(tmp_path / "a.nii.gz", _image(), _affine())

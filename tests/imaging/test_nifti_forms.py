@@ -66,7 +66,7 @@ def test_an_invalid_quaternion_is_refused(tmp_path: Path) -> None:
     image.set_sform(_affine(), 1)
     for field, value in _quaternion(1.3).items():
         image.header[field] = value
-    nib.save(image, tmp_path / "s.nii")  # the sform is read, and nobody asks for the quaternion
+    nib.save(image, tmp_path / "s.nii")  # the sform is used, so the quaternion does not matter
     np.testing.assert_allclose(read_header(tmp_path / "s.nii").affine, _affine(), atol=1e-5)
 
 
@@ -110,7 +110,7 @@ def test_assumptions_about_the_geometry_are_reported(tmp_path: Path, name: str) 
     (doubt,) = read_header(path).doubts
     assert doubt.code == code
     assert doubt.what.startswith(words) and doubt.remedy
-    np.testing.assert_array_equal(read_header(path).affine, nib.load(path).affine)  # the guess itself is nibabel's
+    np.testing.assert_array_equal(read_header(path).affine, nib.load(path).affine)  # the guess is nibabel's
 
 
 def test_a_complete_geometry_gives_no_doubt(tmp_path: Path) -> None:

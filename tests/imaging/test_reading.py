@@ -123,7 +123,7 @@ def test_volumes_from_many_tools_are_read_as_by_simpleitk(medaug_data: Path) -> 
         pytest.skip("no singles beside the hippocampus")
     for file in files:
         volume, image = read_volume(file), sitk.ReadImage(str(file))
-        assert volume.doubts == ()  # all of them say where their axes point
+        assert volume.doubts == ()  # all of them state the directions of their axes
         theirs = sitk.GetArrayFromImage(image).T
         np.testing.assert_allclose(volume.array, theirs, rtol=1e-6)
         far = [side - 1 for side in volume.array.shape]
@@ -175,7 +175,7 @@ def test_a_bomb_in_a_metaimage(tmp_path: Path) -> None:
 
 
 def test_memory_is_not_allocated_for_voxels_that_are_missing(tmp_path: Path) -> None:
-    # 500 kB could unfold to the 512 MB that the header promises, but these are random and do not.
+    # 500 kB could expand to the 512 MB that the header claims, but these are random and do not.
     path = tmp_path / "a.nii.gz"
     path.write_bytes(gzip.compress(_nifti((800, 800, 800)) + np.random.default_rng(0).bytes(500_000)))
     message, memory = _peak(f"reading.read_volumes({str(path)!r})")

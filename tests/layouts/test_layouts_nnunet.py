@@ -67,7 +67,7 @@ print(json.dumps([manager.all_regions, manager.ignore_label, [int(value) for val
 @pytest.mark.parametrize("ending", [".nii.gz", ".mha"])
 def test_cases_agree_with_nnunet(tmp_path: Path, nnunet: Callable[..., Any], ending: str) -> None:
     root = _dataset(tmp_path / "Dataset001_Toy", ["a_1", "a_10", "BraTS-GLI-00005-101"], ending=ending)
-    (root / "imagesTr/._a_0000.nii.gz").unlink()  # nnU-Net would take it for a case
+    (root / "imagesTr/._a_0000.nii.gz").unlink()  # nnU-Net would read it as a case
     assert detect_layout(root) == "nnunet"
     layout = read_layout(root)
     assert not layout.proposed and [(found.severity, found.code) for found in layout.problems] == [

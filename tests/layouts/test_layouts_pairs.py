@@ -27,13 +27,13 @@ def _value(path: Path | None) -> int:
 
 
 def test_pairs_share_a_case_although_their_sorted_orders_differ(tmp_path: Path) -> None:
-    # Sorted, images are p10 p2 p3 and labels 010 002 003 under names that sort the other way round.
+    # Sorted images are p10 p2 p3; the labels 010 002 003 have names that sort in reverse.
     for number in (2, 3, 10):
         _save(tmp_path / f"scans/day{number % 3}/p{number}.nii.gz", number)
         _save(tmp_path / f"masks/{100 - number}_of_p{number}.nii", number)
     (tmp_path / "scans/._p2.nii.gz").touch()
     rules = with_pairs(NO_RULES, "scans/**/*.nii.gz", "masks/*.nii", r"p(\d+)\.nii", CLASSES)
-    layout = read_layout(tmp_path, rules=rules)  # rules say that it is pairs
+    layout = read_layout(tmp_path, rules=rules)  # the rules imply layout pairs
     assert layout.name == "pairs" and not layout.proposed and layout.problems == ()
     manifest = layout.valid_manifest()
     assert [case.name for case in manifest.cases] == ["10", "2", "3"]

@@ -175,7 +175,7 @@ def test_nnunet_version_1_is_read_by_channel(tmp_path: Path) -> None:
     (tmp_path / "imagesTr/b_0001.nii.gz").unlink()
     assert read_layout(tmp_path).manifest.cases[1].images[1] == "imagesTr/b_0001.nii.gz"  # preflight: missing-file
     (tmp_path / "imagesTr/a.nii.gz").touch()
-    assert read_layout(tmp_path).manifest.cases[0].images == ("imagesTr/a.nii.gz",)  # what is listed goes first
+    assert read_layout(tmp_path).manifest.cases[0].images == ("imagesTr/a.nii.gz",)  # listed files have priority
 
 
 def test_unicode_forms_of_a_name_are_equal(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_a_file_that_crashes_the_reader_affects_only_itself(tmp_path: Path, monk
     seg[0, 0, 0] = 3
     write_volume(path_of(tmp_path, manifest.cases[0], "seg"), seg, AFFINE)
 
-    # What isolation does with a reader that dies is its own test's concern; here its answers are played.
+    # How isolation handles a crash is tested elsewhere; here its results are simulated.
     def isolated(function: Callable, items: Iterable, description: str, workers: int = 0) -> Iterator:
         for item in items:
             dies = item == path or (isinstance(item, Case) and item.name == "good_00" and not function.args[-1])
@@ -331,7 +331,7 @@ def test_ct_that_is_not_in_hounsfield_units(tmp_path: Path, in_process: None, na
     finding = only(check(manifest, expected=Expectations(Intensity("window", window=(-1000, 1000)))))
     assert (finding.case, finding.severity, finding.code) == ("c1", severity, "ct-not-hounsfield")
     assert words in finding.what
-    assert check(manifest).findings == ()  # where nothing is expected of the units
+    assert check(manifest).findings == ()  # without a window, units do not matter
 
 
 def test_a_window_without_any_values(good: Manifest, in_process: None) -> None:
@@ -352,7 +352,7 @@ def test_outliers_are_searched_after_normalisation(tmp_path: Path, in_process: N
     manifest = write_good_cohort(tmp_path)
     path = path_of(tmp_path, manifest.cases[5], "t1")
     write_volume(path, read_volume(path).array.astype("f4") * 3000 + 77, AFFINE)
-    assert check(manifest).findings == ()  # another unit is no fault where every volume is scaled by itself
+    assert check(manifest).findings == ()  # another unit does not matter if every volume is scaled by itself
     strange = check(manifest, expected=Expectations(Intensity("window", window=(0, 3e6)))).findings
     assert [(f.case, f.code) for f in strange if f.code == "unlike-cohort"] == [("good_05", "unlike-cohort")]
 

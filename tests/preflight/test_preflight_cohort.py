@@ -83,13 +83,13 @@ def test_outliers_and_swapped_modalities_are_reported():
         ("case_6", "unlike-cohort", "FLAIR"),
         ("case_9", "unlike-cohort", "T2"),
     ]
-    assert judge(table[:9], modalities) == []  # nine are no cohort
+    assert judge(table[:9], modalities) == []  # nine scans are too few
     unread = [list(row) for row in table]
     for index in range(5):
         unread[index][1] = None
     names = [f"case_{index}" for index in range(14)]
     found = [(f.case, f.what.split(" ")[0]) for f in find_outliers(names, modalities, unread)]
-    assert ("case_6", "FLAIR") in found and "T2" not in dict(found).values()  # nine of T2 are left
+    assert ("case_6", "FLAIR") in found and "T2" not in dict(found).values()  # only nine scans have T2
 
 
 def test_another_sequence_is_found_among_very_similar_scans():
@@ -159,7 +159,7 @@ def test_likely_twins_are_an_error_until_subjects_are_named():
     for expected, severity in ((Expectations(), "warning"), (Expectations(subjects_named=False), "error")):
         (finding,) = compare_cases(cohort, signed, expected)
         assert (finding.code, finding.severity) == ("likely-same-subject", severity)
-    # Names like BraTS-GLI-00005-100 say whose the scans are.
+    # Names like BraTS-GLI-00005-100 contain the subject.
     message = replace(cohort, cases=(replace(cohort.cases[0], subject="person"), *cohort.cases[1:]))
     (finding,) = compare_cases(message, signed, Expectations(subjects_named=False))
     assert finding.severity == "warning"

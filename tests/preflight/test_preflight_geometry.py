@@ -85,7 +85,7 @@ def test_a_grid_of_another_size_is_reported_as_a_shape(shape, spacing, rotation)
 
 @given(st.floats(10, 40))
 def test_a_small_rotation_is_reported_as_a_position(degrees):
-    # At 45 degrees the nearest axes change, and with them the codes, though next to nothing has moved.
+    # At 45 degrees the nearest axes change, and with them the codes, although the grid hardly moved.
     turns = (Rotation.from_euler("z", angle, degrees=True).as_matrix() for angle in (44.9999, 45.0001))
     a, b = (grid((5, 5, 5), (1, 1, 1), turn) for turn in turns)
     assert orientation(a) != orientation(b) and compare(a, b) is None
@@ -115,9 +115,7 @@ def test_voxel_sizes_are_printed_with_enough_digits():
     found = compare(grid((512, 512, 40), (1, 1, 5)), grid((512, 512, 40), (1.0003, 1, 5)))
     assert found is not None and "has spacing 1.0003 x 1 x 5 mm against 1 x 1 x 5 mm" in found.what
     assert distinct_sizes((1, 2.5, 1e-3), (1.0004, 2.5, 1e-3)) == ("1 x 2.5 x 0.001", "1.0004 x 2.5 x 0.001")
-    assert (
-        distinct_sizes((1, 1, 1), (1 + 1e-9, 1, 1)) == ("1 x 1 x 1",) * 2
-    )  # rounding differs in no digit worth reading
+    assert distinct_sizes((1, 1, 1), (1 + 1e-9, 1, 1)) == ("1 x 1 x 1",) * 2  # equal except for rounding
 
 
 @given(shapes, st.tuples(*[st.floats(0.3, 6)] * 3), rotations)
