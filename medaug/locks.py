@@ -42,7 +42,7 @@ class Lock:
             self._lock.release()
 
 
-def take(path: Path, wait: bool = False) -> Lock | None:
+def acquire(path: Path, wait: bool = False) -> Lock | None:
     """Lock a file, creating it if needed; None if another process holds the lock.
 
     The lock ends with this process. Children that it forks do not keep it.
@@ -77,8 +77,8 @@ def take(path: Path, wait: bool = False) -> Lock | None:
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = False) -> Iterator[Lock | None]:
-    """Hold a lock during a block, see `take`, and remove its file at the end; yields None if another holds it."""
-    lock = take(path, wait)
+    """Hold a lock during a block, see `acquire`, and remove its file at the end; yields None if another holds it."""
+    lock = acquire(path, wait)
     try:
         yield lock
     finally:
@@ -87,7 +87,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[Lock | None]:
 
 
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
+def exclusive(path: Path) -> Iterator[None]:
     """Keep other processes from writing a file while it is read, changed and written.
 
     Raises:

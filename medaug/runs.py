@@ -22,7 +22,7 @@ from medaug.config import trained_preset
 from medaug.errors import UserError
 from medaug.files import atomic_write, file_sha256, write_json
 from medaug.inputs import read_yaml
-from medaug.locks import Lock, take
+from medaug.locks import Lock, acquire
 from medaug.options import Options
 from medaug.ownership import empty, finished, is_marked, mark
 from medaug.processes import process_count, process_rank
@@ -280,7 +280,7 @@ def lock(folder: Path) -> None:
 
 
 def _hold(path: Path) -> Lock:
-    held = take(path)
+    held = acquire(path)
     if held is None:
         raise UserError("another process is at work in it", "wait for it or stop it", path=path.parent)
     return held

@@ -50,7 +50,7 @@ from medaug.imaging.reading import read_label
 from medaug.imaging.volume import LPS_TO_RAS, RIGHT_ANGLE, Header, Volume, grid_difference, shear
 from medaug.isolation import Failure, isolated
 from medaug.layouts.rules import Rules
-from medaug.locks import alone
+from medaug.locks import exclusive
 from medaug.options import IngestOptions
 
 _MASKS: dict[str, Callable[[Path, Header, Collection[str]], list[NamedMask]]] = {
@@ -119,7 +119,7 @@ def ingest_dicom(
     for path in (folder, private_file):
         if path.resolve().is_relative_to(root.resolve()):
             raise UserError("out: is inside root, where nothing may be written", "give a path outside of it")
-    with alone(out), alone(private_file):
+    with exclusive(out), exclusive(private_file):
         if os.path.lexists(folder) and not _holds_only_scans(folder):
             raise UserError(
                 "exists already, but the scans are to be written there", "remove it, or choose another out", path=folder

@@ -21,7 +21,7 @@ from medaug.ingestion.refusals import refuse_existing
 from medaug.ingestion.writing import label_names, write_manifest
 from medaug.layouts import detect_layout, read_layout
 from medaug.layouts.rules import NO_RULES, Rules, read_rules, with_excluded, with_pairs
-from medaug.locks import alone
+from medaug.locks import exclusive
 from medaug.options import DataOptions, IngestOptions
 from medaug.preflight import Expectations, Report
 
@@ -88,7 +88,7 @@ class Job:
                 "confirm them with accept_labels=true, or give your own with rules=FILE.yaml",
                 path=self.root,
             )
-        with alone(self.out):
+        with exclusive(self.out):
             refuse_existing(self.out)
             manifest, folds = Check(self.options, self.expected).run(found.manifest, found.problems)
             write_manifest(manifest, folds, self.out)
