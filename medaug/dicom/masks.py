@@ -61,8 +61,7 @@ def combine(
     """Combine the masks that match the rules into one volume of class indices.
 
     A rule is searched anywhere in a name, ignoring case ("gtv" matches "GTV_1"; "^gtv$" matches only GTV). A class is
-    the union of all its masks. Where classes overlap, the class that comes later in `structures` wins, so a whole
-    should come before its parts.
+    the union of its masks. Where classes overlap, the later one in `structures` wins: list a whole before its parts.
 
     Args:
         masks: masks on one grid; they are made one at a time.
@@ -111,9 +110,8 @@ def combine(
                 indices = np.zeros(mask.shape, np.uint8)
             for other, count in enumerate(np.bincount(indices[mask], minlength=schema.num_classes)):
                 if count and other not in (0, index):
-                    notes.append(
-                        f'{count} voxels of {schema.names[other]} are in "{member.shown}" too, and become {name}'
-                    )
+                    both = f'{count} voxels of {schema.names[other]} are in "{member.shown}" too'
+                    notes.append(f"{both}, and become {name}")
             indices[mask] = index
     assert indices is not None  # at least one name matches
     return indices, notes

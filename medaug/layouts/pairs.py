@@ -49,12 +49,9 @@ def read_pairs(root: Path, rules: Rules) -> Layout:
         found = _select(root, rest, modality, glob, rules)
         claimed.update(found)
         for case, file in _by_case(root, found, rules.case, problems).items():
-            if file in modality_of:
-                raise UserError(
-                    f"is both {modality_of[file]} and {modality}",
-                    "make their globs exclude each other",
-                    path=root / file,
-                )
+            if other := modality_of.get(file):
+                remedy = "make their globs exclude each other"
+                raise UserError(f"is both {other} and {modality}", remedy, path=root / file)
             modality_of[file] = modality
             images.setdefault(case, {})[modality] = file
     label_of = _by_case(root, labels, rules.case, problems)
