@@ -158,7 +158,7 @@ def test_an_unusual_high_bit_is_refused(tmp_path):
         dataset.BitsStored, dataset.HighBit = 12, 15
 
     write_series(tmp_path, STORED["12-bit"] << 4, edit=high)
-    refused(tmp_path, "HighBit 15 of 12 bits")
+    refused(tmp_path, "HighBit (15 for 12 bits)")
 
 
 def test_signs_may_differ_from_slice_to_slice(tmp_path):

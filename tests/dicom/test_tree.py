@@ -143,7 +143,7 @@ def test_monochrome1_among_other_scans_is_reported(tmp_path: Path) -> None:
     t1(tmp_path, "C")
     (finding,) = (made := plan(tmp_path)).findings
     assert (finding.severity, finding.code) == ("warning", "dicom-monochrome1") and len(made.cases) == 3
-    assert finding.what == "T1 (series 1) is MONOCHROME1 (small values are bright), in 2 other cases it is not"
+    assert finding.what == "T1 (series 1) is MONOCHROME1 (small values are bright); in 2 other cases it is not"
     assert set(made.files[finding]) == set(inverted)
     made = plan(tmp_path, exclude_series=[{"PhotometricInterpretation": "MONOCHROME1"}])
     assert codes_of(made) == [("note", "dicom-excluded")] and len(made.cases) == 2
