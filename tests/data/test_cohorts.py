@@ -157,7 +157,7 @@ def test_folds_and_hidden_labels_of_a_committed_manifest(tmp_path):
     ("options", "reason"),
     [
         ({"folds": 5, "fold": 5}, "fold=5: there are folds 0 to 4"),
-        ({"folds": 17}, "folds=17: there are 16 subjects"),
+        ({"folds": 17}, "folds=17: only 16 subjects"),
         ({"labelled": 15}, "labelled=15: 14 training subjects have labels"),
         ({"labelled": 0}, "labelled=0: 14 training subjects have labels"),
     ],
