@@ -21,9 +21,8 @@ _MEANING = "give them with classes=[background,tumour] for 0, 1, or labels in ru
 def read_pairs(root: Path, rules: Rules) -> Layout:
     """Read a folder by the user's rules.
 
-    Group 1 of `rules.case`, searched in a file's path relative to `root`, is the file's case; without that rule, the
-    file's name without suffix is. A file that the label's glob matches is never an image. Images without a label are
-    unlabelled cases.
+    Group 1 of `rules.case`, searched in a file's path relative to `root`, is its case; without that rule, its name
+    without suffix is. A file that the label's glob matches is never an image. Images without a label are unlabelled.
 
     Raises:
         UserError: the rules lack a glob or the labels, a glob matches nothing, or the pattern does not match a path.
@@ -50,8 +49,7 @@ def read_pairs(root: Path, rules: Rules) -> Layout:
         claimed.update(found)
         for case, file in _by_case(root, found, rules.case, problems).items():
             if other := modality_of.get(file):
-                remedy = "make their globs exclude each other"
-                raise UserError(f"is both {other} and {modality}", remedy, path=root / file)
+                raise UserError(f"is both {other} and {modality}", "make their globs disjoint", path=root / file)
             modality_of[file] = modality
             images.setdefault(case, {})[modality] = file
     label_of = _by_case(root, labels, rules.case, problems)
