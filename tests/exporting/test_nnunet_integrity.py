@@ -37,7 +37,7 @@ if __name__ == "__main__":
     verify_dataset_integrity(sys.argv[1], 1)
     content = json.load(open(sys.argv[1] + "/dataset.json"))
     manager = LabelManager(content["labels"], content.get("regions_class_order"))
-    image = sorted(glob.glob(sys.argv[1] + "/imagesTr/*"))[0]
+    image = sorted(glob.glob(sys.argv[1] + "/imagesTr/*.nii.gz"))[0]
     reader = determine_reader_writer_from_dataset_json(content, image)()
     array, properties = reader.read_images([image])
     reader.write_seg(array[0].astype("u1"), sys.argv[2], properties)
@@ -76,7 +76,9 @@ def turned(shear: float) -> np.ndarray:
 def test_two_modalities_pass_and_read_back_equal(tmp_path, nnunet, schema, shear):
     manifest = cohort(tmp_path, schema, turned(shear))
     out = tmp_path / "Dataset501_Toy"
-    write_nnunet(Export(manifest, out))
+    record = {"checkpoint": "0", "subjects": ["s0"]}  # synthetic: with JSON files beside its volumes
+    write_nnunet(Export(manifest, out, {"c0": record}))
+    assert (out / "imagesTr/c0_0000.json").exists()
     ignored = 4 if schema is TUMOUR else None
     assert verify(nnunet, out) == (schema is TUMOUR, ignored, [0, 1, 2, 3])
     # Not on the nearest perpendicular axes, which SimpleITK would use.
