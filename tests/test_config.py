@@ -4,39 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import logging
 import math
-import os
 import re
 import shutil
-import subprocess
-import sys
-import warnings
-from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medaug import config, launcher, paths
+from medaug import config
 from medaug.errors import UserError
-from medaug.imaging.nifti import write_volume
-from medaug.isolation import isolated
-from medaug.keys import check_values, names, type_name
+from medaug.keys import check_values, type_name
 from medaug.options import Options
 from medaug.stages import STAGES
-
-
-@pytest.fixture
-def restored_logging():
-    root, shown = logging.getLogger(), warnings.formatwarning
-    handlers, level = root.handlers[:], root.level
-    yield
-    logging.captureWarnings(False)
-    warnings.formatwarning = shown
-    root.handlers[:], root.level = handlers, level
 
 
 def refused(stage: str, *words: str) -> str:
@@ -298,85 +279,6 @@ def test_the_identity_of_a_run_leaves_out_what_changes_no_result():
     assert a.data.percentiles == Options().data.percentiles
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_help_names_every_key_that_the_stage_takes_and_no_other(stage):
-    text = launcher.help_text(stage)
-    known = config.keys()
-    named = {line.split()[0] for line in text.splitlines() if re.match(r"  [a-z_.]+ ", line)}
-    named -= {"needs", "result", "usage"}
-    reads = {path for path in known if {path, path.split(".")[0]} & set(STAGES[stage].reads)}
-    assert named == reads | set(STAGES[stage].own)
-    for path in reads:
-        assert known[path].help in text
-
-
-def test_cfg_prints_what_would_run(capsys):
-    def body(options):
-        raise AssertionError("the stage must not run")
-
-    assert launcher.run("generate", body, ["experiment=demo", "preset=smoke", "--cfg", "seed=5"]) == 0
-    shown = yaml.safe_load(capsys.readouterr().out)
-    assert shown["generate"] == {
-        "num": 4,
-        "guidance_scale": 2.0,
-        "guidance_interval": None,
-        "guidance_rescale": 0.0,
-        "negative_classes": [],
-        "attributes": [],
-        "seed": 5,
-        "batch_size": 4,
-        "strip": 0,
-    }
-    assert set(shown) == {*STAGES["generate"].reads, "generate"}
-
-
-@pytest.mark.slow
-def test_exit_statuses_and_messages(capsys, restored_logging):
-    seen = []
-    assert launcher.run("generate", seen.append, ["experiment=demo", "num=2"]) == 0
-    assert seen[0].generate.num == 2
-    assert launcher.run("generate", seen.append, ["experiment=dem"]) == 2
-    assert launcher.run("generate", seen.append, ["--dry-run"]) == 2
-    assert len(seen) == 1
-
-    def interrupted(options):
-        raise KeyboardInterrupt
-
-    def mistaken(options):
-        raise UserError("file.nii: is truncated; fetch it again")
-
-    def broken(options):
-        raise ZeroDivisionError
-
-    capsys.readouterr()
-    assert launcher.run("train", interrupted, ["experiment=demo"]) == 130
-    assert launcher.run("train", mistaken, ["experiment=demo"]) == 2
-    errors = capsys.readouterr().err
-    assert errors.splitlines() == [
-        "medaug train: stopped",
-        "medaug train: error: file.nii: is truncated; fetch it again",
-    ]
-    with pytest.raises(ZeroDivisionError):
-        launcher.run("train", broken, ["experiment=demo"])
-
-
-def test_only_medaug_logs_below_warnings(capsys, restored_logging):
-    def body(options):
-        logging.getLogger("medaug.room").info("ours")
-        logging.getLogger("__main__").info("the stage's")
-        library = logging.getLogger("another.package")
-        library.setLevel(logging.INFO)
-        library.info("theirs")
-        library.warning("their warning")
-        warnings.warn("said by warnings", stacklevel=1)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        assert launcher.run("train", body, ["experiment=demo"]) == 0
-    lines = [line.split(" ", 1)[1] for line in capsys.readouterr().err.splitlines()]
-    assert lines == ["ours", "the stage's", "their warning", "UserWarning: said by warnings"]
-
-
 def test_a_broken_configuration_file_is_named(tmp_path, monkeypatch):
     shutil.copytree(config.conf_dir(), tmp_path / "conf")
     (tmp_path / "conf" / "preset" / "smoke.yaml").write_text("# @package _global_\ntrainer:\n  max_stepz: 3\n")
@@ -384,149 +286,6 @@ def test_a_broken_configuration_file_is_named(tmp_path, monkeypatch):
     assert "max_stepz" in refused("train", "experiment=demo", "preset=smoke")
 
 
-def test_starting_up_imports_nothing_heavy():
-    code = (
-        "import sys; from medaug import config, launcher, runs, cli\n"
-        "config.load_options('train', ['experiment=demo']); launcher.help_text('train'); cli.overview()\n"
-        "heavy = {'torch', 'numpy', 'monai', 'lightning', 'scipy', 'matplotlib', 'nibabel', 'SimpleITK'}\n"
-        "sys.exit(', '.join(heavy & set(sys.modules)))"
-    )
-    root = Path(__file__).parents[1]
-    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
-    assert result.stderr.strip() == ""
-
-
 @pytest.mark.parametrize("stage", ["generate", "predict", "audit", "benchmark"])
 def test_every_stage_that_takes_a_checkpoint_lets_it_be_chosen(stage):
     assert config.load_options(stage, ["experiment=demo", "checkpoint=last"]).checkpoint == "last"
-
-
-IS_PATH = {path for path, key in config.keys().items() if key.is_path}
-NEEDED = {
-    "ingest.to": ["download=Task04_Hippocampus"],
-    "codec.checkpoint": ["codec=kl"],
-    "masks.checkpoint": ["masks=generated"],
-}
-PATHS = [(next(n for n, stage in STAGES.items() if stage.accepts(path)), path) for path in sorted(IS_PATH)]
-
-
-def test_every_key_that_names_a_file_or_folder_is_known_as_a_path():
-    words = re.compile(r"\b(file|folder|folders|manifest|checkpoint|ckpt|CSV|YAML|json)\b")
-    described = {path for path, key in config.keys().items() if words.search(key.help) and "str" in str(key.hint)}
-    described -= {path for path, key in config.keys().items() if names(key.choices)}
-    others = {"ingest.mirror", "ingest.name", "data.attributes", "predict.name", "train.objective"}  # address and names
-    assert described - others <= IS_PATH
-
-
-@pytest.fixture
-def places(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/someone")
-    monkeypatch.setenv("PLACE", "/place")
-    monkeypatch.delenv("UNSET", raising=False)
-
-
-@pytest.mark.parametrize(("stage", "path"), PATHS)
-def test_paths_are_expanded_wherever_they_are_declared(places, stage, path):
-    text = "['~/${PLACE} x']" if path.endswith("roots") else "~/${PLACE} x"
-    needed = NEEDED.get(path, [])
-    found = config.load_options(stage, ["experiment=demo", f"{path}={text}", *needed])
-    for name in path.split("."):
-        found = getattr(found, name)
-    assert (found[0] if isinstance(found, list) else found) == "/home/someone//place x"
-
-
-@pytest.mark.parametrize(
-    ("text", "expanded"),
-    [
-        ("~/x", "/home/someone/x"),
-        ("~", "/home/someone"),
-        ("$PLACE/x", "/place/x"),
-        ("${PLACE}/x", "/place/x"),
-        ("a/$PLACE", "a//place"),
-        ("./~/x", "./~/x"),
-        ("x/y", "x/y"),
-        ("../x", "../x"),
-        ("a$", "a$"),
-    ],
-)
-def test_home_folders_and_variables_in_a_path(places, text, expanded):
-    assert paths.expanded("runs", text) == expanded
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("$UNSET/x", "the variable .UNSET is not set; set it"),
-        ("${UNSET}", "the variable .{UNSET} is not set; set it"),
-        ("~nobody_here/x", "there is no such user; write ./~nobody_here/x"),
-        ("", "is empty; give a path"),
-        ("a\0b", "is not a path; give a path"),
-    ],
-)
-def test_a_path_that_cannot_be_expanded_is_refused(places, text, said):
-    with pytest.raises(UserError, match=f"runs={re.escape(text)}: {said}"):
-        paths.expanded("runs", text)
-
-
-def test_a_path_in_a_file_of_conf_is_expanded_too(tmp_path, monkeypatch):
-    shutil.copytree(config.conf_dir(), tmp_path / "conf")
-    file = tmp_path / "conf" / "data" / "hippocampus.yaml"
-    file.write_text(re.sub(r"roots:\n(  - .*\n)+", "roots:\n  - ~/scans\n  - $PLACE/scans\n", file.read_text()))
-    monkeypatch.setattr(config, "conf_dir", lambda: tmp_path / "conf")
-    monkeypatch.setenv("HOME", "/home/someone")
-    monkeypatch.setenv("PLACE", "/place")
-    options = config.load_options("train", ["experiment=hippocampus"])
-    assert options.data.roots == ["/home/someone/scans", "/place/scans"]
-
-
-HOSTILE = "case\x1b[2J\x1b]0;title\x07\r\nmedaug train: error: forged\x00\x9b31m\u202egnp\u2028\udcff"
-
-
-def test_text_from_files_cannot_control_the_terminal_or_forge_lines(capsys, restored_logging):
-    def body(options):
-        logging.getLogger("medaug.x").warning("%s: read", HOSTILE)
-        logging.getLogger("other").warning("two\nlines\x1b[2J")
-        raise UserError(f"{HOSTILE}: is damaged; correct it")
-
-    assert launcher.run("train", body, ["experiment=demo"]) == 2
-    said = capsys.readouterr().err
-    assert len(said.splitlines()) == 4 and all(c.isprintable() or c == "\n" for c in said)
-    assert "case\\x1b[2J" in said and "\\r\\nmedaug train: error: forged" in said
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "said"), [(28, "the disk is full"), (13, "cannot be written"), (30, "cannot be written")]
-)
-def test_disk_errors_in_libraries_are_reported_in_one_line(capsys, restored_logging, number, said):
-    def body(options):
-        raise OSError(number, "reason", "/there/events.out")
-
-    assert launcher.run("train", body, ["experiment=demo"]) == 2
-    assert capsys.readouterr().err.startswith("medaug train: error: /there/events.out: " + said)
-
-    def defect(options):
-        raise OSError("no number")
-
-    with pytest.raises(OSError, match="no number"):
-        launcher.run("train", defect, ["experiment=demo"])
-
-
-def test_umask_applies_to_the_process_and_its_workers(tmp_path):
-    def body(options):
-        write_volume(tmp_path / "scans" / "a.nii.gz", np.zeros((2, 2, 2), np.uint8), np.eye(4))
-        list(isolated(os.makedirs, [str(tmp_path / "cache")], "making", 1))
-
-    before = os.umask(0o022)
-    try:
-        assert launcher.run("export", body, ["umask=077"]) == 0
-    finally:
-        os.umask(before)
-    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
-    assert modes == {"scans": 0o700, "a.nii.gz": 0o600, "cache": 0o700}
-
-
-@pytest.mark.parametrize("umask", ["777", "088", "u=rwx", "-1", "1077"])
-def test_invalid_umask_is_refused(umask, capsys):
-    assert launcher.run("export", lambda options: None, [f"umask={umask}"]) == 2
-    assert f"umask={umask}" in capsys.readouterr().err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import resource
 import subprocess
@@ -16,121 +15,21 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
-from helpers import model_options
+from generated_pairs import NUM, SCHEMA, files, read, write
 
 from medaug.cohort import provenance
-from medaug.cohort.manifest import Case, Manifest
-from medaug.cohort.schema import LabelSchema
-from medaug.data.attributes import NO_ATTRIBUTES, fit_attributes
-from medaug.data.cache import content_digests
+from medaug.cohort.manifest import Manifest
+from medaug.data.attributes import fit_attributes
 from medaug.data.cases import load_cases
-from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
 from medaug.imaging import nifti
-from medaug.imaging.nifti import write_volume
 from medaug.options import GenerateOptions, MasksOptions, SamplerOptions
 from medaug.synthesis import generation
 from medaug.synthesis.generation import (
     generate_pairs,
     sample_images,
 )
-from medaug.synthesis.pairs import Pairs, pairs_digest
-from medaug.synthesis.recipes import Recipes
-from medaug.synthesis.sources import load_masks
-from medaug.training.checkpoint import Card
-
-SCHEMA = LabelSchema(((0, "background"), (2, "shell"), (4, "core")))
-NUM = 5
-
-
-def affine(spacing, angle=0.2, flip=False):
-    cos, sin = np.cos(angle), np.sin(angle)
-    rotation = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
-    matrix = np.eye(4)
-    matrix[:3, :3] = rotation @ np.diag(np.array(spacing) * ([-1, 1, 1] if flip else [1, 1, 1]))
-    matrix[:3, 3] = (-12.5, 30, 7)
-    return matrix
-
-
-# Grids, orientations and types that scanners write; all near 16 mm a side, so that one model grid holds them.
-HOSTS = {
-    "plain": ((16, 16, 16), affine((1, 1, 1), 0), ("int16", "int16")),
-    "turned": ((15, 17, 9), affine((1.1, 0.9, 1.8)), ("float32", "float32")),
-    "flipped": ((16, 14, 18), affine((1, 1.2, 0.9), -0.1, True), ("uint8", "uint8")),
-    "axes": ((9, 16, 15), affine((1.8, 1, 1))[:, [2, 0, 1, 3]], ("uint16", "uint16")),
-    "mixed": ((16, 16, 16), affine((1, 1, 1)), ("int16", "float32")),
-}
-
-
-def write(index, hosts, generate, masks, sampler, checkpoint, attributes=NO_ATTRIBUTES):
-    return Recipes(hosts, load_masks(masks), generate, sampler, masks.source, checkpoint, attributes)(index)
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory) -> Manifest:
-    root = tmp_path_factory.mktemp("cohort")
-    rng = np.random.default_rng(0)
-    cases = []
-    for name, (shape, matrix, dtypes) in HOSTS.items():
-        places = (np.indices(shape).T - np.array(shape) / 2) / np.array(shape)
-        distance = np.sqrt((places**2).sum(-1)).T
-        label = np.select([distance < 0.15, distance < 0.3], [4, 2], 0).astype(np.uint8)
-        write_volume(root / f"{name}_label.nii.gz", label, matrix)
-        for m, dtype in enumerate(dtypes):
-            image = 100 + 30 * label * (m + 1) + rng.normal(0, 8, shape)
-            image = image / 100 if dtype == "float32" else image
-            write_volume(root / f"{name}_{m}.nii.gz", image.clip(0, 255).astype(dtype), matrix)
-        files = tuple(f"{name}_{m}.nii.gz" for m in range(2))
-        cases.append(Case(name, files, f"{name}_label.nii.gz", f"subject_{name}"))
-    return Manifest("toy", "", ("T1", "T2"), SCHEMA, tuple(cases), str(root))
-
-
-@pytest.fixture(scope="module")
-def card() -> Card:
-    space = Preprocessing((16, 16, 16), (1.0, 1.0, 1.0), (0.5, 99.5))
-    return Card("toy", model_options(), space, SCHEMA, ("T1", "T2"), {"train": [], "val": []}, phantom=False)
-
-
-@pytest.fixture(scope="module")
-def model(card):
-    # Random weights everywhere: a fresh network ends in zeros and would ignore its input.
-    torch.manual_seed(0)
-    model = card.build().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.1)
-    return model
-
-
-@pytest.fixture(scope="module")
-def make(cohort, card, model, tmp_path_factory):
-    hosts = load_cases(cohort, cohort.cases, card.preprocessing, tmp_path_factory.mktemp("cache"))
-
-    def plan(index, first_attempt=0):
-        sampler = SamplerOptions(num_inference_steps=2)
-        return write(index, hosts, GenerateOptions(), MasksOptions(rotation=2.0, elastic=0.3), sampler, "sum")
-
-    def run(folder: Path, num=NUM, batch_size=2, rank=0, ranks=1):
-        with pytest.MonkeyPatch.context() as environment:
-            environment.setenv("RANK", str(rank))
-            environment.setenv("WORLD_SIZE", str(ranks))
-            generate_pairs(model, card, plan, num, batch_size, folder)
-        return Pairs.collect(card, folder, num).manifest
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def made(make, tmp_path_factory):
-    return make(tmp_path_factory.mktemp("synthetic"))
-
-
-def read(path) -> np.ndarray:
-    return np.asanyarray(nib.load(path).dataobj)
-
-
-def files(folder: Path) -> dict[str, Path]:
-    return {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+from medaug.synthesis.pairs import Pairs
 
 
 def test_every_pair_lies_on_its_hosts_grid_for_nibabel_and_simpleitk(made, cohort):
@@ -358,113 +257,6 @@ def test_a_file_size_limit_is_reported_as_a_full_disk(tmp_path):
     )
     assert done.stdout == "a.nii.gz: the disk is full; free some space and run the same command again\n"
     assert done.stderr == "" and list(tmp_path.iterdir()) == []
-
-
-def test_finished_pairs_are_refused_until_the_generation_is_finished(make, tmp_path):
-    manifest = make(tmp_path, num=2)
-    manifest.save(tmp_path / "manifest.json")
-    with pytest.raises(UserError, match="no finished synthetic pairs; run medaug.generate first"):
-        Pairs.load(tmp_path)
-    (tmp_path / "finished.json").write_text("{}")
-    pairs = Pairs.load(tmp_path)
-    assert pairs.manifest == manifest and [r["name"] for r in pairs.records] == [c.name for c in manifest.cases]
-    assert Pairs.load(tmp_path).digest == pairs.digest
-    with pytest.raises(UserError, match="changed after the pairs were finished"):
-        summary = {"digest": pairs_digest(manifest, pairs.records[:1])}
-        (tmp_path / "finished.json").write_text(json.dumps(summary))
-        Pairs.load(tmp_path)
-
-
-@pytest.fixture
-def whole(make, tmp_path):
-    """Finished pairs, as `generate` leaves them."""
-    manifest = make(tmp_path / "synthetic", num=2)
-    folder = Path(manifest.root)
-    manifest.save(folder / "manifest.json")
-    digest = pairs_digest(manifest, list(provenance.read_all(folder).values()))
-    (folder / "finished.json").write_text(json.dumps({"digest": digest}))
-    assert Pairs.load(folder).digest == digest
-    return folder
-
-
-def edit_record(folder, change, keep_digest=True):
-    path = folder / "provenance.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    change(lines[1])
-    if not keep_digest:
-        del lines[1]["digest"]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-RECORDS = [
-    lambda record: record.update(host_subject="subject_turned", subjects=["subject_turned"]),
-    lambda record: record.update(seed=record["seed"] + 1),
-    lambda record: record.update(checkpoint="other"),
-    lambda record: record.pop("region"),
-    lambda record: record["contents"].update(x="y"),
-    lambda record: record.update(mask_validation_subjects=[]),
-]
-
-
-@pytest.mark.parametrize("change", RECORDS)
-def test_an_edited_record_is_refused_by_the_name_of_its_pair(whole, change):
-    edit_record(whole, change)
-    with pytest.raises(UserError, match=r"provenance.jsonl: line 2 \(toy_synthetic_00001\) was changed after it was"):
-        Pairs.load(whole)
-
-
-@pytest.mark.parametrize("change", RECORDS)
-def test_a_record_without_its_digest_does_not_pass_for_an_old_one(whole, change):
-    edit_record(whole, change, keep_digest=False)
-    with pytest.raises(UserError, match=r"changed after the pairs were finished|subject of toy_synthetic_00001 is not"):
-        Pairs.load(whole)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("image", ["imagesTr/x_0.nii.gz"] * 2), ("label", "x.nii.gz"), ("subject", "test_1"), ("split", "val")],
-)
-def test_a_manifest_that_says_otherwise_than_the_records_is_refused(whole, key, value):
-    content = json.loads((whole / "manifest.json").read_text())
-    content["training"][1][key] = value
-    (whole / "manifest.json").write_text(json.dumps(content))
-    with pytest.raises(
-        UserError, match=rf"manifest.json: {key} of toy_synthetic_00001 is not what its provenance says"
-    ):
-        Pairs.load(whole)
-
-
-def check_contents(folder):
-    pairs = Pairs.load(folder)
-    files = [path for case in pairs.manifest.cases for path in pairs.manifest.files(case)]
-    pairs.refuse_changed(content_digests(files, folder.parent / "cache"))
-
-
-def test_files_of_pairs_that_were_replaced_or_swapped_are_refused_by_name(whole, cohort):
-    check_contents(whole)
-    labels, images = sorted(whole.glob("labelsTr/*")), sorted(whole.glob("imagesTr/*"))
-    contents = [path.read_bytes() for path in labels]
-    for path, content in zip(labels, contents[::-1], strict=True):
-        path.write_bytes(content)
-    with pytest.raises(UserError, match="labelsTr.*: a file of toy_synthetic_00000 that is not the one that was gener"):
-        check_contents(whole)
-    for path, content in zip(labels, contents, strict=True):
-        path.write_bytes(content)
-    check_contents(whole)
-    images[3].write_bytes(cohort.image_paths(cohort.cases[0])[0].read_bytes())
-    with pytest.raises(UserError, match="imagesTr.*: a file of toy_synthetic_00001"):
-        check_contents(whole)
-
-
-def test_pairs_from_before_digests_are_read_and_it_is_said_that_they_are_not_checked(whole, caplog):
-    path = whole / "provenance.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    for line in lines:
-        del line["digest"], line["contents"]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (whole / "finished.json").write_text('{"pairs": 2}')
-    check_contents(whole)
-    assert "2 pairs are from before digests were recorded" in caplog.text
 
 
 def test_guidance_and_spacing_of_the_recipe_reach_the_sampler(model, card, cohort, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_generation import card, cohort, files, model, read  # noqa: F401
+from generated_pairs import files, read
 
 from medaug.cohort import provenance
 from medaug.cohort.seen import Seen
