@@ -12,7 +12,8 @@ from scipy import ndimage
 
 from medaug.cohort.schema import IGNORE
 from medaug.errors import UserError
-from medaug.options import MasksOptions
+from medaug.keys import check_values
+from medaug.options import MasksOptions, Options
 from medaug.synthesis.deformed import deform, rejection
 from medaug.synthesis.sources import load_masks
 
@@ -128,7 +129,7 @@ def test_two_fold_is_the_most_either_way():
 @pytest.mark.parametrize("change", [{"rotation": -1.0}, {"elastic": -0.5}, {"translation": -2.0}])
 def test_invalid_mask_options_are_refused(change):
     with pytest.raises(UserError, match=f"masks.{next(iter(change))}={next(iter(change.values()))}".replace(".0", "")):
-        load_masks(dataclasses.replace(MasksOptions(), **change))
+        check_values(Options(masks=MasksOptions(**change)), "generate")
 
 
 def test_an_unknown_mask_source_is_named_with_all_that_there_are():
