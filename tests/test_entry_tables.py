@@ -11,7 +11,8 @@ import pytest
 import medaug
 from medaug.entries import OWN
 from medaug.errors import UserError
-from medaug.keys import keys
+from medaug.keys import keys, names
+from medaug.options.declaration import Choices
 from medaug.tables import Table, installed
 
 Install = Callable[..., None]
@@ -109,7 +110,8 @@ def test_every_own_entry_has_the_type_of_its_table() -> None:
     assert tables.keys() == OWN.keys()
     assert {key.choices.table for key in keys().values()} - {""} <= OWN.keys()
     for table in tables.values():
-        assert table.key == "" or keys()[table.key].choices.table == table.name
+        choices = keys()[table.key].choices if table.key else Choices(table=table.name)
+        assert choices.table == table.name and set(names(choices)) >= set(table) - set(choices.without)
         for name, entry in table.items():
             right = issubclass(entry, table.kind) if table.classes else isinstance(entry, table.kind)
             assert right, f"{table.name}: {name}"

@@ -12,6 +12,8 @@ import pytest
 import torch
 from helpers import model_options
 
+from medaug.auditing.measures import MEASURES
+from medaug.auditing.measures import Material as audit_material
 from medaug.cohort.manifest import Case
 from medaug.cohort.schema import LabelSchema
 from medaug.comparison.arms import ARMS, pairs_to_compare
@@ -19,11 +21,20 @@ from medaug.comparison.material import Material
 from medaug.config import load_options, part
 from medaug.data.augmentations import AUGMENTATIONS
 from medaug.data.cases import ModelCase
-from medaug.data.preprocessing import Placement
+from medaug.data.preprocessing import Placement, Preprocessing
 from medaug.errors import UserError
-from medaug.options import ProcessOptions
+from medaug.evaluation.scores import segmentation_scores
+from medaug.exporting.formats import WRITERS
+from medaug.exporting.request import Export
+from medaug.imaging.nifti import write_volume
+from medaug.imaging.reading import read_volumes
+from medaug.layouts import read_layout
+from medaug.options import AuditOptions, ProcessOptions
 from medaug.screening.rules import Reference, passed
 from medaug.screening.screen import Screen
+from medaug.segmentation.backends import trained_judge
+from medaug.segmentation.protocol import Problem, TrainingSet
+from medaug.synthesis.sources import load_masks
 from medaug.training.checks import check_training
 from medaug.training.loggers import make_logger
 from medaug.training.model import DiffusionModel
@@ -40,8 +51,24 @@ ENTRIES = {
     "screening_rules": {"dark": "DARK"},
     "arms": {"darker": "DARKER"},
     "augmentations": {"negative": "negative"},
+    "backends": {"threshold": "THRESHOLD"},
+    "metrics": {"volume_difference": "VOLUME_DIFFERENCE"},
+    "measures": {"brightness": "BRIGHTNESS"},
+    "mask_sources": {"mirrored": "MIRRORED"},
+    "layouts": {"twin_folders": "TWIN_FOLDERS"},
+    "export_formats": {"images": "write_images"},
 }
 LABEL = torch.zeros(1, 8, 8, 8, dtype=torch.long)
+SCHEMA = LabelSchema(((0, "background"), (1, "lesion")))
+
+
+def toy_case(level: float) -> ModelCase:
+    """A scan of four voxels along each axis: a lesion of that brightness, 0 elsewhere."""
+    label = np.zeros((4, 4, 4), np.uint8)
+    label[:2] = 1
+    placement = Placement((4, 4, 4), ((0, 1), (1, 1), (2, 1)), (4, 4, 4), (0.0,), (1.0,))
+    image = np.where(label == 1, level, 0.0).astype(np.float32)[None]
+    return ModelCase(Case("c", ("a.nii.gz",), "b.nii.gz", "s"), image, label, np.eye(4), np.dtype("f4"), placement)
 
 
 @pytest.fixture
@@ -73,10 +100,8 @@ def test_a_group_word_of_an_installed_entry_brings_its_defaults(installed: None)
     sampler = load_options("generate", [*words, "sampler=halving"]).sampler
     assert (sampler.name, sampler.num_inference_steps) == ("halving", 6)
     assert load_options("generate", [*words, "sampler=halving", "sampler.num_inference_steps=2"]).sampler != sampler
-    assert (
-        load_options("generate", ["experiment=demo", "preset=smoke", "sampler=halving"]).sampler.num_inference_steps
-        == 4
-    )
+    smoke = load_options("generate", ["experiment=demo", "preset=smoke", "sampler=halving"])
+    assert smoke.sampler.num_inference_steps == 4  # a preset comes after the groups
     options = load_options("train", [*words, "codec=coarse", "network=scaled", "logger=quiet_csv"])
     assert (options.codec.name, options.network.name, options.logger.name) == ("coarse", "scaled", "quiet_csv")
     with pytest.raises(UserError, match=r"^sampler=halvin: no such sampler; did you mean halving\? \(all: ddim, ddpm"):
@@ -161,32 +186,52 @@ def test_an_installed_logger_writes_where_it_says(installed: None, tmp_path: Pat
 def test_an_installed_arm_makes_its_pairs_and_is_compared_with_its_baseline(installed: None) -> None:
     arms = load_options("benchmark", ["experiment=demo", "arms.names=[darker,real+classical]"]).arms
     assert pairs_to_compare(arms.names) == [("darker", "real+classical")]  # the baseline of its baseline
-    placement = Placement((4, 4, 4), ((0, 1), (1, 1), (2, 1)), (4, 4, 4), (0.0,), (1.0,))
-    scan = Case("c", ("a.nii.gz",), "b.nii.gz", "s")
-    image, label = np.ones((1, 4, 4, 4), np.float32), np.zeros((4, 4, 4), np.uint8)
-    case = ModelCase(scan, image, label, np.eye(4), np.dtype("f4"), placement)
-    schema = LabelSchema(((0, "background"), (1, "lesion")))
-    chosen = ARMS["darker"].training_set(Material([case], (), 0.5, schema))
-    assert chosen.num_synthetic(3) == 1 and (chosen.synthetic[0].image == 0).all()
-    flipped, _ = AUGMENTATIONS["negative"](schema)(torch.ones(1, 4, 4, 4), torch.zeros(4, 4, 4), 0)
+    case = toy_case(1.0)
+    chosen = ARMS["darker"].training_set(Material([case], (), 0.5, SCHEMA))
+    assert chosen.num_synthetic(3) == 1 and set(np.unique(chosen.synthetic[0].image)) == {-0.5, 0.0}
+    flipped, _ = AUGMENTATIONS["negative"](SCHEMA)(torch.ones(1, 4, 4, 4), torch.zeros(4, 4, 4), 0)
     assert (flipped == -1).all()
+
+
+def test_an_installed_backend_segments_for_the_benchmark_and_as_a_judge(installed: None, tmp_path: Path) -> None:
+    options = load_options("audit", ["experiment=demo", "audit.backend=threshold"])
+    problem = Problem(("T1",), SCHEMA, Preprocessing((4, 4, 4), None, (0.0, 100.0)))
+    path = tmp_path / "judge.txt"
+    training_set = TrainingSet([toy_case(0.5), toy_case(0.7)])
+    judge = trained_judge(options.audit.backend, problem, options.segmenter, training_set, 1, 0, "judge", path)
+    assert float(path.read_text()) == pytest.approx(0.3)
+    case = toy_case(0.4)
+    assert np.array_equal(judge.segment(case.image), case.label) and np.array_equal(judge.predict(case), case.label)
+
+
+def test_an_installed_metric_and_measure_are_measured(installed: None) -> None:
+    truth = toy_case(1.0).label
+    scores = segmentation_scores(np.zeros_like(truth), truth, (10, 10, 10), SCHEMA)
+    assert ("lesion", "volume_difference", -32.0) in scores  # 32 voxels of 1 ml are missing
+    material = audit_material(SCHEMA, AuditOptions(), [toy_case(1.0)], [toy_case(0.5)])
+    means = {group.images: group.interval.mean for group in MEASURES["brightness"].function(material)}
+    assert means == {"real_validation": 0.5, "synthetic": 0.25}
+
+
+def test_an_installed_mask_source_makes_masks(installed: None) -> None:
+    options = load_options("generate", ["experiment=demo", "masks=mirrored"]).masks
+    label = toy_case(1.0).label
+    assert np.array_equal(load_masks(options).make(label, 0), label[::-1])
+
+
+def test_an_installed_layout_is_detected_and_an_installed_format_written(installed: None, tmp_path: Path) -> None:
+    case, root = toy_case(1.0), tmp_path / "cohort"
+    for folder, array in (("scans", case.image[0]), ("masks", case.label)):
+        (root / folder).mkdir(parents=True)
+        write_volume(root / folder / "one.nii.gz", array, case.affine, "")
+    layout = read_layout(root)
+    assert layout.name == "twin_folders" and layout.problems == ()
+    name = load_options("export", ["format=images", f"out={tmp_path}/out"]).export.format
+    WRITERS[name](Export(layout.sound(), tmp_path / "out"))
+    assert (tmp_path / "out" / "cases.txt").read_text() == "one"
+    assert np.array_equal(read_volumes(tmp_path / "out" / "one.nii.gz")[0].array, case.image[0])
 
 
 def test_runs_without_parameters_have_the_identity_of_earlier_versions() -> None:
     assert "parameters" not in part(load_options("train", ["experiment=demo"]), "process")["process"]
     assert ProcessOptions().parameters == []
-
-
-def test_the_options_offer_the_entries_of_every_table() -> None:
-    from medaug.diffusion.predictions import LOSS_WEIGHTS, PREDICTIONS
-    from medaug.diffusion.samplers import SAMPLERS
-    from medaug.diffusion.schedules import SCHEDULES
-    from medaug.diffusion.spacings import SPACINGS
-    from medaug.keys import keys, names
-    from medaug.networks.build import NETWORKS
-    from medaug.networks.codec_table import CODECS
-    from medaug.training.loggers import LOGGERS
-
-    for table in (SAMPLERS, SPACINGS, SCHEDULES, PREDICTIONS, LOSS_WEIGHTS, CODECS, NETWORKS, LOGGERS):
-        choices = keys()[table.key].choices
-        assert choices.table == table.name and names(choices) == list(table)
