@@ -14,7 +14,7 @@ Contents = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Seen:
-    """What a model saw in its own training, and what the models saw from whose weights it started.
+    """What a model saw in its training, and in earlier trainings whose weights it started from.
 
     Attributes:
         subjects: the subjects whose scans were used, by split: "train" to fit the weights, "val" to select a model.

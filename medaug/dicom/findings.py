@@ -13,7 +13,7 @@ from pathlib import Path
 from medaug.cohort.findings import Finding, Severity
 from medaug.dicom.headers import Series
 
-COHORT = "cohort"  # in place of a case, where no single case is at fault
+COHORT = "cohort"  # used instead of a case if no single case is at fault
 
 
 @dataclass

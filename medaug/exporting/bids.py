@@ -33,12 +33,12 @@ _SUFFIXES = {
 def write_bids(export: Export) -> None:
     """BIDS derivatives: `sub-CASE/anat/sub-CASE_T1w.nii.gz`, `..._dseg.nii.gz`, a JSON file beside each.
 
-    Every case is a participant: cases of one subject, such as the pairs that were made from one host, stand in one
+    Every case is a participant: cases of one subject, such as the pairs that were made from one host, are in one
     group of `participants.tsv` (column `source_subject`). `dseg.tsv` names the label values. `manifest.json` and
     `rules.yaml`, which BIDS ignores, let medaug read the folder again.
 
     Raises:
-        UserError: as `Export.fill`, `Export.images` and `Export.indices`; or a modality that BIDS has no name for.
+        UserError: as for `Export.fill`, `Export.images` and `Export.indices`; or a modality that BIDS has no name for.
     """
     manifest = export.manifest
     suffixes = _suffixes(manifest.modalities, export.suffixes)
@@ -93,7 +93,7 @@ def write_bids(export: Export) -> None:
 
 
 def _suffixes(modalities: Sequence[str], given: Sequence[str]) -> list[str]:
-    """The end of the file names for each modality."""
+    """Return the end of the file names for each modality."""
     named = dict(word.split(":", 1) for word in given if ":" in word)
     if wrong := [word for word in given if word.split(":")[0] not in modalities or not re.search(r":[\w-]+$", word)]:
         raise UserError(
@@ -111,13 +111,15 @@ def _suffixes(modalities: Sequence[str], given: Sequence[str]) -> list[str]:
             )
         found.append(suffix)
     if twice := [suffix for suffix, count in Counter(found).items() if count > 1]:
-        raise UserError(f"two modalities would be called {twice[0]}", "tell them apart with suffixes=[NAME:SUFFIX,...]")
-    # Without contrast agent: so that no glob for these files finds those with one as well.
+        raise UserError(
+            f"two modalities would be called {twice[0]}", "distinguish them with suffixes=[NAME:SUFFIX,...]"
+        )
+    # Mark scans without contrast agent, so that globs for them do not match scans with one.
     return [f"acq-native_{s}" if any(other.endswith(f"_{s}") for other in found) else s for s in found]
 
 
 def _participants(cases: Sequence[Case]) -> dict[str, str]:
-    """The label of each case's participant: the letters and digits of its name, or its number if two would agree."""
+    """Return each case's participant label: the letters and digits of its name, or its number if two would be equal."""
     labels = {case.name: re.sub(r"[^A-Za-z0-9]", "", case.name) for case in cases}
     if len({label.lower() for label in labels.values()} - {""}) == len(cases):
         return labels
@@ -140,7 +142,7 @@ def _values(schema: LabelSchema) -> list[tuple[str, str]]:
 
 
 def _rules(modalities: Sequence[str], suffixes: Sequence[str], schema: LabelSchema) -> str:
-    """The rules by which `ingest` reads the folder."""
+    """Return the rules with which `ingest` reads the folder."""
     content = {
         "modalities": {
             modality: f"sub-*/anat/sub-*_{suffix}.nii.gz" for modality, suffix in zip(modalities, suffixes, strict=True)
@@ -153,5 +155,5 @@ def _rules(modalities: Sequence[str], suffixes: Sequence[str], schema: LabelSche
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A TSV file; line breaks and tabs within a value become spaces."""
+    """Format a TSV file; line breaks and tabs within a value become spaces."""
     return "".join("\t".join(" ".join(cell.split()) or "n/a" for cell in row) + "\n" for row in (columns, *rows))

@@ -31,15 +31,15 @@ BINARY, LABELMAP = "BINARY", "LABELMAP"
 
 
 def write_dicom(export: Export) -> None:
-    """DICOM: `CASE/MODALITY/0001.dcm` and so on, `CASE/SEG.dcm`, and `rules.yaml`, with which `ingest` reads them back.
+    """DICOM: `CASE/MODALITY/0001.dcm` and so on, `CASE/SEG.dcm`, and `rules.yaml`, with which `ingest` reads them.
 
-    UIDs are derived from the content of a case and its recipe: the same pair gives the same files, and a changed one
-    other UIDs. All objects of a case share one frame of reference. The patient's ID is the subject, with SYNTHETIC- in
-    front of it for synthetic pairs, so that they stand together and never under a real patient.
+    UIDs are derived from the content of a case and its recipe: the same pair gives the same files, and a changed pair
+    gives other UIDs. All objects of a case share one frame of reference. The patient's ID is the subject, preceded by
+    SYNTHETIC- for synthetic pairs, so that they are never filed under a real patient.
 
     Raises:
-        UserError: as `Export.fill`, `Export.images` and `Export.indices`; or axes that are not at right angles, names
-            longer than DICOM allows, ignored voxels, or regions in a LABELMAP.
+        UserError: as for `Export.fill`, `Export.images` and `Export.indices`; or axes are not at right angles, names
+            are longer than DICOM allows, voxels are ignored, or regions are to be written in a LABELMAP.
     """
     manifest = export.manifest
     _check(manifest, export.segmentation)
@@ -78,13 +78,13 @@ def write_dicom(export: Export) -> None:
 def segmentation(
     study: Study, series: Sequence[Dataset], label: NDArray[np.uint8], schema: LabelSchema, kind: str, number: int
 ) -> Dataset:
-    """A DICOM SEG with a segment for each foreground class; in a BINARY one, then one for each region.
+    """Make a DICOM SEG with one segment per foreground class and, if it is BINARY, then one per region.
 
     Args:
-        study: of the case.
-        series: the image that it refers to, in the order of its slices.
+        study: the case's study.
+        series: the image that it references, in the order of its slices.
         label: (X, Y, Z) class indices.
-        schema: of the classes.
+        schema: the classes.
         kind: BINARY or LABELMAP.
         number: SeriesNumber.
     """
@@ -142,7 +142,7 @@ def _replace_uid(dataset: Dataset, old: str, new: str) -> None:
 
 
 def _regions(schema: LabelSchema) -> dict[str, tuple[int, ...]]:
-    """The regions of more than one class, by name, with the indices of their classes."""
+    """Return the regions of more than one class: name to class indices."""
     return {name: indices for name, indices in schema.structures().items() if len(indices) > 1}
 
 
@@ -171,7 +171,7 @@ def _check(manifest: Manifest, kind: str) -> None:
 
 
 def _rules(manifest: Manifest) -> str:
-    """The rules by which `ingest` finds modalities and classes again."""
+    """Return the rules with which `ingest` reads modalities and classes."""
     schema = {key: value for key, value in manifest.schema.to_mapping().items() if key != "remap"}
     modalities = {name: {"SeriesDescription": f"^{re.escape(name)}$"} for name in manifest.modalities}
     return yaml.safe_dump({"modalities": modalities, **schema}, sort_keys=False, allow_unicode=True)
@@ -182,7 +182,7 @@ def _patient(case: Case, synthetic: bool) -> str:
 
 
 def _straight(export: Export, case: Case, grid: Header) -> NDArray[np.float64]:
-    """The affine of a case, with axes exactly at right angles, as DICOM demands."""
+    """Return the affine of a case with exactly perpendicular axes, as DICOM requires."""
     if shear(grid.affine).max() > RIGHT_ANGLE:
         raise UserError(
             "its axes are not at right angles, which DICOM cannot describe",
@@ -210,7 +210,7 @@ def _study(
     label: NDArray[np.uint8] | None,
     affine: NDArray[np.float64],
 ) -> Study:
-    """The study of a case; its digest covers the case's name, recipe, voxels, types and place."""
+    """Return the study of a case; its digest covers the case's name, recipe, voxels, types and geometry."""
     record = export.records.get(case.name)
     digest = hashlib.sha256(json.dumps([case.name, case.subject, record], sort_keys=True).encode())
     for array in (affine, *images, *([] if label is None else [label])):

@@ -1,4 +1,4 @@
-"""A volume as a classic DICOM series, with headers written afresh: nothing is copied from a scanner's files."""
+"""Writes a volume as a classic DICOM series with new headers: nothing is copied from a scanner's files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pydicom.valuerep import format_number_as_ds
 from medaug.imaging.volume import LPS_TO_RAS, spacing
 
 DATE, TIME = "20000101", "000000"
-"""Where the standard demands a date. It is always the same, so that the same pair gives the same bytes."""
+"""Used where the standard requires a date. It is constant, so that the same pair gives the same bytes."""
 LONGEST = 64
 """Characters of a DICOM long string (LO): a patient's ID, a description, the name of a segment."""
 
@@ -35,18 +35,18 @@ _NAMES = {
     "PT": r"PET|PT|SUV|FDG",
     "MR": r"MRI?|T[12](?:W|C|CE|GD|N|F)?|PDW?|FLAIR|STIR|DWI|ADC|DTI|DCE|SWI|TOF|BOLD",
 }
-_STEPS = 2**16 - 1  # between the smallest and the largest value that 16 bits hold
+_STEPS = 2**16 - 1  # difference of the largest and the smallest value of 16 bits
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a modality's name says of its DICOM.
+    """The DICOM class and values for a modality.
 
     Attributes:
         modality: Modality (0008,0060).
         sop_class: UID of the storage class.
         image_type: values of ImageType (0008,0008).
-        module: elements that the class demands beside those of every image.
+        module: elements that the class requires in addition to those of every image.
     """
 
     modality: str
@@ -62,7 +62,7 @@ KINDS = {
         ("DERIVED", "SECONDARY", "OTHER"),
         {
             "PatientPosition": "",
-            "ScanningSequence": "RM",  # research mode: no scanner's sequence made it
+            "ScanningSequence": "RM",  # research mode: the images do not come from a sequence of a scanner
             "SequenceVariant": "NONE",
             "ScanOptions": "",
             "MRAcquisitionType": "3D",
@@ -80,7 +80,7 @@ KINDS = {
     "PT": Kind(
         "PT",
         PositronEmissionTomographyImageStorage,
-        ("DERIVED", "PRIMARY"),  # the standard knows no other second value for PET
+        ("DERIVED", "PRIMARY"),  # the standard has no other second value for PET
         {
             "SeriesDate": DATE,
             "SeriesTime": TIME,
@@ -109,10 +109,10 @@ KINDS = {
 
 
 def kind_of(modality: str) -> Kind:
-    """The kind of DICOM for a modality of a cohort, by its name: MR, CT, PET, or else a secondary capture.
+    """Choose the kind of DICOM by a modality's name: MR, CT, PET, or else a secondary capture.
 
     Args:
-        modality: as the cohort calls it ("T1", "FLAIR", "CT", "MRI T2").
+        modality: its name in the cohort ("T1", "FLAIR", "CT", "MRI T2").
     """
     words = [word.upper() for word in re.split(r"[^A-Za-z0-9]+", modality)]
     for kind, pattern in _NAMES.items():
@@ -123,7 +123,7 @@ def kind_of(modality: str) -> Kind:
 
 @dataclass(frozen=True)
 class Study:
-    """What all objects of one case have in common.
+    """Values that all objects of one case share.
 
     Attributes:
         digest: SHA-256 of the case's content and recipe, from which every UID is derived.
@@ -140,12 +140,12 @@ class Study:
     derivation: str
 
     def uid(self, *parts: object) -> str:
-        """A UID that is always the same for the same case, version of medaug and parts."""
+        """Return a UID that depends only on the case, the version of medaug and `parts`."""
         text = "\0".join(map(str, (version("medaug"), self.digest, *parts)))
         return f"2.25.{int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], 'big')}"
 
     def mark(self, dataset: Dataset) -> None:
-        """Say in a header what the object is and which software made it."""
+        """Record in a header what the object is and which software made it."""
         if self.synthetic:
             dataset.SyntheticData = "YES"
         purpose = codes.DCM.SynthesizingEquipment if self.synthetic else codes.DCM.ProcessingEquipment
@@ -166,12 +166,12 @@ class Study:
 
 @dataclass(frozen=True)
 class Stored:
-    """Voxels as DICOM stores them: `values * slope + intercept`, both numbers exactly as their text says.
+    """Voxels as DICOM stores them: `values * slope + intercept`, with both numbers exactly as in their texts.
 
     Attributes:
         values: int16 or uint16.
         slope, intercept: decimal strings; None where the values stand for themselves.
-        error: the largest difference between a voxel and what is read back, in the volume's unit; 0 if none.
+        error: the largest rounding error of a voxel, in the volume's unit; 0 if all are exact.
     """
 
     values: NDArray[Any]
@@ -205,7 +205,7 @@ class Stored:
         else:
             intercept, step = decimal(low), (high - low) / _STEPS
             limits = np.iinfo(np.uint16)
-        # Rounded up a little, so that the largest value keeps its place although the text has few digits.
+        # Rounded up slightly, so that the largest value still fits although the text has few digits.
         slope = decimal(step * (1 + 1e-9) or 1.0)
         exact = array.astype(np.float64)
         values = np.clip(np.rint((exact - float(intercept)) / float(slope)), limits.min, limits.max)
@@ -216,11 +216,11 @@ class Stored:
 def series_of(
     study: Study, kind: Kind, number: int, description: str, stored: Stored, affine: NDArray[np.float64]
 ) -> list[FileDataset]:
-    """A series with one dataset per slice, along the third axis of the array.
+    """Make a series with one dataset per slice along the third axis of the array.
 
     Args:
-        study: of the case.
-        kind: of the modality.
+        study: the case's study.
+        kind: kind of the modality.
         number: SeriesNumber, from 1.
         description: SeriesDescription, the modality's name.
         stored: voxels (X, Y, Z).
@@ -239,7 +239,7 @@ def series_of(
         dataset.InstanceNumber = k + 1
         dataset.ImagePositionPatient = [decimal(x) for x in (lps @ [0, 0, k, 1])[:3]]
         dataset.ImageOrientationPatient = [decimal(x) for x in directions]
-        dataset.PixelSpacing = [decimal(rows), decimal(columns)]  # between rows first
+        dataset.PixelSpacing = [decimal(rows), decimal(columns)]  # the distance between rows comes first
         dataset.SliceThickness = decimal(slices)
         if kind.modality == "PT":
             dataset.ImageIndex, dataset.NumberOfSlices = k + 1, stored.values.shape[2]
@@ -253,7 +253,7 @@ def series_of(
 
 
 def _new(study: Study, kind: Kind, instance: str) -> FileDataset:
-    """A dataset with everything but the series, the place and the pixels."""
+    """Make a dataset with everything except series, position and pixels."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = UID(kind.sop_class)
     meta.MediaStorageSOPInstanceUID = UID(instance)
@@ -291,17 +291,17 @@ def _new(study: Study, kind: Kind, instance: str) -> FileDataset:
 
 
 def equipment() -> dict[str, str]:
-    """What made an object, by keyword."""
+    """Return the keywords that describe what made an object."""
     return {"Manufacturer": "medaug", "ManufacturerModelName": "medaug", "SoftwareVersions": version("medaug")}
 
 
 def decimal(value: float) -> str:
-    """A DICOM decimal string (at most 16 characters), as near to the value as they allow."""
+    """Format a DICOM decimal string (at most 16 characters) as precisely as possible."""
     return format_number_as_ds(0.0 if abs(value) < 1e-12 else float(value))
 
 
 def _set_pixels(dataset: Dataset, pixels: NDArray[Any]) -> None:
-    """Put pixels (rows, columns) of 16 bits into a dataset."""
+    """Set the pixels (rows, columns) of a dataset, 16 bits."""
     dataset.Rows, dataset.Columns = pixels.shape
     dataset.SamplesPerPixel = 1
     dataset.PhotometricInterpretation = "MONOCHROME2"

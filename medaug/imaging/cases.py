@@ -47,7 +47,7 @@ def read_modalities(manifest: Manifest, case: Case, names: Sequence[str] | None 
     array, affine, dtype = read_images(wanted)
     if len(array) != (len(indices) if separate else len(manifest.modalities)):
         raise UserError(
-            f"{case.name}: {len(array)} image volume(s) where the manifest names {len(manifest.modalities)} "
+            f"{case.name}: {len(array)} image volume(s), but the manifest names {len(manifest.modalities)} "
             f"modalities ({', '.join(manifest.modalities)})",
             "correct the manifest or the file",
         )
