@@ -21,7 +21,7 @@ _RESULTS = (
     *("finished.json", "manifest.json", "provenance*.jsonl", "contact_sheet.png", ".scoring", ".tmp-????????-*-*"),
     *("last.ckpt", "best.ckpt", "codec.ckpt", "selector.pt", "validation.csv", "pictures"),
     *("imagesTr", "labelsTr", "strip.png", "strip.gif"),
-    *("rejected", "screening.json", "screener.json", "screener.pt"),
+    *("rejected", "screening.json", "screener.json", "screener.pt", "README.md"),
     *("metrics.csv", "metrics.json"),
     *("judge.pt", "faithfulness.json", "faithfulness.csv", "measures.csv", "guidance.png"),
     *("jobs", "scores.csv", "comparison.csv", "summary.json", "report.html", "deformations"),

@@ -41,7 +41,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A cohort, real or synthetic. Paths in `cases` are relative to the folder `root`."""
+    """A cohort, real or synthetic. Paths in `cases` are relative to the folder `root`.
+
+    `licence` is that of the data, as its owner names it; empty if unknown.
+    """
 
     name: str
     description: str
@@ -50,6 +53,7 @@ class Manifest:
     cases: tuple[Case, ...]
     root: str
     phantom: bool = False
+    licence: str = ""
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Manifest:
@@ -89,6 +93,7 @@ class Manifest:
             cases=tuple(_case(entry, source) for entry in entries),
             root=os.path.abspath(os.path.expanduser(root)),
             phantom=data.get("phantom") is True,
+            licence=str(data.get("licence") or data.get("license") or ""),
         )
         manifest.validate(source)
         return manifest
@@ -98,6 +103,7 @@ class Manifest:
         return {
             "name": self.name,
             "description": self.description,
+            **({"licence": self.licence} if self.licence else {}),
             **({"phantom": True} if self.phantom else {}),
             "modality": {str(index): name for index, name in enumerate(self.modalities)},
             **self.schema.to_mapping(),

@@ -15,6 +15,8 @@ from medaug.data.cache import content_digests
 from medaug.data.cases import ModelCase
 from medaug.errors import UserError
 
+_WORDS = {"name", "description", "licence"}  # of a manifest: no result depends on them
+
 
 def case_contents(manifest: Manifest, cases: Iterable[Case], cache: Path) -> dict[str, list[str]]:
     """Case name to the digests of its files, see `content_digests`; unchanged files are read only once.
@@ -30,9 +32,9 @@ def case_contents(manifest: Manifest, cases: Iterable[Case], cache: Path) -> dic
 def cohort_digest(manifest: Manifest, contents: Contents) -> str:
     """SHA-256 of a cohort: its cases with subjects, splits and attributes, the label schema and the files' contents.
 
-    Name, description and location do not count.
+    Name, description, licence and location do not count.
     """
-    values = {key: value for key, value in manifest.to_mapping().items() if key not in {"name", "description"}}
+    values = {key: value for key, value in manifest.to_mapping().items() if key not in _WORDS}
     return hashlib.sha256(json.dumps([values, contents], sort_keys=True).encode()).hexdigest()
 
 

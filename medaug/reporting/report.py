@@ -29,6 +29,8 @@ from medaug.reporting.text import (
     format_interval,
     metric_of,
 )
+from medaug.screening.results import ScreeningResult
+from medaug.screening.table import rule_words
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +87,7 @@ def write_report(benchmark: Benchmark, run: Path, out: Path) -> None:
         fewest_subjects=FEWEST_SUBJECTS,
         dice_plot=_dice_plot(benchmark),
         guidance_plot=_guidance_plot(audited),
+        screening=_screening(run / "synthetic"),
         pictures=_pictures(run, shown),
         config=json.dumps(benchmark.config, indent=2, ensure_ascii=False),
     )
@@ -119,6 +122,15 @@ def _measures(audit: Audit | None) -> list[dict[str, Any]]:
         note = _explained(MEASURES[name]) if known else ""
         shown.append({"title": title, "note": note, "rows": rows})
     return shown
+
+
+def _screening(synthetic: Path) -> dict[str, Any] | None:
+    """What the screening of the pairs rejected: a sentence, and rows of (rule, note, rejected, share)."""
+    result = ScreeningResult.load(synthetic)
+    if result is None:
+        return None
+    rows = [(*rule_words(name), f"{rule.rejected} of {rule.judged}", rule.share) for name, rule in result.rules.items()]
+    return {"result": result, "rows": rows}
 
 
 def _explained(measure: Measure) -> str:

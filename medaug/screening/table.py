@@ -6,3 +6,11 @@ from medaug.screening.rules import Rule
 from medaug.tables import Table
 
 SCREENING_RULES: Table[Rule] = Table("screening_rules", "screening rule", Rule, key="screen.rules")
+
+
+def rule_words(name: str) -> tuple[str, str]:
+    """Title and note of a rule; its name and nothing if the package that adds it is no longer installed."""
+    if name not in SCREENING_RULES:
+        return name, ""
+    rule = SCREENING_RULES[name]
+    return rule.title, rule.note

@@ -25,6 +25,7 @@ from medaug.pictures.figures import busiest_slice, contact_sheet, save_figure
 from medaug.pictures.strip import denoising_strip, evenly
 from medaug.processes import choose_device, process_count, process_rank
 from medaug.synthesis.attempts import Attempts
+from medaug.synthesis.dataset_card import write_dataset_card
 from medaug.synthesis.generation import generate_pairs, sample_images
 from medaug.synthesis.masks import ImageModel, Masks
 from medaug.synthesis.pairs import Pairs
@@ -176,9 +177,11 @@ class Job:
             )
             return None
         result = None if screening is None else Conclusion(screening, self.card, folder, num).conclude()
-        pairs = Pairs.collect(self.card, folder, num, () if result is None else result.removed)
+        removed = () if result is None else result.removed
+        pairs = Pairs.collect(self.card, folder, num, removed, self.cohort.licence)
         summary = pairs.save(folder)
         self._draw_contact_sheet(pairs, folder / "contact_sheet.png")
+        write_dataset_card(self.card, pairs, self.cohort, result, folder)
         return summary | {"checkpoint": self.checkpoint}
 
     def _draw_contact_sheet(self, pairs: Pairs, path: Path) -> None:

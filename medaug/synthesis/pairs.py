@@ -42,7 +42,7 @@ class Pairs:
         return pairs_digest(self.manifest, self.records)
 
     @classmethod
-    def collect(cls, card: Card, folder: Path, num: int, removed: Collection[str] = ()) -> Pairs:
+    def collect(cls, card: Card, folder: Path, num: int, removed: Collection[str] = (), licence: str = "") -> Pairs:
         """Collect those of the pairs 0..num-1 that are finished in `folder`.
 
         Args:
@@ -50,6 +50,7 @@ class Pairs:
             folder: folder of the run.
             num: number of requested pairs.
             removed: names of finished pairs to leave out.
+            licence: of the cohort, which the pairs inherit.
         """
         made = provenance.read_all(folder, PAIR).values()
         records = tuple(r for r in made if r["index"] < num and r["name"] not in removed)
@@ -62,6 +63,7 @@ class Pairs:
             cases=tuple(map(_case, records)),
             root=str(folder.resolve()),
             phantom=card.phantom,
+            licence=licence,
         )
         return cls(manifest, records)
 

@@ -23,7 +23,7 @@ from medaug.screening.results import FILE, ScreeningResult, count_verdicts
 from medaug.screening.rules import Reference, Sample, verdicts_to_mapping
 from medaug.screening.screen import Screen, needs_segmenter
 from medaug.screening.screener import prepare_screener
-from medaug.screening.table import SCREENING_RULES
+from medaug.screening.table import rule_words
 from medaug.synthesis.attempts import Attempts
 from medaug.synthesis.generation import Screening
 from medaug.synthesis.pairs import Pairs
@@ -175,7 +175,7 @@ def log_screening(result: ScreeningResult) -> None:
     """Log the pass rate, the share that each rule rejected, and the pairs that are missing."""
     log.info("screening: %d of %d images passed (%.0f%%)", result.passed, result.attempts, 100 * result.pass_rate)
     for name, rule in result.rules.items():
-        title = SCREENING_RULES[name].title if name in SCREENING_RULES else name
+        title, _ = rule_words(name)
         log.info("  %s rejected %d of %d (%.1f%%)", title, rule.rejected, rule.judged, 100 * rule.share)
     if missing := result.requested - result.kept:
         log.warning(

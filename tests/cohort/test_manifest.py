@@ -30,7 +30,7 @@ def _manifest(root: Path, **changes: Any) -> Manifest:
 
 
 def test_round_trip_and_moved_folder(tmp_path: Path) -> None:
-    manifest = _manifest(tmp_path / "here", phantom=True)
+    manifest = _manifest(tmp_path / "here", phantom=True, licence="CC0 1.0")
     manifest.save(tmp_path / "here" / "manifest.json")
     assert Manifest.load(tmp_path / "here" / "manifest.json") == manifest
     os.rename(tmp_path / "here", tmp_path / "there")

@@ -22,6 +22,7 @@ from medaug.pictures.figures import guidance_plot, save_figure
 from medaug.reporting.console import print_table, print_verdicts
 from medaug.reporting.report import write_report
 from medaug.reporting.text import format_interval
+from medaug.screening.results import RuleResult, ScreeningResult
 
 ARMS = ["real", "real+classical", "real+classical+synthetic"]
 CLASSES = ["Anterior", "Posterior"]
@@ -178,6 +179,18 @@ def test_a_judge_that_has_learned_nothing_gives_no_ratio(tmp_path):
 @pytest.mark.parametrize("phantom", [True, False])
 def test_a_phantom_cohort_is_labelled(tmp_path, phantom):
     assert ("Phantom cohort." in _render(_write_run(tmp_path, phantom=phantom))) is phantom
+
+
+def test_the_screening_of_the_pairs_is_one_table(tmp_path):
+    folder = _write_run(tmp_path)
+    assert "screening-table" not in Page(_render(folder)).tables
+    rules = {"integrity": RuleResult(40, 1, {}), "gone": RuleResult(40, 6, {"x": 6})}
+    (tmp_path / "synthetic").mkdir(exist_ok=True)
+    ScreeningResult(34, 33, 40, 34, [3], rules, {}, ["pair"]).save(tmp_path / "synthetic")
+    page = Page(_render(folder))
+    rows = page.tables["screening-table"][1:]
+    assert [[row[0], *row[2:]] for row in rows] == [["integrity", "1 of 40", "2.5%"], ["gone", "6 of 40", "15.0%"]]
+    assert "34 of 40 generated images passed" in " ".join(page.text.split())
 
 
 def test_the_file_is_self_contained(tmp_path):

@@ -55,7 +55,7 @@ def person(seed: int) -> ModelCase:
     return ModelCase(case, image, label, np.eye(4), np.dtype("i2"), place)
 
 
-TRAIN, VAL, NEW = ([person(seed) for seed in seeds] for seeds in (range(12), range(100, 108), range(200, 216)))
+TRAIN, VAL, NEW = ([person(seed) for seed in seeds] for seeds in (range(12), range(100, 108), range(200, 210)))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_thresholds_are_numpys_percentiles_of_real_scans(reference, screen):
 def test_each_rule_passes_most_new_scans(screen):
     """With 12 training and 8 validation scans the percentiles are rough."""
     rejected = Counter(rule for case in NEW for rule in failed(screen, Sample.of_case(case)))
-    assert rejected["integrity"] == 0 and max(rejected.values()) <= 7
+    assert rejected["integrity"] == 0 and max(rejected.values()) <= 6
 
 
 COPIES = {
@@ -119,7 +119,7 @@ COPIES = {
 @pytest.mark.parametrize("name", COPIES)
 def test_a_planted_copy_is_caught_every_time(screen, name):
     rng = np.random.default_rng(7)
-    for case in TRAIN[::3]:
+    for case in TRAIN[::4]:
         copy = np.clip(COPIES[name](case.image, rng), -1, 1)
         checks = screen.judges["near_copies"](pair(copy, case.label))
         assert not all(check.passed for check in checks), case.case.name

@@ -1,0 +1,165 @@
+"""The dataset card of a run's pairs: README.md in the format of the Hugging Face hub, from the run's own files."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from medaug.cohort.manifest import Manifest
+from medaug.files import atomic_write
+from medaug.screening.results import ScreeningResult
+from medaug.screening.table import rule_words
+from medaug.synthesis.pairs import Pairs
+from medaug.training.checkpoint import Card
+
+FILE = "README.md"
+_HUB_LICENCES = {
+    *("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nd-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0"),
+    *("apache-2.0", "mit", "pddl", "odc-by", "odbl"),
+}
+_SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+def write_dataset_card(
+    card: Card, pairs: Pairs, cohort: Manifest, screening: ScreeningResult | None, folder: Path
+) -> None:
+    """Write README.md beside the pairs.
+
+    Args:
+        card: of the generator.
+        pairs: of the run.
+        cohort: that the generator was trained on.
+        screening: None if the pairs were not screened.
+        folder: of the run.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    with atomic_write(folder / FILE) as temporary:
+        temporary.write_text(dataset_card(card, pairs, cohort, screening), encoding="utf-8")
+
+
+def dataset_card(card: Card, pairs: Pairs, cohort: Manifest, screening: ScreeningResult | None) -> str:
+    """The card as Markdown with a YAML header; arguments are those of `write_dataset_card`."""
+    header = yaml.safe_dump(_header(card, pairs, cohort), sort_keys=False, allow_unicode=True)
+    parts = [f"---\n{header}---\n", f"# {_title(card)}\n"]
+    parts += [_contents(card, pairs, cohort), _screening(pairs, screening), _limits(card, cohort)]
+    return "\n".join(parts)
+
+
+def _title(card: Card) -> str:
+    return f"Synthetic image-mask pairs of {card.experiment}" + (" (phantoms)" if card.phantom else "")
+
+
+def _header(card: Card, pairs: Pairs, cohort: Manifest) -> dict[str, Any]:
+    number = len(pairs.manifest.cases)
+    return {
+        "pretty_name": _title(card),
+        **_licence(cohort.licence),
+        "task_categories": ["image-segmentation"],
+        "size_categories": [next((name for limit, name in _SIZES if number < limit), "n>1M")],
+        "tags": ["medical", "synthetic", "medaug", *(["phantom"] if card.phantom else [])],
+    }
+
+
+def _licence(text: str) -> dict[str, str]:
+    """The hub's licence fields for a licence as the cohort's manifest names it."""
+    identifier = re.sub(r"[\s_-]+", "-", text.strip().lower())
+    if identifier in _HUB_LICENCES:
+        return {"license": identifier}
+    return {"license": "other", "license_name": text} if text else {"license": "unknown"}
+
+
+def _contents(card: Card, pairs: Pairs, cohort: Manifest) -> str:
+    records = pairs.records
+    recipe = records[0]
+    sources = _counted(record["mask_source"] for record in records)
+    trained = {split: len(names) for split, names in sorted(card.seen.subjects.items())}
+    rows = {
+        "pairs": f"{len(records)}, from {len({r['host'] for r in records})} host scans of "
+        f"{len({r['host_subject'] for r in records})} subjects",
+        "modalities": ", ".join(card.modalities),
+        "classes": ", ".join(card.schema.foreground),
+        "cohort": f"{cohort.name}: {_plain(cohort.description)}" if cohort.description else cohort.name,
+        "licence": f"{cohort.licence or 'unknown'} (that of the cohort, which the pairs inherit)",
+        "generator": f"checkpoint with SHA-256 `{recipe['checkpoint']}`, "
+        + ", ".join(f"{number} {split} subjects" for split, number in trained.items()),
+        "masks": sources,
+        "sampling": f"{recipe['sampler']}, {recipe['num_inference_steps']} steps, guidance scale "
+        f"{recipe['guidance_scale']:g}",
+        "made with": f"medaug {version('medaug')}",
+    }
+    return (
+        "Made by a mask-conditioned diffusion model; every image was generated for the mask beside it. "
+        "`manifest.json` lists the pairs, and `provenance*.jsonl` says how each was made.\n\n" + _table(rows)
+    )
+
+
+def _screening(pairs: Pairs, result: ScreeningResult | None) -> str:
+    if result is None:
+        return "## Screening\n\nThe pairs were **not screened**: nothing was checked pair by pair, copies included.\n"
+    lines = [
+        "## Screening\n",
+        f"{result.passed} of {result.attempts} generated images passed ({result.pass_rate:.1%}). "
+        f"{len(result.given_up)} pairs were given up, {len(result.removed)} removed as near-duplicates; "
+        f"{result.kept} of {result.requested} requested pairs are here.\n",
+        "| rule | rejected | share | reason |",
+        "|---|---|---|---|",
+    ]
+    for name, rule in result.rules.items():
+        title, note = rule_words(name)
+        lines.append(f"| {title} | {rule.rejected} of {rule.judged} | {rule.share:.1%} | {note} |")
+    if copies := list(_near_copy_figures(pairs.records)):
+        lines += ["", "Near-copy figures of the pairs that were kept:\n", *copies]
+    return "\n".join(lines) + "\n"
+
+
+def _near_copy_figures(records: tuple[Mapping[str, Any], ...]) -> Iterator[str]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        for name, check in record.get("screening", {}).get("near_copies", {}).items():
+            found.setdefault(name, []).append(check)
+    for name, checks in found.items():
+        values = np.array([check["figure"] for check in checks])
+        limit = "at most" if "at_most" in checks[0] else "at least"
+        threshold = checks[0].get("at_most", checks[0].get("at_least"))
+        yield (
+            f"- {name}: median {np.median(values):.3f}, range {values.min():.3f} to {values.max():.3f} "
+            f"({limit} {threshold:.3f} was required)"
+        )
+
+
+def _limits(card: Card, cohort: Manifest) -> str:
+    lines = [
+        "## Limits\n",
+        "- Not for clinical use. Whether the pairs help a segmenter is a question for `medaug benchmark`.",
+        "- The images may resemble the scans that the generator was trained on. Do not treat them as anonymous.",
+        "- Do not evaluate a model on the subjects that the generator was trained or validated on after training it on "
+        "these pairs.",
+        "- An image may be darker near the edge of its host's grid than the host.",
+    ]
+    if card.phantom:
+        lines.insert(1, "- The cohort consists of phantoms, not of patients.")
+    if not cohort.licence:
+        lines.append("- The cohort's manifest names no licence. Find out which one holds before you share the pairs.")
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    body = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
+    return f"| | |\n|---|---|\n{body}\n"
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.replace("|", "/").split())
+
+
+def _counted(values: Iterator[str]) -> str:
+    return ", ".join(f"{name} ({number})" for name, number in Counter(values).items())
