@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine's name, repeated timings, a table of them, files of results."""
+"""Helpers of all benchmarks: the machine's name, repeated timings, tables of timings, files of results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 
 
 def machine() -> str:
-    """The processor's name as the kernel gives it, how many there are, and how busy they are."""
+    """Name of the processor, number of processors, and their load."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor()
@@ -30,7 +30,7 @@ def machine() -> str:
 
 
 def times(work: Callable[[], object], repeats: int) -> list[float]:
-    """Seconds of each of several runs, after one that is not counted."""
+    """Seconds of each of several runs, after one warm-up run that is not counted."""
     taken = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -40,7 +40,7 @@ def times(work: Callable[[], object], repeats: int) -> list[float]:
 
 
 def print_table(rows: Mapping[str, Sequence[float]], column: str, amounts: Mapping[str, float]) -> None:
-    """Per row: runs, their least, median and largest seconds, and an amount divided by the median."""
+    """Print per row: number of runs, their minimum, median and maximum seconds, and an amount divided by the median."""
     print(f"{'':32}{'repeats':>8}{'min s':>10}{'median s':>10}{'max s':>10}{column:>12}")
     for name, taken in rows.items():
         median = statistics.median(taken)
@@ -50,12 +50,12 @@ def print_table(rows: Mapping[str, Sequence[float]], column: str, amounts: Mappi
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Least, median and largest of repeated measurements."""
+    """Minimum, median and maximum of repeated measurements."""
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
 def arguments(doc: str, name: str) -> argparse.ArgumentParser:
-    """A command line with where a benchmark works and where its result goes, named after its module's docstring."""
+    """A command-line parser with the folders for unfinished work and for results; `doc` is the module's docstring."""
     parser = argparse.ArgumentParser(
         description=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -65,7 +65,7 @@ def arguments(doc: str, name: str) -> argparse.ArgumentParser:
 
 
 def about(seeds: Sequence[int], n: int) -> dict[str, Any]:
-    """What made a result: command (folders by name only), machine, versions, commit, seeds, number."""
+    """How a result was made: command (folders by name only), machine, versions, commit, seeds, number."""
     words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
     git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*"]
     return {
@@ -80,7 +80,7 @@ def about(seeds: Sequence[int], n: int) -> dict[str, Any]:
 
 
 def save_result(path: Path, seeds: Sequence[int], n: int, figures: Mapping[str, Any]) -> None:
-    """Write a result with what made it."""
+    """Write a result, with a record of how it was made."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(about(seeds, n) | dict(figures), indent=2) + "\n")
     print(f"written: {path}")

@@ -99,7 +99,7 @@ class Contender:
         self.draw = drawing(self.model, settings)
 
     def train(self, steps: int) -> None:
-        """Take some optimisation steps."""
+        """Do some optimisation steps."""
         for _ in range(steps):
             self.training(next(self.batches))
 

@@ -47,7 +47,7 @@ from medaug.training.checkpoint import load_model
 
 
 def main() -> None:
-    """Train both, draw, score, and print and write the paired differences."""
+    """Train both, sample, score, and print and write the paired differences."""
     parser = arguments(__doc__ or "", "equal_time")
     parser.add_argument("--experiment", default="hippocampus")
     parser.add_argument("--seconds", type=float, default=900, help="wall time of training for each")
@@ -122,10 +122,11 @@ def planned_steps(path: Path, seconds: float, options: Options, cohort: Cohort) 
 
 
 def draw_slices(volumes: Mapping[str, Sequence[Volume]], cohort: Cohort, path: Path) -> None:
-    """The first masks, what each model made of them, and the scans that they are of."""
-    drawn = zip(cohort.val[:4], *volumes.values(), strict=False)
+    """The first masks, the volumes that each model generated for them, and the real scans."""
+    rows_of = zip(cohort.val[:4], *volumes.values(), strict=False)
     rows = [
-        (case.case.name, np.array(case.label), *(v[0] for v in made), np.array(case.image[0])) for case, *made in drawn
+        (case.case.name, np.array(case.label), *(v[0] for v in made), np.array(case.image[0]))
+        for case, *made in rows_of
     ]
     classes = cohort.manifest.schema.foreground
     save_figure(comparison_picture(rows, "", classes, window=(-1.0, 1.0), panels=("mask", *volumes, "real")), path)

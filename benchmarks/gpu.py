@@ -1,4 +1,4 @@
-"""Everything that a GPU has to show, in one run of at most `--minutes`: tests, roofline, sizes, and a real cohort.
+"""Everything that needs a GPU, in one run of at most `--minutes`: tests, roofline, sizes, and a real cohort.
 
 benchmarks/gpu.sh [--device cpu --tiny] [--minutes 8] [--only SECTION ...] [--out DIR]
 
@@ -133,7 +133,7 @@ class Bench:
         return Training(model, lambda batch: model.loss(batch, Dropout(0.1)), self.settings.trainer)
 
     def timed(self, work: Callable[[], object], repeats: int) -> dict[str, Any]:
-        """Seconds of several runs, and the most memory that the device held meanwhile, GiB."""
+        """Seconds of several runs, and the peak memory of the device meanwhile, GiB."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -312,7 +312,7 @@ def fitting(work: Callable[[], dict[str, Any]]) -> dict[str, Any] | str:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """The device's name, memory and what torch says of it."""
+    """The device's name, its memory, and what torch reports about it."""
     if device.type != "cuda":
         return {"name": machine(), "torch": torch.__version__}
     properties = torch.cuda.get_device_properties(device)

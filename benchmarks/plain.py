@@ -1,4 +1,4 @@
-"""The plain way, as a baseline: a pixel-space DDPM on MONAI's U-Net, trained and sampled as MONAI's tutorials do.
+"""The baseline: a plain pixel-space DDPM on MONAI's U-Net, trained and sampled as in MONAI's tutorials.
 
 No codec: the network sees the noisy volume and the one-hot mask at full resolution, all planes 0 for the null
 condition. MONAI's own scheduler adds the noise (linear, 1,000 steps, epsilon). What differs from the tutorials favours
@@ -83,7 +83,7 @@ class PlainDDPM(nn.Module):
         guidance_rescale: float,
         num_inference_steps: int,
     ) -> Tensor:
-        """Images (B, M, X, Y, Z) in [-1, 1] for masks label (B, X, Y, Z), by DDPM's posterior of the stride taken.
+        """Images (B, M, X, Y, Z) in [-1, 1] for masks label (B, X, Y, Z), by DDPM's posterior of the actual step.
 
         x_0 is clamped to [-1, 1] at every step, as MONAI's scheduler does.
         """
@@ -142,7 +142,7 @@ class Training:
         return loss.item()
 
     def save(self, path: Path) -> None:
-        """Write everything that the loop needs to go on."""
+        """Write everything that the loop needs to resume."""
         state = {key: getattr(self, key).state_dict() for key in ("model", "averaged", "optimizer")}
         with atomic_write(path) as temporary:
             torch.save(state | {"step": self.step, "seconds": self.seconds}, temporary)
@@ -156,7 +156,7 @@ class Training:
 
 
 def batches(cases: Sequence[ModelCase], budget: TrainerOptions, start: int = 0) -> Iterator[Batch]:
-    """medaug's training batches from step `start` on, without end, augmented in a process of their own."""
+    """medaug's training batches from step `start` on, endless, augmented in a separate process."""
     steps = StepsFrom(start, 10**9)
     data = training_batches(cases, budget)
     return iter(make_loader(data, steps, budget.num_workers))
@@ -170,7 +170,7 @@ def train_for(
     options: Options,
     path: Path,
 ) -> Training:
-    """Train until `seconds` of wall time are spent, those of earlier calls included; a checkpoint every minute.
+    """Train until `seconds` of wall time are used, including earlier calls; saves a checkpoint every minute.
 
     The learning rate follows medaug's curve over time: a linear warm-up, a cosine decay to a tenth.
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of image quality share: the cohort, the judge, sampled volumes and their scores.
+"""Helpers of the benchmarks of image quality: the cohort, the judge, sampled volumes and their scores.
 
 Volumes are scored on the validation split, one for each of its masks; test subjects are never looked at. Every volume
 is a file that is written when it is made, so that an interrupted benchmark goes on where it was.
@@ -46,7 +46,7 @@ from medaug.training.model import DiffusionModel
 from medaug.training.module import DiffusionModule
 
 MEASURES = {"faithfulness": True, "spectral_distance": False, "gradient_deviation": False}
-"""Whether more is better."""
+"""Whether higher is better."""
 
 Scores = dict[str, NDArray[np.float64]]
 Volume = NDArray[np.float32]
@@ -84,7 +84,7 @@ def load_cohort(experiment: str, cache: Path, preprocessing: Preprocessing | Non
 
 
 def untrained(options: Options, cohort: Cohort) -> DiffusionModule:
-    """medaug's model and its training, as `medaug.train` begins with it; the codec kl with random weights."""
+    """medaug's model and its training as at the start of `medaug.train`; the codec kl has random weights."""
     card = Card(
         experiment=options.experiment,
         options=part(options, *MODEL_NODES),
@@ -111,7 +111,7 @@ def load_judge(path: Path, cohort: Cohort, steps: int, seed: int = 0) -> nn.Modu
 def sampled(
     folder: Path, identity: Mapping[str, Any], cases: Sequence[ModelCase], draw: Draw, seed: int = 0
 ) -> list[Volume]:
-    """One volume (M, X, Y, Z) per mask of `cases`, in [-1, 1]; those on file are not made again.
+    """One volume (M, X, Y, Z) per mask of `cases`, in [-1, 1]; volumes that exist as files are not made again.
 
     The seed of a volume is a function of `seed` and of its place in `cases`, the same whatever makes it.
 
@@ -160,11 +160,11 @@ class Scorer:
         }
 
     def real(self) -> Scores:
-        """The same of the real validation scans themselves."""
+        """Score the real validation scans in the same way."""
         return self([np.array(case.image) for case in self.cohort.val])
 
     def discrepancy(self, volumes: Sequence[Volume]) -> float:
-        """`spectral_discrepancy` of the volumes as a set, which a lack of variety raises; mean over the modalities."""
+        """`spectral_discrepancy` of the set of volumes, which is also large if they vary too little."""
         rows = np.array([_textures(volume) for volume in volumes])[..., 1:]
         means, stds = self.mean[:, 1:], self.std[:, 1:]
         return float(np.mean([spectral_discrepancy(rows[:, m], means[m], stds[m]) for m in range(len(means))]))
@@ -190,7 +190,7 @@ def as_plain(interval: Interval) -> dict[str, float]:
 
 
 def sampling(experiment: str, words: Sequence[str] = ()) -> dict[str, Any]:
-    """The settings of samples, by key, that `medaug.generate` reads from these words of its command line."""
+    """The sampling options, by key, that `medaug.generate` reads from these words of its command line."""
     options = load_options("generate", [f"experiment={experiment}", *words])
     generate, sampler = options.generate, options.sampler
     return {
@@ -205,13 +205,13 @@ def sampling(experiment: str, words: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def plain_sampling(settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """What `PlainDDPM.sample` takes, guided as these settings of `sampling` are."""
+    """The arguments of `PlainDDPM.sample`, with the same guidance as these settings of `sampling`."""
     guidance = {key: settings[key] for key in ("guidance_scale", "guidance_rescale")}
     return guidance | {"num_inference_steps": steps}
 
 
 def evaluations(sampler: str, steps: int) -> int:
-    """How often a sampler evaluates the denoiser; with guidance, each is a forward pass of two branches."""
+    """Number of evaluations of the denoiser by a sampler; with guidance, each is a forward pass of two branches."""
     return SAMPLERS[sampler].evaluations(steps)
 
 
@@ -228,7 +228,7 @@ def drawing(model: DiffusionModel | PlainDDPM, settings: Mapping[str, Any]) -> D
 
 
 def train(words: Sequence[str], folder: Path) -> float:
-    """Run `medaug.train`, or let it go on, with runs in `folder`; its wall time in seconds.
+    """Run or resume `medaug.train`, with runs in `folder`; returns its wall time in seconds.
 
     Samples are not scored on the way: it takes time, and nothing is chosen by the masks that are scored in the end.
     The seconds are those of all calls until it was finished, start-up included; they are kept in `folder`/clock.json.

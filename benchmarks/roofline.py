@@ -1,4 +1,4 @@
-"""How close a training step comes to what the machine can do: a roofline per layer (Williams et al. 2009), summed.
+"""How close a training step comes to the machine's peak: a roofline per layer (Williams et al. 2009), summed.
 
 python benchmarks/roofline.py [key=value of medaug.train ...] [--side 40 56 40] [--modalities 1] [--batch 4] [--profile]
 
@@ -124,7 +124,7 @@ def random_batch(
 
 
 def least_times(passes: Sequence[Pass], weights: int, peak: float, bandwidth: float) -> dict[str, dict[str, float]]:
-    """Calls, operations, bytes and least seconds of a training step, by kind of layer, with the optimiser.
+    """Calls, operations, bytes and minimum seconds of a training step, by kind of layer, with the optimiser.
 
     Args:
         passes: of all layers, forward and backward.
@@ -191,7 +191,7 @@ def measured_bandwidth(device: torch.device) -> float:
 
 
 def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> list[float]:
-    """Seconds of each of several runs, to their end on the device, after two that are not counted."""
+    """Seconds of each of several runs, until the device has finished, after two warm-up runs that are not counted."""
     taken = []
     for _ in range(repeats + 2):
         start = time.perf_counter()

@@ -74,7 +74,7 @@ def main() -> None:
     done: dict[tuple[str, int, float], Scores] = {}
 
     def job(arm: str, seed: int) -> None:
-        """Train one model, draw its volumes, and score them."""
+        """Train one model, sample its volumes, and score them."""
         folder = options.work / f"seed_{seed}" / arm
         words = [f"experiment={options.experiment}", f"trainer.max_steps={options.steps}", f"trainer.seed={seed}"]
         words += [f"data.labelled={options.labelled}", f"data.labelled_seed={seed}", *options.words, *arms[arm]]
@@ -86,9 +86,11 @@ def main() -> None:
         digest = file_sha256(checkpoint)
         _, model = load_model(checkpoint, torch.device("cpu"))
         for scale in options.guidance_scales:
-            asked = settings | {"guidance_scale": scale}
-            draw = drawing(model, asked)
-            volumes = sampled(folder / f"guidance_{scale:g}", asked | {"checkpoint": digest}, cohort.val, draw, seed)
+            settings_used = settings | {"guidance_scale": scale}
+            draw = drawing(model, settings_used)
+            volumes = sampled(
+                folder / f"guidance_{scale:g}", settings_used | {"checkpoint": digest}, cohort.val, draw, seed
+            )
             scores = done[arm, seed, scale] = scorer(volumes)
             discrepancies[f"{arm}, seed {seed}, guidance {scale:g}"] = of_set = scorer.discrepancy(volumes)
             means = {measure: round(float(values.mean()), 3) for measure, values in scores.items()}
@@ -106,10 +108,10 @@ def main() -> None:
             rows["all seeds"] = difference(with_, without, cohort.subjects)
             plain = differences.setdefault(f"{arm}, guidance {scale:g}", {}).setdefault(measure, {})
             for name, interval in rows.items():
-                told = verdict(interval, MEASURES[measure])
-                plain[name] = as_plain(interval) | {"verdict": told}
+                found = verdict(interval, MEASURES[measure])
+                plain[name] = as_plain(interval) | {"verdict": found}
                 bounds = f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
-                print(f"{measure}, {arm} - without, guidance {scale:g}, {name}: {bounds}: {told}")
+                print(f"{measure}, {arm} - without, guidance {scale:g}, {name}: {bounds}: {found}")
         figures = {
             "labelled": options.labelled,
             "steps": options.steps,

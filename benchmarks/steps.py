@@ -50,7 +50,7 @@ Key = tuple[str, int]
 
 
 def main() -> None:
-    """Draw, score, and print and write the curves."""
+    """Sample, score, and print and write the curves."""
     parser = arguments(__doc__ or "", "steps")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
@@ -133,7 +133,7 @@ def compared(scores: Scores, reference: Scores, subjects: Sequence[str]) -> dict
 
 
 def least(curve: Mapping[int, Scores], reference: Scores, subjects: Sequence[str]) -> int | None:
-    """The smallest number of steps that loses nothing, nor does any larger; None where even the largest does."""
+    """The smallest number of steps such that it and all larger ones lose nothing; None if even the largest does."""
     found = None
     for n in sorted(curve, reverse=True):
         for measure, interval in compared(curve[n], reference, subjects).items():

@@ -1,4 +1,4 @@
-"""Texture of synthetic volumes against real ones, beside twice what two halves of the real volumes differ by.
+"""Texture of synthetic volumes against real ones; the limit is twice the difference of two halves of the real ones.
 
 python benchmarks/texture.py CHECKPOINT [key=value of medaug.generate ...] [--split val]
 
@@ -23,7 +23,7 @@ from medaug.training.checkpoint import load_model
 
 
 def main() -> None:
-    """Draw, and print and write the table."""
+    """Sample, and print and write the table."""
     parser = arguments(__doc__ or "", "texture")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--split", choices=["train", "val"], default="val", help="whose masks and scans")

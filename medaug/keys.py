@@ -131,8 +131,8 @@ def refuse(key: Key, value: Any, text: str) -> None:
     """Raise an error if the key may not have this value, whatever the other keys are.
 
     Args:
-        key: of the value.
-        value: to check.
+        key: declaration of the key.
+        value: the value to check.
         text: key and value as the message shows them.
 
     Raises:

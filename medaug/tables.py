@@ -28,7 +28,7 @@ class Table(Generic[Entry]):
     `table[name]` looks one up; `name in table`, `len(table)` and iteration know all names without importing anything.
 
     Args:
-        name: of the table, such as "samplers"; installed packages add to it by the group `medaug.samplers`.
+        name: name of the table, such as "samplers"; installed packages add to it by the group `medaug.samplers`.
         noun: what one entry is called in messages, such as "sampler".
         kind: class or runtime-checkable protocol of the entries; an installed entry of another kind is refused.
         key: the option that chooses an entry, such as "sampler.name", for messages.
@@ -126,7 +126,7 @@ def entry_defaults(table: str, name: str, known: Collection[str]) -> dict[str, A
 
     Args:
         table: such as "samplers".
-        name: of an entry.
+        name: name of an entry.
         known: keys of the group.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which training scans have which labels: all of them, or a random choice of a given number of subjects."""
+"""Which training scans keep their labels in a job: all of them, or those of a random choice of subjects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def label_counts(options: BenchmarkOptions) -> list[int | None]:
     """The numbers of labelled training subjects to compare, in the order given; None: all.
 
     Raises:
-        UserError: an entry is neither "all" nor a number from 1 up.
+        UserError: an entry is neither "all" nor a positive integer.
     """
     for word in options.labelled:
         if word != ALL and not (word.isascii() and word.isdigit() and int(word) > 0):
@@ -36,11 +36,11 @@ def label_counts(options: BenchmarkOptions) -> list[int | None]:
 
 
 def uncovered(cohort: Manifest, card: Card, phantoms: Path) -> Manifest:
-    """The cohort of a training with the labels that `data.labelled` hid from it.
+    """The cohort of a training, including the labels that `data.labelled` hid from it.
 
     Args:
         cohort: the cohort as the training saw it.
-        card: of the training's checkpoint.
+        card: card of the training's checkpoint.
         phantoms: folder of the run's phantoms.
 
     Raises:
@@ -90,7 +90,7 @@ class TrainingScans:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What a result depends on beside the benchmark's inputs: the labels that they do not include."""
+        """What a result depends on in addition to the benchmark's inputs: labels that they do not include."""
         return {} if self.cohort == self.inputs.cohort else {"labels": self.digest()}
 
     def digest(self) -> str:

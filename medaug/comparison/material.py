@@ -19,9 +19,9 @@ class Material:
         real: labelled real training cases.
         synthetic: all synthetic pairs.
         synthetic_share: share of each batch that is synthetic, in arms with both kinds that do not fix it themselves.
-        schema: of the labels.
+        schema: label schema.
         unlabelled: the other training cases; their labels, if there are any, are removed.
-        seed: of the job.
+        seed: seed of the job.
         folder: for what is computed once and used by several jobs.
         teach: trains a segmenter on a training set with a seed, for as many steps as the job's own.
     """

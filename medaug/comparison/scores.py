@@ -26,7 +26,7 @@ class Scores:
     """Values by job, case, structure and metric.
 
     Attributes:
-        values: in the order of the file.
+        values: the values, in the order of the file.
         structures: what was scored, in order: regions or foreground classes.
         source: the file that a message about a missing value names.
         remedy: what that message advises.

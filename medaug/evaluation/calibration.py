@@ -1,6 +1,6 @@
-"""Are a segmenter's probabilities right? Brier score and expected calibration error of one structure.
+"""Calibration of a segmenter's probabilities: Brier score and expected calibration error of one structure.
 
-Both are measured in a box around the true structure: elsewhere every segmenter is right and sure of it, and a volume
+Both are measured in a box around the true structure. Farther away every segmenter is correct and certain, so a volume
 that is mostly background would look well calibrated whatever happens at the boundary. The box depends on the truth
 alone, so that all arms are measured on the same voxels.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MARGIN = 10.0
-"""mm around the true structure that belong to the box."""
+"""Distance in mm by which the box extends beyond the true structure."""
 
 BINS = 15
 
@@ -29,8 +29,8 @@ def calibration_error(probability: NDArray[np.floating], t: NDArray[np.bool_], b
     Bins of equal width over 0..1, closed on the right (Naeini, Cooper, Hauskrecht, AAAI 2015).
 
     Args:
-        probability: of being true, of any shape.
-        t: truth, of the same shape.
+        probability: probability that each voxel is true, any shape.
+        t: truth, same shape.
         bins: number of bins.
     """
     p = np.ravel(probability).astype(np.float64)
@@ -48,10 +48,11 @@ def calibration_box(
         t: true mask (X, Y, Z).
         judged: voxels whose truth is known.
         spacing: voxel sides in mm.
-        margin: mm that the box reaches beyond the structure.
+        margin: distance in mm by which the box extends beyond the structure.
 
     Returns:
-        (X, Y, Z); the whole volume if the structure is absent, and everything judged if the box has no such voxel.
+        (X, Y, Z) bool. If the structure is absent, the box is the whole volume. If the truth is unknown in the whole
+        box, its ignored voxels are kept.
     """
     box = np.ones(t.shape, bool)
     if t.any():

@@ -1,4 +1,4 @@
-"""How many lesions were found, and how many of the findings are lesions: scores that count components, not voxels."""
+"""Lesion-wise scores, which count connected components instead of voxels: sensitivity and F1."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import generate_binary_structure, label
 
 CONNECTIVITY = {6: 1, 18: 2, 26: 3}
-"""Neighbours of a voxel, and how many of the three coordinates may differ between neighbours."""
+"""Number of neighbours of a voxel -> number of coordinates that may differ between neighbours."""
 
 
 def lesion_sensitivity(p: NDArray[np.bool_], t: NDArray[np.bool_], connectivity: int = 26) -> float:
@@ -23,10 +23,10 @@ def lesion_sensitivity(p: NDArray[np.bool_], t: NDArray[np.bool_], connectivity:
 
 
 def lesion_f1(p: NDArray[np.bool_], t: NDArray[np.bool_], connectivity: int = 26) -> float:
-    """Harmonic mean of the share of true lesions that are found and the share of findings that are lesions.
+    """Harmonic mean of the share of true lesions that are found and the share of predicted components that are lesions.
 
     A true lesion is found, and a predicted component is a lesion, if it shares at least one voxel with the other mask
-    (Commowick et al., Scientific Reports 8, 13650, 2018, whose rule also asks for a least overlap).
+    (Commowick et al., Scientific Reports 8, 13650, 2018, who also require a minimum overlap).
 
     Args:
         p: mask (X, Y, Z).
@@ -34,7 +34,7 @@ def lesion_f1(p: NDArray[np.bool_], t: NDArray[np.bool_], connectivity: int = 26
         connectivity: see `lesion_sensitivity`.
 
     Returns:
-        0..1; 1 when both masks are empty, 0 when one is.
+        0..1; 1 if both masks are empty, 0 if one is.
     """
     if not p.any() or not t.any():
         return float(not p.any() and not t.any())

@@ -39,7 +39,7 @@ class Context:
     Attributes:
         tolerance: distance in mm between surfaces that counts as agreement.
         connectivity: neighbours of a voxel of the same lesion; None: the structure does not consist of lesions.
-        probability: of the structure in each voxel, (X, Y, Z) in 0..1; None: the segmenter gives none.
+        probability: probability of the structure in each voxel, (X, Y, Z) in 0..1; None: the segmenter gives none.
         judged: voxels whose truth is known, (X, Y, Z).
     """
 
@@ -65,7 +65,7 @@ def segmentation_scores(
         spacing: voxel sides in mm.
         schema: the labels; its structures are scored.
         options: tolerance and lesions; None: the defaults.
-        probabilities: of the classes, (num_classes, X, Y, Z); None: calibration is not measured.
+        probabilities: probabilities of the classes, (num_classes, X, Y, Z); None: calibration is not measured.
 
     Returns:
         (structure, metric, value) for each structure and each metric of `METRICS` that applies to it.

@@ -1,4 +1,4 @@
-"""Surfaces of masks: where they lie, and how far they are from each other."""
+"""Normalised surface Dice of two masks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ ROUNDING = 1e-6
 def surface_dice(p: NDArray[np.bool_], t: NDArray[np.bool_], spacing: Sequence[float], tolerance: float) -> float:
     """Normalised surface Dice: the share of both surfaces that lies within `tolerance` of the other one.
 
-    (Nikolov et al., J. Med. Internet Res. 23(7), 2021.) A mask's surface is its voxels with a face neighbour outside
-    the mask; everything beyond the volume is outside; distances are measured between voxel centres; each surface voxel
-    counts once, whatever its area.
+    (Nikolov et al., J. Med. Internet Res. 23(7), 2021.) The surface of a mask consists of its voxels that have a face
+    neighbour outside the mask or outside the volume. Distances are between voxel centres, and each surface voxel counts
+    once, whatever its area.
 
     Args:
         p: mask (X, Y, Z).
@@ -26,7 +26,7 @@ def surface_dice(p: NDArray[np.bool_], t: NDArray[np.bool_], spacing: Sequence[f
         tolerance: mm, at least 0; a distance of exactly the tolerance is accepted.
 
     Returns:
-        0..1; 1 when both masks are empty, 0 when one is.
+        0..1; 1 if both masks are empty, 0 if one is.
     """
     if not p.any() or not t.any():
         return float(not p.any() and not t.any())
@@ -44,6 +44,6 @@ def _surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """The smallest box that holds a mask. Nothing outside it is a surface voxel, and its faces border on no voxel."""
+    """The smallest box that contains a mask; all surface voxels are in it, and its faces count as outside the mask."""
     ends = [np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis))) for axis in range(mask.ndim)]
     return tuple(slice(places[0], places[-1] + 1) for places in ends)

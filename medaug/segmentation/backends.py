@@ -19,7 +19,7 @@ class UNetBackend:
 
     Attributes:
         build: makes the untrained network.
-        fewest_levels: of the network.
+        fewest_levels: minimum number of levels of the network.
     """
 
     build: Build

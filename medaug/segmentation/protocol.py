@@ -32,7 +32,7 @@ class PseudoLabels:
 
     Attributes:
         cases: the scans.
-        probabilities: of every class in every voxel of each scan, (C, X, Y, Z) uint8 in 1/255.
+        probabilities: probability of every class in every voxel of each scan, (C, X, Y, Z) uint8 in 1/255.
         augment: augmentation of these scans.
         share: share of each batch.
         finish: share of the steps, at the end, that use no pseudo-labels.

@@ -119,7 +119,7 @@ def soft_dice_and_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) 
     Args:
         logits: (B, num_classes, X, Y, Z).
         target: probabilities (B, num_classes, X, Y, Z).
-        weight: of the voxels, (B, X, Y, Z) in 0..1.
+        weight: weights of the voxels, (B, X, Y, Z) in 0..1.
     """
     shares = logits.softmax(1) * weight[:, None]
     dice = DiceLoss(include_background=False, batch=True)(shares, target * weight[:, None])

@@ -201,8 +201,8 @@ def on_host_grid(
     """A pair as it is written: on its host's grid, in the host's units and voxel type.
 
     Args:
-        card: of the model.
-        host: of the pair.
+        card: card of the model.
+        host: host of the pair.
         mask: (X, Y, Z) class indices or IGNORE, in model space.
         image: (M, X, Y, Z) in [-1, 1], in model space.
 

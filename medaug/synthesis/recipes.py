@@ -63,9 +63,9 @@ def recipe_guidance(recipe: Recipe, schema: LabelSchema, scale: float | None = N
     """The guidance of a recipe.
 
     Args:
-        recipe: of a pair.
-        schema: of the model.
-        scale: in place of the recipe's own.
+        recipe: recipe of a pair.
+        schema: label schema of the model.
+        scale: guidance scale to use instead of the recipe's.
     """
     negative = tuple(schema.names.index(name) for name in recipe.negative_classes)
     scale = recipe.guidance_scale if scale is None else scale

@@ -1,4 +1,4 @@
-"""From the options of a sampler to a `Sampling`, with one check for every stage that samples."""
+"""Makes a `Sampling` from options and checks it, for every stage that samples."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from medaug.tables import parse_parameters
 
 
 def check_sampling(process: Process, sampler: SamplerOptions, key: str = "sampler") -> Sampling:
-    """The sampling that the options mean, checked against the model's process.
+    """Make the `Sampling` that the options describe, and check it against the model's process.
 
     Args:
-        process: of the model.
-        sampler: options.
+        process: process of the model.
+        sampler: the `sampler` options.
         key: the option that a message names.
 
     Raises:
