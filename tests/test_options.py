@@ -212,6 +212,7 @@ def test_choices_and_lists_are_checked(stage, word, said):
         ("process.noise_schedule", "sigmoid", "not one of linear, cosine"),
         ("task.target", "mask", "not one of image, label"),
         ("trainer.precision", "fp7", "not one of auto, bf16"),
+        ("trainer.region_weight", 0.0, "must be above 0"),
     ],
 )
 def test_stored_options_are_checked_like_those_of_a_command_line(path, value, said):
