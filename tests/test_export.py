@@ -102,6 +102,7 @@ def test_a_failed_export_is_not_recorded(tmp_path, pairs):
         ({"out": "x"}, "nothing to export; give experiment=NAME for its synthetic pairs, or manifest=FILE"),
         ({"out": "x", "manifest": "x.json", "format": "tar"}, "export.format=tar: no such export format"),
         ({"out": "x", "manifest": "nowhere.json"}, "nowhere.json: no such file"),
+        ({"out": "x", "manifest": "x.json", "sign_key": "no.pem"}, "no.pem: no such file"),
         ({"out": "x", "experiment": "toy"}, "no finished synthetic pairs"),
     ],
 )
