@@ -10,7 +10,7 @@ import logging
 from medaug.config import part
 from medaug.launcher import launch
 from medaug.options import Options
-from medaug.runs import claim, command, finish, refuse_edited, stage_folder, trained_checkpoint
+from medaug.runs import claim, command, continues, finish, refuse_edited, stage_folder, trained_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +23,10 @@ def main(options: Options) -> None:
     from medaug.comparison.benchmark import all_jobs, run_benchmark
     from medaug.comparison.inputs import read_inputs
     from medaug.comparison.labels import TrainingScans, label_counts
+    from medaug.comparison.plan import plan_benchmark
     from medaug.comparison.results import Benchmark
-    from medaug.reporting.console import print_table, print_verdicts
+    from medaug.comparison.setting import Setting
+    from medaug.reporting.console import print_plan, print_table, print_verdicts
     from medaug.reporting.report import write_report
 
     check_arms(options.arms, options.segmenter.batch_size)
@@ -35,6 +37,11 @@ def main(options: Options) -> None:
     scans = TrainingScans.find(inputs, label_counts(options.benchmark))
     identity = part(options, "benchmark", "arms", "segmenter", "scoring") | inputs.identity | scans.identity
     growable = ("arms.names", "benchmark.labelled", "benchmark.draws")  # each job has its own result
+    if options.benchmark.plan:
+        setting = Setting.prepare(inputs, scans, options, all_jobs(options))
+        started = folder if continues(folder, identity, growable) else None
+        print_plan(plan_benchmark(setting, all_jobs(options), started), Console())
+        return
     work = claim(folder, identity, options.overwrite, growable, recorded=("cohort",))
     if work:
         result = run_benchmark(inputs, scans, options, folder)

@@ -163,6 +163,16 @@ def _settle(
     return True
 
 
+def continues(folder: Path, identity: dict[str, Any], growable: tuple[str, ...] = ()) -> bool:
+    """Whether a run with this configuration would continue what is in a folder; arguments as for `claim`.
+
+    Raises:
+        UserError: the folder's config.yaml cannot be read.
+    """
+    former = _read_config(folder / "config.yaml")
+    return former is not None and _differences(former, json.loads(json.dumps(identity))).keys() <= set(growable)
+
+
 def _results(folder: Path) -> set[str]:
     """The names in a folder, without hidden files."""
     return {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}

@@ -53,6 +53,7 @@ class Stage:
 
 _RUN = ("experiment", "preset", "runs", "umask")
 _MODEL = ("data", "task", "codec", "network", "process", "trainer", "logger")
+_SCREENED_BY = tuple(f"segmenter.{key}" for key in ("channels", "learning_rate", "batch_size", "num_workers", "ema"))
 _JUDGED_BY = ("intensity", "percentiles", "window", "zscore_clip", "labelled")
 
 STAGES = {
@@ -82,7 +83,7 @@ STAGES = {
             "train",
             "runs/EXP/synthetic",
             "experiment=demo num=16",
-            (*_RUN, "overwrite", "checkpoint", "sampler", "masks", "screen", "segmenter", "scoring.lesions"),
+            (*_RUN, "overwrite", "checkpoint", "sampler", "masks", "screen", *_SCREENED_BY, "scoring.lesions"),
             shared=True,
             continues=True,
         ),

@@ -280,6 +280,7 @@ class BenchmarkOptions:
         items=Items(fewest=1, distinct=True),
         identity=None,
     )
+    plan: bool = option("print the jobs, which are done, and how long the others take, and stop", False, identity=False)
     bootstrap_seed: int = option("seed of the intervals", 0, limits=at_least(0))
     backend: str = option("what trains the segmenters", "unet", choices=one_of(table="backends"), identity=None)
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from medaug.comparison.plan import ArmPlan
 from medaug.comparison.results import Benchmark, with_labels
 from medaug.errors import printable
 from medaug.evaluation.scores import MEAN_FOREGROUND
@@ -62,3 +63,25 @@ def print_verdicts(benchmark: Benchmark, console: Console) -> None:
     if benchmark.floor:
         line = f"trivial baseline, {MEAN_FOREGROUND} Dice: {benchmark.floor[MEAN_FOREGROUND]:.3f}"
         console.print(Text(line), soft_wrap=True)
+
+
+def print_plan(plans: Sequence[ArmPlan], console: Console) -> None:
+    """Print the jobs of every arm, how many are done, and the time that the others take."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption="estimated from a few steps, one job after another")
+    table.add_column("arm", overflow="fold")
+    for heading in ("jobs", "done", "time per job", "time left"):
+        table.add_column(heading, justify="right")
+    for one in plans:
+        each = format_duration(one.seconds) if one.done < one.jobs else "-"
+        table.add_row(printable(one.arm), str(one.jobs), str(one.done), each, format_duration(one.seconds_left))
+    console.print(table)
+    left = sum(one.jobs - one.done for one in plans)
+    total = format_duration(sum(one.seconds_left for one in plans))
+    console.print(Text(f"{left} of {sum(one.jobs for one in plans)} jobs left: about {total}"), soft_wrap=True)
+
+
+def format_duration(seconds: float) -> str:
+    """`45 s`, `3 min` or `2.5 h`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

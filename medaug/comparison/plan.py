@@ -1,0 +1,84 @@
+"""What a benchmark would do, and how long it would take."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from medaug.comparison.job import Job
+from medaug.comparison.jobs import TestSet
+from medaug.comparison.setting import Setting
+
+FEW_STEPS = (2, 6)
+"""Optimisation steps of the two short trainings from which the time per step is taken."""
+FEW_CASES = 2
+
+
+@dataclass(frozen=True)
+class ArmPlan:
+    """The jobs of an arm.
+
+    Attributes:
+        arm: name.
+        jobs: number of jobs.
+        done: how many of them are done.
+        seconds: estimated time of one job; 0 if none is left.
+    """
+
+    arm: str
+    jobs: int
+    done: int
+    seconds: float
+
+    @property
+    def seconds_left(self) -> float:
+        """Estimated time of the jobs that are left."""
+        return (self.jobs - self.done) * self.seconds
+
+
+def plan_benchmark(setting: Setting, jobs: Iterable[Job], folder: Path | None) -> list[ArmPlan]:
+    """The jobs of every arm, with the time that they take on this machine as busy as it is now.
+
+    Args:
+        setting: of the benchmark.
+        jobs: all of them.
+        folder: of the benchmark, with the jobs that are done; None: none is.
+
+    Raises:
+        UserError: an arm cannot be trained.
+    """
+    by_arm: dict[str, list[Job]] = {}
+    for job in jobs:
+        by_arm.setdefault(job.arm, []).append(job)
+    plans = []
+    for arm, own in by_arm.items():
+        left = [job for job in own if folder is None or not job.is_done(folder)]
+        plans.append(ArmPlan(arm, len(own), len(own) - len(left), estimate(setting, left[0]) if left else 0.0))
+    return plans
+
+
+def estimate(setting: Setting, job: Job) -> float:
+    """Seconds of a job, extrapolated from two trainings of a few steps and from scoring a few cases."""
+    few, more = FEW_STEPS
+    short, longer = (_training_seconds(setting, job, steps) for steps in FEW_STEPS)
+    per_step = max(longer[0] - short[0], 0.0) / (more - few)
+    start = max(short[0] - few * per_step, 0.0)
+    return start + setting.options.benchmark.steps * per_step + longer[1]
+
+
+def _training_seconds(setting: Setting, job: Job, steps: int) -> tuple[float, float]:
+    """Seconds of a training of a few steps, and of scoring all test cases."""
+    benchmark = replace(setting.options.benchmark, steps=steps)
+    shortened = replace(setting, options=replace(setting.options, benchmark=benchmark))
+    test = TestSet(setting.test.cohort, setting.test.cases[:FEW_CASES], setting.test.scoring)
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        segmenter = shortened.segmenter()
+        segmenter.fit(shortened.training_set(job, Path(folder)), steps, job.seed, f"{job}, timing")
+        trained = time.perf_counter()
+        test.score(job, segmenter, Path(folder))
+        scored = time.perf_counter()
+    return trained - begin, (scored - trained) / len(test.cases) * len(setting.test.cases)

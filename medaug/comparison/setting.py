@@ -1,0 +1,117 @@
+"""What all jobs of a benchmark share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from medaug.comparison.arms import ARMS
+from medaug.comparison.inputs import Inputs
+from medaug.comparison.job import Job
+from medaug.comparison.jobs import TestSet, run_job
+from medaug.comparison.labels import TrainingScans
+from medaug.comparison.material import Material
+from medaug.data.cases import ModelCase
+from medaug.data.contents import refuse_copies
+from medaug.errors import UserError
+from medaug.evaluation.scores import check_scoring
+from medaug.options import Options
+from medaug.segmentation.backends import BACKENDS
+from medaug.segmentation.protocol import Problem, Segmenter, SoftSegmenter, TrainingSet
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all jobs of a benchmark share.
+
+    Attributes:
+        scans: the training scans with their labels.
+        synthetic: the synthetic pairs.
+        test: the test scans.
+        problem: what is to be segmented.
+        options: options of the stage; `benchmark`, `arms` and `segmenter` are read.
+    """
+
+    scans: TrainingScans
+    synthetic: Sequence[ModelCase]
+    test: TestSet
+    problem: Problem
+    options: Options
+
+    @classmethod
+    def prepare(cls, inputs: Inputs, scans: TrainingScans, options: Options, jobs: Iterable[Job]) -> Setting:
+        """Load the scans, and refuse what no job could use.
+
+        Args:
+            inputs: generator, pairs and cohort.
+            scans: the training scans with their labels.
+            options: options of the stage.
+            jobs: all jobs.
+
+        Raises:
+            UserError: there is no labelled test scan, too few training subjects have labels, the generator saw labels
+                that a job with pairs hides, or two scans of different splits are equal.
+        """
+        cohort = inputs.cohort
+        if not inputs.labelled("test"):
+            raise UserError("no labelled test subjects", "raise data.test_fraction and train again", path=cohort.root)
+        if unscored := len(cohort.split("test")) - len(inputs.labelled("test")):
+            log.warning("%d test scans have no label and are not scored", unscored)
+        check_scoring(options.scoring, cohort.schema)
+        for job in jobs:
+            scans.kept(job)  # too few labels are refused before anything is trained
+            if ARMS[job.arm].synthetic:
+                scans.refuse_seen(job)
+        synthetic = inputs.load_synthetic()
+        test = TestSet(cohort, inputs.load_real("test"), options.scoring)
+        refuse_copies({"train": scans.labelled, "test": test.cases, "synthetic": synthetic})
+        return cls(
+            scans, synthetic, test, Problem(cohort.modalities, cohort.schema, inputs.card.preprocessing), options
+        )
+
+    def run(self, job: Job, folder: Path) -> None:
+        """Train and score the segmenter of a job, unless it is done; see `run_job`."""
+        make = partial(self.training_set, job, folder)
+        run_job(job, self.segmenter(), make, self.options.benchmark.steps, self.test, folder)
+
+    def segmenter(self) -> Segmenter:
+        """An untrained segmenter."""
+        return BACKENDS[self.options.benchmark.backend].make(self.problem, self.options.segmenter)
+
+    def training_set(self, job: Job, folder: Path) -> TrainingSet:
+        """What the segmenter of a job trains on.
+
+        Args:
+            job: the job.
+            folder: folder of the benchmark, for what jobs can use again.
+
+        Raises:
+            UserError: see `Arm.training_set`.
+        """
+        material = Material(
+            self.scans.real(job),
+            self.synthetic,
+            self.options.arms.synthetic_share,
+            self.scans.cohort.schema,
+            self.scans.unlabelled(job),
+            job.seed,
+            folder / "deformations",
+            partial(self._teach, job),
+        )
+        return ARMS[job.arm].training_set(material)
+
+    def _teach(self, job: Job, training_set: TrainingSet, seed: int) -> SoftSegmenter:
+        """Train a teacher for a job, with the backend and steps of its own segmenter."""
+        settings, teacher = self.options.benchmark, self.segmenter()
+        if not isinstance(teacher, SoftSegmenter):
+            raise UserError(
+                f"{job}: benchmark.backend={settings.backend} gives no probabilities, which teachers need",
+                "leave the arm out",
+            )
+        teacher.fit(training_set, settings.steps, seed, f"{job}, teacher")
+        return teacher

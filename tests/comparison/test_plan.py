@@ -1,0 +1,93 @@
+"""The plan of a benchmark, with a clock that only the work moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from medaug.comparison import plan
+from medaug.comparison.job import Job
+from medaug.comparison.plan import ArmPlan, plan_benchmark
+from medaug.options import BenchmarkOptions, Options
+from medaug.reporting.console import format_duration, print_plan
+from medaug.runs import claim, continues
+
+
+class Clock:
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+CLOCK = Clock()
+
+
+class Segmenter:
+    def fit(self, training_set, steps, seed, name):
+        CLOCK.now += 1 + 0.5 * steps
+
+
+class Cases:
+    """A test set that takes two seconds per case."""
+
+    def __init__(self, cohort, cases, scoring):
+        self.cohort, self.cases, self.scoring = cohort, cases, scoring
+
+    def score(self, job, segmenter, path):
+        CLOCK.now += 2 * len(self.cases)
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A setting whose arm `taught` trains a teacher for half as long as a segmenter."""
+
+    options: Options
+    test: Any = Cases(None, range(10), None)
+
+    def segmenter(self):
+        return Segmenter()
+
+    def training_set(self, job, folder):
+        CLOCK.now += 0.25 * self.options.benchmark.steps * (job.arm == "taught")
+
+
+@pytest.fixture
+def setting(monkeypatch):
+    monkeypatch.setattr(plan, "time", CLOCK)
+    monkeypatch.setattr(plan, "TestSet", Cases)
+    return Toy(Options(benchmark=BenchmarkOptions(steps=100)))
+
+
+def test_time_is_extrapolated_from_a_few_steps_and_a_few_cases(setting):
+    jobs = [Job(arm, seed) for seed in (0, 1) for arm in ("plain", "taught")]
+    plain, taught = plan_benchmark(setting, jobs, None)
+    assert (plain.arm, plain.jobs, plain.done) == ("plain", 2, 0)
+    assert plain.seconds == pytest.approx(1 + 0.5 * 100 + 2 * 10) and plain.seconds_left == 2 * plain.seconds
+    assert taught.seconds == pytest.approx(1 + 0.75 * 100 + 2 * 10)
+
+
+def test_jobs_that_are_done_are_counted_and_not_timed(setting, tmp_path):
+    jobs = [Job("plain", 0), Job("plain", 1)]
+    for job in jobs:
+        job.scores(tmp_path).parent.mkdir(parents=True)
+        job.scores(tmp_path).write_text("scores")
+        job.mark_done(tmp_path)
+    before = CLOCK.now
+    (only,) = plan_benchmark(setting, jobs, tmp_path)
+    assert (only.done, only.seconds_left) == (2, 0) and CLOCK.now == before
+    console = Console(record=True, width=100)
+    print_plan([only, ArmPlan("taught", 3, 1, 120.0)], console)
+    assert "2 of 5 jobs left: about 4 min" in console.export_text()
+    assert [format_duration(s) for s in (7.4, 600, 9000)] == ["7 s", "10 min", "2.5 h"]
+
+
+def test_a_folder_is_continued_only_with_its_own_configuration(tmp_path):
+    folder, identity = tmp_path / "run", {"benchmark": {"steps": 3}, "arms": {"names": ["a", "b"]}}
+    more = identity | {"arms": {"names": ["a", "b", "c"]}}
+    assert not continues(folder, identity)
+    claim(folder, identity, overwrite=False)
+    assert continues(folder, identity) and continues(folder, more, ("arms.names",)) and not continues(folder, more)
