@@ -15,8 +15,9 @@ from pydicom.dataset import Dataset
 from medaug.cohort.manifest import Case, Manifest
 from medaug.errors import UserError
 from medaug.files import atomic_write, put_folder, temporary_folder, write_json
+from medaug.imaging.cases import read_indices
 from medaug.imaging.nifti import write_volume
-from medaug.imaging.reading import read_label, read_volumes
+from medaug.imaging.reading import read_volumes
 from medaug.imaging.volume import Header, Volume, grid_difference, is_finite
 from medaug.layouts import PHANTOM_MARK
 from medaug.marking.mark import PHANTOM_NOTE, mark_dataset, mark_file, sidecar, synthetic_note
@@ -154,11 +155,9 @@ class Export:
         Raises:
             UserError: the file cannot be read, has another grid, or has values that are not in the schema.
         """
-        path = self.manifest.label_path(case)
-        assert path is not None
-        label = read_label(path)
-        _check_grid(path, first, label)
-        return self.manifest.schema.to_indices(label.array, str(path))
+        indices = read_indices(self.manifest, case, first)
+        assert indices is not None
+        return indices
 
 
 @runtime_checkable
