@@ -58,7 +58,7 @@ def only_t1(manifest: Manifest) -> Manifest:
 
 
 def export(manifest: Manifest, out: Path, kind: str = "BINARY", checkpoint: str = "0" * 64) -> Path:
-    write_dicom(Export(manifest, out, {"pair": {"checkpoint": checkpoint}}, kind))
+    write_dicom(Export(manifest, out, {"pair": {"checkpoint": checkpoint}}, segmentation=kind))
     return out
 
 
