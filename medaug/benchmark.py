@@ -6,6 +6,7 @@ python -m medaug.benchmark experiment=hippocampus [seeds=[0,1,2]] [steps=600]
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from medaug.config import part
 from medaug.launcher import launch
@@ -19,11 +20,12 @@ def main(options: Options) -> None:
     """Train every arm's segmenters, score them on the test split, compare, and write the report."""
     from rich.console import Console
 
-    from medaug.comparison.arms import check_arms
+    from medaug.comparison.arms import check_arms, pairs_to_compare
     from medaug.comparison.benchmark import all_jobs, run_benchmark
     from medaug.comparison.inputs import read_inputs
     from medaug.comparison.labels import TrainingScans, label_counts
     from medaug.comparison.plan import plan_benchmark
+    from medaug.comparison.primary import declare, primary_of
     from medaug.comparison.results import Benchmark
     from medaug.comparison.setting import Setting
     from medaug.reporting.console import print_plan, print_table, print_verdicts
@@ -34,6 +36,7 @@ def main(options: Options) -> None:
         stage_folder(options, name) for name in ("benchmark", "audit", "train", "generate")
     )
     inputs = read_inputs(trained_checkpoint(options), train, synthetic, command("generate", options))
+    primary = primary_of(options.benchmark, options.arms, list(inputs.cohort.schema.structures()))
     scans = TrainingScans.find(inputs, label_counts(options.benchmark))
     identity = part(options, "benchmark", "arms", "segmenter", "scoring") | inputs.identity | scans.identity
     growable = ("arms.names", "benchmark.labelled", "benchmark.draws")  # each job has its own result
@@ -43,17 +46,19 @@ def main(options: Options) -> None:
         print_plan(plan_benchmark(setting, all_jobs(options), started), Console())
         return
     work = claim(folder, identity, options.overwrite, growable, recorded=("cohort",))
-    if work:
-        result = run_benchmark(inputs, scans, options, folder)
-        files = [*result.save(folder), *(job.scores(folder) for job in all_jobs(options))]
-    else:
+    jobs = all_jobs(options)
+    if not work:
         refuse_edited(folder)
-        result = Benchmark.load(folder)
+    declared = declare(folder, primary, sum(job.is_done(folder) for job in jobs))
+    result = run_benchmark(inputs, scans, options, folder) if work else Benchmark.load(folder)
+    if declared != result.declared:  # the question is asked of the scores, which do not depend on it
+        result, work = replace(result, declared=declared).compare(pairs_to_compare(options.arms.names)), True
+    files = result.save(folder) if work else []
     refuse_edited(audit)
     report = folder / "report.html"
     write_report(result, folder.parent, report)  # also if finished: the audit may have been run in the meantime
     if work:
-        finish(folder, {"report": report.name}, files)
+        finish(folder, {"report": report.name}, [*files, *(job.scores(folder) for job in jobs)])
     console = Console()
     print_table(result, console)
     print_verdicts(result, console)

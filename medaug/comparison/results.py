@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medaug.comparison.inference import COLUMNS as TESTS
+from medaug.comparison.inference import Inference, adjust, infer
 from medaug.comparison.job import Job
+from medaug.comparison.primary import Declared, load_declarations
 from medaug.comparison.scores import Scores
 from medaug.csv_files import number, read_csv, write_csv
 from medaug.evaluation.scores import MEAN_FOREGROUND, METRICS
@@ -48,6 +51,7 @@ class Comparison:
         verdict: what the interval says, in words.
         floor: Dice of the trivial baseline; None in files of earlier versions.
         labelled: how many training subjects kept their labels; None: all.
+        tests: what tests say of the difference; None in files of earlier versions.
     """
 
     arm: str
@@ -59,6 +63,7 @@ class Comparison:
     verdict: str
     floor: float | None
     labelled: int | None = None
+    tests: Inference | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ class Benchmark:
         comparisons: arms against their baselines.
         labelled: how many training subjects kept their labels, in the order in which they are shown; None: all.
         draws: which random choices of those subjects were made; every arm and seed has one job for each.
+        declared: declarations of the primary comparison, the first one first; none: it was never declared.
     """
 
     experiment: str
@@ -100,6 +106,7 @@ class Benchmark:
     comparisons: tuple[Comparison, ...] = ()
     labelled: tuple[int | None, ...] = (None,)
     draws: tuple[int, ...] = (0,)
+    declared: tuple[Declared, ...] = ()
 
     @property
     def structures(self) -> tuple[str, ...]:
@@ -115,6 +122,18 @@ class Benchmark:
     def headlines(self) -> list[Comparison]:
         """The comparisons that a summary names: those of the mean over all structures."""
         return [one for one in self.comparisons if one.structure == MEAN_FOREGROUND] or list(self.comparisons)
+
+    @property
+    def primary(self) -> Comparison | None:
+        """The primary comparison, with the most labels; if none is declared, the last arm's mean foreground Dice."""
+        wanted = self.declared[-1].primary if self.declared else None
+        for one in reversed(self.comparisons):
+            names = (one.arm, one.baseline, one.metric, one.structure)
+            if wanted is None and names[2:] == ("dice", MEAN_FOREGROUND):
+                return one
+            if wanted is not None and names == (wanted.arm, wanted.baseline, wanted.metric, wanted.structure):
+                return one
+        return None
 
     @property
     def rows(self) -> list[tuple[str, str, int | None]]:
@@ -155,24 +174,28 @@ class Benchmark:
         Args:
             pairs: (arm, baseline).
         """
-        comparisons = tuple(
+        comparisons = [
             self._compare(arm, baseline, structure, metric, labelled)
             for labelled in self.labelled
             for arm, baseline in pairs
             for metric in self.scores.metrics
             for structure in self.structures
             if self.scores.measures(structure, metric)
-        )
-        return replace(self, comparisons=comparisons)
+        ]
+        return replace(self, comparisons=_adjusted(comparisons))
 
     def _compare(self, arm: str, baseline: str, structure: str, metric: str, labelled: int | None) -> Comparison:
         floor = self.floor[structure]
         learned = max(self.table(one, structure, "dice", labelled).mean() for one in (arm, baseline)) > floor
         entry = METRICS[metric]
         one, other = (self.table(name, structure, metric, labelled, entry.is_signed) for name in (arm, baseline))
-        difference = paired_comparison(one, other, list(self.subjects.values()), self.bootstrap_seed)
-        words = verdict(difference, bool(entry.higher_is_better), learned)
-        return Comparison(arm, baseline, structure, metric, difference, len(self.seeds), words, floor, labelled)
+        subjects, better = list(self.subjects.values()), bool(entry.higher_is_better)
+        difference = paired_comparison(one, other, subjects, self.bootstrap_seed)
+        primary = self.declared[-1].primary if self.declared else None
+        margin = primary.margin if primary is not None and primary.metric == metric else None
+        tests = infer(one - other, subjects, better, margin)
+        words = verdict(difference, better, learned, p_value=tests.p_crossed, no_worse=bool(tests.no_worse))
+        return Comparison(arm, baseline, structure, metric, difference, len(self.seeds), words, floor, labelled, tests)
 
     def save(self, folder: Path) -> list[Path]:
         """Write scores.csv, comparison.csv and summary.json; returns their paths.
@@ -198,6 +221,7 @@ class Benchmark:
             "classes": list(self.scores.structures),
             "floor": dict(self.floor),
             "num_synthetic": self.num_synthetic,
+            "primary": [one.to_mapping() for one in self.declared],
             "config": dict(self.config),
         }
         write_json(folder / "summary.json", summary)
@@ -234,12 +258,24 @@ class Benchmark:
                 comparisons=tuple(load_comparisons(folder / "comparison.csv")),
                 labelled=tuple(None if num is None else int(num) for num in summary.get("labelled", [None])),
                 draws=tuple(int(draw) for draw in summary.get("draws", [0])),
+                declared=load_declarations(summary.get("primary", []), path),
             )
 
 
 def with_labels(arm: str, labelled: int | None) -> str:
     """Name of an arm with the number of labelled training subjects, if labels were hidden."""
     return arm if labelled is None else f"{arm}, {labelled} labelled"
+
+
+def _adjusted(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
+    """The same with p-values adjusted for the number of pairs of arms, for each metric and structure by itself."""
+    found = list(comparisons)
+    for key in {(one.metric, one.structure) for one in comparisons}:
+        places = [i for i, one in enumerate(found) if (one.metric, one.structure) == key and one.tests is not None]
+        tests = adjust([one.tests for one in (found[i] for i in places) if one.tests is not None])
+        for place, adjusted in zip(places, tests, strict=True):
+            found[place] = replace(found[place], tests=adjusted)
+    return tuple(found)
 
 
 def save_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
@@ -250,8 +286,9 @@ def save_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
         difference = one.difference
         numbers = (difference.mean, difference.low, difference.high, difference.clusters, one.num_seeds)
         row = (one.arm, one.baseline, one.structure, one.metric, *numbers, one.verdict, one.floor)
-        rows.append((*row, *(getattr(one, name) for name in extra)))
-    write_csv(path, (*COLUMNS, *extra), rows)
+        tests = one.tests.cells() if one.tests is not None else [None] * len(TESTS)
+        rows.append((*row, *(getattr(one, name) for name in extra), *tests))
+    write_csv(path, (*COLUMNS, *extra, *TESTS), rows)
 
 
 def load_comparisons(path: Path) -> list[Comparison]:
@@ -268,5 +305,7 @@ def load_comparisons(path: Path) -> list[Comparison]:
         difference = Interval(mean, low, high, subjects, subjects)
         names = (row["arm"], row["baseline"], row["class"], row["metric"])
         labelled = int(number(row["labelled"], path, _AGAIN)) if row.get("labelled") else None
-        comparisons.append(Comparison(*names, difference, seeds, row["verdict"], floor, labelled))
+        with parsing(path, _AGAIN):
+            tests = Inference.from_row(row)
+        comparisons.append(Comparison(*names, difference, seeds, row["verdict"], floor, labelled, tests))
     return comparisons

@@ -24,6 +24,8 @@ FEWEST_SUBJECTS = 6
 """With fewer subjects even unanimity cannot reach p < 0.05 in a two-sided sign test: 2 / 2^5 > 0.05."""
 
 TOO_FEW = "too few subjects for a verdict"
+NO_EVIDENCE = "no evidence of a difference"
+NO_WORSE = "no worse, within the margin"
 NOT_LEARNED = "no verdict: neither arm is better than a trivial baseline"
 
 
@@ -103,21 +105,50 @@ def bootstrap_table(
         raise ValueError(f"a table of shape {table.shape} does not fit {len(clusters)} cluster names")
     if not np.isfinite(table).all():
         raise ValueError("the table contains NaN or infinite values")
-    num_rows, num_cases = table.shape
-    _, member = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
-    sizes = np.bincount(member)
-    sums = np.stack([np.bincount(member, weights=row) for row in table])
-    mean = float(table.mean())
-    if len(sizes) == 1:
+    mean, num_cases = float(table.mean()), table.shape[1]
+    resamples = Resamples.sample(table.shape, clusters, seed, num_resamples)
+    if resamples.num_clusters == 1:
         return Interval(mean, float("nan"), float("nan"), num_cases, 1)
-    rng = np.random.default_rng(seed)
-    # A resampled mean depends only on how often each row and each cluster occurs in the resample.
-    rows = rng.multinomial(num_rows, np.full(num_rows, 1 / num_rows), size=num_resamples)
-    columns = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=num_resamples)
-    means = ((rows @ sums) * columns).sum(1) / (num_rows * (columns @ sizes))
-    tail = expanded_tail(level, len(sizes))
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(mean, float(low), float(high), num_cases, len(sizes))
+    tail = expanded_tail(level, resamples.num_clusters)
+    low, high = np.quantile(resamples.means(table), [tail, 1 - tail])
+    return Interval(mean, float(low), float(high), num_cases, resamples.num_clusters)
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """Bootstrap resamples of the rows (training seeds) and clusters of columns (subjects) of a table.
+
+    A resampled mean depends only on how often each row and each cluster occurs in the resample.
+
+    Attributes:
+        member: the cluster of each column, (num_cases,).
+        rows: how often each row occurs, (num_resamples, num_rows).
+        columns: how often each cluster occurs, (num_resamples, num_clusters).
+    """
+
+    member: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+
+    @classmethod
+    def sample(cls, shape: Sequence[int], clusters: Sequence[str], seed: int, num_resamples: int) -> Resamples:
+        """Resamples for tables of a shape (num_rows, num_cases); the same arguments give the same ones."""
+        _, member = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
+        rng, num_rows, num_clusters = np.random.default_rng(seed), shape[0], int(member.max()) + 1
+        rows = rng.multinomial(num_rows, np.full(num_rows, 1 / num_rows), size=num_resamples)
+        columns = rng.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), size=num_resamples)
+        return cls(member, rows, columns)
+
+    @property
+    def num_clusters(self) -> int:
+        """Number of subjects."""
+        return self.columns.shape[1]
+
+    def means(self, table: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The mean of a table (num_rows, num_cases) in every resample, (num_resamples,)."""
+        sizes = np.bincount(self.member)
+        sums = np.stack([np.bincount(self.member, weights=row) for row in table])
+        return np.asarray(((self.rows @ sums) * self.columns).sum(1) / (len(table) * (self.columns @ sizes)))
 
 
 def expanded_tail(level: float, clusters: int) -> float:
@@ -126,24 +157,33 @@ def expanded_tail(level: float, clusters: int) -> float:
     return float(norm.cdf(-np.sqrt(clusters / (clusters - 1)) * student))
 
 
-def verdict(interval: Interval, higher_is_better: bool, learned: bool = True) -> str:
-    """The verdict on a difference, from its interval.
+def verdict(
+    interval: Interval,
+    higher_is_better: bool,
+    learned: bool = True,
+    *,
+    p_value: float = 0.0,
+    no_worse: bool = False,
+) -> str:
+    """The verdict on a difference, from its interval and its test.
 
     Args:
         interval: interval of the difference.
         higher_is_better: whether higher values of the metric are better.
-        learned: whether at least one of the two compared arms is better than the trivial baseline.
+        learned: whether at least one of the two arms is better than the trivial baseline.
+        p_value: p-value of a test that treats training seeds as a sample (`significance.crossed_p`). With few seeds
+            that disagree the interval is too narrow, so a claim needs the test as well.
+        no_worse: whether a loss of more than the declared margin is excluded.
 
     Returns:
         `TOO_FEW` with fewer than `FEWEST_SUBJECTS` subjects, `NOT_LEARNED` if neither arm has learned anything;
-        otherwise "gain" or "harm" if the interval excludes zero, and "no evidence of a difference" if it contains zero.
+        otherwise "gain" or "harm" if the interval excludes zero and the p-value is below 5%, `NO_WORSE` if a loss of
+        the margin is excluded, and `NO_EVIDENCE` otherwise.
     """
     if interval.clusters < FEWEST_SUBJECTS:
         return TOO_FEW
     if not learned:
         return NOT_LEARNED
-    if interval.low > 0:
-        return "gain" if higher_is_better else "harm"
-    if interval.high < 0:
-        return "harm" if higher_is_better else "gain"
-    return "no evidence of a difference"
+    if (interval.low > 0 or interval.high < 0) and p_value < 0.05:
+        return "gain" if (interval.low > 0) == higher_is_better else "harm"
+    return NO_WORSE if no_worse else NO_EVIDENCE

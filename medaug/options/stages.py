@@ -282,6 +282,19 @@ class BenchmarkOptions:
     )
     plan: bool = option("print the jobs, which are done, and how long the others take, and stop", False, identity=False)
     bootstrap_seed: int = option("seed of the intervals", 0, limits=at_least(0))
+    primary: list[str] | None = option(
+        "the question: [arm,baseline,metric,structure], declared before the first job; null: none is declared",
+        None,
+        items=Items(count=4),
+        identity=False,
+    )
+    margin: float | None = option(
+        "largest loss in the primary metric that does not matter; null: none",
+        None,
+        limits=above(0),
+        applies_when=(only_with("benchmark.primary"),),
+        identity=False,
+    )
     backend: str = option("what trains the segmenters", "unet", choices=one_of(table="backends"), identity=None)
 
 

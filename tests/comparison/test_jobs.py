@@ -15,6 +15,7 @@ from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import LabelSchema
 from medaug.comparison.arms import ARMS as TABLE
 from medaug.comparison.arms import pairs_to_compare
+from medaug.comparison.inference import COLUMNS as TESTS
 from medaug.comparison.job import Job
 from medaug.comparison.jobs import TestSet, gather, run_job
 from medaug.comparison.material import Material
@@ -71,7 +72,7 @@ def test_the_comparison_agrees_with_pandas(rows, tmp_path):
     compare(rows[::-1], pairs_to_compare(ARMS), SEEDS, SUBJECTS, CLASSES, 7, FLOOR, path)
     scores = pd.DataFrame(rows).astype({"value": float, "seed": int})
     result = pd.read_csv(path)
-    assert tuple(result.columns) == COMPARISON_COLUMNS
+    assert tuple(result.columns) == (*COMPARISON_COLUMNS, *TESTS)
     assert len(result) == 2 * 2 * 3 and (result.num_subjects == 7).all() and (result.num_seeds == 2).all()
     for _, line in result.iterrows():
         chosen = scores[scores.metric == line.metric]
