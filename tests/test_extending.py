@@ -227,7 +227,7 @@ def test_an_installed_layout_is_detected_and_an_installed_format_written(install
     layout = read_layout(root)
     assert layout.name == "twin_folders" and layout.problems == ()
     name = load_options("export", ["format=images", f"out={tmp_path}/out"]).export.format
-    WRITERS[name](Export(layout.sound(), tmp_path / "out"))
+    WRITERS[name](Export(layout.valid_manifest(), tmp_path / "out"))
     assert (tmp_path / "out" / "cases.txt").read_text() == "one"
     assert np.array_equal(read_volumes(tmp_path / "out" / "one.nii.gz")[0].array, case.image[0])
 
