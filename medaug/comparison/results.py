@@ -65,6 +65,11 @@ class Comparison:
     labelled: int | None = None
     tests: Inference | None = None
 
+    @property
+    def pair(self) -> tuple[str, str, int]:
+        """What is compared: arm, baseline and number of labels (0: all)."""
+        return self.arm, self.baseline, self.labelled or 0
+
 
 @dataclass(frozen=True)
 class Benchmark:

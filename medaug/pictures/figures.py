@@ -167,6 +167,28 @@ def dice_plot(arms: Mapping[str, tuple[Array, Interval]]) -> Figure:
     return figure
 
 
+def forest_plot(rows: Sequence[tuple[str, Interval]], xlabel: str) -> Figure:
+    """Differences with their intervals, one below the other, and a line at 0.
+
+    Args:
+        rows: (name, difference).
+        xlabel: what the difference is of, and which side is better.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 1.1 + 0.45 * len(rows)), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    axis.axvline(0, color=INK, linewidth=1)
+    for place, (_, interval) in enumerate(rows):
+        axis.plot([interval.low, interval.high], [place] * 2, color=ACCENT, linewidth=2.5, solid_capstyle="butt")
+        axis.plot(interval.mean, place, "o", color=ACCENT, markersize=6)
+    axis.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.set_xlabel(xlabel)
+    _bare(axis, grid="x")
+    return figure
+
+
 def guidance_plot(points: Mapping[float, Interval]) -> Figure:
     """Faithfulness (mean foreground Dice of the judge) against guidance scale, with intervals.
 

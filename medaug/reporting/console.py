@@ -13,7 +13,15 @@ from medaug.comparison.plan import ArmPlan
 from medaug.comparison.results import Benchmark, with_labels
 from medaug.errors import printable
 from medaug.evaluation.scores import MEAN_FOREGROUND
-from medaug.reporting.text import SMOKE, format_difference, format_evidence, format_interval, metric_of
+from medaug.reporting.text import (
+    SMOKE,
+    declaration_notes,
+    format_difference,
+    format_evidence,
+    format_interval,
+    metric_of,
+    primary_statement,
+)
 
 COLUMNS = 3
 """Metrics side by side, so that a table fits 80 characters."""
@@ -53,6 +61,11 @@ def print_verdicts(benchmark: Benchmark, console: Console) -> None:
     """Print the main results: a warning if this is a smoke run, the verdicts, and the trivial baseline."""
     if benchmark.smoke:
         console.print(Text(f"{SMOKE}\n", style="bold"), soft_wrap=True)
+    if benchmark.comparisons:
+        console.print(Text(" ".join(primary_statement(benchmark)), style="bold"), soft_wrap=True)
+        for note in declaration_notes(benchmark):
+            console.print(Text(note), soft_wrap=True)
+        console.print()
     for one in benchmark.headlines:
         arm = with_labels(one.arm, one.labelled)
         line = (

@@ -16,18 +16,22 @@ from jinja2 import Environment, StrictUndefined
 
 from medaug.auditing.measures import MEASURES, Measure
 from medaug.auditing.results import FAITHFULNESS, Audit
-from medaug.comparison.results import Benchmark, with_labels
+from medaug.comparison.results import Benchmark, Comparison, with_labels
 from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.evaluation.statistics import FEWEST_SUBJECTS
-from medaug.files import atomic_write
+from medaug.files import atomic_write, write_json
 from medaug.inputs import read_bytes, read_yaml
 from medaug.pictures import figures
+from medaug.reporting.contents import LEAST_JUDGE, report_contents, weak_judge
 from medaug.reporting.text import (
     SMOKE,
+    declaration_notes,
+    format_detectable,
     format_difference,
     format_evidence,
     format_interval,
     metric_of,
+    primary_statement,
 )
 from medaug.screening.results import ScreeningResult
 from medaug.screening.table import rule_words
@@ -74,7 +78,8 @@ def write_report(benchmark: Benchmark, run: Path, out: Path) -> None:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"interval": format_interval, "difference": format_difference, "evidence": format_evidence}
-    environment.filters["metric"] = metric_of
+    environment.filters |= {"metric": metric_of, "detectable": format_detectable}
+    environment.globals["verdict_class"] = _verdict_class
     environment.filters["arm"] = lambda one: with_labels(one.arm, one.labelled)
     template = environment.from_string((files("medaug.reporting") / "report.html.jinja").read_text("utf-8"))
     html = template.render(
@@ -86,6 +91,11 @@ def write_report(benchmark: Benchmark, run: Path, out: Path) -> None:
         measures=_measures(audited),
         fewest_subjects=FEWEST_SUBJECTS,
         dice_plot=_dice_plot(benchmark),
+        forest_plot=_forest_plot(benchmark),
+        statement=primary_statement(benchmark),
+        notes=declaration_notes(benchmark),
+        weak_judge=weak_judge(audited),
+        least_judge=LEAST_JUDGE,
         guidance_plot=_guidance_plot(audited),
         screening=_screening(run / "synthetic"),
         pictures=_pictures(run, shown),
@@ -93,6 +103,12 @@ def write_report(benchmark: Benchmark, run: Path, out: Path) -> None:
     )
     with atomic_write(out) as temporary:
         temporary.write_text(html, "utf-8")
+    write_json(out.with_suffix(".json"), report_contents(benchmark, audited))
+
+
+def _verdict_class(comparison: Comparison | None) -> str:
+    """Name of the style of a verdict."""
+    return comparison.verdict if comparison is not None and comparison.verdict in ("gain", "harm") else "none"
 
 
 def _judged(audit: Audit | None) -> list[tuple[str, Any]]:
@@ -152,6 +168,22 @@ def _dice_plot(benchmark: Benchmark) -> str:
         for title, arm, labelled in benchmark.rows
     }
     return _png_uri(figures.png(figures.dice_plot(arms)))
+
+
+def _forest_plot(benchmark: Benchmark) -> dict[str, str] | None:
+    """Every pair of arms in the metric and structure of the primary comparison: picture and text for its absence."""
+    primary = benchmark.primary
+    if primary is None:
+        return None
+    metric = metric_of(primary.metric)
+    shown = [one for one in benchmark.comparisons if (one.metric, one.structure) == (primary.metric, primary.structure)]
+    rows = [(f"{with_labels(one.arm, one.labelled)}\nagainst {one.baseline}", one.difference) for one in shown]
+    better = "right of 0 is better" if metric.higher_is_better else "left of 0 is better"
+    label = f"difference in {primary.structure} {metric.heading}, 95% interval ({better})"
+    said = "; ".join(
+        f"{name}: {format_difference(one)}".replace("\n", " ") for (name, _), one in zip(rows, shown, strict=True)
+    )
+    return {"uri": _png_uri(figures.png(figures.forest_plot(rows, label))), "alt": f"Forest plot, {label}. {said}"}
 
 
 def _guidance_plot(audit: Audit | None) -> str | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from medaug.comparison.results import Comparison
+from medaug.comparison.results import Benchmark, Comparison, with_labels
 from medaug.evaluation.scores import METRICS, Metric
-from medaug.evaluation.statistics import Interval
+from medaug.evaluation.statistics import FEWEST_SUBJECTS, NO_EVIDENCE, NO_WORSE, TOO_FEW, Interval
 
 SMOKE = "Smoke run (preset=smoke): it only shows that everything runs. Its numbers and verdicts mean nothing."
 
@@ -33,6 +33,13 @@ def format_difference(comparison: Comparison) -> str:
     return " ".join([format_interval(comparison.difference, metric.digits, signed=True), *filter(None, [metric.unit])])
 
 
+def format_detectable(comparison: Comparison) -> str:
+    """The smallest difference that would probably have been found, or a dash."""
+    if comparison.tests is None or math.isnan(comparison.tests.detectable):
+        return "\N{EN DASH}"
+    return f"{comparison.tests.detectable:.{metric_of(comparison.metric).digits}f}"
+
+
 def format_evidence(comparison: Comparison) -> str:
     """What a comparison is based on, such as `20 subjects, 3 seeds`."""
     return f"{_count(comparison.difference.clusters, 'subject')}, {_count(comparison.num_seeds, 'seed')}"
@@ -40,3 +47,58 @@ def format_evidence(comparison: Comparison) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def primary_statement(benchmark: Benchmark) -> list[str]:
+    """The result of the primary comparison in words: the answer first, then what it rests on, one sentence per item."""
+    one = benchmark.primary
+    if one is None:
+        return ["No comparison was made."]
+    metric, tests = metric_of(one.metric), one.tests
+    unit = f" {metric.unit}" if metric.unit else ""
+    arm, difference = with_labels(one.arm, one.labelled), one.difference
+    size = f"{abs(difference.mean):.{metric.digits}f}{unit}"
+    what = f"{one.structure} {metric.title}"
+    if metric.is_signed:
+        what = f"the size of the {what}"
+    changed = f"{what} is {'higher' if difference.mean > 0 else 'lower'} by {size} with {arm} than with {one.baseline}"
+    if one.verdict == TOO_FEW:
+        answer = f"Too few subjects for a verdict ({difference.clusters}, at least {FEWEST_SUBJECTS} are needed)"
+    elif one.verdict == NO_WORSE and tests is not None:
+        answer = f"No worse: a loss of {tests.margin:g}{unit}, the declared margin, is excluded"
+    else:
+        answer = one.verdict[:1].upper() + one.verdict[1:]
+    sentences = [
+        f"{answer}: {changed}.",
+        f"95% interval {_bounds(difference, metric.digits)}{unit}, {format_evidence(one)}.",
+    ]
+    if tests is not None and one.verdict in (NO_EVIDENCE, NO_WORSE) and not math.isnan(tests.detectable):
+        least = f"{tests.detectable:.{metric.digits}f}{unit}"
+        sentences.append(f"A true difference below {least} would probably have been missed with these subjects.")
+    if tests is not None and one.verdict == NO_EVIDENCE and (difference.low > 0 or difference.high < 0):
+        sentences.append(
+            "The interval excludes zero, but training seeds disagree too much for a claim: train more seeds."
+        )
+    return sentences
+
+
+def declaration_notes(benchmark: Benchmark) -> list[str]:
+    """What a reader must know about when the primary comparison was declared; empty if it was declared in time."""
+    record = benchmark.declared
+    if not record:
+        return ["No primary comparison was declared before the first job, so this one may have been chosen afterwards."]
+    notes = []
+    if len(record) > 1:
+        first = record[0].primary
+        before = f"{first.arm} against {first.baseline}, {first.structure} {metric_of(first.metric).title}"
+        margin = "no margin" if first.margin is None else f"margin {first.margin:g}"
+        notes.append(f"The primary comparison was changed. Declared first: {before}, {margin}.")
+    if record[-1].jobs_done:
+        notes.append(f"It was declared when {_count(record[-1].jobs_done, 'job')} had been scored already.")
+    return notes
+
+
+def _bounds(interval: Interval, digits: int) -> str:
+    if math.isnan(interval.low):
+        return "unknown"
+    return f"{interval.low:+.{digits}f} to {interval.high:+.{digits}f}"

@@ -42,13 +42,14 @@ def test_a_new_metric_appears_everywhere(added, tmp_path):
     assert rows.loc[("lesion", "missed")].verdict == "gain"  # lower is better
     write_report(found, tmp_path, folder / "report.html")
     page = Page((folder / "report.html").read_text())
-    assert page.tables["arm-table"][0] == ["arm", "class", "Dice", "HD95 (mm)", "NSD", "Volume error (%)"]
+    assert page.tables["arm-table"][0] == ["arm", "class", "Dice", "HD95 (mm)", "NSD"]
     header, *lines = page.tables["arm-table2"]
-    assert header == ["arm", "class", "Missed volume (ml)"]
+    assert header == ["arm", "class", "Volume error (%)", "Missed volume (ml)"]
     assert lines[1][-1] == "5.0 [5.0, 5.0]" and lines[3][-1] == "1.0 [1.0, 1.0]"
     text = " ".join(page.text.split())
     assert "Missed volume: lower is better." in text and "difference of volumes" in text
-    assert ["good", "bad", "lesion", "Missed volume", "-4.0 [-4.0, -4.0] ml", "gain"] in page.tables["comparison-table"]
+    row = ["lesion", "Missed volume", "-4.0 [-4.0, -4.0] ml", "0.016", "0.0", "gain"]  # 2 / 2^7: all seven gain
+    assert row in page.tables["comparison-table"]
     console = Console(file=io.StringIO(), width=120)
     print_table(found, console)
     print_verdicts(found, console)

@@ -7,13 +7,15 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-from pages import Page
+from pages import Page, toy_benchmark
 from rich.console import Console
 
+from medaug.comparison.primary import Declared, Primary
 from medaug.comparison.results import Benchmark
 from medaug.errors import UserError
 from medaug.evaluation.scores import MEAN_FOREGROUND
@@ -21,7 +23,7 @@ from medaug.evaluation.statistics import Interval, paired_comparison
 from medaug.pictures.figures import guidance_plot, save_figure
 from medaug.reporting.console import print_table, print_verdicts
 from medaug.reporting.report import write_report
-from medaug.reporting.text import format_interval
+from medaug.reporting.text import declaration_notes, format_interval, primary_statement
 from medaug.screening.results import RuleResult, ScreeningResult
 
 ARMS = ["real", "real+classical", "real+classical+synthetic"]
@@ -206,7 +208,7 @@ def test_the_file_is_self_contained(tmp_path):
         )
     html = _render(folder)
     page = Page(html)
-    assert len(page.sources) == 1 + 2 + 4
+    assert len(page.sources) == 2 + 2 + 4
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in page.sources)
     assert not page.tags & {"script", "link", "iframe"} and "http" not in html
     shown = re.findall(r"During training: step (\d+)</figcaption>", html)
@@ -240,7 +242,7 @@ def test_faithfulness_is_shown_as_far_as_it_exists(tmp_path):
         ["1", "0.500"],
         ["3", "0.700"],
     ]
-    assert len(page.tables["faithfulness-table"]) == 4 and len(page.sources) == 2
+    assert len(page.tables["faithfulness-table"]) == 4 and len(page.sources) == 3
     for fact in ("0.930", "0.910", "199 labelled", "0.158", "0.123"):
         assert fact in page.text
 
@@ -260,7 +262,7 @@ def test_an_audit_of_other_pairs_is_left_out(tmp_path, caplog):
         (folder / "config.yaml").write_text("pairs: now\ncohort: a\n")
         (tmp_path / "audit" / "config.yaml").write_text(f"{audited}\n")
         page = Page(_render(folder))
-        assert ("faithfulness-table" in page.tables) is shown and len(page.sources) == 1 + shown
+        assert ("faithfulness-table" in page.tables) is shown and len(page.sources) == 2 + shown
         assert ("are not those of the benchmark, so the report leaves it out" in caplog.text) is not shown
 
 
@@ -311,3 +313,38 @@ def test_format_interval():
     assert format_interval(Interval(0.8449, 0.83, 0.86, 9, 9), 3) == "0.845 [0.830, 0.860]"
     assert format_interval(Interval(-1.0, -2.0, 3.0, 9, 9), 1, signed=True) == "-1.0 [-2.0, +3.0]"
     assert format_interval(Interval(1.0, math.nan, math.nan, 9, 1), 2) == "1.00 [no interval]"
+
+
+def test_the_answer_comes_first_in_words_with_what_it_rests_on(tmp_path):
+    """Seven subjects that agree; then the question is changed after the results are known."""
+    folder, asked = tmp_path / "benchmark", Primary("good", "bad", "dice", "lesion")
+    found = replace(toy_benchmark(folder), declared=(Declared(asked, 0),)).compare([("good", "bad")])
+    write_report(found, tmp_path, folder / "report.html")
+    text, console = " ".join(Page((folder / "report.html").read_text()).text.split()), Console(file=io.StringIO())
+    print_verdicts(found, console)
+    answer = "Gain: lesion Dice is higher by 0.281 with good than with bad."
+    assert text.index(answer) < text.index("All comparisons") and answer in console.file.getvalue()
+    contents = json.loads((folder / "report.json").read_text())
+    assert contents["statement"][0] == answer and contents["primary"]["tests"]["p_wilcoxon"] == 2 / 2**7
+    assert contents["warnings"] == [] and len(contents["comparisons"]) == 8
+
+    late = replace(found, declared=(*found.declared, Declared(Primary("good", "bad", "hd95", "lesion", 1.0), 2)))
+    assert declaration_notes(late) == [
+        "The primary comparison was changed. Declared first: good against bad, lesion Dice, no margin.",
+        "It was declared when 2 jobs had been scored already.",
+    ]
+    assert "may have been chosen afterwards" in declaration_notes(replace(found, declared=()))[0]
+    few = replace(found, subjects={case: "one" for case in found.subjects}).compare([("good", "bad")])
+    assert primary_statement(few)[0].startswith("Too few subjects for a verdict (1, at least 6 are needed): ")
+
+
+def test_a_weak_judge_gets_no_headline_ratio(tmp_path):
+    folder = _write_run(tmp_path)
+    (tmp_path / "audit").mkdir()
+    interval = {"mean": 0.25, "low": 0.2, "high": 0.3, "n": 12}
+    audit = {"real_validation": interval, "synthetic": interval, "ratio": 1.0, "ratio_low": 0.8, "floor": 0.1}
+    (tmp_path / "audit" / "faithfulness.json").write_text(json.dumps(audit))
+    text = " ".join(Page(_render(folder)).text.split())
+    assert "No headline ratio: the judge's Dice on real validation images is 0.250, below 0.3." in text
+    assert "1.000 of the judge's Dice" not in text
+    assert json.loads((folder / "report.json").read_text())["faithfulness_ratio"] is None

@@ -1,0 +1,48 @@
+"""What the report says, as plain values: `report.json` beside the HTML file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from medaug.auditing.results import Audit
+from medaug.comparison.results import Benchmark, Comparison
+from medaug.reporting.text import SMOKE, declaration_notes, primary_statement
+
+LEAST_JUDGE = 0.3
+"""Below this Dice on real scans the audit's judge is too weak for a headline ratio."""
+
+
+def weak_judge(audit: Audit | None) -> float | None:
+    """The judge's Dice on real validation scans if it is below `LEAST_JUDGE`; None if it is not, or unknown."""
+    interval = audit.interval("faithfulness", "real_validation") if audit is not None else None
+    return interval.mean if interval is not None and interval.mean < LEAST_JUDGE else None
+
+
+def report_contents(benchmark: Benchmark, audit: Audit | None) -> dict[str, Any]:
+    """The primary comparison, all comparisons and the audit's ratio, as `report.json` holds them."""
+    primary, smoke = benchmark.primary, benchmark.smoke or (audit is not None and audit.smoke)
+    return {
+        "experiment": benchmark.experiment,
+        "phantom": benchmark.phantom,
+        "warnings": [SMOKE] * smoke + declaration_notes(benchmark),
+        "statement": primary_statement(benchmark),
+        "primary": None if primary is None else _plain(primary),
+        "declared": [one.to_mapping() for one in benchmark.declared],
+        "num_test_subjects": benchmark.num_test_subjects,
+        "seeds": list(benchmark.seeds),
+        "comparisons": [_plain(one) for one in benchmark.comparisons],
+        "faithfulness_ratio": audit.ratio if audit is not None and weak_judge(audit) is None else None,
+    }
+
+
+def _plain(comparison: Comparison) -> dict[str, Any]:
+    """A comparison without NaN, which JSON does not have."""
+    return {key: _without_nan(value) for key, value in asdict(comparison).items()}
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
