@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TARGETS = (
-    "setup demo ingest train generate predict export audit benchmark "
+    "setup demo ingest train generate predict export audit benchmark verify "
     "test test-fast fuzz lint format notebooks docs clean help"
 )
 
