@@ -23,8 +23,11 @@ from medaug.reporting.text import (
     primary_statement,
 )
 
-COLUMNS = 3
+COLUMNS = 2
 """Metrics side by side, so that a table fits 80 characters."""
+
+_NAME_WIDTH = 24
+"""Characters of the first column below which no name is broken."""
 
 
 def print_table(benchmark: Benchmark, console: Console) -> None:
@@ -36,7 +39,8 @@ def print_table(benchmark: Benchmark, console: Console) -> None:
 
 def _print_metrics(benchmark: Benchmark, metrics: Sequence[str], console: Console) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption="mean [95% interval over subjects and seeds]")
-    table.add_column("arm, class", overflow="fold")
+    names = [*(title for title, _, _ in benchmark.rows), *(f"  {name}" for name in benchmark.structures)]
+    table.add_column("arm, class", overflow="fold", min_width=min(_NAME_WIDTH, max(map(len, names))))
     for name in metrics:
         table.add_column(metric_of(name).heading, justify="right", no_wrap=True)
     for title, arm, labelled in benchmark.rows:

@@ -25,6 +25,7 @@ from medaug.segmentation.protocol import Problem
 
 SCHEMA = LabelSchema(((0, "background"), (1, "box")))
 SIDE = 12
+SEEDS = (0, 1, 2)
 
 
 def scan(number: int) -> ModelCase:
@@ -62,7 +63,7 @@ def test_shuffled_masks_are_harm_and_more_real_scans_are_gain(tmp_path):
     }
     values = {}
     for name, (arm, material) in arms.items():
-        for seed in (0, 1):
+        for seed in SEEDS:
             segmenter = BACKENDS["unet"].make(PROBLEM, OPTIONS)
             segmenter.fit(arm.training_set(material), 40, seed, name)
             for case in TEST:
@@ -70,7 +71,7 @@ def test_shuffled_masks_are_harm_and_more_real_scans_are_gain(tmp_path):
                 values[Job(name, seed), case.case.name, "box", "dice"] = value
     scores = Scores(values, ("box",), tmp_path, "")
     subjects, floor = {case.case.name: case.case.subject for case in TEST}, {"mean foreground": 0.1, "box": 0.1}
-    bench = Benchmark("toy", False, False, tuple(arms), (0, 1), 40, subjects, floor, 8, 8, 0, {}, scores)
+    bench = Benchmark("toy", False, False, tuple(arms), SEEDS, 40, subjects, floor, 8, 8, 0, {}, scores)
     verdicts = bench.compare([(name, arm.baseline) for name, (arm, _) in arms.items() if arm.baseline]).headlines
     assert [one.verdict for one in verdicts] == ["gain", "harm"]
 
