@@ -69,5 +69,6 @@ def run_benchmark(inputs: Inputs, scans: TrainingScans, options: Options, folder
         scores=gather(jobs, cohort.schema.structures(), folder),
         labelled=tuple(label_counts(settings)),
         draws=tuple(settings.draws),
+        num_training_subjects=len(set(subjects)),
     )
     return result.compare(pairs_to_compare(options.arms.names))

@@ -93,6 +93,7 @@ class Benchmark:
         labelled: how many training subjects kept their labels, in the order in which they are shown; None: all.
         draws: which random choices of those subjects were made; every arm and seed has one job for each.
         declared: declarations of the primary comparison, the first one first; none: it was never declared.
+        num_training_subjects: labelled subjects that the training scans come from; None in files of earlier versions.
     """
 
     experiment: str
@@ -112,6 +113,7 @@ class Benchmark:
     labelled: tuple[int | None, ...] = (None,)
     draws: tuple[int, ...] = (0,)
     declared: tuple[Declared, ...] = ()
+    num_training_subjects: int | None = None
 
     @property
     def structures(self) -> tuple[str, ...]:
@@ -220,6 +222,7 @@ class Benchmark:
             "draws": list(self.draws),
             "steps": self.steps,
             "num_training_cases": self.num_training_cases,
+            "num_training_subjects": self.num_training_subjects,
             "num_test_subjects": self.num_test_subjects,
             "num_test_cases": len(self.subjects),
             "subjects": dict(self.subjects),
@@ -264,6 +267,7 @@ class Benchmark:
                 labelled=tuple(None if num is None else int(num) for num in summary.get("labelled", [None])),
                 draws=tuple(int(draw) for draw in summary.get("draws", [0])),
                 declared=load_declarations(summary.get("primary", []), path),
+                num_training_subjects=summary.get("num_training_subjects"),
             )
 
 

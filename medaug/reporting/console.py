@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from medaug.comparison.label_curve import label_equivalents
 from medaug.comparison.plan import ArmPlan
 from medaug.comparison.results import Benchmark, with_labels
 from medaug.errors import printable
@@ -17,6 +18,7 @@ from medaug.reporting.text import (
     SMOKE,
     declaration_notes,
     format_difference,
+    format_equivalent,
     format_evidence,
     format_interval,
     metric_of,
@@ -75,6 +77,12 @@ def print_verdicts(benchmark: Benchmark, console: Console) -> None:
         line = (
             f"{arm} against {one.baseline}, {one.structure} {metric_of(one.metric).title}: "
             f"{format_difference(one)}, {one.verdict} ({format_evidence(one)})"
+        )
+        console.print(Text(line), soft_wrap=True)
+    for worth in label_equivalents(benchmark):
+        line = (
+            f"{with_labels(worth.arm, worth.labelled)} subjects, is worth {format_equivalent(worth)} labelled subjects "
+            f"of {worth.baseline} (mean foreground Dice)"
         )
         console.print(Text(line), soft_wrap=True)
     if benchmark.floor:

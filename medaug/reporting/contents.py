@@ -7,8 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from medaug.auditing.results import Audit
+from medaug.comparison.label_curve import ArmEquivalent, label_equivalents
 from medaug.comparison.results import Benchmark, Comparison
-from medaug.reporting.text import SMOKE, declaration_notes, primary_statement
+from medaug.reporting.text import SMOKE, declaration_notes, format_equivalent, primary_statement
 
 LEAST_JUDGE = 0.3
 """Below this Dice on real scans the audit's judge is too weak for a headline ratio."""
@@ -33,13 +34,14 @@ def report_contents(benchmark: Benchmark, audit: Audit | None) -> dict[str, Any]
         "num_test_subjects": benchmark.num_test_subjects,
         "seeds": list(benchmark.seeds),
         "comparisons": [_plain(one) for one in benchmark.comparisons],
+        "label_equivalents": [{**_plain(one), "text": format_equivalent(one)} for one in label_equivalents(benchmark)],
         "faithfulness_ratio": audit.ratio if audit is not None and weak_judge(audit) is None else None,
     }
 
 
-def _plain(comparison: Comparison) -> dict[str, Any]:
-    """A comparison without NaN, which JSON does not have."""
-    return {key: _without_nan(value) for key, value in asdict(comparison).items()}
+def _plain(result: Comparison | ArmEquivalent) -> dict[str, Any]:
+    """A result without NaN and infinity, which JSON does not have."""
+    return {key: _without_nan(value) for key, value in asdict(result).items()}
 
 
 def _without_nan(value: Any) -> Any:

@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined
 
 from medaug.auditing.measures import MEASURES, Measure
 from medaug.auditing.results import FAITHFULNESS, Audit
+from medaug.comparison.label_curve import label_equivalents
 from medaug.comparison.results import Benchmark, Comparison, with_labels
 from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.evaluation.statistics import FEWEST_SUBJECTS
@@ -28,6 +29,7 @@ from medaug.reporting.text import (
     declaration_notes,
     format_detectable,
     format_difference,
+    format_equivalent,
     format_evidence,
     format_interval,
     metric_of,
@@ -78,7 +80,7 @@ def write_report(benchmark: Benchmark, run: Path, out: Path) -> None:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"interval": format_interval, "difference": format_difference, "evidence": format_evidence}
-    environment.filters |= {"metric": metric_of, "detectable": format_detectable}
+    environment.filters |= {"metric": metric_of, "detectable": format_detectable, "equivalent": format_equivalent}
     environment.globals["verdict_class"] = _verdict_class
     environment.filters["arm"] = lambda one: with_labels(one.arm, one.labelled)
     template = environment.from_string((files("medaug.reporting") / "report.html.jinja").read_text("utf-8"))
@@ -91,6 +93,7 @@ def write_report(benchmark: Benchmark, run: Path, out: Path) -> None:
         measures=_measures(audited),
         fewest_subjects=FEWEST_SUBJECTS,
         dice_plot=_dice_plot(benchmark),
+        equivalents=label_equivalents(benchmark),
         forest_plot=_forest_plot(benchmark),
         statement=primary_statement(benchmark),
         notes=declaration_notes(benchmark),

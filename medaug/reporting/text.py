@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from medaug.comparison.label_curve import ArmEquivalent
 from medaug.comparison.results import Benchmark, Comparison, with_labels
 from medaug.evaluation.scores import METRICS, Metric
 from medaug.evaluation.statistics import FEWEST_SUBJECTS, NO_EVIDENCE, NO_WORSE, TOO_FEW, Interval
@@ -43,6 +44,19 @@ def format_detectable(comparison: Comparison) -> str:
 def format_evidence(comparison: Comparison) -> str:
     """What a comparison is based on, such as `20 subjects, 3 seeds`."""
     return f"{_count(comparison.difference.clusters, 'subject')}, {_count(comparison.num_seeds, 'seed')}"
+
+
+def format_equivalent(one: ArmEquivalent) -> str:
+    """`11.3 [8.9, more than 32]`: a number of labelled subjects with its interval; beyond the curve, its end."""
+
+    def bounded(value: float) -> str:
+        if math.isinf(value):
+            return f"more than {one.most}"
+        return f"fewer than {one.fewest}" if value == 0 else f"{value:.1f}"
+
+    found = one.equivalent
+    interval = "no interval" if math.isnan(found.low) else f"{bounded(found.low)}, {bounded(found.high)}"
+    return f"{bounded(found.value)} [{interval}]"
 
 
 def _count(number: int, noun: str) -> str:
