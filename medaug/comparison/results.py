@@ -263,7 +263,7 @@ class Benchmark:
                 bootstrap_seed=int((config.get("benchmark") or {}).get("bootstrap_seed", 0)),
                 config=config,
                 scores=Scores.load([scores], summary["classes"], scores, _AGAIN),
-                comparisons=tuple(load_comparisons(folder / "comparison.csv")),
+                comparisons=tuple(load_comparisons(folder / "comparison.csv", len(summary["subjects"]))),
                 labelled=tuple(None if num is None else int(num) for num in summary.get("labelled", [None])),
                 draws=tuple(int(draw) for draw in summary.get("draws", [0])),
                 declared=load_declarations(summary.get("primary", []), path),
@@ -300,8 +300,12 @@ def save_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
     write_csv(path, (*COLUMNS, *extra, *TESTS), rows)
 
 
-def load_comparisons(path: Path) -> list[Comparison]:
+def load_comparisons(path: Path, num_cases: int) -> list[Comparison]:
     """Read what `save_comparisons` wrote.
+
+    Args:
+        path: comparison.csv.
+        num_cases: number of test cases that every comparison is over.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -311,7 +315,7 @@ def load_comparisons(path: Path) -> list[Comparison]:
         mean, low, high = (number(row[key], path, _AGAIN, "nan") for key in ("mean_difference", "low", "high"))
         subjects, seeds = (int(number(row[key], path, _AGAIN)) for key in ("num_subjects", "num_seeds"))
         floor = number(row["floor"], path, _AGAIN) if row.get("floor") else None
-        difference = Interval(mean, low, high, subjects, subjects)
+        difference = Interval(mean, low, high, num_cases, subjects)
         names = (row["arm"], row["baseline"], row["class"], row["metric"])
         labelled = int(number(row["labelled"], path, _AGAIN)) if row.get("labelled") else None
         with parsing(path, _AGAIN):

@@ -122,7 +122,7 @@ def test_arms_are_compared_within_a_draw_and_draws_are_what_is_resampled(tmp_pat
     """A draw shifts both arms by up to 0.3; the paired difference is 0.05 in each, so its interval is narrow."""
     rng = np.random.default_rng(0)
     shift = {0: -0.3, 1: 0.0, 2: 0.3}
-    subjects = {f"c{i}": f"s{i}" for i in range(8)}
+    subjects = {f"c{i}": f"s{i // 2}" for i in range(16)}
     values = {
         (Job(arm, seed, labelled=4, draw=draw), case, "lesion", "dice"): 0.5 + shift[draw] + gain + rng.normal(0, 0.005)
         for arm, gain in (("real", 0.0), ("real+classical", 0.05))
@@ -134,7 +134,7 @@ def test_arms_are_compared_within_a_draw_and_draws_are_what_is_resampled(tmp_pat
     floor = {"mean foreground": 0.1, "lesion": 0.1}
     arms = ("real", "real+classical")
     bench = Benchmark("toy", False, False, arms, (0, 1), 1, subjects, floor, 3, 3, 0, {}, scores, (), (4,), (0, 1, 2))
-    assert bench.table("real", "lesion", "dice", 4).shape == (3, 8)
+    assert bench.table("real", "lesion", "dice", 4).shape == (3, 16)
     compared = bench.compare([("real+classical", "real")])
     one = compared.headlines[0]
     assert one.labelled == 4 and one.verdict == "gain" and one.difference.mean == pytest.approx(0.05, abs=0.01)
