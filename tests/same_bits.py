@@ -47,17 +47,22 @@ def made(run: Path) -> dict[str, str]:
         for name, value in torch.load(path, map_location="cpu", weights_only=True)["state_dict"].items():
             digests[f"{path.name} {name}"] = digest(value.float().numpy())
     for path in sorted(run.rglob("*.csv")):
-        rows = list(csv.DictReader(path.open(encoding="utf-8")))
-        for column in rows[0] if rows else ():
-            values = [row[column] for row in rows]
-            if "second" not in column and all(map(_is_number, values)):
-                digests[f"{path.relative_to(run)} {column}"] = digest(np.array(values, dtype=np.float64))
+        with path.open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        # By metric, so that a new metric is new, and the values of the others stay the same.
+        for metric in dict.fromkeys(row.get("metric", "") for row in rows):
+            chosen = [row for row in rows if row.get("metric", "") == metric]
+            for column in chosen[0]:
+                values = [row[column] or "nan" for row in chosen]
+                if "second" not in column and all(map(_is_number, values)):
+                    name = f"{path.relative_to(run)} {column} {metric}".rstrip()
+                    digests[name] = digest(np.array(values, dtype=np.float64))
     return digests
 
 
 def _is_number(text: str) -> bool:
     try:
-        float(text or "nan")
+        float(text)
     except ValueError:
         return False
     return True
