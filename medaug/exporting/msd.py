@@ -6,13 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
 
 from medaug.cohort.manifest import Case
 from medaug.exporting.request import Export, training_part
-from medaug.files import atomic_write
+from medaug.imaging.nifti import save_array
 
 
 def write_msd(export: Export) -> None:
@@ -34,7 +32,7 @@ def write_msd(export: Export) -> None:
         if len(images) == 1:
             export.write(case, target, images[0], first.affine)
         else:
-            _write_stack(target, np.stack(images, axis=-1), first.affine, export.note(case))
+            save_array(target, np.stack(images, axis=-1), first.affine, export.note(case))
             export.mark(case, target)
         if part == "Tr":
             label = schema.to_values(export.indices(case, first))
@@ -66,13 +64,3 @@ def write_msd(export: Export) -> None:
         return {"dataset.json": dataset}
 
     export.fill(write_case, files)
-
-
-def _write_stack(path: Path, array: NDArray[Any], affine: NDArray[np.float64], description: str) -> None:
-    image = nib.Nifti1Image(array, affine, dtype=array.dtype)
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
-    image.header.set_xyzt_units("mm", "sec")
-    image.header["descrip"] = description.encode("ascii", "replace")[:79]
-    with atomic_write(path) as temporary:
-        nib.save(image, temporary)

@@ -141,7 +141,18 @@ def write_volume(path: str | os.PathLike[str], array: ArrayLike, affine: ArrayLi
     array = np.asarray(array)
     if array.ndim != 3:
         raise ValueError(f"expected an array (X, Y, Z), got shape {array.shape}")
-    image = nib.Nifti1Image(array, np.asarray(affine, dtype=np.float64), dtype=array.dtype)
+    save_array(path, array, np.asarray(affine, dtype=np.float64), description)
+
+
+def save_array(
+    path: str | os.PathLike[str], array: NDArray[Any], affine: NDArray[np.float64], description: str
+) -> None:
+    """Write an array (X, Y, Z) or (X, Y, Z, M) as it is, atomically; affine in mm, RAS.
+
+    Raises:
+        UserError: the disk is full, or the folder is not writable.
+    """
+    image = nib.Nifti1Image(array, affine, dtype=array.dtype)
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)
     image.header.set_xyzt_units("mm", "sec")
