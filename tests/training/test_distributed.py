@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -39,10 +40,18 @@ train(folder, budget=replace(half, max_steps=4))  # makes up for the last valida
 """
 
 
-def test_fsdp_by_torchrun_trains_and_resumes_like_one_process(tmp_path):
+def free_port() -> int:
+    """A port that no other test opens before torchrun does: the system gives out none below 32768 by itself."""
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        for port in range(20000 + os.getpid() % 10000, 32768):
+            with contextlib.suppress(OSError):
+                free.bind(("127.0.0.1", port))
+                return port
+    raise RuntimeError("no free port")
+
+
+def test_fsdp_by_torchrun_trains_and_resumes_like_one_process(tmp_path):
+    port = free_port()
     script = tmp_path / "script.py"
     script.write_text(TRAININGS)
     here = Path(__file__).parent

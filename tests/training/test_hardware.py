@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 from dataclasses import replace
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch.distributed import TCPStore
 from torch.utils.data import DataLoader
 
 from medaug.errors import UserError
 from medaug.options import TrainerOptions
 from medaug.training.hardware import ScaledGradients, check_device, check_processes, compiles, device_type
+from medaug.training.ranks import PARENT, _store, prepare_ranks
 
 CPU = TrainerOptions(accelerator="cpu")
 
@@ -119,3 +123,17 @@ def test_loss_scaling_changes_no_bit_and_no_precision():
     scaled, trainer = trained(batches, [ScaledGradients("16-mixed", "cpu", scaler)])
     assert torch.equal(plain, scaled)
     assert trainer.precision_plugin.state_dict()["scale"] == 2.0**67
+
+
+def test_the_port_of_the_ranks_is_reserved_before_they_start(monkeypatch, tmp_path):
+    for variable in ("MASTER_PORT", "LOCAL_RANK", PARENT):
+        monkeypatch.delenv(variable, raising=False)
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False)
+    prepare_ranks(trainer)
+    port = trainer.strategy.cluster_environment.main_port
+    assert os.environ["MASTER_PORT"] == str(port) and os.environ[PARENT] == str(os.getpid())
+    with socket.socket() as another_program, pytest.raises(OSError, match="in use"):
+        another_program.bind(("127.0.0.1", port))
+    shared = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, multi_tenant=True)
+    shared.set("as", "the process group does")
+    assert _store().get("as") == b"the process group does"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -52,7 +53,7 @@ runpy.run_module("medaug.train", run_name="__main__")
 """
 
 
-def start(runs: Path, *words: str, code: str | None = None) -> subprocess.Popen[str]:
+def start(runs: Path, *words: str, code: str | None = None, **variables: str) -> subprocess.Popen[str]:
     """The stage as a process of its own, on one thread, so that sums are taken in one order."""
     environment = {key: value for key, value in os.environ.items() if key not in {"RANK", "LOCAL_RANK", "SLURM_PROCID"}}
     given = dict(word.split("=", 1) for word in (*SMALL, f"trainer.max_steps={STEPS}", *words))  # the last one counts
@@ -63,7 +64,7 @@ def start(runs: Path, *words: str, code: str | None = None) -> subprocess.Popen[
             f"runs={runs}",
             *(f"{key}={value}" for key, value in given.items()),
         ],
-        env=environment | {"OMP_NUM_THREADS": "1"},
+        env=environment | {"OMP_NUM_THREADS": "1"} | variables,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -207,3 +208,14 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
         assert len(curves[0]) == (4 if key == "train/loss" else 2)
         assert len(set(curves[0])) > 1
         assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+
+
+def test_a_rank_ends_when_the_first_one_cannot_start(tmp_path):
+    with socket.socket() as another_program:
+        another_program.bind(("127.0.0.1", 0))
+        another_program.listen()
+        port = another_program.getsockname()[1]
+        process = start(tmp_path, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", MASTER_PORT=str(port))
+        said = process.communicate(timeout=120)[1]  # until all processes that write there have ended
+    assert process.returncode == 2, said
+    assert f"port: {port}" in said and "set MASTER_PORT" in said and "Traceback" not in said
