@@ -75,22 +75,23 @@ def names(choices: Choices) -> list[str | int]:
 
 
 def type_name(hint: Any) -> str:
-    """A type in words, such as "list of number"."""
+    """A type in words, such as "list of numbers"."""
     arguments = get_args(hint)
     if get_origin(hint) is list:
-        return f"list of {type_name(arguments[0])}"
+        return f"list of {type_name(arguments[0])}" + ("s" if arguments[0] in {int, float} else "")
     if arguments:
         return " or ".join("null" if a is type(None) else type_name(a) for a in arguments)
     return {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}[hint.__name__]
 
 
 def values_text(key: Key) -> str:
-    """The valid values in words: "integer, at least 1", "cosine|constant", "list of number, 2 ascending values"."""
+    """The valid values in words: "integer, at least 1", "cosine|constant", "list of numbers, 2 ascending values"."""
     allowed = "|".join(str(name) for name in names(key.choices))
     kind = type_name(key.hint)
     if allowed:
-        kind = kind.replace("text", allowed).replace("integer", allowed)
-    return ", ".join(part for part in (kind, str(key.items), str(key.limits)) if part)
+        kind = kind.replace("text", allowed).replace("integers", allowed).replace("integer", allowed)
+    each = "each " if "list" in kind and str(key.limits) else ""
+    return ", ".join(part for part in (kind, str(key.items), f"{each}{key.limits}") if part)
 
 
 def condition_text(key: Key, stage: str = "") -> str:

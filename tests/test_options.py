@@ -94,7 +94,7 @@ def test_lists_in_words_and_what_fits():
         (Items(count=3), "3 values", [[1, 1, 1]], [[1, 2], [1, 2, 3, 4]]),
         (Items(count=2, ascending=True), "2 ascending values", [[1, 2]], [[2, 1], [1, 1], [1]]),
         (Items(fewest=2, distinct=True), "at least 2 values, each given once", [[1, 2]], [[1], [1, 1]]),
-        (Items(distinct=True), "values, each given once", [[], ["a", "b"]], [["a", "a"]]),
+        (Items(distinct=True), "no value twice", [[], ["a", "b"]], [["a", "a"]]),
     ):
         assert str(items) == words
         assert all(items.problem(values) is None for values in right)
@@ -174,8 +174,8 @@ def test_keys_without_effect_are_refused_on_a_command_line(stage, words, said):
         ("train", "codec.channels=[8]", "must have at least 2 values"),
         ("train", "task.target=mask", "not one of image, label"),
         ("train", "task.degradation=blur", "not one of none, noise, low_resolution"),
-        ("train", "task.modalities=[t1,t1]", "must have values, each given once"),
-        ("train", "task.given=[t1,t1]", "must have values, each given once"),
+        ("train", "task.modalities=[t1,t1]", "must have no value twice"),
+        ("train", "task.given=[t1,t1]", "must have no value twice"),
         ("train", "data.percentiles=[99,1]", "must have 2 ascending values"),
         ("train", "data.percentiles=[1]", "must have 2 ascending values"),
         ("train", "data.intensity=minmax", "not one of percentile, window, zscore"),

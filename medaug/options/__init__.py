@@ -59,7 +59,7 @@ __all__ = [
 class Options:
     """All keys; each stage accepts only those that it reads."""
 
-    experiment: str = option("which cohort and model (conf/experiment)", "")
+    experiment: str = option("name of the experiment, which sets cohort and model (conf/experiment)", "")
     preset: str = option(
         "size and budget (conf/preset); by default the preset that the experiment was trained with, else the "
         "experiment's own, else cpu",
@@ -67,11 +67,11 @@ class Options:
     )
     runs: str = option("folder of all results", "runs", is_path=True)
     umask: str | None = option(
-        "octal permissions that new files do not get; 077: only you can read them", None, identity=False
+        "octal mask of the permissions that new files do not get; 077: only you can read them", None, identity=False
     )
     overwrite: bool = option("replace a run on disk that was made with another configuration", False)
     checkpoint: str = option(
-        "which checkpoint of the training; auto: best where samples were scored, else last",
+        "which checkpoint of the training to use; auto: the best if samples were scored, else the last",
         "auto",
         choices=one_of("auto", "best", "last"),
     )

@@ -27,11 +27,11 @@ class SplitOptions:
     """Which scans belong to one subject, and how subjects are split: the keys that `ingest` and `data` share."""
 
     subject_pattern: str | None = option(
-        r"regular expression; its group 1 in a case's name is the subject: '(\d+)$'; null: one subject per case",
+        r"regular expression; group 1 in a case's name is the subject, as in '(\d+)$'; null: one subject per case",
         None,
     )
     subject_consecutive: int = option(
-        "this many consecutive numbers are one subject; 2: scans 2k-1 and 2k",
+        "how many consecutive numbers belong to one subject; 2: scans 2k-1 and 2k do",
         1,
         limits=at_least(1),
         applies_when=(only_with("subject_pattern"),),
@@ -47,8 +47,8 @@ class SplitOptions:
     )
     split_seed: int = option("seed of the split by subject, and of the folds", 0)
     folds: int | None = option(
-        "cross-validation folds of the training and validation subjects; null: none; ingest writes them as nnU-Net's "
-        "splits_final.json beside the manifest",
+        "number of cross-validation folds of the training and validation subjects; null: none; ingest writes them as "
+        "nnU-Net's splits_final.json beside the manifest",
         None,
         limits=at_least(2),
     )
@@ -60,10 +60,10 @@ class DataOptions(SplitOptions):
 
     name: str = option("name of the cohort", "")
     manifest: str | None = path_option(
-        "manifest (a file, or a name in data_manifests); null: read the first root by its layout"
+        "manifest: a file, or a name in data_manifests; null: read the folder in roots without one"
     )
     roots: list[str] = option(
-        "folders where the files may be; the first that exists is used", [], identity=False, is_path=True
+        "folders where the files may be; the first one that exists is used", [], identity=False, is_path=True
     )
     layout: str = option(
         "layout of the folder if there is no manifest; auto: detect it; phantom: make phantoms",
@@ -85,7 +85,9 @@ class DataOptions(SplitOptions):
         "further conditions besides the mask: attributes of the manifest, or spacing", [], items=Items(distinct=True)
     )
     max_side: int | None = option(
-        "coarsen the grid isotropically until no side has more voxels; null: never", None, limits=at_least(1)
+        "maximum number of voxels per side; a larger grid is made coarser, isotropically; null: no maximum",
+        None,
+        limits=at_least(1),
     )
     spacing: list[float] | None = option(
         "voxel size in mm to resample to; null: as data.resample says", None, limits=above(0), items=_TRIPLE
@@ -93,7 +95,7 @@ class DataOptions(SplitOptions):
     resample: str = option(
         "auto: resample to one voxel size if the training scans differ", "auto", choices=one_of("auto", "never")
     )
-    crop: str = option("body: crop to the body or brain", "none", choices=one_of("none", "body"))
+    crop: str = option("what to crop scans to; body: the body or brain", "none", choices=one_of("none", "body"))
     shape: list[int] | None = option(
         "the model's grid in voxels; null: the smallest that contains every training scan",
         None,
@@ -124,7 +126,9 @@ class DataOptions(SplitOptions):
         limits=above(0),
         applies_when=(only_with("data.intensity", "zscore"),),
     )
-    bias_correction: bool = option("divide by N4's estimate of the bias field; multiply by it on export", False)
+    bias_correction: bool = option(
+        "divide scans by N4's estimate of the bias field; multiply by it again on export", False
+    )
     cache: str = option(
         "where preprocessed scans are kept: disk (memory-mapped) or ram",
         "disk",

@@ -58,8 +58,10 @@ class Items:
     def __str__(self) -> str:
         """In words, such as "2 ascending values" or "at least 1 value, each given once"; empty if any list is valid."""
         number = self.fewest if self.count is None else self.count
+        if not number:
+            return "no value twice" if self.distinct else ""
         kind = f"{'ascending ' if self.ascending else ''}value{'s' if number > 1 else ''}"
-        counted = f"{'' if self.count else 'at least '}{number} {kind}" if number else "values" if self.distinct else ""
+        counted = f"{'' if self.count else 'at least '}{number} {kind}"
         return f"{counted}, each given once" if self.distinct else counted
 
 

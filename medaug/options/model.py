@@ -81,13 +81,13 @@ class CodecOptions:
     )
     latent_channels: int = option("channels of the latents", 4, limits=at_least(1), applies_when=_KL)
     kl_weight: float = option(
-        "weight of the divergence from N(0, 1), per latent value, relative to the absolute error",
+        "weight of the KL divergence from N(0, 1), per latent value, relative to the absolute error",
         1e-4,
         limits=at_least(0),
         applies_when=_KL_TRAINED,
     )
     adversarial_weight: float = option(
-        "weight of a patch discriminator in the second half of the training; 0: none",
+        "weight of the loss of a patch discriminator in the second half of the training; 0: none",
         0.0,
         limits=at_least(0),
         applies_when=_KL_TRAINED,
@@ -114,7 +114,7 @@ class NetworkOptions:
         "unet",
         choices=one_of(table="networks"),
     )
-    spatial_dims: int = option("3: volumes; 2: every axial slice by itself", 3, choices=one_of(2, 3))
+    spatial_dims: int = option("3: whole volumes; 2: each axial slice by itself", 3, choices=one_of(2, 3))
     channels: list[int] = option("features per level", [32, 64, 96], limits=at_least(1), items=Items(fewest=1))
     attention: list[bool] = option(
         "self-attention per level; the middle always has it", [False, False, True], items=Items(fewest=1)
@@ -122,9 +122,9 @@ class NetworkOptions:
     num_res_blocks: int = option("residual blocks per level", 1, limits=at_least(1))
     num_head_channels: int = option("features per attention head", 32, limits=at_least(1))
     norm_num_groups: int = option("groups of the group normalisation", 16, limits=at_least(1))
-    coordinates: bool = option("voxel coordinates as inputs, for cohorts whose scans are aligned", False)
+    coordinates: bool = option("also feed voxel coordinates to the network; for cohorts whose scans are aligned", False)
     stem: int | None = option(
-        "features of a learned stem of the mask; 0: none; null: 32 if the codec's blocks exceed 8 voxels",
+        "features of a learned stem for the mask; 0: no stem; null: 32 if the codec's blocks exceed 8 voxels, else 0",
         None,
         limits=at_least(0),
     )
@@ -149,16 +149,16 @@ class ProcessOptions:
         choices=one_of(table="predictions"),
     )
     num_train_timesteps: int | None = option(
-        "noise levels of linear and cosine; null: continuous time", 1000, limits=at_least(1)
+        "number of noise levels of the schedules linear and cosine; null: continuous time", 1000, limits=at_least(1)
     )
     time_shift: float = option(
-        "above 1 spends more on noisy times, as large volumes need",
+        "shift of the time steps; values above 1 favour noisy times, as large volumes need",
         1.0,
         limits=above(0),
         applies_when=(only_with("process.noise_schedule", "rectified_flow"),),
     )
     zero_terminal_snr: bool = option(
-        "make the noisiest time pure noise, as sampling assumes", False, applies_when=_VARIANCE_PRESERVING
+        "make the last time pure noise, as sampling assumes", False, applies_when=_VARIANCE_PRESERVING
     )
     sigma_min: float = option(
         "smallest noise level, in standard deviations of the (standardised) data",
@@ -168,12 +168,14 @@ class ProcessOptions:
     )
     sigma_max: float = option("largest noise level, where sampling starts", 80.0, limits=above(0), applies_when=_EDM)
     sigma_data: float = option(
-        "schedule and prediction edm: standard deviation of the data, which the codec makes 1", 1.0, limits=above(0)
+        "edm, schedule and prediction: standard deviation of the data, which the codec scales to 1",
+        1.0,
+        limits=above(0),
     )
     log_sigma_mean: float = option("mean of the logarithm of the noise level in training", -0.5, applies_when=_EDM)
     log_sigma_std: float = option("standard deviation of that logarithm", 1.2, limits=above(0), applies_when=_EDM)
     loss_weight: str = option(
-        "loss weight per time: uniform, or min_snr (noisy times count less)",
+        "weight of the loss at each time: uniform, or min_snr (noisy times count less)",
         "uniform",
         choices=one_of(table="loss_weights"),
     )

@@ -57,7 +57,7 @@ class MasksOptions:
     """Where the masks of synthetic pairs come from: training masks, unchanged or deformed, or a mask generator."""
 
     source: str = option(
-        "training masks (real), deformed training masks, or masks of a mask generator (generated)",
+        "real: training masks; deformed: deformed training masks; generated: masks from a mask generator",
         "deformed",
         choices=one_of(table="mask_sources"),
     )
@@ -92,7 +92,7 @@ class SegmenterOptions:
     batch_size: int = option("volumes per step", 4, limits=_POSITIVE)
     num_workers: int = option("processes that load data", 1, limits=at_least(0), identity=False)
     ema: float = option(
-        "decay per step of averaged weights, such as 0.99, which are used in place of the last ones; 0: the last ones",
+        "use a moving average of the weights with this decay per step, such as 0.99; 0: use the last weights",
         0.0,
         limits=Range(least=0, below=1),
         identity=None,
@@ -111,23 +111,23 @@ class GenerateOptions:
         "classifier-free guidance: 0 ignores the mask, 1 is the plain conditional model", 2.0, limits=at_least(0)
     )
     guidance_interval: list[float] | None = option(
-        "range of times in [0, 1] in which guidance is applied, where 1 is noise; null: always",
+        "apply guidance only at times in this interval, where 0 is clean and 1 is noise; null: always",
         None,
         limits=between(0, 1),
         items=Items(count=2, ascending=True),
         applies_when=_GUIDED,
     )
     guidance_rescale: float = option(
-        "0 to 1: how far to move the contrast of guided images back to that of the plain conditional model",
+        "moves the contrast of guided images back to the plain conditional model's: 0 not at all, 1 fully",
         0.0,
         limits=between(0, 1),
     )
     negative_classes: list[str] = option(
-        "guide away from the same mask without these classes; none: from no mask at all", [], applies_when=_GUIDED
+        "guide away from the same mask without these classes; empty: plain guidance", [], applies_when=_GUIDED
     )
-    attributes: list[str] = option("name:value, replacing the host's own attribute, as in [site:A,grade:2]", [])
+    attributes: list[str] = option("attributes to use instead of the host's own, as in [site:A,grade:2]", [])
     seed: int = option("root seed, from which the seed of every pair is derived", 0)
-    batch_size: int = option("pairs sampled together; changes no sample", 4, limits=_POSITIVE, identity=False)
+    batch_size: int = option("pairs sampled together; does not change them", 4, limits=_POSITIVE, identity=False)
     strip: int = option(
         "number of pictures that show how the first pair develops from noise; 0: none",
         0,
@@ -141,13 +141,13 @@ class ScreenOptions:
     """Which synthetic pairs are kept: the rules that each must pass, fitted on real scans."""
 
     rules: list[str] = option(
-        "rules that every pair must pass; none: pairs are not screened",
+        "rules that every pair must pass; empty: pairs are not screened",
         [],
         choices=one_of(table="screening_rules"),
         items=Items(distinct=True),
     )
     retries: int = option(
-        "how often a rejected pair is tried again with another seed before it is given up",
+        "how many times a rejected pair is sampled again, with another seed, before it is given up",
         4,
         limits=at_least(0),
         applies_when=_SCREENED,
@@ -156,19 +156,19 @@ class ScreenOptions:
         "also write the rejected pairs, to runs/EXP/synthetic/rejected", False, identity=False, applies_when=_SCREENED
     )
     dice_quantile: float = option(
-        "faithfulness: the Dice that this share of real validation scans stays below is required",
+        "faithfulness: the minimum Dice is this quantile of the Dice of real validation scans",
         0.1,
         limits=between(0, 1),
         applies_when=_SCREENED,
     )
     intensity_quantile: float = option(
-        "intensity: the deviation that this share of training scans stays below is allowed",
+        "intensity: the maximum deviation is this quantile of the deviations of training scans",
         0.99,
         limits=between(0, 1),
         applies_when=_SCREENED,
     )
     copy_quantile: float = option(
-        "near_copies and duplicates: the similarity that this share of new real scans stays below is allowed",
+        "near_copies, duplicates: the maximum similarity is this quantile of that between real scans of two subjects",
         0.95,
         limits=between(0, 1),
         applies_when=_SCREENED,
@@ -189,12 +189,12 @@ class PredictOptions:
     manifest: str | None = path_option("manifest of other scans, instead of a split")
     name: str | None = option("folder below runs/EXP/predictions; null: the split, or the manifest's file name", None)
     num_samples: int | None = option(
-        "samples per scan, whose mean is the result; null: 8 of labels, 1 of images", None, limits=_POSITIVE
+        "samples per scan, which are averaged; null: 8 for labels, 1 for images", None, limits=_POSITIVE
     )
     guidance_scale: float = option("classifier-free guidance by the conditions; 1: none", 1.0, limits=at_least(0))
-    degrade: bool = option("enhancement: degrade the scans first, to measure how well they are restored", False)
+    degrade: bool = option("enhancement tasks: degrade the scans first, to measure how well they are restored", False)
     probabilities: bool = option("segmentation: also write the probability of every class", False)
-    inpaint: list[str] = option("mask-to-image models: classes whose voxels are inpainted in the real scan", [])
+    inpaint: list[str] = option("mask-to-image models: inpaint the voxels of these classes in the real scan", [])
     remove: bool = option("inpaint as if those classes were absent", False, applies_when=_INPAINT)
     margin: int = option(
         "voxels of the model's grid around those classes that are inpainted too",
@@ -203,13 +203,13 @@ class PredictOptions:
         applies_when=_INPAINT,
     )
     resample: int = option(
-        "how often each step is done, for a seamless transition; 1 is fastest",
+        "how many times each step is repeated, for a seamless transition; 1 is fastest",
         4,
         limits=_POSITIVE,
         applies_when=_INPAINT,
     )
-    seed: int = option("root seed from which every scan's own seeds are made", 0, limits=at_least(0))
-    batch_size: int = option("samples made together; changes no sample", 4, limits=_POSITIVE, identity=False)
+    seed: int = option("root seed, from which the seeds of every scan are derived", 0, limits=at_least(0))
+    batch_size: int = option("samples made together; does not change them", 4, limits=_POSITIVE, identity=False)
 
 
 @dataclass
@@ -223,7 +223,7 @@ class ScoringOptions:
         identity=None,
     )
     lesions: list[str] = option(
-        "structures that consist of separate lesions, which are then also counted",
+        "structures that consist of separate lesions; their lesions are also counted",
         [],
         items=Items(distinct=True),
         identity=None,
@@ -235,12 +235,12 @@ class AuditOptions:
     """How well the images match their masks, measured by a segmenter (the judge) that is used for nothing else."""
 
     judge_steps: int = option("optimisation steps of the judge", 1500, limits=_POSITIVE)
-    backend: str = option("what trains the judge", "unet", choices=one_of(table="backends"), identity=None)
+    backend: str = option("backend that trains the judge", "unet", choices=one_of(table="backends"), identity=None)
     guidance_scales: list[float] = option(
         "guidance scales compared on the same seeds and masks", [0.0, 1.0, 3.0], limits=at_least(0)
     )
     guidance_num: int = option("pairs per guidance scale", 16, limits=_POSITIVE)
-    batch_size: int = option("pairs sampled together; changes no sample", 4, limits=_POSITIVE, identity=False)
+    batch_size: int = option("pairs sampled together; does not change them", 4, limits=_POSITIVE, identity=False)
     seed: int = option("seed of the judge, the guidance sweep and the bootstrap", 0, limits=at_least(0))
 
 
@@ -263,27 +263,27 @@ class ArmsOptions:
 class BenchmarkOptions:
     """Whether the pairs help, measured on subjects that no model has seen."""
 
-    steps: int = option("optimisation steps of every segmenter, the same in every arm", 600, limits=_POSITIVE)
+    steps: int = option("optimisation steps of each segmenter, the same in all arms", 600, limits=_POSITIVE)
     seeds: list[int] = option(
-        "one segmenter is trained per arm and seed", [0, 1, 2], items=Items(fewest=1, distinct=True)
+        "training seeds; each arm trains one segmenter per seed", [0, 1, 2], items=Items(fewest=1, distinct=True)
     )
     labelled: list[str] = option(
-        "how many labelled training subjects keep their labels, as in [4,8,16,all]; every arm is trained for each",
+        "numbers of training subjects that keep their labels, as in [4,8,16,all]; each arm is trained with each number",
         ["all"],
         items=Items(fewest=1, distinct=True),
         identity=None,
     )
     draws: list[int] = option(
-        "random choices of those subjects; within a draw, a smaller number keeps a part of what a larger one keeps",
+        "seeds for choosing those subjects; within a draw, the subjects of a smaller number are a subset of a larger's",
         [0],
         limits=at_least(0),
         items=Items(fewest=1, distinct=True),
         identity=None,
     )
-    plan: bool = option("print the jobs, which are done, and how long the others take, and stop", False, identity=False)
-    bootstrap_seed: int = option("seed of the intervals", 0, limits=at_least(0))
+    plan: bool = option("list the jobs, done or not, with the time that is left, and stop", False, identity=False)
+    bootstrap_seed: int = option("seed of the bootstrap intervals", 0, limits=at_least(0))
     primary: list[str] | None = option(
-        "the question: [arm,baseline,metric,structure], declared before the first job; null: none is declared",
+        "the one comparison that counts, declared before the first job: [arm,baseline,metric,structure]; null: none",
         None,
         items=Items(count=4),
         identity=False,
@@ -295,7 +295,7 @@ class BenchmarkOptions:
         applies_when=(only_with("benchmark.primary"),),
         identity=False,
     )
-    backend: str = option("what trains the segmenters", "unet", choices=one_of(table="backends"), identity=None)
+    backend: str = option("backend that trains the segmenters", "unet", choices=one_of(table="backends"), identity=None)
 
 
 @dataclass
@@ -315,12 +315,12 @@ class ExportOptions:
         applies_when=(only_with("export.format", "dicom"),),
     )
     suffixes: list[str] = option(
-        "BIDS: suffix of a modality whose name says too little, as in [MRI:T1w]",
+        "BIDS: suffix of a modality that its name does not tell, as in [MRI:T1w]",
         [],
         applies_when=(only_with("export.format", "bids"),),
     )
     skull_stripped: bool = option(
-        "BIDS: say in the files that the images show the brain alone",
+        "BIDS: record in the files that the images are skull-stripped",
         False,
         applies_when=(only_with("export.format", "bids"),),
     )
@@ -346,28 +346,28 @@ class IngestOptions(SplitOptions):
     images: str | None = option("glob of the images below root", None, applies_when=_PAIRS)
     labels: str | None = option("glob of the labels below root", None, applies_when=_PAIRS)
     case_pattern: str | None = option(
-        "regular expression; its group 1 in a path is the name of the case", None, applies_when=_PAIRS
+        "regular expression matched against a file's path; group 1 is the name of the case", None, applies_when=_PAIRS
     )
     classes: list[str] | None = option(
         "names of label values 0, 1, 2, ..., background first", None, applies_when=_PAIRS
     )
     subjects: str | None = path_option("CSV file with the columns case and subject")
-    attributes: str | None = path_option("CSV file with case or subject, and a column per attribute (site, grade)")
-    splits: str | None = path_option("splits to keep: splits_final.json, or a CSV with case or subject, and split")
+    attributes: str | None = path_option("CSV file: a column case or subject, and one per attribute (site, grade)")
+    splits: str | None = path_option("your own splits: splits_final.json, or a CSV file: case (or subject) and split")
     splits_fold: int = option(
-        "number of the fold of splits_final.json", 0, limits=at_least(0), applies_when=(only_with("ingest.splits"),)
+        "fold of splits_final.json, from 0", 0, limits=at_least(0), applies_when=(only_with("ingest.splits"),)
     )
     exclude: list[str] = option("names of cases to leave out", [])
     exclude_series: list[str] = option(
-        "files to leave out by header, as in [ImageType:localizer,scout]", [], applies_when=_DICOM
+        "leave out files whose header matches, as in [ImageType:localizer,scout]", [], applies_when=_DICOM
     )
     check: str = option(
-        "what is checked: voxels (every file is read), headers (for large cohorts) or none",
+        "what to check: voxels (reads every file), headers (for large cohorts) or none",
         "voxels",
         choices=one_of("voxels", "headers", "none"),
     )
-    report: str | None = path_option("JSON file for the findings")
-    workers: int = option("processes that read; 0: one per processor", 0, limits=at_least(0))
+    report: str | None = path_option("JSON file to write the findings to")
+    workers: int = option("processes that read files; 0: one per processor", 0, limits=at_least(0))
     on_gap: str = option(
         "if a slice is missing: refuse the series, or resample across the gap",
         "refuse",
@@ -375,25 +375,25 @@ class IngestOptions(SplitOptions):
         applies_when=_DICOM,
     )
     on_grid: str = option(
-        "if modalities are on different grids: refuse the case, or resample to the grid of the first (dicom)",
+        "if modalities are on different grids: refuse the case, or resample to the grid of the first modality",
         "refuse",
         choices=one_of("refuse", "resample"),
         applies_when=_DICOM,
     )
-    pseudonyms: bool = option("name subjects by salted pseudonyms; false: by PatientID", True, applies_when=_DICOM)
-    private: str | None = path_option("DICOM: file of pseudonyms and salt, to be kept secret; null: beside out")
-    withdraw: str | None = option("only list everything that was made with this subject's data", None)
-    download: str | None = option("fetch a Medical Segmentation Decathlon task, such as Task04_Hippocampus", None)
+    pseudonyms: bool = option("name subjects by salted pseudonyms; false: use the PatientID", True, applies_when=_DICOM)
+    private: str | None = path_option("DICOM: file with the pseudonyms and the salt; keep it secret; null: beside out")
+    withdraw: str | None = option("list everything that was made with this subject's data, and stop", None)
+    download: str | None = option("Medical Segmentation Decathlon task to download, as in Task04_Hippocampus", None)
     to: str | None = path_option("folder to unpack the download in", applies_when=_DOWNLOAD)
     mirror: str | None = option(
-        "address of the folder with the archives; null: the task's own", None, applies_when=_DOWNLOAD
+        "address of a folder with the archives; null: the official one", None, applies_when=_DOWNLOAD
     )
 
 
 @dataclass
 class VerifyOptions:
-    """What is a file, and is it what was written?"""
+    """Whether files are synthetic, and whether they are unchanged since they were written."""
 
     path: str | None = path_option("the file or folder to look at; the word path= may be left out")
-    public_key: str | None = path_option("public Ed25519 key (PEM) by which every file must be signed")
-    report: str | None = path_option("JSON file for all that was found")
+    public_key: str | None = path_option("public Ed25519 key (PEM) that every file must be signed with")
+    report: str | None = path_option("JSON file to write all results to")

@@ -41,30 +41,30 @@ class TrainerOptions:
         "width of the moving average of the weights, as a share of the training", 0.1, limits=between(0.01, 0.28)
     )
     condition_dropout: float = option(
-        "share of masks (in a task without masks: of images) hidden, to train the null condition", 0.1, limits=_SHARE
+        "share of masks (in a task without masks: images) that are hidden, to train the null condition",
+        0.1,
+        limits=_SHARE,
     )
     class_dropout: float = option(
-        "probability that a class of a mask is made unknown, for each class",
+        "probability, for each class, that it is hidden in a mask",
         0.0,
         limits=_SHARE,
         applies_when=(only_with("task.mask"),),
     )
-    image_dropout: float = option(
-        "probability that an image of the condition is made unknown, for each image", 0.0, limits=_SHARE
-    )
+    image_dropout: float = option("probability, for each image of the condition, that it is hidden", 0.0, limits=_SHARE)
     labelled_share: float | None = option(
         "share of each batch that has labels; null: as in the cohort",
         None,
         limits=Range(above=0, most=1),
     )
     attribute_dropout: float = option(
-        "probability that an attribute is made unknown, for each attribute",
+        "probability, for each attribute, that it is hidden",
         0.1,
         limits=_SHARE,
         applies_when=(only_with("data.attributes"),),
     )
     region_weight: float = option(
-        "how many times more than background a foreground voxel counts in the loss", 1.0, limits=above(0)
+        "weight of a foreground voxel in the loss; a background voxel has weight 1", 1.0, limits=above(0)
     )
     augment: bool = option("small random rotation, scaling and shift of image and mask together", True)
     checkpoint_every: int = option("steps between checkpoints", 200, limits=at_least(1), identity=False)
@@ -75,7 +75,7 @@ class TrainerOptions:
     devices: int = option("devices per node; -1: all", 1, limits=at_least(-1))
     num_nodes: int = option("nodes", 1, limits=at_least(1))
     strategy: str = option(
-        "strategy for several devices; fsdp splits the weights over them",
+        "strategy for several devices; fsdp splits the weights between them",
         "auto",
         choices=one_of("auto", "ddp", "fsdp"),
     )
@@ -90,7 +90,7 @@ class TrainerOptions:
     num_workers: int = option("processes that load data", 1, limits=at_least(0), identity=False)
     seed: int = option("seed of weights, data order, augmentation, times and noise", 0)
     score_every: int = option(
-        "steps between scorings of samples, which select best.ckpt (mask-to-image models only); 0: none",
+        "steps between scorings of samples, which select best.ckpt (mask-to-image models only); 0: never",
         0,
         limits=at_least(0),
     )
@@ -108,7 +108,11 @@ class TrainerOptions:
         applies_when=_SCORED,
     )
     selector_backend: str = option(
-        "what trains that segmenter", "unet", choices=one_of(table="backends"), applies_when=_SCORED, identity=None
+        "backend that trains that segmenter",
+        "unet",
+        choices=one_of(table="backends"),
+        applies_when=_SCORED,
+        identity=None,
     )
 
 
@@ -117,7 +121,7 @@ class LoggerOptions:
     """Where training curves go."""
 
     name: str = option(
-        "tensorboard, csv, or wandb and mlflow (extras of the same name)",
+        "where to log; wandb and mlflow need the extra of the same name",
         "tensorboard",
         choices=one_of(table="loggers"),
     )
@@ -127,9 +131,9 @@ class LoggerOptions:
 class TrainOptions:
     """How a training starts and stops."""
 
-    resume: bool = option("train a run for longer than first planned; raise trainer.max_steps as well", False)
-    init_from: str | None = path_option("start from the weights of this checkpoint of an earlier training")
+    resume: bool = option("train a run for more steps than first planned; also raise trainer.max_steps", False)
+    init_from: str | None = path_option("checkpoint of an earlier training whose weights this one starts from")
     dry_run: bool = option("print the plan, with time and memory, and stop", False)
     objective: str = option(
-        "--multirun with optuna: the number in finished.json to optimise", "validation_loss", identity=False
+        "for --multirun with optuna: the value in finished.json to optimise", "validation_loss", identity=False
     )
