@@ -23,6 +23,7 @@ def main(options: Options) -> None:
     from medaug.comparison.arms import check_arms, pairs_to_compare
     from medaug.comparison.benchmark import all_jobs, run_benchmark
     from medaug.comparison.inputs import read_inputs
+    from medaug.comparison.label_curve import label_equivalents
     from medaug.comparison.labels import TrainingScans, label_counts
     from medaug.comparison.plan import plan_benchmark
     from medaug.comparison.primary import declare, primary_of
@@ -55,14 +56,16 @@ def main(options: Options) -> None:
         result, work = replace(result, declared=declared).compare(pairs_to_compare(options.arms.names)), True
     files = result.save(folder) if work else []
     refuse_edited(audit)
-    report = folder / "report.html"
-    write_report(result, folder.parent, report)  # also if finished: the audit may have been run in the meantime
+    report, equivalents = folder / "report.html", label_equivalents(result)
+    write_report(
+        result, equivalents, folder.parent, report
+    )  # also if finished: the audit may have been run in the meantime
     if work:
         finish(folder, {"report": report.name}, [*files, *(job.scores(folder) for job in jobs)])
     console = Console()
     print_table(result, console)
-    print_verdicts(result, console)
-    log.info("the report is %s", report.resolve())
+    print_verdicts(result, equivalents, console)
+    log.info("the report, with all metrics and comparisons, is %s", report.resolve())
 
 
 if __name__ == "__main__":

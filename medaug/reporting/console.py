@@ -1,4 +1,4 @@
-"""What the benchmark prints: the report's table of arms and its verdicts."""
+"""What the benchmark prints: the arms in one metric and the primary comparison. All the rest is in the report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from medaug.comparison.label_curve import label_equivalents
+from medaug.comparison.label_curve import ArmEquivalent
 from medaug.comparison.plan import ArmPlan
 from medaug.comparison.results import Benchmark, with_labels
 from medaug.errors import printable
@@ -17,54 +17,56 @@ from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.reporting.text import (
     SMOKE,
     declaration_notes,
-    format_difference,
     format_equivalent,
-    format_evidence,
     format_interval,
     metric_of,
     primary_statement,
 )
-
-COLUMNS = 2
-"""Metrics side by side, so that a table fits 80 characters."""
 
 _NAME_WIDTH = 24
 """Characters of the first column below which no name is broken."""
 
 
 def print_table(benchmark: Benchmark, console: Console) -> None:
-    """Print the mean and 95% interval of every arm: a line for all structures together, then one for each."""
-    metrics = benchmark.scores.metrics
-    for start in range(0, len(metrics), COLUMNS):
-        _print_metrics(benchmark, metrics[start : start + COLUMNS], console)
+    """Print mean and difference from the baseline of every arm, in the metric of the primary comparison.
 
-
-def _print_metrics(benchmark: Benchmark, metrics: Sequence[str], console: Console) -> None:
+    Each arm has a line for all structures together, then one for each of them.
+    """
+    name = _metric(benchmark)
+    metric = metric_of(name)
+    differences = {(one.arm, one.labelled, one.structure): one for one in benchmark.comparisons if one.metric == name}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption="mean [95% interval over subjects and seeds]")
     names = [*(title for title, _, _ in benchmark.rows), *(f"  {name}" for name in benchmark.structures)]
     table.add_column("arm, class", overflow="fold", min_width=min(_NAME_WIDTH, max(map(len, names))))
-    for name in metrics:
-        table.add_column(metric_of(name).heading, justify="right", no_wrap=True)
+    for heading in (metric.heading, "against its baseline"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for title, arm, labelled in benchmark.rows:
         table.add_row(Text(printable(title), style="bold"))
         for structure in benchmark.structures:
-            means = {
-                name: benchmark.mean(arm, structure, name, labelled)
-                for name in metrics
-                if benchmark.scores.measures(structure, name)
-            }
-            cells = [
-                format_interval(means[name], metric_of(name).digits, metric_of(name).is_signed)
-                if name in means
-                else "-"
-                for name in metrics
-            ]
+            cells = ["-", ""]
+            if benchmark.scores.measures(structure, name):
+                mean = benchmark.mean(arm, structure, name, labelled)
+                cells[0] = format_interval(mean, metric.digits, metric.is_signed)
+            if (arm, labelled, structure) in differences:
+                difference = differences[arm, labelled, structure].difference
+                cells[1] = format_interval(difference, metric.digits, signed=True)
             table.add_row(Text(f"  {printable(structure)}"), *map(Text, cells))
     console.print(table)
 
 
-def print_verdicts(benchmark: Benchmark, console: Console) -> None:
-    """Print the main results: a warning if this is a smoke run, the verdicts, and the trivial baseline."""
+def _metric(benchmark: Benchmark) -> str:
+    """The metric of the primary comparison, or the first one if there is no comparison."""
+    return benchmark.primary.metric if benchmark.primary is not None else benchmark.scores.metrics[0]
+
+
+def print_verdicts(benchmark: Benchmark, equivalents: Sequence[ArmEquivalent], console: Console) -> None:
+    """Print the main results: a warning if this is a smoke run, the primary comparison, and the trivial baseline.
+
+    Args:
+        benchmark: results.
+        equivalents: what the benchmark's arms are worth in labels; shown for the arms of the primary comparison.
+        console: where to.
+    """
     if benchmark.smoke:
         console.print(Text(f"{SMOKE}\n", style="bold"), soft_wrap=True)
     if benchmark.comparisons:
@@ -72,19 +74,14 @@ def print_verdicts(benchmark: Benchmark, console: Console) -> None:
         for note in declaration_notes(benchmark):
             console.print(Text(note), soft_wrap=True)
         console.print()
-    for one in benchmark.headlines:
-        arm = with_labels(one.arm, one.labelled)
-        line = (
-            f"{arm} against {one.baseline}, {one.structure} {metric_of(one.metric).title}: "
-            f"{format_difference(one)}, {one.verdict} ({format_evidence(one)})"
-        )
-        console.print(Text(line), soft_wrap=True)
-    for worth in label_equivalents(benchmark):
-        line = (
-            f"{with_labels(worth.arm, worth.labelled)} subjects, is worth {format_equivalent(worth)} labelled subjects "
-            f"of {worth.baseline} (mean foreground Dice)"
-        )
-        console.print(Text(line), soft_wrap=True)
+    primary = benchmark.primary
+    for worth in equivalents:
+        if primary is not None and (worth.arm, worth.baseline) == (primary.arm, primary.baseline):
+            line = (
+                f"{with_labels(worth.arm, worth.labelled)} subjects, is worth {format_equivalent(worth)} labelled "
+                f"subjects of {worth.baseline} (mean foreground Dice)"
+            )
+            console.print(Text(line), soft_wrap=True)
     if benchmark.floor:
         line = f"trivial baseline, {MEAN_FOREGROUND} Dice: {benchmark.floor[MEAN_FOREGROUND]:.3f}"
         console.print(Text(line), soft_wrap=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from medaug.auditing.results import Audit
-from medaug.comparison.label_curve import ArmEquivalent, label_equivalents
+from medaug.comparison.label_curve import ArmEquivalent
 from medaug.comparison.results import Benchmark, Comparison
 from medaug.reporting.text import SMOKE, declaration_notes, format_equivalent, primary_statement
 
@@ -21,7 +22,7 @@ def weak_judge(audit: Audit | None) -> float | None:
     return interval.mean if interval is not None and interval.mean < LEAST_JUDGE else None
 
 
-def report_contents(benchmark: Benchmark, audit: Audit | None) -> dict[str, Any]:
+def report_contents(benchmark: Benchmark, equivalents: Sequence[ArmEquivalent], audit: Audit | None) -> dict[str, Any]:
     """The primary comparison, all comparisons and the audit's ratio, as `report.json` holds them."""
     primary, smoke = benchmark.primary, benchmark.smoke or (audit is not None and audit.smoke)
     return {
@@ -34,7 +35,7 @@ def report_contents(benchmark: Benchmark, audit: Audit | None) -> dict[str, Any]
         "num_test_subjects": benchmark.num_test_subjects,
         "seeds": list(benchmark.seeds),
         "comparisons": [_plain(one) for one in benchmark.comparisons],
-        "label_equivalents": [{**_plain(one), "text": format_equivalent(one)} for one in label_equivalents(benchmark)],
+        "label_equivalents": [{**_plain(one), "text": format_equivalent(one)} for one in equivalents],
         "faithfulness_ratio": audit.ratio if audit is not None and weak_judge(audit) is None else None,
     }
 

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 
 from medaug.auditing.measures import MEASURES, Measure
 from medaug.auditing.results import FAITHFULNESS, Audit
-from medaug.comparison.label_curve import label_equivalents
+from medaug.comparison.label_curve import ArmEquivalent
 from medaug.comparison.results import Benchmark, Comparison, with_labels
 from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.evaluation.statistics import FEWEST_SUBJECTS
@@ -53,7 +54,7 @@ JUDGED = {
 }
 
 
-def write_report(benchmark: Benchmark, run: Path, out: Path) -> None:
+def write_report(benchmark: Benchmark, equivalents: Sequence[ArmEquivalent], run: Path, out: Path) -> None:
     """Render a benchmark, and results of other stages of the run, to one HTML file.
 
     Apart from the benchmark, the report shows these if they exist: the audit, pictures of the audit and of the
@@ -61,6 +62,7 @@ def write_report(benchmark: Benchmark, run: Path, out: Path) -> None:
 
     Args:
         benchmark: results.
+        equivalents: what its arms are worth in labels (`label_equivalents`).
         run: folder of the experiment.
         out: HTML file to write.
 
@@ -93,7 +95,7 @@ def write_report(benchmark: Benchmark, run: Path, out: Path) -> None:
         measures=_measures(audited),
         fewest_subjects=FEWEST_SUBJECTS,
         dice_plot=_dice_plot(benchmark),
-        equivalents=label_equivalents(benchmark),
+        equivalents=equivalents,
         forest_plot=_forest_plot(benchmark),
         statement=primary_statement(benchmark),
         notes=declaration_notes(benchmark),
@@ -106,7 +108,7 @@ def write_report(benchmark: Benchmark, run: Path, out: Path) -> None:
     )
     with atomic_write(out) as temporary:
         temporary.write_text(html, "utf-8")
-    write_json(out.with_suffix(".json"), report_contents(benchmark, audited))
+    write_json(out.with_suffix(".json"), report_contents(benchmark, equivalents, audited))
 
 
 def _verdict_class(comparison: Comparison | None) -> str:

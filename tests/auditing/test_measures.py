@@ -91,7 +91,7 @@ def test_a_new_measure_is_one_entry_and_one_function(tmp_path, monkeypatch):
     assert float(rows[2]["value"]) == pytest.approx(0.05 * 2.5)
     stored = json.loads((tmp_path / "audit" / "faithfulness.json").read_text())["measures"]["brightness"]
     assert stored["two_halves"] == {"mean": 0.25, "low": None, "high": None, "n": 2}
-    write_report(toy_benchmark(tmp_path), tmp_path, tmp_path / "report.html")
+    write_report(toy_benchmark(tmp_path), [], tmp_path, tmp_path / "report.html")
     page = Page((tmp_path / "report.html").read_text())
     shown = page.tables["measures-table"][1:]
     assert shown[2][:2] == ["Brightness", "real validation images"] and shown[3][0] == "synthetic images"

@@ -69,10 +69,10 @@ def test_console_report_and_json_show_them(tmp_path):
     benchmark(folder, 2.0).save(folder)
     made = Benchmark.load(folder)
     with (console := Console(width=200)).capture() as printed:
-        print_verdicts(made, console)
+        print_verdicts(made, label_equivalents(made), console)
     line = "real+classical, 4 labelled subjects, is worth 8.0 [8.0, 8.0] labelled subjects of real (mean foreground"
     assert line in printed.get()
-    write_report(made, tmp_path, folder / "report.html")
+    write_report(made, label_equivalents(made), tmp_path, folder / "report.html")
     page = (folder / "report.html").read_text()
     assert "What the labels are worth" in page and "8.0 [8.0, 8.0]" in page and "more than 32" in page
     stored = json.loads((folder / "report.json").read_text())["label_equivalents"]

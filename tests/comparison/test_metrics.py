@@ -1,8 +1,9 @@
-"""A new metric is one entry and one function, and appears in scores.csv, comparison.csv, console and report."""
+"""A new metric is one entry and one function; it appears in scores.csv, comparison.csv, report and console."""
 
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from pages import Page, toy_benchmark
 from rich.console import Console
 
 from medaug.comparison.job import Job
+from medaug.comparison.primary import Declared, Primary
 from medaug.comparison.results import Benchmark
 from medaug.comparison.scores import Scores
 from medaug.evaluation.scores import MEAN_FOREGROUND, METRICS, Metric
@@ -40,7 +42,7 @@ def test_a_new_metric_appears_everywhere(added, tmp_path):
     rows = pd.read_csv(folder / "comparison.csv").set_index(["class", "metric"])
     assert rows.loc[("lesion", "missed")].mean_difference == pytest.approx(-4.0)
     assert rows.loc[("lesion", "missed")].verdict == "gain"  # lower is better
-    write_report(found, tmp_path, folder / "report.html")
+    write_report(found, [], tmp_path, folder / "report.html")
     page = Page((folder / "report.html").read_text())
     assert page.tables["arm-table"][0] == ["arm", "class", "Dice", "HD95 (mm)", "NSD"]
     header, *lines = page.tables["arm-table2"]
@@ -51,11 +53,13 @@ def test_a_new_metric_appears_everywhere(added, tmp_path):
     row = ["lesion", "Missed volume", "-4.0 [-4.0, -4.0] ml", "0.016", "0.0", "gain"]  # 2 / 2^7: all seven gain
     assert row in page.tables["comparison-table"]
     console = Console(file=io.StringIO(), width=120)
-    print_table(found, console)
-    print_verdicts(found, console)
+    asked = replace(found, declared=(Declared(Primary("good", "bad", "missed", "lesion"), 0),))
+    print_table(asked, console)
+    print_verdicts(asked, [], console)
     printed = console.file.getvalue()
-    assert "Missed volume (ml)" in printed and "5.0 [5.0, 5.0]" in printed
-    assert "mean foreground Missed volume: -4.0 [-4.0, -4.0] ml, gain (7 subjects, 1 seed)" in printed
+    assert "Missed volume (ml)" in printed and "5.0 [5.0, 5.0]" in printed and "-4.0 [-4.0, -4.0]" in printed
+    assert "Gain: lesion Missed volume is lower by 4.0 ml with good than with bad." in printed
+    assert "HD95" not in printed
 
 
 def test_a_signed_metric_is_better_the_nearer_it_is_to_0(tmp_path, monkeypatch):
@@ -72,7 +76,7 @@ def test_a_signed_metric_is_better_the_nearer_it_is_to_0(tmp_path, monkeypatch):
     rows = pd.read_csv(tmp_path / "comparison.csv").set_index(["class", "metric"])
     row = rows.loc[("lesion", "volume_difference")]
     assert row.mean_difference == pytest.approx(-4.0) and row.verdict == "gain"  # |-1| - |-5|
-    write_report(found, tmp_path, tmp_path / "report.html")
+    write_report(found, [], tmp_path, tmp_path / "report.html")
     page = Page((tmp_path / "report.html").read_text())
     assert "Volume difference: nearer to 0 is better, so arms are compared by absolute values." in " ".join(
         page.text.split()
@@ -108,7 +112,7 @@ def test_a_metric_of_a_package_that_is_gone_is_left_out(added, tmp_path, monkeyp
     monkeypatch.delitem(METRICS.own, "missed")
     again = Benchmark.load(tmp_path)
     assert again.scores.metrics == list(MEASURED) and len(again.comparisons) == 10
-    write_report(again, tmp_path, tmp_path / "report.html")  # its comparisons are shown under their plain name
+    write_report(again, [], tmp_path, tmp_path / "report.html")  # its comparisons are shown under their plain name
     assert "missed" in (tmp_path / "report.html").read_text()
 
 

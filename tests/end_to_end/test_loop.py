@@ -103,7 +103,7 @@ class Tables(HTMLParser):
 
 
 def printed_cells(text: str, arms) -> dict[tuple[str, str], list[str]]:
-    """Cells by arm and class, of all tables one after the other."""
+    """Cells of the table by arm and class: the mean, and the difference from the baseline if there is one."""
     cells, arm = {}, None
     for line in text.splitlines():
         if line.strip() in arms:
@@ -124,7 +124,8 @@ def test_the_printed_table_the_report_and_the_scores_agree(loop):
         for row in rows:
             arm = row.pop(0) if len(row) == len(header) else arm
             shown.setdefault((arm, row[0]), []).extend(row[1:])
-    assert printed_cells(loop.done["benchmark"].stdout, summary["arms"]) == shown
+    printed = printed_cells(loop.done["benchmark"].stdout, summary["arms"])
+    assert {key: cells[:1] for key, cells in printed.items()} == {key: cells[:1] for key, cells in shown.items()}
     assert len(shown) == 3 * (1 + len(summary["classes"]))
 
     scores = pd.read_csv(loop.folder / "benchmark" / "scores.csv")
@@ -136,6 +137,11 @@ def test_the_printed_table_the_report_and_the_scores_agree(loop):
         for metric, cell, digits in zip(metrics, cells, (3, 2, 3, 1, 3, 4), strict=True):
             mean = chosen[chosen.metric == metric].value.mean()
             assert float(cell.split(" ")[0]) == pytest.approx(mean, abs=0.51 * 10**-digits)
+
+    comparison = pd.read_csv(loop.folder / "benchmark" / "comparison.csv").query("metric == 'dice'")
+    differences = {(row.arm, row["class"]): row.mean_difference for _, row in comparison.iterrows()}
+    found = {key: float(cells[1].split(" ")[0]) for key, cells in printed.items() if len(cells) > 1}
+    assert found == pytest.approx(differences, abs=0.51e-3) and len(found) == 2 * (1 + len(summary["classes"]))
 
 
 def test_the_comparison_follows_from_the_scores(loop):
