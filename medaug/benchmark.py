@@ -25,6 +25,7 @@ def main(options: Options) -> None:
     from medaug.comparison.inputs import read_inputs
     from medaug.comparison.label_curve import label_equivalents
     from medaug.comparison.labels import TrainingScans, label_counts
+    from medaug.comparison.looks import count_look
     from medaug.comparison.plan import plan_benchmark
     from medaug.comparison.primary import declare, primary_of
     from medaug.comparison.results import Benchmark
@@ -33,9 +34,8 @@ def main(options: Options) -> None:
     from medaug.reporting.report import write_report
 
     check_arms(options.arms, options.segmenter.batch_size)
-    folder, audit, train, synthetic = (
-        stage_folder(options, name) for name in ("benchmark", "audit", "train", "generate")
-    )
+    own = "tuning" if options.benchmark.evaluate == "val" else "benchmark"
+    folder, audit, train, synthetic = (stage_folder(options, name) for name in (own, "audit", "train", "generate"))
     inputs = read_inputs(trained_checkpoint(options), train, synthetic, command("generate", options))
     primary = primary_of(options.benchmark, options.arms, list(inputs.cohort.schema.structures()))
     scans = TrainingScans.find(inputs, label_counts(options.benchmark))
@@ -51,7 +51,11 @@ def main(options: Options) -> None:
     if not work:
         refuse_edited(folder)
     declared = declare(folder, primary, sum(job.is_done(folder) for job in jobs))
-    result = run_benchmark(inputs, scans, options, folder) if work else Benchmark.load(folder)
+    if work:
+        looks = None if own == "tuning" else count_look(folder.parent / "looks.json", identity)
+        result = replace(run_benchmark(inputs, scans, options, folder), looks=looks)
+    else:
+        result = Benchmark.load(folder)
     if declared != result.declared:  # the question is asked of the scores, which do not depend on it
         result, work = replace(result, declared=declared).compare(pairs_to_compare(options.arms.names)), True
     files = result.save(folder) if work else []

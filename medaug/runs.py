@@ -36,6 +36,7 @@ _FOLDERS = {
     "predict": "predictions",
     "audit": "audit",
     "benchmark": "benchmark",
+    "tuning": "tuning",  # a benchmark on validation subjects
 }
 _MOST_DIFFERENCES = 5
 # Recorded in config.yaml for later stages, but not part of the identity, because the keys that a preset sets are.
@@ -44,7 +45,7 @@ _locks: dict[Path, Lock] = {}  # folders that this process has locked
 
 
 def stage_folder(options: Options, stage: str) -> Path:
-    """The folder that a stage writes to: `runs/<experiment>/{train,synthetic,predictions,audit,benchmark}`."""
+    """The folder that a stage writes to: `runs/<experiment>/{train,synthetic,predictions,audit,benchmark,tuning}`."""
     return Path(options.runs) / options.experiment / _FOLDERS[stage]
 
 

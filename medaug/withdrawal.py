@@ -138,7 +138,7 @@ def _in_experiment(folder: Path, cohort: Manifest | None, who: _Who) -> Iterator
     yield from _in_pairs(folder / "synthetic" / "rejected", who, models)
     yield from _in_predictions(folder / "predictions", who, models)
     names = {case.name for case in cohort.cases if who.has(case.subject, case.name)} if cohort else set()
-    for stage in ("audit", "benchmark"):
+    for stage in ("audit", "benchmark", "tuning"):
         yield from _in_measurement(folder / stage, stage, who, names, models)
     yield from _in_exports(folder, pairs)
 

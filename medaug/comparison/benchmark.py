@@ -70,5 +70,6 @@ def run_benchmark(inputs: Inputs, scans: TrainingScans, options: Options, folder
         labelled=tuple(label_counts(settings)),
         draws=tuple(settings.draws),
         num_training_subjects=len(set(subjects)),
+        evaluated=settings.evaluate,
     )
     return result.compare(pairs_to_compare(options.arms.names))

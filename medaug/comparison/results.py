@@ -94,6 +94,8 @@ class Benchmark:
         draws: which random choices of those subjects were made; every arm and seed has one job for each.
         declared: declarations of the primary comparison, the first one first; none: it was never declared.
         num_training_subjects: labelled subjects that the training scans come from; None in files of earlier versions.
+        evaluated: the split that was scored, "test" or "val"; the names of other attributes say "test" for both.
+        looks: how many configurations were scored on these test subjects so far; None: not counted.
     """
 
     experiment: str
@@ -114,6 +116,8 @@ class Benchmark:
     draws: tuple[int, ...] = (0,)
     declared: tuple[Declared, ...] = ()
     num_training_subjects: int | None = None
+    evaluated: str = "test"
+    looks: int | None = None
 
     @property
     def structures(self) -> tuple[str, ...]:
@@ -229,6 +233,8 @@ class Benchmark:
             "classes": list(self.scores.structures),
             "floor": dict(self.floor),
             "num_synthetic": self.num_synthetic,
+            "evaluated": self.evaluated,
+            "looks": self.looks,
             "primary": [one.to_mapping() for one in self.declared],
             "config": dict(self.config),
         }
@@ -268,6 +274,8 @@ class Benchmark:
                 draws=tuple(int(draw) for draw in summary.get("draws", [0])),
                 declared=load_declarations(summary.get("primary", []), path),
                 num_training_subjects=summary.get("num_training_subjects"),
+                evaluated=str(summary.get("evaluated", "test")),
+                looks=summary.get("looks"),
             )
 
 

@@ -32,7 +32,7 @@ class Setting:
     Attributes:
         scans: the training scans with their labels.
         synthetic: the synthetic pairs.
-        test: the test scans.
+        test: the scans that are scored: the test split, or the validation split to choose settings.
         problem: what is to be segmented.
         options: options of the stage; `benchmark`, `arms` and `segmenter` are read.
     """
@@ -54,22 +54,24 @@ class Setting:
             jobs: all jobs.
 
         Raises:
-            UserError: there is no labelled test scan, too few training subjects have labels, the generator saw labels
-                that a job with pairs hides, or two scans of different splits are equal.
+            UserError: there is no labelled scan to score, too few training subjects have labels, the generator saw
+                labels that a job with pairs hides, or two scans of different splits are equal.
         """
-        cohort = inputs.cohort
-        if not inputs.labelled("test"):
-            raise UserError("no labelled test subjects", "raise data.test_fraction and train again", path=cohort.root)
-        if unscored := len(cohort.split("test")) - len(inputs.labelled("test")):
-            log.warning("%d test scans have no label and are not scored", unscored)
+        cohort, split = inputs.cohort, options.benchmark.evaluate
+        if not inputs.labelled(split):
+            raise UserError(
+                f"no labelled {split} subjects", f"raise data.{split}_fraction and train again", path=cohort.root
+            )
+        if unscored := len(cohort.split(split)) - len(inputs.labelled(split)):
+            log.warning("%d %s scans have no label and are not scored", unscored, split)
         check_scoring(options.scoring, cohort.schema)
         for job in jobs:
             scans.kept(job)  # too few labels are refused before anything is trained
             if ARMS[job.arm].synthetic:
                 scans.refuse_seen(job)
         synthetic = inputs.load_synthetic()
-        test = TestSet(cohort, inputs.load_real("test"), options.scoring)
-        refuse_copies({"train": scans.labelled, "test": test.cases, "synthetic": synthetic})
+        test = TestSet(cohort, inputs.load_real(split), options.scoring)
+        refuse_copies({"train": scans.labelled, split: test.cases, "synthetic": synthetic})
         return cls(
             scans, synthetic, test, Problem(cohort.modalities, cohort.schema, inputs.card.preprocessing), options
         )

@@ -10,20 +10,22 @@ from dataclasses import dataclass, field
 
 from medaug.options.cohort import DataOptions, SplitOptions
 from medaug.options.declaration import one_of, option
-from medaug.options.model import CodecOptions, NetworkOptions, ProcessOptions, TaskOptions
-from medaug.options.stages import (
+from medaug.options.measurement import (
     ArmsOptions,
     AuditOptions,
     BenchmarkOptions,
+    ScoringOptions,
+    SegmenterOptions,
+)
+from medaug.options.model import CodecOptions, NetworkOptions, ProcessOptions, TaskOptions
+from medaug.options.stages import (
     ExportOptions,
     GenerateOptions,
     IngestOptions,
     MasksOptions,
     PredictOptions,
     SamplerOptions,
-    ScoringOptions,
     ScreenOptions,
-    SegmenterOptions,
     VerifyOptions,
 )
 from medaug.options.training import LoggerOptions, TrainerOptions, TrainOptions

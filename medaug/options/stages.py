@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from medaug.options.cohort import SplitOptions
 from medaug.options.declaration import (
     Items,
-    Range,
-    above,
     at_least,
     between,
     not_with,
@@ -80,25 +78,6 @@ class MasksOptions:
     )
     elastic_smoothness: float = option(
         "correlation length of that displacement, voxels", 8.0, limits=at_least(0), applies_when=_DEFORMED
-    )
-
-
-@dataclass
-class SegmenterOptions:
-    """The segmenter (MONAI U-Net, Dice and cross-entropy) of benchmark, audit and scoring, trained anew for each."""
-
-    channels: list[int] = option("features per level", [16, 32, 64, 96], limits=_POSITIVE, items=Items(fewest=1))
-    learning_rate: float = option("peak learning rate of AdamW, with cosine decay", 2e-3, limits=above(0))
-    batch_size: int = option("volumes per step", 4, limits=_POSITIVE)
-    num_workers: int = option("processes that load data", 1, limits=at_least(0), identity=False)
-    ema: float = option(
-        "use a moving average of the weights with this decay per step, such as 0.99; 0: use the last weights",
-        0.0,
-        limits=Range(least=0, below=1),
-        identity=None,
-    )
-    mirror: bool = option(
-        "average predictions over left-right mirrored scans, unless a label names a side", False, identity=None
     )
 
 
@@ -210,92 +189,6 @@ class PredictOptions:
     )
     seed: int = option("root seed, from which the seeds of every scan are derived", 0, limits=at_least(0))
     batch_size: int = option("samples made together; does not change them", 4, limits=_POSITIVE, identity=False)
-
-
-@dataclass
-class ScoringOptions:
-    """How segmentations are scored against the truth."""
-
-    tolerance: float = option(
-        "distance in mm between two surfaces that counts as agreement in NSD; 1 is about one voxel of a brain scan",
-        1.0,
-        limits=at_least(0),
-        identity=None,
-    )
-    lesions: list[str] = option(
-        "structures that consist of separate lesions; their lesions are also counted",
-        [],
-        items=Items(distinct=True),
-        identity=None,
-    )
-
-
-@dataclass
-class AuditOptions:
-    """How well the images match their masks, measured by a segmenter (the judge) that is used for nothing else."""
-
-    judge_steps: int = option("optimisation steps of the judge", 1500, limits=_POSITIVE)
-    backend: str = option("backend that trains the judge", "unet", choices=one_of(table="backends"), identity=None)
-    guidance_scales: list[float] = option(
-        "guidance scales compared on the same seeds and masks", [0.0, 1.0, 3.0], limits=at_least(0)
-    )
-    guidance_num: int = option("pairs per guidance scale", 16, limits=_POSITIVE)
-    batch_size: int = option("pairs sampled together; does not change them", 4, limits=_POSITIVE, identity=False)
-    seed: int = option("seed of the judge, the guidance sweep and the bootstrap", 0, limits=at_least(0))
-
-
-@dataclass
-class ArmsOptions:
-    """What the segmenters of the benchmark train on."""
-
-    names: list[str] = option(
-        "arms to compare, each with its baseline",
-        ["real", "real+classical", "real+classical+synthetic"],
-        choices=one_of(table="arms"),
-        items=Items(fewest=2, distinct=True),
-    )
-    synthetic_share: float = option(
-        "share of each batch that is synthetic, in the synthetic arms", 0.5, limits=Range(above=0, below=1)
-    )
-
-
-@dataclass
-class BenchmarkOptions:
-    """Whether the pairs help, measured on subjects that no model has seen."""
-
-    steps: int = option("optimisation steps of each segmenter, the same in all arms", 600, limits=_POSITIVE)
-    seeds: list[int] = option(
-        "training seeds; each arm trains one segmenter per seed", [0, 1, 2], items=Items(fewest=1, distinct=True)
-    )
-    labelled: list[str] = option(
-        "numbers of training subjects that keep their labels, as in [4,8,16,all]; each arm is trained with each number",
-        ["all"],
-        items=Items(fewest=1, distinct=True),
-        identity=None,
-    )
-    draws: list[int] = option(
-        "seeds for choosing those subjects; within a draw, the subjects of a smaller number are a subset of a larger's",
-        [0],
-        limits=at_least(0),
-        items=Items(fewest=1, distinct=True),
-        identity=None,
-    )
-    plan: bool = option("list the jobs, done or not, with the time that is left, and stop", False, identity=False)
-    bootstrap_seed: int = option("seed of the bootstrap intervals", 0, limits=at_least(0))
-    primary: list[str] | None = option(
-        "the one comparison that counts, declared before the first job: [arm,baseline,metric,structure]; null: none",
-        None,
-        items=Items(count=4),
-        identity=False,
-    )
-    margin: float | None = option(
-        "largest loss in the primary metric that does not matter; null: none",
-        None,
-        limits=above(0),
-        applies_when=(only_with("benchmark.primary"),),
-        identity=False,
-    )
-    backend: str = option("backend that trains the segmenters", "unet", choices=one_of(table="backends"), identity=None)
 
 
 @dataclass

@@ -15,12 +15,12 @@ from medaug.comparison.results import Benchmark, with_labels
 from medaug.errors import printable
 from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.reporting.text import (
-    SMOKE,
     declaration_notes,
     format_equivalent,
     format_interval,
     metric_of,
     primary_statement,
+    warnings_of,
 )
 
 _NAME_WIDTH = 24
@@ -60,15 +60,15 @@ def _metric(benchmark: Benchmark) -> str:
 
 
 def print_verdicts(benchmark: Benchmark, equivalents: Sequence[ArmEquivalent], console: Console) -> None:
-    """Print the main results: a warning if this is a smoke run, the primary comparison, and the trivial baseline.
+    """Print the main results: warnings (a smoke run, tuning), the primary comparison, and the trivial baseline.
 
     Args:
         benchmark: results.
         equivalents: what the benchmark's arms are worth in labels; shown for the arms of the primary comparison.
         console: where to.
     """
-    if benchmark.smoke:
-        console.print(Text(f"{SMOKE}\n", style="bold"), soft_wrap=True)
+    for warning in warnings_of(benchmark):
+        console.print(Text(f"{warning}\n", style="bold"), soft_wrap=True)
     if benchmark.comparisons:
         console.print(Text(" ".join(primary_statement(benchmark)), style="bold"), soft_wrap=True)
         for note in declaration_notes(benchmark):

@@ -10,7 +10,7 @@ from typing import Any
 from medaug.auditing.results import Audit
 from medaug.comparison.label_curve import ArmEquivalent
 from medaug.comparison.results import Benchmark, Comparison
-from medaug.reporting.text import SMOKE, declaration_notes, format_equivalent, primary_statement
+from medaug.reporting.text import declaration_notes, format_equivalent, primary_statement, warnings_of
 
 LEAST_JUDGE = 0.3
 """Below this Dice on real scans the audit's judge is too weak for a headline ratio."""
@@ -24,14 +24,16 @@ def weak_judge(audit: Audit | None) -> float | None:
 
 def report_contents(benchmark: Benchmark, equivalents: Sequence[ArmEquivalent], audit: Audit | None) -> dict[str, Any]:
     """The primary comparison, all comparisons and the audit's ratio, as `report.json` holds them."""
-    primary, smoke = benchmark.primary, benchmark.smoke or (audit is not None and audit.smoke)
+    primary, smoke = benchmark.primary, audit is not None and audit.smoke
     return {
         "experiment": benchmark.experiment,
         "phantom": benchmark.phantom,
-        "warnings": [SMOKE] * smoke + declaration_notes(benchmark),
+        "warnings": warnings_of(benchmark, smoke) + declaration_notes(benchmark),
         "statement": primary_statement(benchmark),
         "primary": None if primary is None else _plain(primary),
         "declared": [one.to_mapping() for one in benchmark.declared],
+        "evaluated": benchmark.evaluated,
+        "looks": benchmark.looks,
         "num_test_subjects": benchmark.num_test_subjects,
         "seeds": list(benchmark.seeds),
         "comparisons": [_plain(one) for one in benchmark.comparisons],

@@ -26,7 +26,6 @@ from medaug.inputs import read_bytes, read_yaml
 from medaug.pictures import figures
 from medaug.reporting.contents import LEAST_JUDGE, report_contents, weak_judge
 from medaug.reporting.text import (
-    SMOKE,
     declaration_notes,
     format_detectable,
     format_difference,
@@ -35,6 +34,7 @@ from medaug.reporting.text import (
     format_interval,
     metric_of,
     primary_statement,
+    warnings_of,
 )
 from medaug.screening.results import ScreeningResult
 from medaug.screening.table import rule_words
@@ -64,14 +64,14 @@ def write_report(benchmark: Benchmark, equivalents: Sequence[ArmEquivalent], run
         benchmark: results.
         equivalents: what its arms are worth in labels (`label_equivalents`).
         run: folder of the experiment.
-        out: HTML file to write.
+        out: HTML file to write, in the folder of the benchmark.
 
     Raises:
         UserError: a result file is damaged, or scores are missing.
     """
     run = Path(run).resolve()
     audit = run / "audit"
-    shown = audit.exists() and _same_pairs(audit, run / "benchmark")
+    shown = audit.exists() and _same_pairs(audit, out.parent)
     if audit.exists() and not shown:
         log.warning(
             "%s: its pairs or its cohort are not those of the benchmark, so the report leaves it out; run medaug.audit "
@@ -89,7 +89,7 @@ def write_report(benchmark: Benchmark, equivalents: Sequence[ArmEquivalent], run
     html = template.render(
         benchmark=benchmark,
         metrics={name: metric_of(name) for name in benchmark.scores.metrics},
-        smoke=SMOKE if benchmark.smoke or (audited is not None and audited.smoke) else None,
+        warnings=warnings_of(benchmark, audited is not None and audited.smoke),
         audit=audited,
         judged=_judged(audited),
         measures=_measures(audited),

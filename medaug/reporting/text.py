@@ -11,6 +11,21 @@ from medaug.evaluation.statistics import FEWEST_SUBJECTS, NO_EVIDENCE, NO_WORSE,
 
 SMOKE = "Smoke run (preset=smoke): it only shows that everything runs. Its numbers and verdicts mean nothing."
 
+TUNING = (
+    "For tuning: scored on validation subjects (evaluate=val), to choose settings without looking at test subjects. Do "
+    "not report these numbers: whatever was chosen on these subjects scores better on them than on others."
+)
+
+
+def warnings_of(benchmark: Benchmark, smoke: bool = False) -> list[str]:
+    """What a reader must know before any number.
+
+    Args:
+        benchmark: results.
+        smoke: whether another stage that the report shows was a smoke run.
+    """
+    return [SMOKE] * (benchmark.smoke or smoke) + [TUNING] * (benchmark.evaluated == "val")
+
 
 def metric_of(name: str) -> Metric:
     """The entry of `METRICS`, or a plain one for a metric of an earlier version or of a package not installed now."""
@@ -97,10 +112,14 @@ def primary_statement(benchmark: Benchmark) -> list[str]:
 
 
 def declaration_notes(benchmark: Benchmark) -> list[str]:
-    """What a reader must know about when the primary comparison was declared; empty if it was declared in time."""
+    """What a reader must know about when the question was declared, and how often the test subjects were looked at.
+
+    Empty if the question was declared in time, and this is the first look.
+    """
     record = benchmark.declared
     if not record:
-        return ["No primary comparison was declared before the first job, so this one may have been chosen afterwards."]
+        late = "No primary comparison was declared before the first job, so this one may have been chosen afterwards."
+        return [late, *_looks_note(benchmark)]
     notes = []
     if len(record) > 1:
         first = record[0].primary
@@ -109,7 +128,16 @@ def declaration_notes(benchmark: Benchmark) -> list[str]:
         notes.append(f"The primary comparison was changed. Declared first: {before}, {margin}.")
     if record[-1].jobs_done:
         notes.append(f"It was declared when {_count(record[-1].jobs_done, 'job')} had been scored already.")
-    return notes
+    return notes + _looks_note(benchmark)
+
+
+def _looks_note(benchmark: Benchmark) -> list[str]:
+    if benchmark.looks is None or benchmark.looks < 2:
+        return []
+    return [
+        f"{benchmark.looks} configurations were scored on these test subjects so far. The best of several looks better "
+        "than it is; choose settings on validation subjects (evaluate=val)."
+    ]
 
 
 def _bounds(interval: Interval, digits: int) -> str:

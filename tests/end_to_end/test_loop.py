@@ -219,6 +219,19 @@ def test_overwrite_replaces_and_what_was_built_on_it_is_refused(demo, tmp_path):
     assert refused.returncode == 2 and "pairs:" in refused.stderr
 
 
+def test_tuning_scores_validation_subjects_and_leaves_the_benchmark_alone(demo, tmp_path):
+    copy = type(demo)(demo.experiment, tmp_path)
+    shutil.copytree(demo.home / "runs", tmp_path / "runs")
+    before = snapshot(copy.folder / "benchmark")
+    done = copy.run("benchmark", "evaluate=val", "seeds=[0]", "arms.names=[real,real+classical]")
+    assert done.returncode == 0 and "For tuning: scored on validation subjects" in done.stdout, done.stderr
+    cohort = Manifest.load(copy.folder / "train" / "manifest.json")
+    scored = set(pd.read_csv(copy.folder / "tuning" / "scores.csv")["case"])
+    assert scored == {case.name for case in cohort.split("val")}
+    assert snapshot(copy.folder / "benchmark") == before
+    assert len(json.loads((copy.folder / "looks.json").read_text())["looks"]) == 1  # that of the benchmark itself
+
+
 def test_a_misspelt_key_names_the_nearest_and_a_training_key_its_stage(demo):
     done = demo.run("generate", "guidance_scal=1")
     assert done.returncode == 2 and "did you mean guidance_scale" in done.stderr

@@ -339,6 +339,21 @@ def test_the_answer_comes_first_in_words_with_what_it_rests_on(tmp_path):
     assert primary_statement(few)[0].startswith("Too few subjects for a verdict (1, at least 6 are needed): ")
 
 
+def test_a_run_for_tuning_and_further_looks_at_the_test_subjects_are_stated(tmp_path):
+    found = replace(toy_benchmark(tmp_path), evaluated="val").compare([("good", "bad")])
+    found.save(tmp_path)
+    assert Benchmark.load(tmp_path).evaluated == "val" and Benchmark.load(tmp_path).looks is None
+    write_report(found, [], tmp_path, tmp_path / "report.html")
+    text, console = Page((tmp_path / "report.html").read_text()).text, Console(file=io.StringIO())
+    print_verdicts(found, [], console)
+    assert text.index("For tuning: scored on validation subjects") < text.index("Verdict")
+    assert console.file.getvalue().startswith("For tuning: scored on validation subjects")
+    assert json.loads((tmp_path / "report.json").read_text())["warnings"][0].startswith("For tuning")
+    for looks, stated in ((1, False), (3, True)):
+        notes = " ".join(declaration_notes(replace(found, looks=looks)))
+        assert ("3 configurations were scored on these test subjects" in notes) is stated
+
+
 def test_a_weak_judge_gets_no_headline_ratio(tmp_path):
     folder = _write_run(tmp_path)
     (tmp_path / "audit").mkdir()
