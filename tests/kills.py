@@ -13,32 +13,26 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import json
-import os
-import pkgutil
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 from dicom_files import axial, write_series
 from helpers import leaves
+from killed_forks import Command, Kill, Run, import_everything, run
 
-import medaug
 from medaug.imaging.nifti import write_volume
-from medaug.launcher import run as run_stage
 from medaug.phantoms.head import write_cohort
 
 SMALL = {
@@ -53,8 +47,6 @@ SMALL = {
     "benchmark": ("seeds=[0]", "steps=2"),
     "export": ("format=nnunet", "out=exported"),
 }
-_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 _RULES = {
     "modalities": {"T1": {"SeriesDescription": "t1"}},
     "label": "**/label*",
@@ -62,15 +54,6 @@ _RULES = {
 }
 # Of an earlier ingest: a salt of its own would give every run other pseudonyms.
 _KEY = {"format": 1, "salt": "0123456789abcdef" * 4, "subjects": {}, "cases": {}, "problems": []}
-
-
-@dataclass(frozen=True)
-class Command:
-    """A stage with its words."""
-
-    name: str
-    stage: str
-    words: tuple[str, ...]
 
 
 @dataclass
@@ -86,120 +69,6 @@ class Tally:
     def total(self) -> int:
         """Kills of all kinds."""
         return self.kills.total()
-
-
-@dataclass(frozen=True)
-class Run:
-    """How one run ended.
-
-    Attributes:
-        process: its number, and that of its session.
-        status: exit status; None: it was killed.
-        said: standard output and error.
-        worked: seconds from its first write to its end.
-        operations: that changed files, in its main process.
-    """
-
-    process: int
-    status: int | None
-    said: str
-    worked: float
-    operations: int
-
-
-@dataclass(frozen=True)
-class Kill:
-    """When a run is killed, in seconds after its first write or before a file operation, and whether alone."""
-
-    seconds: float | None = None
-    operation: int | None = None
-    alone: bool = False
-
-    @property
-    def kind(self) -> str:
-        """Its name in the tally."""
-        return f"{'time' if self.operation is None else 'operation'}, {'alone' if self.alone else 'group'}"
-
-
-def import_everything() -> None:
-    """Import whatever a stage may need, so that forks need not."""
-    for module in pkgutil.walk_packages(medaug.__path__, "medaug."):
-        if module.name != "medaug.__main__":
-            importlib.import_module(module.name)
-    for name in ("lightning.pytorch.loggers", "tensorboard", "torch.utils.tensorboard", "matplotlib.pyplot", "skimage"):
-        importlib.import_module(name)
-
-
-def run(command: Command, home: Path, kill: Kill | None = None, timeout: float = 600.0) -> Run:
-    """Run a command in a fork that has `home` as its working folder; kill it as asked."""
-    log = home.with_name("said.txt")
-    (started, start), (counted, count) = os.pipe(), os.pipe()
-    sys.stdout.flush()
-    process = os.fork()
-    if process == 0:
-        _be_the_stage(command, home, kill, log, start, count)
-    os.close(start)
-    os.close(count)
-    os.read(started, 1)  # its first write, or its end
-    begun = time.monotonic()
-    signals = [(timeout, os.killpg, signal.SIGABRT)]
-    if kill is not None and kill.seconds is not None:
-        signals.insert(0, (kill.seconds, os.kill if kill.alone else os.killpg, signal.SIGKILL))
-    while not (ended := os.waitpid(process, os.WNOHANG))[0]:
-        if signals and time.monotonic() - begun > signals[0][0]:
-            _, send, number = signals.pop(0)
-            send(process, number)
-        time.sleep(0.001)
-    worked, status = time.monotonic() - begun, os.waitstatus_to_exitcode(ended[1])
-    was_killed = kill is not None and status == -signal.SIGKILL
-    operations = 0 if was_killed else int(os.read(counted, 20) or 0)
-    os.close(started)
-    os.close(counted)
-    return Run(process, None if was_killed else status, log.read_text(errors="replace"), worked, operations)
-
-
-def _be_the_stage(command: Command, home: Path, kill: Kill | None, log: Path, started: int, counted: int) -> NoReturn:
-    """In the fork: leave the parent's session and files behind, run the stage, and end without unwinding the parent."""
-    status, operations = 1, list[str]()
-    try:
-        os.setsid()
-        os.chdir(home)
-        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        body = importlib.import_module(f"medaug.{command.stage}").main
-        _watch(home, kill, started, operations)
-        status = run_stage(command.stage, body, command.words)
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(BaseException):
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os.write(counted, str(len(operations)).encode())
-        os._exit(status)
-
-
-def _watch(home: Path, kill: Kill | None, started: int, operations: list[str]) -> None:
-    """Keep a list of the changes below `home`; tell the parent of the first, and die before the one that was drawn."""
-    process, inside = os.getpid(), f"{home}{os.sep}"
-
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        changes = bool((args[2] or 0) & _WRITES) if event == "open" else event in _CHANGES
-        if not changes or not isinstance(args[0], str | bytes | os.PathLike) or os.getpid() != process:
-            return
-        if not os.path.abspath(os.fsdecode(args[0])).startswith(inside):
-            return
-        operations.append(event)
-        if len(operations) == 1:
-            os.write(started, b".")
-        if kill is not None and len(operations) == kill.operation:
-            (os.kill if kill.alone else os.killpg)(process, signal.SIGKILL)
-
-    sys.addaudithook(hook)
 
 
 def results(home: Path) -> dict[str, Any]:
