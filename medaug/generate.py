@@ -7,12 +7,18 @@ python -m medaug.generate experiment=hippocampus num=200 [guidance_scale=1.5] [s
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from medaug.config import part
 from medaug.launcher import launch
 from medaug.options import Options
 from medaug.processes import process_rank
-from medaug.runs import claim, finish, join, stage_folder, trained_checkpoint
+from medaug.runs import claim, continues, finish, join, stage_folder, trained_checkpoint
+
+if TYPE_CHECKING:
+    from medaug.synthesis.job import Job
+    from medaug.synthesis.recipes import Recipes
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +26,8 @@ log = logging.getLogger(__name__)
 def main(options: Options) -> None:
     """Write pairs, their provenance, a manifest and a contact sheet; with `strip`, also a picture of the denoising.
 
-    With `screen`, pairs that fail a rule are tried again, and `screening.json` says what was rejected and why.
+    With `screen`, pairs that fail a rule are tried again, and `screening.json` says what was rejected and why. Disk and
+    time are estimated first; with `dry_run` that is all, and only the cohort's cache is written.
 
     Processes started by torchrun or srun share the pairs without waiting for each other; the first that finds all pairs
     recorded writes the manifest and the contact sheet.
@@ -33,7 +40,12 @@ def main(options: Options) -> None:
     identity = part(options, "generate", "masks", "sampler") | job.identity
     if options.screen.rules:  # runs from before there was a screening have the identity of those without
         identity |= part(options, "screen", "segmenter", "scoring.lesions")
-    work = claim(folder, identity, options.overwrite, growable=("generate.num",))
+    growable = ("generate.num",)
+    if options.generate.dry_run:
+        job.estimate(job.recipes(), folder, continues(folder, identity, growable))
+        log.info("dry_run: nothing was generated")
+        return
+    work = claim(folder, identity, options.overwrite, growable)
     if not work and not options.generate.strip:
         return
     join(folder, identity)
@@ -41,9 +53,20 @@ def main(options: Options) -> None:
     if options.generate.strip and process_rank() == 0:
         job.show_denoising(recipes, folder / "strip")
         log.info("%s and .gif show how pair 0 emerges from noise", folder / "strip.png")
-    if work and (summary := job.make(recipes, folder)) is not None:
+    if work and (summary := _make(job, recipes, folder)) is not None:
         finish(folder, summary)
         log.info("%d pairs are in %s", summary["pairs"], folder)
+
+
+def _make(job: Job, recipes: Recipes, folder: Path) -> dict[str, Any] | None:
+    """Make the pairs if the disk has room for them; after an interruption, say what is there and how to go on."""
+    if process_rank() == 0:
+        job.estimate(recipes, folder, True)
+    try:
+        return job.make(recipes, folder)
+    except KeyboardInterrupt:
+        log.warning("%s, and none is lost: the same command makes the others", job.progress(folder))
+        raise
 
 
 if __name__ == "__main__":

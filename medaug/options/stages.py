@@ -113,6 +113,7 @@ class GenerateOptions:
         limits=at_least(0),
         identity=False,
     )
+    dry_run: bool = option("print how much disk and time the pairs need, and stop", False, identity=False)
 
 
 @dataclass

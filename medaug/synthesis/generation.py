@@ -23,7 +23,7 @@ from medaug.files import file_sha256
 from medaug.imaging.nifti import write_volume
 from medaug.marking.mark import synthetic_note
 from medaug.processes import process_count, process_rank
-from medaug.progress import track
+from medaug.progress import counting
 from medaug.screening.rules import Sample, passed, verdicts_to_mapping
 from medaug.screening.screen import Screen
 from medaug.synthesis.attempts import Attempts
@@ -117,21 +117,31 @@ def generate_pairs(
     attempts = Attempts.read(folder, 0 if screening is None else screening.retries)
     mine = range(rank, num, count)
     batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-    for batch in track([batch for batch in batches if not all(map(attempts.settled, batch))], "generating"):
-        for turn in range(attempts.retries + 1):
-            members = attempts.turn(batch, turn)
-            missing = attempts.open([index for index, _ in members], turn)
-            if not missing:
-                continue
-            recipes, hosts, masks = zip(*(plan(*member) for member in members), strict=True)
-            images = sample_images(model, card.schema, recipes, masks, recipes[0].guidance_scale)
-            for pair in zip(recipes, hosts, masks, images, strict=True):
-                if (recipe := pair[0]).index not in missing:
-                    continue
-                if writer.write(*pair):
-                    attempts.accepted.add(recipe.index)
-                else:
-                    attempts.reject(recipe.index, recipe.attempt)
+    with counting("generating", "pairs", len(mine), sum(map(attempts.settled, mine))) as advance:
+        for batch in batches:
+            if left := sum(not attempts.settled(index) for index in batch):
+                for turn in range(attempts.retries + 1):
+                    _take_turn(model, plan, writer, attempts, batch, turn)
+                advance(left)
+
+
+def _take_turn(
+    model: DiffusionModel, plan: Plan, writer: _Writer, attempts: Attempts, batch: Sequence[int], turn: int
+) -> None:
+    """Sample the pairs of a batch that were rejected `turn` times, and write those that are not on record."""
+    members = attempts.turn(batch, turn)
+    missing = attempts.open([index for index, _ in members], turn)
+    if not missing:
+        return
+    recipes, hosts, masks = zip(*(plan(*member) for member in members), strict=True)
+    images = sample_images(model, writer.card.schema, recipes, masks, recipes[0].guidance_scale)
+    for pair in zip(recipes, hosts, masks, images, strict=True):
+        if (recipe := pair[0]).index not in missing:
+            continue
+        if writer.write(*pair):
+            attempts.accepted.add(recipe.index)
+        else:
+            attempts.reject(recipe.index, recipe.attempt)
 
 
 @dataclass(frozen=True)

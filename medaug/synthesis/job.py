@@ -26,6 +26,7 @@ from medaug.pictures.strip import denoising_strip, evenly
 from medaug.processes import choose_device, process_count, process_rank
 from medaug.synthesis.attempts import Attempts
 from medaug.synthesis.dataset_card import write_dataset_card
+from medaug.synthesis.estimate import estimate_pairs
 from medaug.synthesis.generation import generate_pairs, sample_images
 from medaug.synthesis.masks import ImageModel, Masks
 from medaug.synthesis.pairs import Pairs
@@ -146,6 +147,31 @@ class Job:
         frames = [seen[i] for i in evenly(len(seen), self.generate.strip)]
         denoising_strip([*frames, (0.0, last[0, 0])], busiest_slice(mask), stem)
 
+    def estimate(self, recipes: Recipes, folder: Path, started: bool) -> None:
+        """Log how much disk and time the pairs that are not finished yet need.
+
+        Args:
+            recipes: from `recipes`.
+            folder: folder of the run, which need not exist.
+            started: whether what is in the folder belongs to this run.
+
+        Raises:
+            UserError: the disk has too little room, or nothing can be sampled with these options.
+        """
+        missing = self._attempts(folder).missing(self.generate.num) if started else self.generate.num
+        estimate = estimate_pairs(self.model, self.card, recipes, missing, self.generate, bool(self.screen.rules))
+        for line in estimate.lines(self.generate.num, folder):
+            log.info("%s", line)
+        estimate.refuse_full_disk(folder)
+
+    def progress(self, folder: Path) -> str:
+        """How many pairs are finished or given up, in words."""
+        num = self.generate.num
+        return f"{num - self._attempts(folder).missing(num)} of {num} pairs are done"
+
+    def _attempts(self, folder: Path) -> Attempts:
+        return Attempts.read(folder, self.screen.retries if self.screen.rules else 0)
+
     def make(self, recipes: Recipes, folder: Path) -> dict[str, Any] | None:
         """Make this process's share of the pairs; the process that finishes last writes manifest and contact sheet.
 
@@ -167,7 +193,7 @@ class Job:
             cache=self.cache,
         ).load(folder)
         generate_pairs(self.model, self.card, recipes, num, size, folder, self.masks.seen, screening)
-        if missing := Attempts.read(folder, 0 if screening is None else screening.retries).missing(num):
+        if missing := self._attempts(folder).missing(num):
             log.info(
                 "process %d of %d has made its pairs; %d are still to come from the others, the last of which writes "
                 "the manifest. If one of them died, the same command again makes what is missing",

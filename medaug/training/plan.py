@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from medaug.options import CodecOptions, TrainerOptions
+from medaug.progress import duration
 from medaug.training.data import TrainingData
 from medaug.training.hardware import device_type, world_size
 from medaug.training.model import DiffusionModel, Dropout
@@ -66,8 +67,8 @@ class Plan:
             f"grid {grid}{slices}",
             f"planned: {self.steps} steps of {self.step_samples}, {self.steps * self.step_samples / self.scans:.1f} "
             f"passes over the training scans; {self.parameters / 1e6:.1f} M parameters",
-            f"estimated time: {_duration(training + self.validation_seconds)} ({self.step_seconds:.3g} s a step, "
-            f"{_duration(self.validation_seconds)} of it validation; not counted: {', '.join(self.uncounted)})",
+            f"estimated time: {duration(training + self.validation_seconds)} ({self.step_seconds:.3g} s a step, "
+            f"{duration(self.validation_seconds)} of it validation; not counted: {', '.join(self.uncounted)})",
             f"estimated memory: at least {self.memory / 2**30:.2f} GiB per device, without workspaces",
         ]
 
@@ -159,10 +160,3 @@ def _now(batch: dict[str, Tensor]) -> float:
     if batch["image"].is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

@@ -247,6 +247,14 @@ def test_phantoms_are_called_phantoms_and_patients_are_not(loop):
     assert "Not for clinical use" in text
 
 
+def test_a_dry_run_prints_an_estimate_and_changes_nothing(demo):
+    before = sorted(path for path in demo.folder.rglob("*") if "cache" not in path.parts)
+    done = demo.run("generate", "num=400", "dry_run=true")
+    assert done.returncode == 0 and "to make: 396 of 400 pairs" in done.stderr, done.stderr
+    assert "estimated disk: " in done.stderr and "estimated time: " in done.stderr
+    assert sorted(path for path in demo.folder.rglob("*") if "cache" not in path.parts) == before
+
+
 def test_a_browser_shows_the_verdict(loop, chromium):
     report = loop.folder / "benchmark" / "report.html"
     words = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={loop.home / 'browser'}", "--dump-dom"]

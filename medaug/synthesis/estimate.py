@@ -1,0 +1,155 @@
+"""Estimates the disk and the time that pairs need before they are made."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from medaug.errors import UserError
+from medaug.imaging.nifti import write_volume
+from medaug.options import GenerateOptions
+from medaug.processes import process_count
+from medaug.progress import duration
+from medaug.synthesis.generation import on_host_grid, sample_images
+from medaug.synthesis.recipes import Recipes
+from medaug.training.checkpoint import Card
+from medaug.training.model import DiffusionModel
+
+SIZED = 3
+"""Hosts whose files are measured."""
+TIMED_STEPS = 2
+"""Steps of the sampling from which the time per pair is taken."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What pairs need.
+
+    Attributes:
+        missing: number of pairs that are still to be made.
+        pair_bytes: size of the files of a pair.
+        pair_seconds: time that a process needs for a pair; None if too few are missing to be worth a measurement.
+        processes: how many share the work.
+        uncounted: what takes time or disk but is not counted.
+    """
+
+    missing: int
+    pair_bytes: float
+    pair_seconds: float | None
+    processes: int
+    uncounted: tuple[str, ...]
+
+    @property
+    def bytes(self) -> float:
+        """Size of the files of all missing pairs."""
+        return self.missing * self.pair_bytes
+
+    @property
+    def seconds(self) -> float | None:
+        """Time until all missing pairs are made."""
+        return None if self.pair_seconds is None else self.missing * self.pair_seconds / self.processes
+
+    def lines(self, num: int, folder: Path) -> list[str]:
+        """The estimate as text, one string per line.
+
+        Args:
+            num: number of pairs of the run.
+            folder: of the run.
+        """
+        left_out = f" (not counted: {', '.join(self.uncounted)})" if self.uncounted else ""
+        found = [
+            f"to make: {self.missing} of {num} pairs",
+            f"estimated disk: {_size(self.bytes)}, {_size(self.pair_bytes)} a pair; {_size(_free(folder))} are free",
+        ]
+        if self.seconds is not None:
+            shared = f" in each of {self.processes} processes" if self.processes > 1 else ""
+            found.append(
+                f"estimated time: {duration(self.seconds)}, {self.pair_seconds:.3g} s a pair{shared}{left_out}"
+            )
+        return found
+
+    def refuse_full_disk(self, folder: Path) -> None:
+        """Refuse to begin if the files of the pairs do not fit on the disk.
+
+        Raises:
+            UserError: names the folder and both sizes.
+        """
+        if self.bytes > (free := _free(folder)):
+            raise UserError(
+                f"the {self.missing} pairs need about {_size(self.bytes)}, and the disk has {_size(free)} free",
+                "free some space, lower num, or choose runs=DIR on another disk",
+                path=folder,
+            )
+
+
+def estimate_pairs(
+    model: DiffusionModel, card: Card, recipes: Recipes, missing: int, options: GenerateOptions, screened: bool
+) -> Estimate:
+    """Measure the files of a few hosts and a short sampling.
+
+    Pairs are as large as their hosts: a host's scan and mask are compressed as a pair would be. The run is not
+    affected, because every pair has generators of its own.
+
+    Args:
+        model, card: of the checkpoint.
+        recipes: of the run.
+        missing: number of pairs that are still to be made.
+        options: `batch_size` and `num` are read.
+        screened: whether the pairs are screened.
+
+    Raises:
+        UserError: the options do not fit the model.
+    """
+    worth_timing = missing > 2 * options.batch_size or (options.dry_run and missing)
+    batch = min(options.batch_size, missing)
+    return Estimate(
+        missing=missing,
+        pair_bytes=_pair_bytes(card, recipes),
+        pair_seconds=_pair_seconds(model, card, recipes, batch) if worth_timing else None,
+        processes=process_count(),
+        uncounted=("the screening segmenter", "rejected pairs") if screened else (),
+    )
+
+
+def _pair_bytes(card: Card, recipes: Recipes) -> float:
+    sizes = []
+    with tempfile.TemporaryDirectory() as folder:
+        for host in islice(recipes.hosts, SIZED):
+            volumes, label = on_host_grid(card, host, np.array(host.label), np.array(host.image))
+            for number, volume in enumerate((*volumes, label)):
+                write_volume(Path(folder, f"{number}.nii.gz"), volume, host.affine)
+            sizes.append(sum(path.stat().st_size for path in Path(folder).iterdir()))
+    return float(np.mean(sizes))
+
+
+def _pair_seconds(model: DiffusionModel, card: Card, recipes: Recipes, batch: int) -> float:
+    """Seconds per pair, from a sampling of a few steps; the first one warms up."""
+    made, _, masks = zip(*(recipes(index) for index in range(batch)), strict=True)
+    seconds = 0.0
+    for steps in (1, TIMED_STEPS):
+        short = [replace(recipe, num_inference_steps=steps) for recipe in made]
+        begun = time.perf_counter()
+        sample_images(model, card.schema, short, masks, made[0].guidance_scale)
+        seconds = time.perf_counter() - begun
+    return seconds / TIMED_STEPS * made[0].num_inference_steps / batch
+
+
+def _free(folder: Path) -> int:
+    """Bytes that are free on the disk of a folder, which need not exist."""
+    while not folder.exists():
+        folder = folder.resolve().parent
+    return shutil.disk_usage(folder).free
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.3g} {unit}"
+        number /= 1024
+    return f"{number:.3g} GiB"
