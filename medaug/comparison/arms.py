@@ -25,13 +25,14 @@ class Arm:
     """An entry of the table of arms.
 
     Attributes:
-        baseline: the arm that it is compared with, which lacks one ingredient; None: it is compared with no arm. If
-            that arm is not part of a benchmark, the baseline's own baseline takes its place, and so on.
+        baseline: the arm that this arm is compared with, which lacks one ingredient; None: there is none. If the
+            baseline is not part of a benchmark, its own baseline takes its place, and so on.
         real: whether it trains on the labelled real scans.
-        augment: name in `AUGMENTATIONS` of the augmentation of every volume, real and synthetic alike; None: none.
+        augment: augmentation of every volume, real and synthetic alike, by its name in `AUGMENTATIONS`; None: none.
         synthetic: whether it trains on the generator's pairs.
-        made: makes pairs without a generator; None: none.
-        ratio: synthetic volumes per real one, on average over the steps; None: `arms.synthetic_share` of each batch.
+        made: function that makes pairs without a generator; None: no such pairs.
+        ratio: synthetic volumes per real one, on average over the steps; None: the share `arms.synthetic_share` of each
+            batch is synthetic.
         pseudo_labels: whether it also trains on scans without labels, labelled by teachers.
     """
 
@@ -47,7 +48,7 @@ class Arm:
         """What its segmenters train on.
 
         Raises:
-            UserError: the material does not suffice.
+            UserError: the material lacks something that this arm needs.
         """
         augment = None if self.augment is None else AUGMENTATIONS[self.augment](material.schema)
         pairs = self.made(material) if self.made is not None else material.synthetic if self.synthetic else ()
@@ -80,7 +81,7 @@ def check_arms(options: ArmsOptions, batch_size: int) -> None:
         UserError: no arm has a baseline to be compared with, or the share does not fit the batch size.
     """
     if not pairs_to_compare(options.names):
-        raise UserError(f"arms.names={options.names}: none of these arms has another one as its baseline", "add one")
+        raise UserError(f"arms.names={options.names}: no arm among these is the baseline of another", "add a baseline")
     chosen = [ARMS[name] for name in options.names]
     mixed = [arm for arm in chosen if arm.real and (arm.synthetic or arm.made) and arm.ratio is None]
     if mixed and not 0 < round(batch_size * options.synthetic_share) < batch_size:
@@ -92,7 +93,7 @@ def check_arms(options: ArmsOptions, batch_size: int) -> None:
 
 
 def pairs_to_compare(names: Sequence[str]) -> list[tuple[str, str]]:
-    """(arm, baseline) for every arm whose baseline, or a baseline of that, is among `names`."""
+    """(arm, baseline) for every arm whose baseline, or the baseline's own baseline and so on, is among `names`."""
     pairs = []
     for name in names:
         baseline = ARMS[name].baseline

@@ -1,4 +1,4 @@
-"""Pairs from real deformations: a labelled scan, warped to the shape of another training scan."""
+"""Pairs from real deformations: a labelled scan is warped towards the shape of another training scan."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from medaug.diffusion.noise import named_seed
 from medaug.files import atomic_write
 
 NUM_DEFORMATIONS = 48
-"""Registrations per job at most; each takes about a second for a volume of 40^3 voxels, and they are kept."""
+"""Maximum number of registrations per job. Each takes about a second for a volume of 40^3 voxels; results are saved."""
 ITERATIONS = 60
 SMOOTHING = 1.0
 """Standard deviation of the Gaussian that smooths the displacement after each iteration, in voxels."""
@@ -25,8 +25,8 @@ SMOOTHING = 1.0
 def warp(material: Material) -> MadePairs:
     """Image and mask of a labelled scan, moved by a random part of the displacement to another subject's scan.
 
-    The displacements come from registering training scans, labelled or not, with diffeomorphic demons, so the shapes
-    are between those of two real subjects.
+    The displacements come from registering training scans, labelled or not, with diffeomorphic demons, so every shape
+    lies between those of two real subjects.
 
     Raises:
         UserError: there are fewer than two labelled subjects.
@@ -44,7 +44,7 @@ def warp(material: Material) -> MadePairs:
 
 
 def warped(host: ModelCase, field: NDArray[np.floating]) -> ModelCase:
-    """A case whose voxel x shows what its host has at x + field(x); field (3, X, Y, Z) in voxels."""
+    """Warp a case: voxel x of the result is the host's value at x + field(x); `field` is (3, X, Y, Z), in voxels."""
     label = np.asarray(host.label)
     positions = np.indices(label.shape) + field
     image = np.stack([map_coordinates(v, positions, order=1, mode="nearest") for v in np.asarray(host.image)])
@@ -52,7 +52,7 @@ def warped(host: ModelCase, field: NDArray[np.floating]) -> ModelCase:
 
 
 def displacement(moving: ModelCase, fixed: ModelCase, material: Material) -> NDArray[np.float32]:
-    """The displacement (3, X, Y, Z), in voxels, that makes one scan look like another; computed once and kept."""
+    """The displacement (3, X, Y, Z), in voxels, that makes one scan look like another; computed once and saved."""
     key = hashlib.sha256(f"{moving.content} {fixed.content} {ITERATIONS} {SMOOTHING}".encode()).hexdigest()[:24]
     path = material.folder / f"{key}.npy"
     if path.is_file():
@@ -65,10 +65,13 @@ def displacement(moving: ModelCase, fixed: ModelCase, material: Material) -> NDA
 
 
 def register(moving: NDArray[np.float32], fixed: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Displacement (3, X, Y, Z) in voxels by which `moving`, sampled at x + u(x), resembles `fixed`, (X, Y, Z) each.
+    """Displacement u (3, X, Y, Z), in voxels, for which `moving` sampled at x + u(x) resembles `fixed`.
 
-    Diffeomorphic demons (Vercauteren et al. 2009), first at half resolution. One thread: the result does not depend on
-    the machine's load.
+    Uses diffeomorphic demons (Vercauteren et al. 2009), first at half resolution, in one thread so that the result does
+    not depend on the machine's load.
+
+    Args:
+        moving, fixed: volumes (X, Y, Z).
     """
     field: sitk.Image | None = None
     for factor in (2, 1):

@@ -1,4 +1,4 @@
-"""What tests say of one comparison, beside its interval."""
+"""The tests of one comparison, besides its bootstrap interval."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Inference:
     """Tests of a difference between two arms, on the same test cases and training seeds.
 
     Attributes:
-        p_wilcoxon: of Wilcoxon's signed-rank test on the means of subjects.
-        p_holm: the same, adjusted for the number of pairs of arms that are compared by this metric and structure.
-        p_crossed: of a test that treats training seeds as a sample, as verdicts need.
-        crossed_low, crossed_high: 95% interval of that model.
+        p_wilcoxon: p-value of Wilcoxon's signed-rank test on the means of subjects.
+        p_holm: the same, adjusted for the number of comparisons between arms by this metric and structure.
+        p_crossed: p-value of a test that treats training seeds as a sample; verdicts use it.
+        crossed_low, crossed_high: 95% interval from the same model as `p_crossed`.
         effect_size: rank-biserial correlation, -1..1.
-        detectable: smallest mean difference that these subjects show with a power of 80%.
-        margin: the declared loss that does not matter; None: none was declared for this metric.
-        no_worse: whether a loss of the margin or more is excluded at 2.5%, one-sided.
-        equivalent: whether a difference of the margin or more is excluded in both directions, at 5% each.
+        detectable: smallest mean difference that a test on these subjects would find with a power of 80%.
+        margin: the largest loss that was declared not to matter; None: none was declared for this metric.
+        no_worse: whether a loss as large as the margin is excluded (one-sided, at 2.5%).
+        equivalent: whether a difference as large as the margin is excluded in both directions, at 5% each.
     """
 
     p_wilcoxon: float
@@ -53,7 +53,7 @@ class Inference:
 
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> Inference | None:
-        """Read what `cells` became in a CSV file; None in files of earlier versions.
+        """Read the cells from a row of a CSV file; None if an earlier version wrote the file.
 
         Raises:
             ValueError: a cell is not a number.
@@ -73,13 +73,13 @@ COLUMNS = tuple(field.name for field in fields(Inference))
 def infer(
     differences: NDArray[np.floating], subjects: Sequence[str], higher_is_better: bool, margin: float | None
 ) -> Inference:
-    """Test the differences (num_seeds, num_cases) between two arms; `p_holm` is that of a single comparison.
+    """Test the differences between two arms; `p_holm` is not adjusted yet (see `adjust`).
 
     Args:
-        differences: arm minus baseline.
+        differences: arm minus baseline, (num_seeds, num_cases).
         subjects: the subject of each case.
-        higher_is_better: of the metric.
-        margin: the declared loss that does not matter; None: none.
+        higher_is_better: whether higher values of the metric are better.
+        margin: the largest loss that was declared not to matter; None: none was declared.
     """
     table = subject_means(differences, subjects)
     means = table.mean(0)
@@ -97,5 +97,5 @@ def infer(
 
 
 def adjust(found: Sequence[Inference]) -> list[Inference]:
-    """The same with `p_holm` adjusted for their number."""
+    """The same inferences, with `p_holm` adjusted for their number."""
     return [replace(one, p_holm=p) for one, p in zip(found, holm([one.p_wilcoxon for one in found]), strict=True)]

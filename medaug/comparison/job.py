@@ -10,7 +10,7 @@ from medaug.files import atomic_write, file_sha256
 from medaug.inputs import read_text
 
 CHOICES = ("fold", "labelled", "draw")
-"""Attributes of a job that are None in the simplest benchmark."""
+"""The optional attributes of a job; all are None in the simplest benchmark."""
 
 REMOVE = "remove the scores.csv of that arm and seed below jobs/, and run the benchmark again to repeat the job"
 
@@ -23,8 +23,8 @@ class Job:
         arm: name of an arm.
         seed: seed of the segmenter's training.
         fold: number of the fold that validates; None: the splits of the cohort's manifest.
-        labelled: number of training subjects that keep their labels; None: all.
-        draw: number of the random choice of those subjects; None: all keep their labels.
+        labelled: number of training subjects that keep their labels; None: all of them.
+        draw: seed of the random choice of those subjects; None: all keep their labels.
     """
 
     arm: str
@@ -34,7 +34,7 @@ class Job:
     draw: int | None = None
 
     def __str__(self) -> str:
-        """For messages and the progress bar."""
+        """Name of the job in messages and the progress bar."""
         parts = [self.arm, *(f"{name} {value}" for name, value in self._choices), f"seed {self.seed}"]
         return ", ".join(parts)
 
@@ -43,33 +43,33 @@ class Job:
         return [(name, value) for name in CHOICES if (value := getattr(self, name)) is not None]
 
     def scores(self, folder: Path) -> Path:
-        """Its score file below the folder of the benchmark."""
+        """The job's score file below the folder of the benchmark."""
         parts = [self.arm.replace("+", "_"), *(f"{name}_{value}" for name, value in self._choices)]
         return folder.joinpath("jobs", *parts, f"seed_{self.seed}", "scores.csv")
 
     def is_done(self, folder: Path) -> bool:
-        """Whether its scores and their digest exist."""
+        """Whether the job's scores and their digest exist."""
         path = self.scores(folder)
         return path.is_file() and _digest_file(path).is_file()
 
     def mark_done(self, folder: Path) -> None:
-        """Write the digest of its scores, in the form that `sha256sum -c` reads.
+        """Write the digest of the job's scores, in the format that `sha256sum -c` reads.
 
-        Call this last: a job that is killed earlier is repeated.
+        Call this last, because a job without a digest is repeated.
         """
         path = self.scores(folder)
         with atomic_write(_digest_file(path)) as temporary:
             temporary.write_text(_digest_line(path))
 
     def refuse_edited(self, folder: Path) -> None:
-        """Check its scores against their digest.
+        """Check the job's scores against their digest.
 
         Raises:
-            UserError: the scores are missing, or not what the job wrote.
+            UserError: the scores are missing, or they are not those that the job wrote.
         """
         path = self.scores(folder)
         if not self.is_done(folder) or read_text(_digest_file(path)) != _digest_line(path):
-            raise UserError("was changed after the job wrote it, or its digest was", REMOVE, path=path)
+            raise UserError("it or its digest was changed after the job wrote it", REMOVE, path=path)
 
 
 def _digest_file(path: Path) -> Path:

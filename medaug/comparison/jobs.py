@@ -1,4 +1,4 @@
-"""Runs jobs: train a segmenter, score it on the test cases, save the scores. A finished job is not repeated."""
+"""Runs jobs: trains a segmenter, scores it on the test cases and saves the scores. A finished job is not repeated."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TestSet:
         scoring: tolerance and lesions.
     """
 
-    __test__ = False  # not a test class, despite its name
+    __test__ = False  # tell pytest that this is not a test class
 
     cohort: Manifest
     cases: Sequence[ModelCase]
@@ -42,7 +42,7 @@ class TestSet:
         Args:
             job: job of the segmenter.
             segmenter: trained segmenter.
-            path: file that the scores will be saved in, for messages.
+            path: file that the scores will be saved to; messages name it.
         """
         values, probabilities_of = {}, getattr(segmenter, "probabilities", None)
         for case in self.cases:
@@ -65,9 +65,9 @@ def run_job(
     Args:
         job: the job.
         segmenter: untrained segmenter.
-        make: makes what it is trained on; called only if the job is not done.
+        make: makes the training set; called only if the job is not done.
         steps: optimisation steps.
-        test: what it is scored on.
+        test: what the segmenter is scored on.
         folder: folder of the benchmark.
 
     Raises:
@@ -76,7 +76,7 @@ def run_job(
     path = job.scores(folder)
     if job.is_done(folder):
         job.refuse_edited(folder)
-        log.info("%s: done already", job)
+        log.info("%s: already done", job)
         return
     segmenter.fit(make(), steps, job.seed, str(job))
     scores = test.score(job, segmenter, path)

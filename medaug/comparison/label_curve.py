@@ -1,4 +1,4 @@
-"""What arms are worth in labelled subjects, from the scores of their baselines over numbers of labelled subjects."""
+"""Label equivalents: how many labelled subjects the baseline of an arm would need to reach the arm's scores."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from medaug.evaluation.scores import MEAN_FOREGROUND
 
 @dataclass(frozen=True)
 class ArmEquivalent:
-    """How many labelled subjects an arm's baseline needs to score as the arm does.
+    """How many labelled subjects an arm's baseline would need to reach the arm's scores.
 
     Attributes:
         arm, baseline: names of arms.
-        labelled: number of labelled subjects of the arm.
-        fewest, most: the ends of the baseline's curve.
-        equivalent: number of labelled subjects of the baseline, with its interval.
+        labelled: number of labelled subjects that the arm trained with.
+        fewest, most: smallest and largest number of labelled subjects that the baseline was trained with.
+        equivalent: number of labelled subjects that the baseline would need, with its interval.
     """
 
     arm: str
@@ -32,13 +32,13 @@ class ArmEquivalent:
 
 
 def label_equivalents(benchmark: Benchmark) -> list[ArmEquivalent]:
-    """The label equivalent of every arm with a baseline, for each number of labelled subjects, in mean foreground Dice.
+    """The label equivalents of all arms that have a baseline, at each number of labelled subjects.
 
-    The runs are draws, or seeds if there is one draw. All labels are the same in every draw, so with several draws the
-    scores with all labels are averaged over seeds, and only the variation between test subjects counts for them.
+    The score is mean foreground Dice. The runs are draws, or seeds if there is only one draw. With all labels, every
+    draw is the same; if there are several draws, these scores are averaged over seeds, and only test subjects vary.
 
     Returns:
-        Nothing if the benchmark has fewer than two numbers of labelled subjects.
+        An empty list if the benchmark has fewer than two numbers of labelled subjects.
     """
     every = benchmark.num_training_subjects
     sizes = {num if num is not None else every: num for num in benchmark.labelled}

@@ -1,7 +1,7 @@
-"""Pairs made from labelled training scans without a generator: copy-paste, random contrast, and real deformations.
+"""Pairs that are made from labelled training scans without a generator: copy-paste and random contrast.
 
-Each maker is a function of the material of a job. It returns pairs that are computed when a batch needs them, from
-their number and the job's seed alone, so nothing is stored and every sample is new.
+Each function takes the material of a job and returns pairs that are computed when a batch needs them. A pair depends
+only on its number and the job's seed, so nothing is stored and every sample is new.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from medaug.evaluation.baseline import trivial_dice
 from medaug.evaluation.scores import MEAN_FOREGROUND
 
 NUM_PAIRS = 10_000
-"""More than any job uses, so that pairs do not repeat."""
+"""Number of pairs; more than any job uses, so that pairs do not repeat."""
 SAME_PLACE = 0.3
-"""Dice of the trivial baseline from which foreground counts as a structure: it lies in the same place in everyone."""
+"""If the Dice of the trivial baseline is at least this, foreground lies in the same place in everyone: a structure."""
 
 Volume = NDArray[np.float32]
 Label = NDArray[np.uint8]
@@ -33,11 +33,11 @@ Label = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class MadePairs(Sequence[ModelCase]):
-    """Pairs 0..`length`-1, computed when they are used.
+    """A sequence of pairs that are computed when they are used.
 
     Attributes:
         length: number of pairs.
-        make: pair of a number; a pure function.
+        make: returns the pair with a number in 0..`length`-1; a pure function.
     """
 
     length: int
@@ -59,13 +59,13 @@ class MadePairs(Sequence[ModelCase]):
 
 
 def pair_of(host: ModelCase, name: str, image: Volume, label: Label) -> ModelCase:
-    """A made pair in the place of its host."""
+    """The host, with its image and label replaced by those of a pair that was made from it."""
     case = replace(host.case, name=f"{name}_{host.case.name}")
     return replace(host, case=case, image=image, label=label, content="")
 
 
 def copy_paste(material: Material) -> MadePairs:
-    """A region of another subject's scan, pasted with its label: voxels outside it are the host's.
+    """Paste a region of another subject's scan, with its label, into a scan (the host).
 
     Foreground that lies in different places in different subjects (lesions) is pasted somewhere else in the body, as
     in TumorCP (Yang et al. 2021). Foreground that lies in the same place (structures) is pasted where it is, with a
@@ -88,10 +88,11 @@ def copy_paste(material: Material) -> MadePairs:
 
 
 def carved(host: ModelCase, donor: ModelCase, rng: np.random.Generator) -> tuple[Volume, Label]:
-    """Replace the host's voxels around the donor's foreground, or in its core, by the donor's.
+    """Replace the host's voxels in a shrunk or grown version of the donor's foreground by the donor's voxels.
 
-    The region holds the voxels whose signed distance to the border of the foreground is at most a random limit: half of
-    the limits shrink the region by up to half of its depth, half grow it by up to its whole depth.
+    The region holds the voxels whose signed distance to the border of the foreground is at most a random limit. In half
+    of the cases this shrinks the foreground by up to half of its depth, in the other half it grows it by up to its
+    whole depth.
     """
     inside = foreground(np.asarray(donor.label))
     if not inside.any() or inside.all():
@@ -103,9 +104,9 @@ def carved(host: ModelCase, donor: ModelCase, rng: np.random.Generator) -> tuple
 
 
 def moved_lesion(host: ModelCase, donor: ModelCase, rng: np.random.Generator) -> tuple[Volume, Label]:
-    """Paste the donor's foreground voxels, centred at a random voxel of the host's body outside its own foreground.
+    """Paste the donor's foreground voxels, centred at a random voxel of the host's body outside the host's foreground.
 
-    Parts that would leave the grid are cut off. The brightness of the pasted voxels is scaled by 0.9 to 1.1.
+    Parts outside the grid are cut off. The brightness of the pasted voxels is scaled by 0.9 to 1.1.
     """
     inside = foreground(np.asarray(donor.label))
     body = (np.asarray(host.image).max(axis=0) > -0.95) & ~foreground(np.asarray(host.label))
@@ -149,10 +150,10 @@ def contrast_random(material: Material) -> MadePairs:
 
 
 def random_contrast(host: ModelCase, rng: np.random.Generator) -> Volume:
-    """An image with one random mean and spread per class; air stays air.
+    """An image with a random mean and spread for each class; air stays air.
 
-    Since the background holds many tissues, it is divided into three by the terciles of the host's intensities; nothing
-    else of the host's image is used. Then come blur and a smooth multiplicative field.
+    The background holds many tissues, so it is divided into three parts by the terciles of the host's intensities;
+    nothing else of the host's image is used. The image is then blurred and multiplied by a smooth field.
     """
     image, label = np.asarray(host.image), np.asarray(host.label)
     air = image.max(axis=0) <= -0.99
@@ -174,10 +175,10 @@ def random_contrast(host: ModelCase, rng: np.random.Generator) -> Volume:
 
 
 def two_subjects(material: Material, arm: str) -> Sequence[ModelCase]:
-    """The labelled cases, of at least two subjects.
+    """The labelled training cases, if they come from at least two subjects.
 
     Raises:
-        UserError: there are fewer; names the arm.
+        UserError: there are fewer than two subjects; names the arm.
     """
     if len({case.case.subject for case in material.real}) < 2:
         raise UserError(f"arm {arm}: needs at least two labelled training subjects", "leave the arm out")
@@ -187,7 +188,7 @@ def two_subjects(material: Material, arm: str) -> Sequence[ModelCase]:
 def choose_two(
     cases: Sequence[ModelCase], rng: np.random.Generator, donors: Sequence[ModelCase] | None = None
 ) -> tuple[ModelCase, ModelCase]:
-    """A case, and a donor of another subject, chosen at random."""
+    """Choose a host at random, and a donor from another subject (from `donors` if given, else from `cases`)."""
     host = cases[int(rng.integers(len(cases)))]
     others = [case for case in (cases if donors is None else donors) if case.case.subject != host.case.subject]
     return host, others[int(rng.integers(len(others)))]

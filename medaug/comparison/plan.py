@@ -13,7 +13,7 @@ from medaug.comparison.jobs import TestSet
 from medaug.comparison.setting import Setting
 
 FEW_STEPS = (2, 6)
-"""Optimisation steps of the two short trainings from which the time per step is taken."""
+"""Optimisation steps of the two short trainings that measure the time per step."""
 FEW_CASES = 2
 
 
@@ -22,10 +22,10 @@ class ArmPlan:
     """The jobs of an arm.
 
     Attributes:
-        arm: name.
+        arm: name of the arm.
         jobs: number of jobs.
         done: how many of them are done.
-        seconds: estimated time of one job; 0 if none is left.
+        seconds: estimated time of one job; 0 if all jobs are done.
     """
 
     arm: str
@@ -40,12 +40,12 @@ class ArmPlan:
 
 
 def plan_benchmark(setting: Setting, jobs: Iterable[Job], folder: Path | None) -> list[ArmPlan]:
-    """The jobs of every arm, with the time that they take on this machine as busy as it is now.
+    """The jobs of every arm, and the time that they would take if this machine stays as busy as it is now.
 
     Args:
-        setting: of the benchmark.
-        jobs: all of them.
-        folder: of the benchmark, with the jobs that are done; None: none is.
+        setting: setting of the benchmark.
+        jobs: all jobs of the benchmark.
+        folder: folder of the benchmark, which holds the jobs that are done; None: no job is done.
 
     Raises:
         UserError: an arm cannot be trained.

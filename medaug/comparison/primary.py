@@ -1,8 +1,8 @@
 """The primary comparison: the one question that a benchmark is run to answer, declared before its first job.
 
-Of many arms, metrics and structures, some differ by chance, and whoever chooses the question after seeing the answers
-will find a gain. The declaration is therefore written to `primary.json` before the first job runs, with its digest. A
-later change is added to the file and shown at the top of the report.
+With many arms, metrics and structures, some differ by chance, so anyone who chooses the question after seeing the
+answers will find a gain. The declaration is therefore written to `primary.json`, with its digest, before the first job
+runs. A later change is added to the file and shown at the top of the report.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Primary:
         arm, baseline: names of arms.
         metric: name in `METRICS`.
         structure: a region or class, or `MEAN_FOREGROUND`.
-        margin: the largest loss in this metric that does not matter, in its unit; None: none was declared.
+        margin: the largest loss in this metric that does not matter, in the metric's unit; None: none was declared.
     """
 
     arm: str
@@ -54,7 +54,7 @@ class Declared:
     jobs_done: int
 
     def to_mapping(self) -> dict[str, Any]:
-        """As plain values, with the digest."""
+        """The declaration as plain values, with its digest."""
         return {**asdict(self.primary), "sha256": self.primary.digest, "jobs_done": self.jobs_done}
 
     @classmethod
@@ -68,17 +68,17 @@ class Declared:
         margin = None if stored["margin"] is None else float(stored["margin"])
         primary = Primary(arm, baseline, metric, structure, margin)
         if primary.digest != stored["sha256"]:
-            raise ValueError("the declaration was edited: its digest is another one")
+            raise ValueError("the declaration was edited: it does not have the digest that is stored with it")
         return cls(primary, int(stored["jobs_done"]))
 
 
 def primary_of(options: BenchmarkOptions, arms: ArmsOptions, structures: Sequence[str]) -> Primary | None:
-    """The primary comparison that the options declare; None: they declare none.
+    """The primary comparison that the options declare; None if they declare none.
 
     Args:
-        options: `primary` and `margin` are read.
-        arms: `names` are read.
-        structures: what will be scored.
+        options: this function reads `primary` and `margin`.
+        arms: this function reads `names`.
+        structures: names of the structures that will be scored.
 
     Raises:
         UserError: an arm, metric or structure that this benchmark does not have.
@@ -89,7 +89,7 @@ def primary_of(options: BenchmarkOptions, arms: ArmsOptions, structures: Sequenc
     known = ((arm, arms.names, "arm"), (baseline, arms.names, "arm"), (metric, list(METRICS), "metric"))
     for name, names, noun in (*known, (structure, [MEAN_FOREGROUND, *structures], "structure")):
         if name not in names:
-            what = f"benchmark.primary: {name} is no {noun} of this benchmark"
+            what = f"benchmark.primary: this benchmark has no {noun} {name}"
             raise UserError(what, f"choose from {', '.join(names)}")
     if arm == baseline:
         raise UserError(f"benchmark.primary: {arm} cannot be compared with itself", "name two arms")
@@ -100,9 +100,9 @@ def declare(folder: Path, primary: Primary | None, jobs_done: int) -> tuple[Decl
     """Record a declaration in the folder of a benchmark, unless it is the last one on record.
 
     Args:
-        folder: of the benchmark.
-        primary: None: nothing is declared now, and what is on record stays.
-        jobs_done: number of jobs that have results already.
+        folder: folder of the benchmark.
+        primary: the declaration; None: nothing is declared now, and the record is left as it is.
+        jobs_done: number of jobs that already have results.
 
     Returns:
         All declarations on record, the first one first.
@@ -122,7 +122,7 @@ def load_declarations(stored: Any, source: Path) -> tuple[Declared, ...]:
     """Read declarations from plain values.
 
     Raises:
-        UserError: they are damaged or were edited; names `source`.
+        UserError: the declarations are damaged or were edited; names `source`.
     """
     with parsing(source, _REMEDY):
         return tuple(Declared.from_mapping(one) for one in stored)

@@ -1,7 +1,8 @@
-"""Self-training: scans without labels get the labels that teachers predict.
+"""Self-training: scans without labels get the labels that other segmenters, the teachers, predict.
 
-Teachers are trained on the labelled scans alone. Their mean probabilities are soft labels of the other training scans,
-weighted voxel by voxel by their confidence; the student's last steps use human labels only.
+Teachers are trained on the labelled scans alone. Their mean probabilities are the soft labels of the other training
+scans, and their confidence is the weight of each voxel. The last steps of the segmenter that learns from them, the
+student, use human labels only.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ def with_pseudo_labels(training_set: TrainingSet, material: Material) -> Trainin
     """A training set with pseudo-labels for the scans without labels.
 
     Args:
-        training_set: what the student trains on beside them. The teachers train on its real scans.
-        material: what there is.
+        training_set: what the student trains on besides pseudo-labels. The teachers train on its real scans.
+        material: the material of the job.
 
     Raises:
         UserError: there are no training scans without labels, or the backend cannot train teachers.
@@ -46,6 +47,6 @@ def with_pseudo_labels(training_set: TrainingSet, material: Material) -> Trainin
 
 
 def mean_probabilities(teachers: list[SoftSegmenter], case: ModelCase) -> NDArray[np.uint8]:
-    """The mean of what the teachers predict for a case, (C, X, Y, Z) in 1/255."""
+    """The mean of the probabilities that the teachers predict for a case, (C, X, Y, Z), in units of 1/255."""
     mean = np.mean([teacher.soft_label(case.image) for teacher in teachers], axis=0)
     return np.rint(255 * mean).astype(np.uint8)

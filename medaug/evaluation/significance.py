@@ -1,8 +1,9 @@
-"""What paired differences say beside their bootstrap interval: tests, effect size, what could have been seen.
+"""Statistics of paired differences besides the bootstrap interval: tests, effect size and detectable difference.
 
 The unit is the subject: its difference is the mean over its scans, because scans of one subject are not independent.
-Wilcoxon's test, the effect size and the detectable difference also average over training seeds: they speak of the
-networks that were trained. `crossed_interval` and `crossed_p` speak of networks trained with any seeds.
+Wilcoxon's test, the effect size and the detectable difference also average over training seeds, so their conclusions
+hold for the networks that were trained. Those of `crossed_interval` and `crossed_p` hold for networks trained with
+other seeds, too.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ def subject_means(table: NDArray[np.floating], clusters: Sequence[str]) -> NDArr
 
 
 def wilcoxon_p(differences: NDArray[np.floating]) -> float:
-    """Two-sided p-value of Wilcoxon's signed-rank test (Biometrics Bulletin 1(6), 1945); 1 where all are zero.
+    """Two-sided p-value of Wilcoxon's signed-rank test (Biometrics Bulletin 1(6), 1945); 1 if all differences are zero.
 
     Differences of zero are dropped. The distribution is exact for up to 50 subjects without ties.
 
     Args:
-        differences: of the subjects, (num_subjects,).
+        differences: one difference per subject, (num_subjects,).
     """
     if not np.any(differences):
         return 1.0
@@ -43,9 +44,10 @@ def wilcoxon_p(differences: NDArray[np.floating]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for their number (Holm, Scandinavian Journal of Statistics 6(2), 1979), in the same order.
+    """Adjust p-values for their number (Holm, Scandinavian Journal of Statistics 6(2), 1979), in the same order.
 
-    Rejecting where they are at most 0.05 keeps the probability of any false rejection at most 5%.
+    If every hypothesis with an adjusted p-value of at most 0.05 is rejected, the probability of any false rejection is
+    at most 5%.
     """
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
@@ -55,9 +57,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def rank_biserial(differences: NDArray[np.floating]) -> float:
-    """Effect size of Wilcoxon's test, -1..1: share of the rank sum that is positive minus the share that is negative.
+    """Effect size of Wilcoxon's test: the positive share of the rank sum minus the negative share.
 
-    (Kerby, Comprehensive Psychology 3, 2014.) 1: all subjects gain; 0: gains and losses balance, or all are zero.
+    1: all subjects gain; -1: all lose; 0: gains and losses balance, or all differences are zero (Kerby, Comprehensive
+    Psychology 3, 2014).
     """
     nonzero = differences[differences != 0]
     if not nonzero.size:
@@ -67,10 +70,10 @@ def rank_biserial(differences: NDArray[np.floating]) -> float:
 
 
 def detectable_difference(differences: NDArray[np.floating], power: float = 0.8, alpha: float = 0.05) -> float:
-    """Smallest true mean difference that a two-sided paired t test on as many subjects finds with this power.
+    """Smallest true mean difference that a two-sided paired t test on as many subjects would find with this power.
 
-    From the spread of the observed differences, not from their mean: it says how sensitive the test set is. NaN for
-    fewer than three subjects.
+    It is computed from the spread of the observed differences, not from their mean, so it says how sensitive the test
+    set is. NaN for fewer than three subjects.
     """
     num = len(differences)
     if num < 3:
@@ -80,23 +83,23 @@ def detectable_difference(differences: NDArray[np.floating], power: float = 0.8,
 
 @cache
 def _noncentrality(num: int, power: float, alpha: float) -> float:
-    """True mean in standard errors that a two-sided paired t test on `num` subjects finds with this power."""
+    """True mean, in standard errors, that a two-sided paired t test on `num` subjects finds with this power."""
     critical = float(t.ppf(1 - alpha / 2, num - 1))
     # A significant result in the wrong direction is too improbable to count.
     return float(brentq(lambda true: nct.sf(critical, num - 1, true) - power, 0.0, 3 * critical))
 
 
 def crossed_interval(table: NDArray[np.floating], level: float = 0.95) -> tuple[float, float]:
-    """Interval of the mean of differences that treats both subjects and training seeds as samples of many.
+    """Interval of the mean difference that treats both subjects and training seeds as samples from larger populations.
 
-    By analysis of variance of a table with one value per seed and subject: the variance of its mean is
-    (MS_subjects + MS_seeds - MS_residual) / (S K), with Satterthwaite's degrees of freedom (Searle, Casella, McCulloch,
-    Variance Components, 1992). A component whose mean square is not above the residual's is left out; otherwise three
-    seeds would allow no conclusion even where they agree. NaN for a single subject.
+    It is based on an analysis of variance of a table with one value per seed and subject. The variance of the table's
+    mean is (MS_subjects + MS_seeds - MS_residual) / (S K), with Satterthwaite's degrees of freedom (Searle, Casella,
+    McCulloch, Variance Components, 1992). A component whose mean square does not exceed the residual's is left out;
+    otherwise three seeds would allow no conclusion even if they agree. NaN for a single subject.
 
     Args:
         table: differences (num_seeds, num_subjects).
-        level: coverage aimed at.
+        level: nominal coverage.
     """
     error, freedom = _error_of_mean(table)
     half = float(t.ppf((1 + level) / 2, freedom)) * error if error else error
@@ -105,7 +108,7 @@ def crossed_interval(table: NDArray[np.floating], level: float = 0.95) -> tuple[
 
 
 def crossed_p(table: NDArray[np.floating]) -> float:
-    """Two-sided p-value of a mean difference of 0, from the same model as `crossed_interval`."""
+    """Two-sided p-value for a true mean difference of 0, from the same model as `crossed_interval`."""
     error, freedom = _error_of_mean(table)
     mean = float(np.mean(table))
     if not error:

@@ -1,4 +1,4 @@
-"""Writes a volume as a classic DICOM series with new headers: nothing is copied from a scanner's files."""
+"""Writes a volume as a classic DICOM series with new headers; nothing is copied from a scanner's files."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from medaug.imaging.volume import LPS_TO_RAS, spacing
 DATE, TIME = "20000101", "000000"
 """Used where the standard requires a date. It is constant, so that the same pair gives the same bytes."""
 LONGEST = 64
-"""Characters of a DICOM long string (LO): a patient's ID, a description, the name of a segment."""
+"""Maximum number of characters in a DICOM long string (LO), such as a PatientID, a description or a segment's name."""
 
 _NAMES = {
     "CT": r"(?:CB|LD|HR)?CT",
     "PT": r"PET|PT|SUV|FDG",
     "MR": r"MRI?|T[12](?:W|C|CE|GD|N|F)?|PDW?|FLAIR|STIR|DWI|ADC|DTI|DCE|SWI|TOF|BOLD",
 }
-_STEPS = 2**16 - 1  # difference of the largest and the smallest value of 16 bits
+_STEPS = 2**16 - 1  # difference between the largest and the smallest 16-bit value
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Kind:
         modality: Modality (0008,0060).
         sop_class: UID of the storage class.
         image_type: values of ImageType (0008,0008).
-        module: elements that the class requires in addition to those of every image.
+        module: elements that this class requires besides those that every image has.
     """
 
     modality: str
@@ -62,7 +62,7 @@ KINDS = {
         ("DERIVED", "SECONDARY", "OTHER"),
         {
             "PatientPosition": "",
-            "ScanningSequence": "RM",  # research mode: the images do not come from a sequence of a scanner
+            "ScanningSequence": "RM",  # research mode, because no sequence of a scanner made the images
             "SequenceVariant": "NONE",
             "ScanOptions": "",
             "MRAcquisitionType": "3D",
@@ -80,7 +80,7 @@ KINDS = {
     "PT": Kind(
         "PT",
         PositronEmissionTomographyImageStorage,
-        ("DERIVED", "PRIMARY"),  # the standard has no other second value for PET
+        ("DERIVED", "PRIMARY"),  # for PET the standard allows no other second value
         {
             "SeriesDate": DATE,
             "SeriesTime": TIME,
@@ -109,10 +109,10 @@ KINDS = {
 
 
 def kind_of(modality: str) -> Kind:
-    """Choose the kind of DICOM by a modality's name: MR, CT, PET, or else a secondary capture.
+    """Choose the kind of DICOM object from a modality's name: MR, CT, PET, or else a secondary capture.
 
     Args:
-        modality: its name in the cohort ("T1", "FLAIR", "CT", "MRI T2").
+        modality: name of the modality in the cohort ("T1", "FLAIR", "CT", "MRI T2").
     """
     words = [word.upper() for word in re.split(r"[^A-Za-z0-9]+", modality)]
     for kind, pattern in _NAMES.items():
@@ -126,7 +126,7 @@ class Study:
     """Values that all objects of one case share.
 
     Attributes:
-        digest: SHA-256 of the case's content and recipe, from which every UID is derived.
+        digest: SHA-256 of the case's content and recipe; every UID is derived from it.
         patient: PatientID.
         case: the case's name, for StudyDescription.
         synthetic: whether the images were computed: a synthetic pair, or a phantom.
@@ -145,7 +145,7 @@ class Study:
         return f"2.25.{int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], 'big')}"
 
     def mark(self, dataset: Dataset) -> None:
-        """Record in a header what the object is and which software made it."""
+        """Write into a header what the object is and which software made it."""
         if self.synthetic:
             dataset.SyntheticData = "YES"
         purpose = codes.DCM.SynthesizingEquipment if self.synthetic else codes.DCM.ProcessingEquipment
@@ -166,12 +166,12 @@ class Study:
 
 @dataclass(frozen=True)
 class Stored:
-    """Voxels as DICOM stores them: `values * slope + intercept`, with both numbers exactly as in their texts.
+    """Voxels as DICOM stores them: `values * slope + intercept`, where slope and intercept are decimal strings.
 
     Attributes:
         values: int16 or uint16.
-        slope, intercept: decimal strings; None where the values stand for themselves.
-        error: the largest rounding error of a voxel, in the volume's unit; 0 if all are exact.
+        slope, intercept: decimal strings; None if the values are stored unchanged.
+        error: the largest rounding error of a voxel, in the volume's unit; 0 if all voxels are exact.
     """
 
     values: NDArray[Any]
@@ -181,13 +181,13 @@ class Stored:
 
     @classmethod
     def of(cls, array: NDArray[Any], through_zero: bool = False) -> Stored:
-        """Store a volume of finite values in 16 bits: exactly if they are whole numbers that fit, else rounded.
+        """Store a volume in 16 bits: exactly if its values are whole numbers that fit, rounded otherwise.
 
-        Rounded values differ from the originals by at most half a step, and there are 65,535 steps between the
-        smallest and the largest value (with `through_zero`, between minus and plus the largest size).
+        Rounded values differ from the originals by at most half a step. There are 65,535 steps between the smallest and
+        the largest value (with `through_zero`, between minus and plus the largest absolute value).
 
         Args:
-            array: of any shape and type.
+            array: array of finite values, of any shape and type.
             through_zero: whether the intercept must be 0, as in PET.
         """
         low, high = float(array.min()), float(array.max())
@@ -205,7 +205,7 @@ class Stored:
         else:
             intercept, step = decimal(low), (high - low) / _STEPS
             limits = np.iinfo(np.uint16)
-        # Rounded up slightly, so that the largest value still fits although the text has few digits.
+        # Round up slightly: the decimal string has few digits, and the largest value must still fit.
         slope = decimal(step * (1 + 1e-9) or 1.0)
         exact = array.astype(np.float64)
         values = np.clip(np.rint((exact - float(intercept)) / float(slope)), limits.min, limits.max)
@@ -224,7 +224,7 @@ def series_of(
         number: SeriesNumber, from 1.
         description: SeriesDescription, the modality's name.
         stored: voxels (X, Y, Z).
-        affine: (4, 4) voxel indices to RAS+ mm, its axes at right angles.
+        affine: (4, 4), from voxel indices to RAS+ mm; its axes must be at right angles.
     """
     lps = LPS_TO_RAS @ affine
     columns, rows, slices = spacing(affine)
@@ -253,7 +253,7 @@ def series_of(
 
 
 def _new(study: Study, kind: Kind, instance: str) -> FileDataset:
-    """Make a dataset with everything except series, position and pixels."""
+    """Make a dataset that holds everything except series, position and pixels."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = UID(kind.sop_class)
     meta.MediaStorageSOPInstanceUID = UID(instance)
@@ -291,17 +291,17 @@ def _new(study: Study, kind: Kind, instance: str) -> FileDataset:
 
 
 def equipment() -> dict[str, str]:
-    """Return the keywords that describe what made an object."""
+    """Return the elements that name the software that made an object."""
     return {"Manufacturer": "medaug", "ManufacturerModelName": "medaug", "SoftwareVersions": version("medaug")}
 
 
 def decimal(value: float) -> str:
-    """Format a DICOM decimal string (at most 16 characters) as precisely as possible."""
+    """Format a number as a DICOM decimal string (at most 16 characters), as precisely as possible."""
     return format_number_as_ds(0.0 if abs(value) < 1e-12 else float(value))
 
 
 def _set_pixels(dataset: Dataset, pixels: NDArray[Any]) -> None:
-    """Set the pixels (rows, columns) of a dataset, 16 bits."""
+    """Set the pixels (rows, columns) of a dataset, with 16 bits each."""
     dataset.Rows, dataset.Columns = pixels.shape
     dataset.SamplesPerPixel = 1
     dataset.PhotometricInterpretation = "MONOCHROME2"

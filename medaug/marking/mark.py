@@ -1,7 +1,7 @@
-"""The mark of a synthetic file: that it is synthetic, what made it, and a digest of what was written.
+"""The mark of a synthetic file, which says that the file is synthetic and what made it, and holds a digest of it.
 
-A NIfTI file has a note in its header and its mark in a JSON file of the same name beside it (a.nii.gz: a.json). A DICOM
-file holds its mark in a private element of its own header.
+A NIfTI file has a note in its header, and its mark in a JSON file of the same name beside it (a.nii.gz has a.json). A
+DICOM file holds its mark in a private element of its own header.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from medaug.inputs import parsing, read_json
 from medaug.marking.signing import Signer, is_signed_by
 
 SYNTHETIC_NOTE = "medaug synthetic"
-"""How the note in the header of every synthetic NIfTI file begins."""
+"""The note in the header of every synthetic NIfTI file begins with this."""
 PHANTOM_NOTE = "medaug export, phantom"
 """The note in the header of an exported phantom."""
-_GROUP, _CREATOR, _ELEMENT = 0x0011, "medaug", 0x01  # private block of DICOM
-_SHOWN = 32  # characters of a digest in a NIfTI header, whose note holds 79
+_GROUP, _CREATOR, _ELEMENT = 0x0011, "medaug", 0x01  # private DICOM block
+_SHOWN = 32  # characters of the digest that are shown in a NIfTI header, whose note has room for 79
 
 
 def synthetic_note(recipe: Mapping[str, Any], phantom: bool) -> str:
     """The note in the header of a synthetic NIfTI file: what it is, and the first 128 bits of its recipe's SHA-256.
 
     Args:
-        recipe: the recipe's fields; may hold more.
+        recipe: the fields of the recipe; other fields are ignored.
         phantom: whether the model was trained on phantoms.
     """
     return f"{SYNTHETIC_NOTE}{' phantom' if phantom else ''}, recipe {recipe_digest(recipe)[:_SHOWN]}"
@@ -44,14 +44,14 @@ def synthetic_note(recipe: Mapping[str, Any], phantom: bool) -> str:
 
 @dataclass(frozen=True)
 class Mark:
-    """What made a synthetic file, and what it was when it was written.
+    """What made a synthetic file, and the digest of the file as it was written.
 
     Attributes:
-        sha256: of the file; of a DICOM file, of its content without the mark (`dicom_digest`).
-        recipe: the fields of the `Recipe` that made it.
+        sha256: digest of the file; for a DICOM file, of its content without the mark (`dicom_digest`).
+        recipe: the fields of the `Recipe` that made the file.
         phantom: whether the model was trained on phantoms.
-        version: of medaug that wrote it.
-        signature: of all of this (`medaug.marking.signing`); empty: not signed.
+        version: version of medaug that wrote the file.
+        signature: signature of the other attributes (`medaug.marking.signing`); empty: not signed.
     """
 
     sha256: str
@@ -62,20 +62,20 @@ class Mark:
 
     @classmethod
     def of(cls, sha256: str, record: Mapping[str, Any], phantom: bool, signer: Signer | None) -> Mark:
-        """The mark of a file that is written now.
+        """The mark for a file that this version of medaug writes.
 
         Args:
             sha256: see `Mark`.
             record: provenance of the pair.
             phantom: see `Mark`.
-            signer: signs the mark; None: it is not signed.
+            signer: signs the mark; None: the mark is not signed.
         """
         mark = cls(sha256, recipe_of(record), phantom, version("medaug"))
         return mark if signer is None else cls(**{**vars(mark), "signature": signer.sign(mark.message)})
 
     @property
     def message(self) -> bytes:
-        """What is signed: everything but the signature, in one fixed form."""
+        """The bytes that are signed: everything except the signature, in one fixed form."""
         content = {key: value for key, value in self.to_mapping().items() if key != "signature"}
         return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
@@ -85,7 +85,7 @@ class Mark:
         return recipe_digest(self.recipe)
 
     def is_signed_by(self, public_key: str) -> bool:
-        """Whether the signature is that of the holder of a public key (hexadecimal) for exactly this mark."""
+        """Whether the signature is valid for exactly this mark and a public key (hexadecimal)."""
         return is_signed_by(self.signature, self.message, public_key)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -105,14 +105,14 @@ class Mark:
         """Return the inverse of `to_mapping`.
 
         Raises:
-            UserError: it is damaged, or its recipe was changed; names `path`.
+            UserError: the mark is damaged, or its recipe was changed; names `path`.
         """
         with parsing(path, "restore it"):
             recipe, signature = dict(content["recipe"]), dict(content.get("signature", {}))
             mark = cls(str(content["sha256"]), recipe, content["phantom"] is True, str(content["version"]), signature)
             same = mark.recipe_sha256 == content["recipe_sha256"]
         if not same:
-            raise UserError("its recipe is not the one that it names", "restore it", path=path)
+            raise UserError("its recipe does not have the digest that is stored with it", "restore it", path=path)
         return mark
 
 
@@ -122,7 +122,7 @@ def sidecar(path: Path) -> Path:
 
 
 def mark_file(path: Path, record: Mapping[str, Any], phantom: bool, signer: Signer | None, **beside: Any) -> None:
-    """Write the mark of a NIfTI file that is complete, into the JSON file beside it.
+    """Write the mark of a complete NIfTI file into the JSON file beside it.
 
     Args:
         path: the NIfTI file.
@@ -130,35 +130,35 @@ def mark_file(path: Path, record: Mapping[str, Any], phantom: bool, signer: Sign
         beside: further keys of the JSON file.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the JSON file cannot be written.
     """
     write_json(sidecar(path), {**beside, "medaug": Mark.of(file_sha256(path), record, phantom, signer).to_mapping()})
 
 
 def read_sidecar(path: Path) -> Mark | None:
-    """The mark in the JSON file beside a NIfTI file; None: there is none.
+    """The mark in the JSON file beside a NIfTI file; None if there is no such file or mark.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the JSON file is damaged.
     """
     return read_mark(sidecar(path)) if sidecar(path).is_file() else None
 
 
 def read_mark(path: Path) -> Mark | None:
-    """The mark in a JSON file; None: it holds none.
+    """The mark in a JSON file; None if it holds none.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the file is damaged.
     """
     content = read_json(path, "restore it").get("medaug")
     return None if content is None else Mark.from_mapping(content, path)
 
 
 def mark_dataset(dataset: Dataset, record: Mapping[str, Any], phantom: bool, signer: Signer | None) -> None:
-    """Put the mark of a DICOM dataset, which is complete otherwise, into its private element.
+    """Add the mark to a DICOM dataset, as a private element.
 
     Args:
-        dataset: not marked yet.
+        dataset: dataset that is complete except for the mark.
         record, phantom, signer: as for `Mark.of`.
     """
     text = json.dumps(Mark.of(dicom_digest(dataset), record, phantom, signer).to_mapping(), sort_keys=True)
@@ -166,24 +166,24 @@ def mark_dataset(dataset: Dataset, record: Mapping[str, Any], phantom: bool, sig
 
 
 def read_dataset_mark(dataset: Dataset, path: Path) -> Mark | None:
-    """The mark in a DICOM dataset, None if it has none; `path` is named in errors.
+    """The mark in a DICOM dataset; None if it has none.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the mark is damaged; names `path`.
     """
     try:
         value = dataset.private_block(_GROUP, _CREATOR)[_ELEMENT].value
     except KeyError:
         return None
-    with parsing(path, "restore it"):  # a file with implicit types does not say that it is a text
+    with parsing(path, "restore it"):  # a file with implicit types does not say that the element is a text
         content = json.loads(value.decode() if isinstance(value, bytes) else value)
     return Mark.from_mapping(content, path)
 
 
 def dicom_digest(dataset: Dataset) -> str:
-    """SHA-256 of the elements of a dataset, without private ones and however they are encoded in a file."""
+    """SHA-256 of the elements of a dataset except private ones; it does not depend on how a file encodes them."""
     public = pydicom.Dataset({element.tag: element for element in dataset if not element.tag.is_private})
-    # Types are left out: that of some elements is settled only when the file is written.
+    # Leave types out, because the type of some elements is decided only when the file is written.
     content = json.loads(json.dumps(public.to_json_dict()), object_hook=_without_type)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

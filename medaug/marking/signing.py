@@ -1,4 +1,4 @@
-"""Ed25519 signatures (RFC 8032) by the package `cryptography`, with a key of the user's."""
+"""Ed25519 signatures (RFC 8032) with the user's own key, computed by the package `cryptography`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Signer:
         """Read an unencrypted private key in PEM.
 
         Raises:
-            UserError: unreadable, no such key, or `cryptography` is not installed.
+            UserError: the file cannot be read, it holds another kind of key, or `cryptography` is not installed.
         """
         need_cryptography()
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -41,7 +41,7 @@ class Signer:
         return cls(key)
 
     def sign(self, message: bytes) -> dict[str, str]:
-        """The signature of a message: algorithm, public key and value, both hexadecimal."""
+        """The signature of a message: the algorithm, and the public key and the signature in hexadecimal."""
         public = self.key.public_key().public_bytes_raw().hex()
         return {"algorithm": ALGORITHM, "public_key": public, "value": self.key.sign(message).hex()}
 
@@ -50,7 +50,7 @@ def load_public_key(path: Path) -> str:
     """Read a public key in PEM, as 64 hexadecimal digits.
 
     Raises:
-        UserError: unreadable, no such key, or `cryptography` is not installed.
+        UserError: the file cannot be read, it holds another kind of key, or `cryptography` is not installed.
     """
     need_cryptography()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -62,7 +62,7 @@ def load_public_key(path: Path) -> str:
 
 
 def is_signed_by(signature: Mapping[str, str], message: bytes, public_key: str) -> bool:
-    """Whether a signature is that of the holder of a public key (hexadecimal) for a message.
+    """Whether a signature is valid for a message and a public key (hexadecimal).
 
     Raises:
         UserError: `cryptography` is not installed.
@@ -80,7 +80,7 @@ def is_signed_by(signature: Mapping[str, str], message: bytes, public_key: str) 
 
 
 def need_cryptography() -> None:
-    """Refuse to sign or to check a signature where `cryptography` is not installed.
+    """Raise an error if `cryptography` is not installed, which signing and checking signatures need.
 
     Raises:
         UserError: names the command that installs it.
@@ -104,6 +104,6 @@ def _loaded(path: Path, kind: str, remedy: str) -> Any:
     try:
         return load(content)
     except TypeError:
-        raise UserError("is protected by a password", "give a key without one", path=path) from None
+        raise UserError("is protected by a password", "use a key without a password", path=path) from None
     except (ValueError, UnsupportedAlgorithm):
         raise UserError(f"not a {kind} key in PEM", remedy, path=path) from None

@@ -1,4 +1,4 @@
-"""What a file or a folder is: synthetic by medaug or not, unchanged or not, and what made it."""
+"""Verifies files: whether medaug made them, whether they are unchanged, and what made them."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ UNSIGNED, SIGNED, TRUSTED, FORGED = "not signed", "signed", "signed by your key"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of one file.
+    """What is known about one file.
 
     Attributes:
         path: the file.
         origin: "synthetic" (made by medaug), "phantom" (computed, exported by medaug) or "not marked".
         state: "unchanged" since it was written, "changed", "missing" (only its mark is there), "unreadable", or
-            "unknown": nothing says what it was.
-        recipe: what made it; empty if that is not recorded.
-        version: of medaug that wrote it; "" if that is not recorded.
-        signature: "not signed", "signed" (by the key that it names itself), "signed by your key", or "wrongly signed".
-        reason: why it is unreadable.
+            "unknown" if there is no record to compare it with.
+        recipe: what made the file; empty if that is not recorded.
+        version: version of medaug that wrote the file; "" if that is not recorded.
+        signature: "not signed", "signed" (with the key that the mark names), "signed by your key", or "wrongly signed".
+        reason: why the file is unreadable.
     """
 
     path: Path
@@ -61,7 +61,7 @@ class Verdict:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether the file is not what its mark says, or cannot be read."""
+        """Whether the file does not agree with its mark or cannot be read."""
         return self.state in {CHANGED, MISSING, UNREADABLE} or self.signature == FORGED
 
     def to_mapping(self) -> dict[str, Any]:
@@ -81,11 +81,11 @@ class Verdict:
 
 
 def verify(path: Path, public_key: str | None = None) -> list[Verdict]:
-    """Look at a file, or at every NIfTI and DICOM file below a folder.
+    """Verify a file, or every file below a folder that holds a volume or DICOM.
 
     Args:
-        path: of a file or folder; links in a folder are not followed.
-        public_key: hexadecimal; None: signatures are checked against the key that they name themselves.
+        path: path of a file or folder; links in a folder are not followed.
+        public_key: key in hexadecimal; None: each signature is checked with the key that it names.
 
     Returns:
         One verdict per file, sorted by path.
@@ -116,7 +116,7 @@ def _dicom(path: Path, public_key: str | None) -> Verdict:
         with quiet():
             dataset = pydicom.dcmread(path)
             mark, digest = read_dataset_mark(dataset, path), dicom_digest(dataset)
-            dataset.SOPClassUID  # noqa: B018 (raises if it is missing: the file is cut short)
+            dataset.SOPClassUID  # noqa: B018 (raises an error if it is missing because the file is cut short)
     except UserError:
         raise
     except Exception as error:  # pydicom has no base class for what a damaged file can raise
@@ -128,7 +128,7 @@ def _dicom(path: Path, public_key: str | None) -> Verdict:
 
 
 def _volume(path: Path, public_key: str | None) -> Verdict:
-    """The verdict on a file that is no DICOM, by the JSON file beside it or by the provenance of its run."""
+    """The verdict on a file that is not DICOM, from the JSON file beside it or from the provenance of its run."""
     if (mark := read_sidecar(path)) is not None:
         return _compared(path, mark, file_sha256(path), public_key)
     note = read_description(path) if suffix_of(path.name).lower() in {".nii", ".nii.gz"} else ""
@@ -156,13 +156,13 @@ def _compared(path: Path, mark: Mark, digest: str, public_key: str | None) -> Ve
 
 @cache
 def _recorded(folder: Path) -> dict[Path, tuple[Mapping[str, Any], str]]:
-    """Every file that the provenance in a folder records, relative to it, with its record and its SHA-256."""
+    """The files that the provenance in a folder records: relative path to record and SHA-256."""
     records = provenance.read_all(folder).values()
     return {Path(file): (one, digest) for one in records for file, digest in one.get("contents", {}).items()}
 
 
 def _missing(files: Iterable[Path], volumes: Iterable[Path]) -> Iterator[Verdict]:
-    """Files of which only the mark or the record is there."""
+    """Files that are gone although their mark or record is still there."""
     marked = {sidecar(volume) for volume in volumes}
     for file in files:
         if file.suffix == ".json" and file not in marked:
@@ -177,7 +177,7 @@ def _missing(files: Iterable[Path], volumes: Iterable[Path]) -> Iterator[Verdict
 
 
 def _is_dicom(path: Path) -> bool:
-    """Whether a file has the mark of DICOM after its preamble of 128 bytes."""
+    """Whether a file has "DICM" after its preamble of 128 bytes."""
     try:
         with opened(path) as file:
             return file.read(132)[128:] == b"DICM"

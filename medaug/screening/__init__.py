@@ -1,1 +1,1 @@
-"""Screening of synthetic pairs: a table of rules, each fitted once on real scans, then applied to every pair."""
+"""Screening of synthetic pairs: a table of rules, which are fitted once on real scans and applied to every pair."""

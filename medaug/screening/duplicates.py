@@ -1,4 +1,4 @@
-"""Rule "duplicates": pairs that are near copies of an earlier pair of the set."""
+"""Rule "duplicates": rejects pairs that are near copies of an earlier pair of the set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medaug.screening.rules import Check, Judge, Reference, Rule, Sample
 def _fit(reference: Reference, options: ScreenOptions) -> Judge:
     subjects = np.asarray([case.case.subject for case in reference.train])
     if len(set(subjects)) < 2:
-        raise UserError("screen.rules: duplicates needs training scans of two subjects", "leave it out")
+        raise UserError("screen.rules: the rule duplicates needs training scans of two subjects", "leave the rule out")
     space = CoarseVolumes(case.image for case in reference.train)
     between = np.where(subjects[:, None] != subjects, space.units @ space.units.T, -np.inf)
     threshold = float(np.quantile(between.max(axis=1), options.copy_quantile))

@@ -1,4 +1,7 @@
-"""Rule "faithfulness": the screening segmenter finds in the image what the mask says, as it does in real scans."""
+"""Rule "faithfulness": rejects images in which the screening segmenter does not find what the mask says.
+
+Real validation scans set the standard.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,13 @@ def _fit(reference: Reference, options: ScreenOptions) -> Judge:
     real = [Sample.of_case(case) for case in reference.labelled_val]
     if not real:
         raise UserError(
-            "screen.rules: faithfulness needs labelled validation scans",
-            "raise data.val_fraction and train again, or leave it out",
+            "screen.rules: the rule faithfulness needs labelled validation scans",
+            "raise data.val_fraction and train again, or leave the rule out",
         )
     assert net is not None
 
     def measure(sample: Sample) -> dict[str, float]:
-        found = segment(net, np.array(sample.image))  # a copy: torch wants memory that may be written
+        found = segment(net, np.array(sample.image))  # a copy, because torch needs writable memory
         figures = {f"Dice of {name}": dice for name, dice in structure_dice(found, sample.mask, schema).items()}
         predicted, truth = schema.structure_masks(found), schema.structure_masks(sample.mask)
         return figures | {
@@ -53,16 +56,16 @@ def _warn_of_a_poor_segmenter(reference: Reference, rows: list[dict[str, float]]
     log.info("the screening segmenter's mean foreground Dice on %d validation scans: %.3f", len(rows), dice)
     if dice <= floor:
         log.warning(
-            "the screening segmenter's Dice on real scans is not above the %.3f of a trivial baseline, so its verdicts "
-            "on faithfulness say nothing; raise screen.steps",
+            "the screening segmenter's Dice on real scans does not exceed that of a trivial baseline (%.3f), so its "
+            "verdicts on faithfulness say nothing; raise screen.steps",
             floor,
         )
 
 
 FAITHFULNESS = Rule(
     title="faithfulness",
-    note="images in which the screening segmenter does not find what the mask says: Dice per structure, and lesions "
-    "found, against a low percentile of real validation scans",
+    note="images in which the screening segmenter does not find what the mask says: Dice per structure, and share of "
+    "lesions found, compared with a low percentile of real validation scans",
     fit=_fit,
     needs_segmenter=True,
 )

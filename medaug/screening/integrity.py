@@ -1,4 +1,4 @@
-"""Rule "integrity": volumes that are empty, clipped or torn."""
+"""Rule "integrity": rejects volumes that are empty, clipped or torn."""
 
 from __future__ import annotations
 
@@ -11,26 +11,30 @@ from medaug.options import ScreenOptions
 from medaug.screening.rules import Check, Judge, Reference, Rule, Sample
 
 CLIPPED_MARGIN = 0.05
-"""A pair may have this share of its voxels more at an end of the scale than any training scan."""
+"""How much larger than in any training scan the share of voxels at an end of the scale may be."""
 
 _EXTREME = 1 - 1e-3
 _CONSTANT = 1e-4
 
 
 def contrast(sample: Sample) -> float:
-    """Standard deviation of the voxels inside the scan, of the modality that has the lowest."""
+    """Standard deviation of the voxels inside the scan, in the modality where it is lowest."""
     return float(sample.image[:, *sample.inside].std(axis=(1, 2, 3), dtype=np.float64).min())
 
 
 def share_at(sample: Sample, end: int) -> float:
-    """Share of the voxels inside the scan at the low (-1) or high (1) end of the scale, of the modality with most."""
+    """Share of the voxels inside the scan that are at the low (`end` -1) or high (1) end of the scale.
+
+    The modality with the largest share counts.
+    """
     return float((sample.image[:, *sample.inside] * end >= _EXTREME).mean(axis=(1, 2, 3)).max())
 
 
 def largest_step(sample: Sample) -> float:
-    """The largest mean difference between neighbouring slices over that of all slices, of every axis and modality.
+    """The largest step between two neighbouring slices, as a multiple of the mean step, over all axes and modalities.
 
-    A slice that is missing, or from which on the volume is shifted, makes a step that anatomy does not.
+    A step is the mean absolute difference between two neighbouring slices. Where a slice is missing, or where the
+    volume is shifted, there is a larger step than anatomy makes.
     """
     ratios = [0.0]
     for volume in sample.image[:, *sample.inside]:
@@ -56,7 +60,7 @@ def constant_slices(sample: Sample) -> int:
 
 def _fit(reference: Reference, options: ScreenOptions) -> Judge:
     if not reference.labelled:
-        raise UserError("screen.rules: integrity needs labelled training scans", "leave it out")
+        raise UserError("screen.rules: the rule integrity needs labelled training scans", "leave the rule out")
     real = [Sample.of_case(case) for case in reference.labelled]
     least_contrast = min(contrast(scan) for scan in real) / 2
     most_low, most_high = (max(share_at(scan, end) for scan in real) + CLIPPED_MARGIN for end in (-1, 1))

@@ -1,4 +1,7 @@
-"""Rule "intensity": mean and spread of the intensities in each structure and the background, as in training scans."""
+"""Rule "intensity": rejects images whose intensities, in a structure or the background, are unlike training scans.
+
+It compares the mean and the standard deviation.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,12 @@ from medaug.options import ScreenOptions
 from medaug.screening.rules import Check, Judge, Reference, Rule, Sample
 
 FEWEST_SCANS = 4
-"""Minimum number of training scans that hold a structure, to say what its intensities are."""
+"""A structure is checked only if at least this many training scans hold it."""
 
 _FEWEST_VOXELS = 8
-_LEAST_STD = 1e-3  # of statistics of intensities in [-1, 1]: real scans may agree to less, if the background is -1
+# A floor for standard deviations between scans, of intensities in [-1, 1]: if the background is -1, real scans may
+# agree exactly.
+_LEAST_STD = 1e-3
 
 
 def intensities(sample: Sample, schema: LabelSchema) -> dict[str, NDArray[np.float64] | None]:
@@ -33,7 +38,7 @@ def intensities(sample: Sample, schema: LabelSchema) -> dict[str, NDArray[np.flo
 
 
 def left_out_deviations(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How far each row (n, k) is from the others: the largest of its k deviations in standard deviations, (n,)."""
+    """How far each of the rows (n, k) is from the other rows, (n,): the largest of its k standardised deviations."""
     others = [np.delete(rows, i, axis=0) for i in range(len(rows))]
     return np.array([_deviation(row, other) for row, other in zip(rows, others, strict=True)])
 
@@ -52,8 +57,8 @@ def _fit(reference: Reference, options: ScreenOptions) -> Judge:
     tables = {name: rows for name, rows in tables.items() if len(rows) >= FEWEST_SCANS}
     if not tables:
         raise UserError(
-            f"screen.rules: intensity needs {FEWEST_SCANS} labelled training scans, and there are {len(real)}",
-            "leave it out",
+            f"screen.rules: the rule intensity needs {FEWEST_SCANS} labelled training scans, and there are {len(real)}",
+            "leave the rule out",
         )
     quantile = options.intensity_quantile
     thresholds = {name: float(np.quantile(left_out_deviations(rows), quantile)) for name, rows in tables.items()}

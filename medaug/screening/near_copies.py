@@ -1,4 +1,4 @@
-"""Rule "near_copies": images that are copies of a training scan, by two detectors."""
+"""Rule "near_copies": rejects images that are copies of a training scan; two detectors look for them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from medaug.screening.rules import Check, Judge, Reference, Rule, Sample
 from medaug.segmentation.unet import encode
 
 SHIFT = 2
-"""Voxels by which a volume is also shifted along each axis before it is compared."""
+"""A volume is compared in all positions shifted by up to this many voxels along each axis."""
 
 CELLS = 2
-"""Cells along each axis in which features are averaged."""
+"""Number of cells along each axis; features are averaged in each cell."""
 
 _AXES = [flips for n in range(4) for flips in itertools.combinations((1, 2, 3), n)]
 
 
 class FeatureNeighbours:
-    """The nearest training scan in the features of a segmenter.
+    """Finds the nearest training scan in the feature space of a segmenter.
 
-    Features are the coarsest level's, averaged in 2 x 2 x 2 cells and standardised by the training scans. Of the eight
-    flips of a volume the nearest counts.
+    Features are those of the coarsest level, averaged in 2 x 2 x 2 cells and standardised over the training scans. All
+    eight flips of a volume are compared, and the nearest one counts.
 
     Args:
         net: the segmenter.
-        training: (M, X, Y, Z) each.
-        subjects: of the training scans.
+        training: training scans, (M, X, Y, Z) each.
+        subjects: subject of each training scan.
     """
 
     def __init__(self, net: nn.Module, training: list[NDArray[np.float32]], subjects: list[str]) -> None:
@@ -42,9 +42,10 @@ class FeatureNeighbours:
         self._training = (features - self._mean) / self._std
 
     def ratio(self, image: NDArray[np.float32]) -> tuple[float, int]:
-        """Distance to the nearest training scan over that to the nearest scan of another subject; and which scan it is.
+        """Distance to the nearest training scan divided by the distance to the nearest scan of another subject.
 
-        Low if one subject is much nearer than all others, and 1 if two are equally near.
+        Low if one subject is much nearer than all others, 1 if two are equally near. Also returns the index of the
+        nearest training scan.
         """
         flips = np.stack([self._features(self._net, np.flip(image, axes)) for axes in _AXES])
         apart = ((flips - self._mean) / self._std)[:, None] - self._training
@@ -63,7 +64,8 @@ def _fit(reference: Reference, options: ScreenOptions) -> Judge:
     subjects = [case.case.subject for case in train]
     if len(set(subjects)) < 2 or not val:
         raise UserError(
-            "screen.rules: near_copies needs training scans of two subjects and a validation scan", "leave it out"
+            "screen.rules: the rule near_copies needs training scans of two subjects and a validation scan",
+            "leave the rule out",
         )
     assert reference.net is not None
     names = [case.case.name for case in train]
@@ -86,9 +88,9 @@ def _fit(reference: Reference, options: ScreenOptions) -> Judge:
 
 NEAR_COPIES = Rule(
     title="near copies",
-    note="copies of a training scan, flips and small shifts included: correlation of coarse volumes, and distance in "
-    "the screening segmenter's features to the nearest over the second nearest subject, against what held-out real "
-    "scans show",
+    note="copies of a training scan, also flipped or slightly shifted: correlation of coarse volumes, and the ratio of "
+    "the distances to the nearest and the second nearest subject in the screening segmenter's features, compared with "
+    "held-out real scans",
     fit=_fit,
     needs_segmenter=True,
 )

@@ -1,4 +1,4 @@
-"""What the screening of a run did, as a value that is saved to `screening.json` and read from it."""
+"""What the screening of a run did, as a type that is saved to `screening.json` and read from it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ class RuleResult:
     """What one rule did.
 
     Attributes:
-        judged: number of attempts that it judged; of a rule that compares pairs with each other, of finished pairs.
-        rejected: how many of them it rejected. One attempt may be rejected by several rules.
+        judged: number of attempts that the rule judged; for a rule that compares pairs with each other, the number of
+            finished pairs.
+        rejected: how many of them it rejected. Several rules may reject the same attempt.
         checks: rejections by check.
     """
 
@@ -31,7 +32,7 @@ class RuleResult:
 
     @property
     def share(self) -> float:
-        """Share of the judged that it rejected, 0..1."""
+        """The share that it rejected, 0..1."""
         return self.rejected / self.judged if self.judged else 0.0
 
 
@@ -44,8 +45,8 @@ class ScreeningResult:
         kept: number of pairs in the manifest.
         attempts: number of images that were judged.
         passed: how many of them passed all rules that judge a pair by itself.
-        given_up: numbers of the pairs that were rejected as often as `screen.retries` allows.
-        rules: by name.
+        given_up: numbers of the pairs that were given up, because `screen.retries` allows no further attempt.
+        rules: what each rule did, by name.
         set_verdicts: verdicts of the rules that compare pairs with each other, by the name of the pair.
         removed: names of the pairs that those rules removed.
     """
@@ -93,7 +94,11 @@ class ScreeningResult:
 
 
 def count_verdicts(verdicts: Iterable[Mapping[str, Any]]) -> dict[str, RuleResult]:
-    """Count verdicts, as records hold them, by rule and check."""
+    """Count verdicts by rule and check.
+
+    Args:
+        verdicts: verdicts as provenance records hold them.
+    """
     judged: dict[str, int] = {}
     rejected: dict[str, int] = {}
     checks: dict[str, dict[str, int]] = {}

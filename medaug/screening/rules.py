@@ -36,7 +36,7 @@ class Sample:
 
     @classmethod
     def of_pair(cls, host: ModelCase, mask: NDArray[np.uint8], image: NDArray[np.float32]) -> Sample:
-        """A synthetic image (M, X, Y, Z) with its mask (X, Y, Z); what the host's grid does not hold is left out."""
+        """A synthetic image (M, X, Y, Z) with its mask (X, Y, Z); voxels outside the host's grid become background."""
         box = inside(host)
         kept = np.full_like(image, BACKGROUND)
         kept[:, *box] = image[:, *box]
@@ -63,7 +63,7 @@ class Check:
         figure: the value; NaN never passes.
         threshold: fitted on real scans.
         at_least: True: the figure must be at least the threshold. False: at most.
-        about: what else a reader wants to know, such as the nearest training scan; empty: nothing.
+        about: further information, such as the nearest training scan; empty: none.
     """
 
     name: str
@@ -119,7 +119,7 @@ Judge = Callable[[Sample], list[Check]]
 """A fitted rule. A pair passes if it passes all checks."""
 
 Verdicts = Mapping[str, Sequence[Check]]
-"""The checks of a pair by the name of their rule."""
+"""The checks of a pair, by the name of the rule that made them."""
 
 
 @dataclass(frozen=True)
@@ -127,13 +127,13 @@ class Rule:
     """An entry of the table of screening rules.
 
     Attributes:
-        title: its name in tables and reports.
-        note: what it rejects, for the report.
-        fit: measures the thresholds on real scans, by the `screen` options; raises a UserError that names the rule and
-            a remedy if it cannot.
-        needs_segmenter: whether it reads `Reference.net`.
-        in_order: False: every pair is judged by itself when it is made. True: the pairs are judged once, after all have
-            been made, in the order of their numbers; the judge may remember the pairs that it has passed.
+        title: name of the rule in tables and reports.
+        note: what the rule rejects, for the report.
+        fit: measures the thresholds on real scans, with the `screen` options, and returns the judge. If it cannot, it
+            raises a UserError that names the rule and a remedy.
+        needs_segmenter: whether the rule uses `Reference.net`.
+        in_order: False: each pair is judged by itself, when it is made. True: the pairs are judged in the order of
+            their numbers, after all have been made; the judge may remember the pairs that have passed.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""The chosen rules, fitted, as one object that judges pairs."""
+"""The screen: the chosen rules, fitted, as one object that judges pairs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Screen:
     """Fitted rules.
 
     Attributes:
-        judges: of rules that judge every pair by itself, by name.
-        in_order: the other rules.
-        reference: the real scans that they are fitted on.
+        judges: fitted rules that judge each pair by itself, by name.
+        in_order: rules that judge the pairs in order, by name.
+        reference: the real scans that rules are fitted on.
         options: the `screen` options.
     """
 
@@ -43,7 +43,7 @@ class Screen:
         judges, in_order = {}, {}
         for name in options.rules:
             rule = SCREENING_RULES[name]
-            judge = rule.fit(reference, options)  # of all rules, so that one that cannot be fitted is refused now
+            judge = rule.fit(reference, options)  # also for rules that judge in order: one that cannot is refused now
             if rule.in_order:
                 in_order[name] = rule
             else:
@@ -51,13 +51,16 @@ class Screen:
         return cls(judges, in_order, reference, options)
 
     def judge(self, sample: Sample) -> Verdicts:
-        """Judge one pair by the rules that need no other pair; an image with NaN or infinite voxels by nothing else."""
+        """Judge one pair by the rules that need no other pair.
+
+        An image with NaN or infinite voxels fails, and no rule judges it.
+        """
         if (share := float(np.isfinite(sample.image).mean())) < 1:
             return {"integrity": [Check("share of finite voxels", share, 1.0, at_least=True)]}
         return {name: judge(sample) for name, judge in self.judges.items()}
 
     def judge_in_order(self, samples: Iterable[Sample]) -> Iterator[Verdicts]:
-        """Judge the pairs of a set, in the order of their numbers, by the rules that compare them with each other."""
+        """Judge the pairs of a set in the order of their numbers, by the rules that compare pairs with each other."""
         judges = {name: rule.fit(self.reference, self.options) for name, rule in self.in_order.items()}
         for sample in samples:
             yield {name: judge(sample) for name, judge in judges.items()}

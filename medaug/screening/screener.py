@@ -1,7 +1,7 @@
-"""The screening segmenter, and the record of which scans it and the thresholds of the rules come from.
+"""The screening segmenter, and a record of the scans that it and the thresholds of the rules were fitted on.
 
-It is trained on the labelled training scans under a seed of its own and used for nothing else: the audit's judge, the
-benchmark's segmenters and the segmenter that scores samples during training are other networks.
+The screening segmenter is trained on the labelled training scans, with a seed of its own, and is used for nothing else.
+The audit's judge, the benchmark's segmenters and the segmenter that scores samples during training are other networks.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Screener:
     """What the rules of a run were fitted on.
 
     Attributes:
-        seen: the subjects and files: "train" gave the weights and thresholds, "val" thresholds only.
-        digest: SHA-256 of the record; every screened pair names it.
+        seen: subjects and files. "train": used for the weights and thresholds; "val": used for thresholds only.
+        digest: SHA-256 of the record; the provenance of every screened pair holds it.
     """
 
     seen: Seen
@@ -69,22 +69,22 @@ def prepare_screener(
     seed: int,
     wanted: bool,
 ) -> tuple[Screener, nn.Module | None]:
-    """Train the screening segmenter and write its record, or load what is there.
+    """Train the screening segmenter and write its record, or load them if they exist.
 
-    Of several processes one trains, and the others wait for it.
+    If several processes share the run, one of them trains, and the others wait for it.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         scans: real scans by split, "train" and "val".
-        contents: digests of their files.
-        schema: the labels.
-        options: `steps` is read.
-        size: of the segmenter.
+        contents: digests of the scans' files.
+        schema: the label schema.
+        options: this function reads `steps`.
+        size: options of the segmenter.
         seed: root seed of the run.
-        wanted: whether a rule reads the segmenter; it is not trained otherwise.
+        wanted: whether a rule needs the segmenter; if not, it is not trained.
 
     Raises:
-        UserError: too few labelled scans, the training failed, or a file is damaged.
+        UserError: there are too few labelled scans, the training failed, or a file is damaged.
     """
     labelled = [case for case in scans["train"] if case.label is not None]
     if wanted and not labelled:
@@ -102,7 +102,7 @@ def prepare_screener(
     if not wanted:
         return screener, None
     if read_json(folder / RECORD, _REMEDY).get("weights") != file_sha256(weights):
-        raise UserError("not the segmenter that screened the pairs of this run", _REMEDY, path=weights)
+        raise UserError("is not the segmenter that screened the pairs of this run", _REMEDY, path=weights)
     return screener, load_segmenter(weights, len(labelled[0].image), schema.num_classes, size.channels)
 
 

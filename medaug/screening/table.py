@@ -9,7 +9,7 @@ SCREENING_RULES: Table[Rule] = Table("screening_rules", "screening rule", Rule, 
 
 
 def rule_words(name: str) -> tuple[str, str]:
-    """Title and note of a rule; its name and nothing if the package that adds it is no longer installed."""
+    """Title and note of a rule; if the package that adds it is no longer installed, its name and an empty note."""
     if name not in SCREENING_RULES:
         return name, ""
     rule = SCREENING_RULES[name]

@@ -40,9 +40,9 @@ class UNetSegmenter:
     """A U-Net as a `Judge` (`medaug.segmentation.protocol`).
 
     Args:
-        problem: what is to be segmented.
-        options: size, learning rate, batch size.
-        build: makes the untrained network.
+        problem: what to segment.
+        options: size of the network, learning rate and batch size.
+        build: function that makes the untrained network.
     """
 
     net: nn.Module  # set by `fit`
@@ -74,7 +74,7 @@ class UNetSegmenter:
     def soft_label(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probability of every class (num_classes, X, Y, Z) for an image (M, X, Y, Z) in model space.
 
-        With `mirror`, the means of the image and its mirror images.
+        With `mirror`, probabilities are averaged over the image and its mirror images.
         """
         volume = torch.from_numpy(np.array(image))
         shares = compute_logits(self.net, volume).float().softmax(0)
@@ -99,7 +99,7 @@ class UNetSegmenter:
 
 
 def dice_and_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """Soft Dice over the batch, averaged over the foreground, plus mean cross-entropy; ignored voxels do not count.
+    """Soft Dice over the batch, averaged over foreground classes, plus mean cross-entropy; ignored voxels do not count.
 
     Args:
         logits: (B, num_classes, X, Y, Z).
@@ -114,7 +114,7 @@ def dice_and_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def soft_dice_and_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """The same loss for probabilities as labels; with 0 and 1 as probabilities and weights it is the same number.
+    """`dice_and_cross_entropy` with probabilities as labels; equal to it if all probabilities and weights are 0 or 1.
 
     Args:
         logits: (B, num_classes, X, Y, Z).
@@ -131,9 +131,9 @@ def batch_loss(output: Tensor | Sequence[Tensor], batch: Mapping[str, Tensor]) -
     """The loss of a batch.
 
     Args:
-        output: logits; or, with deep supervision, logits of every level, each (B, num_classes, X, Y, Z), which count
-            half as much from level to level.
-        batch: `label`, or `soft` and `weight` (`medaug.segmentation.batches`).
+        output: logits (B, num_classes, X, Y, Z); with deep supervision, such logits for every level, where each level
+            counts half as much as the one before.
+        batch: holds `label`, or `soft` and `weight` (`medaug.segmentation.batches`).
     """
     levels = [output] if isinstance(output, Tensor) else list(output)
     losses = [
@@ -156,16 +156,16 @@ def train_segmenter(
     name: str,
     build: Build = build_unet,
 ) -> nn.Module:
-    """Train for `steps` optimisation steps; the same arguments give the same segmenter on the same machine.
+    """Train a segmenter; the same arguments give the same segmenter on the same machine.
 
     Args:
-        training_set: what it is trained on.
-        num_classes: number of classes, background included.
-        options: size, learning rate, batch size.
-        steps: optimisation steps; the learning rate decays as a cosine until the last one.
+        training_set: what to train on.
+        num_classes: number of classes, including background.
+        options: size of the network, learning rate and batch size.
+        steps: number of optimisation steps, over which the learning rate decays as a cosine.
         seed: seed of weights, order and augmentation.
         name: label of the progress bar.
-        build: makes the untrained network.
+        build: function that makes the untrained network.
 
     Raises:
         UserError: the training diverged.
@@ -201,7 +201,7 @@ def train_segmenter(
 
 @torch.no_grad()
 def _average(averaged: nn.Module, net: nn.Module, decay: float, step: int) -> None:
-    """Move the averaged weights towards the present ones, faster during the first steps."""
+    """Move the averaged weights towards the current ones, faster during the first steps."""
     share = 1 - min(decay, (1 + step) / (10 + step))
     for old, new in zip(averaged.parameters(), net.parameters(), strict=True):
         old.lerp_(new, share)
@@ -209,13 +209,13 @@ def _average(averaged: nn.Module, net: nn.Module, decay: float, step: int) -> No
 
 def _diverged(name: str, options: SegmenterOptions, step: int) -> UserError:
     return UserError(
-        f"{name}: its loss or a weight is NaN or infinite at step {step}, the training has diverged",
+        f"{name}: its loss or a weight is NaN or infinite at step {step}: the training has diverged",
         f"lower segmenter.learning_rate={options.learning_rate:g}",
     )
 
 
 def _autocast(net: nn.Module, image: Tensor) -> torch.autocast:
-    """bfloat16 for images (B, M, X, Y, Z), if the device computes in it and computes this network correctly."""
+    """Autocast to bfloat16 for images (B, M, X, Y, Z), if the device computes this network correctly in it."""
     halvings = sum(stride > 1 for stride in getattr(net, "strides", ()))
     coarsest = [-(-side // 2**halvings) for side in image.shape[2:]]
     first, last = ([side * 2**level for level in range(halvings + 1)] for side in (coarsest[0], coarsest[2]))
@@ -248,9 +248,9 @@ def segment(net: nn.Module, image: NDArray | Tensor) -> NDArray[np.uint8]:
 
 @torch.no_grad()
 def encode(net: nn.Module, image: NDArray | Tensor, cells: int = 1) -> NDArray[np.float32]:
-    """Features of an image (M, X, Y, Z) in model space: the coarsest level's mean, (channels[-1],).
+    """Features of an image (M, X, Y, Z) in model space: the mean of the coarsest level, (channels[-1],).
 
-    With more than one of the `cells` along each axis, the mean of each cell: (channels[-1] * cells^3,).
+    With more than one cell along each axis, the mean of each cell: (channels[-1] * cells^3,).
     """
     device = next(net.parameters()).device
     bottom: nn.Module = getattr(net, "bottleneck", net)
@@ -279,10 +279,10 @@ def save_segmenter(net: nn.Module, path: Path) -> None:
 def load_segmenter(
     path: Path, num_modalities: int, num_classes: int, channels: Sequence[int], build: Build = build_unet
 ) -> nn.Module:
-    """Read what `save_segmenter` wrote, to the GPU if there is one.
+    """Read what `save_segmenter` wrote, and move it to the GPU if there is one.
 
     Raises:
-        UserError: the file is damaged, its network has another size, or a weight is NaN or infinite.
+        UserError: the file is damaged, the network in it has another size, or a weight is NaN or infinite.
     """
     net = build(num_modalities, num_classes, channels)
     remedy = "remove it; the segmenter is then trained again"

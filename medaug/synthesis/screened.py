@@ -1,4 +1,4 @@
-"""Screening within a run of `generate`: before the pairs are made, and once all of them are."""
+"""Screening in a run of `generate`: fits the rules before pairs are made, and judges the whole set afterwards."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Preparation:
     """What the screening of a run is made from.
 
     Attributes:
-        card: of the generator.
-        cohort: it was trained on.
-        screen, segmenter, scoring: options.
+        card: card of the generator.
+        cohort: cohort that the generator was trained on.
+        screen, segmenter, scoring: options of these groups.
         seed: root seed of the run.
-        cache: folder of scans in model space.
+        cache: folder with the cache of scans in model space.
     """
 
     card: Card
@@ -58,10 +58,11 @@ class Preparation:
         """Fit the rules on the scans that the generator was trained and validated on; None if no rule is chosen.
 
         Args:
-            folder: of the run; keeps the screening segmenter.
+            folder: folder of the run; the screening segmenter is saved there.
 
         Raises:
-            UserError: too few scans to fit a rule, scans changed since the training, or a file is damaged.
+            UserError: there are too few scans to fit a rule, a scan has changed since the training, or a file is
+                damaged.
         """
         card, cohort, screen = self.card, self.cohort, self.screen
         if not screen.rules:
@@ -87,9 +88,9 @@ class Conclusion:
     """Screens the finished set of pairs and sums up what the screening did.
 
     Attributes:
-        screening: of the run.
-        card: of the generator.
-        folder: of the run.
+        screening: screening of the run.
+        card: card of the generator.
+        folder: folder of the run.
         num: number of requested pairs.
     """
 
@@ -101,8 +102,9 @@ class Conclusion:
     def conclude(self) -> ScreeningResult:
         """Remove near-duplicates in one pass, in the order of the pairs' numbers, and write `screening.json`.
 
-        The verdict on a pair depends only on the pairs before it, so the pass can be repeated: after an interruption,
-        in another process, or when more pairs were requested. Removed pairs are moved to the folder of rejected ones.
+        The verdict on a pair depends only on the pairs before it, so the pass can be repeated after an interruption, in
+        another process, or when more pairs were requested. Pairs that are removed are moved to the folder of rejected
+        pairs.
 
         Raises:
             UserError: no pair is left, or a file cannot be read or moved.
@@ -133,7 +135,7 @@ class Conclusion:
         return {case.name: verdicts_to_mapping(one) for case, one in zip(cases, judged, strict=True)}
 
     def _sample(self, manifest: Manifest, case: Case) -> Sample:
-        """Read a pair from its files, which an earlier pass may have moved."""
+        """Read a pair from its files, even if an earlier pass has moved them."""
         if not manifest.image_paths(case)[0].exists():
             manifest = Manifest(**{**vars(manifest), "root": str(self.folder / REJECTED_FOLDER)})
         host, label = read_case(manifest, case)
@@ -179,8 +181,8 @@ def log_screening(result: ScreeningResult) -> None:
         log.info("  %s rejected %d of %d (%.1f%%)", title, rule.rejected, rule.judged, 100 * rule.share)
     if missing := result.requested - result.kept:
         log.warning(
-            "%d of %d pairs are missing: %d were given up after their last attempt (screen.retries), %d removed as "
-            "near-duplicates; %s",
+            "%d of %d pairs are missing: %d were given up after their last attempt (screen.retries), and %d were "
+            "removed as near-duplicates; see %s",
             missing,
             result.requested,
             len(result.given_up),

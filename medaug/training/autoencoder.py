@@ -305,7 +305,7 @@ class _FirstStage:
 
     def _diverged(self, step: int) -> UserError:
         return UserError(
-            f"step {step} of the first stage: a loss or a weight is NaN or infinite, the codec's training has diverged",
+            f"step {step} of the first stage: a loss or a weight is NaN or infinite: the codec's training has diverged",
             "lower codec.learning_rate and train again (overwrite=true)",
         )
 

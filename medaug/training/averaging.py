@@ -17,9 +17,9 @@ from medaug.training.hardware import is_sharded, shard
 
 
 def power_function_exponent(sigma_rel: float) -> float:
-    """The exponent gamma of the profile t^gamma whose standard deviation is sigma_rel times its length.
+    """The exponent gamma for which the profile t^gamma has a standard deviation of sigma_rel times its length.
 
-    It solves sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), as the largest root of a cubic (Karras et al.
+    It solves sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) and is the largest root of a cubic (Karras et al.
     2024, "Analyzing and improving the training dynamics of diffusion models", appendix C). sigma_rel is in
     (0, 1 / sqrt(12)); at the upper end all steps have equal weight.
     """
@@ -30,8 +30,8 @@ def power_function_exponent(sigma_rel: float) -> float:
 def power_function_average(sigma_rel: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
     """The `multi_avg_fn` of an `AveragedModel`: updates the averages in place after step `number` + 1.
 
-    After step t they move towards the weights by 1 - beta(t), beta(t) = (1 - 1 / t)^(gamma + 1) (Karras et al. 2024,
-    section 3.1).
+    After step t the averages move towards the weights by 1 - beta(t), where beta(t) = (1 - 1 / t)^(gamma + 1) (Karras
+    et al. 2024, section 3.1).
     """
     gamma = power_function_exponent(sigma_rel)
 
@@ -48,18 +48,18 @@ class PowerFunctionAverage(WeightAveraging):
     See `power_function_average`. The average always covers the same fraction of the training so far, so it needs no
     warm-up: beta(1) = 0.
 
-    Weights that are split over devices (`shard`) are averaged on their devices; the checkpoint is still one file.
+    Weights that are split between devices (`shard`) are averaged on their own device; the checkpoint is still one file.
     """
 
     def __init__(self, sigma_rel: float) -> None:
-        # The codec's statistics are measured, not trained: averaging buffers would only add rounding errors.
+        # Buffers hold the codec's statistics, which are measured: averaging them would only add rounding errors.
         super().__init__(use_buffers=False, multi_avg_fn=power_function_average(sigma_rel))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Copy the model before it is split, then split the copy in the same way."""
         if stage == "fit":
             mesh, pl_module._device_mesh = pl_module._device_mesh, None  # process groups cannot be copied
-            # The model itself is moved there later. If weights are split, `shard` moves the copy part by part.
+            # The model itself is moved to the device later. If weights are split, `shard` moves the copy in parts.
             device = trainer.strategy.root_device if mesh is None else pl_module.device
             self._average_model = AveragedModel(pl_module, device, use_buffers=False, **self._kwargs)
             pl_module._device_mesh = mesh
@@ -81,7 +81,7 @@ class PowerFunctionAverage(WeightAveraging):
         average = self._average_model
         if average is None or not is_sharded(average):
             return super().on_load_checkpoint(trainer, pl_module, checkpoint)
-        average.module.load_state_dict(pl_module.state_dict())  # which the strategy loaded from "state_dict"
+        average.module.load_state_dict(pl_module.state_dict())  # the strategy loaded these from "state_dict"
         whole = StateDictOptions(full_state_dict=True)
         set_model_state_dict(pl_module, checkpoint["current_model_state"], options=whole)
         average.n_averaged.copy_(checkpoint["averaging_state"]["n_averaged"])

@@ -58,7 +58,7 @@ def remove_unfinished(path: Path) -> None:
 def diverged(trainer: Trainer, what: str) -> UserError:
     """The error to raise when a training has diverged; `what` is NaN or infinite."""
     return UserError(
-        f"step {trainer.global_step}: {what} is NaN or infinite, the training has diverged",
+        f"step {trainer.global_step}: {what} is NaN or infinite: the training has diverged",
         "checkpoints of earlier steps are kept. Lower trainer.learning_rate and train again (overwrite=true)",
     )
 

@@ -61,7 +61,7 @@ def test_an_added_arm_names_its_own_baseline(monkeypatch):
     assert list(training_set.real) == [] and training_set.num_synthetic(4) == 4
     check_arms(ArmsOptions(names=["real", "synthetic"]), 1)
     monkeypatch.setitem(ARMS.own, "apart", lambda: Arm(baseline=None))
-    with pytest.raises(UserError, match="none of these arms has another one as its baseline"):
+    with pytest.raises(UserError, match="no arm among these is the baseline of another"):
         check_arms(ArmsOptions(names=["real", "apart"]), 4)
 
 

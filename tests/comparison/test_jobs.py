@@ -236,7 +236,7 @@ def test_scores_that_were_edited_are_refused_by_the_job_that_wrote_them(bench, t
     content = path.read_text()
     path.write_text(content.replace("dice,0.", "dice,0.9", 1) if "dice,0." in content else content + "x")
     for again in (lambda: run(job, tmp_path, bench), lambda: gather([job], (), tmp_path)):
-        with pytest.raises(UserError, match="jobs/real/seed_0/scores.csv: was changed after the job wrote it"):
+        with pytest.raises(UserError, match="jobs/real/seed_0/scores.csv: it or its digest was changed after"):
             again()
     path.unlink()
     run(job, tmp_path, bench)

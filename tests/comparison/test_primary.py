@@ -37,9 +37,9 @@ def test_a_change_after_results_stays_on_record(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arm": "x"}, "x is no arm"),
-        ({"structure": "liver"}, "liver is no structure"),
-        ({"metric": "f1"}, "f1 is no metric"),
+        ({"arm": "x"}, "has no arm x"),
+        ({"structure": "liver"}, "has no structure liver"),
+        ({"metric": "f1"}, "has no metric f1"),
         ({"baseline": "good"}, "cannot be compared with itself"),
     ],
 )

@@ -53,7 +53,7 @@ def test_the_first_non_finite_tensor_is_named(value):
 
 def test_a_learning_rate_far_too_high_ends_the_training_and_saves_nothing(tmp_path):
     said = refused(train, tmp_path, budget=replace(BUDGET, learning_rate=1e30))
-    assert "is NaN or infinite, the training has diverged" in said and "Lower trainer.learning_rate" in said
+    assert "is NaN or infinite: the training has diverged" in said and "Lower trainer.learning_rate" in said
     assert not (tmp_path / "last.ckpt").exists() and not (tmp_path / "validation.csv").exists()
 
 
