@@ -1,4 +1,4 @@
-"""All jobs of a benchmark, from the inputs to the compared scores."""
+"""Runs all jobs of a benchmark and compares their scores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from medaug.options import Options
 
 
 def all_jobs(options: Options) -> list[Job]:
-    """Every arm with every number of labels, draw and seed. With all labels there is nothing to draw."""
+    """One job for every arm, number of labels, draw and seed; with all labels there are no draws."""
     settings = options.benchmark
     return [
         Job(arm, seed, labelled=labelled, draw=draw)
@@ -37,17 +37,17 @@ def run_benchmark(inputs: Inputs, scans: TrainingScans, options: Options, folder
     Args:
         inputs: generator, pairs and cohort.
         scans: the training scans with their labels.
-        options: options of the stage; `benchmark`, `arms`, `segmenter` and `scoring` are read.
+        options: options of the stage; this function reads `benchmark`, `arms`, `segmenter` and `scoring`.
         folder: folder of the benchmark; the jobs save their scores there.
 
     Raises:
-        UserError: see `Setting.prepare`; a training failed, or a scan changed while the benchmark ran.
+        UserError: see `Setting.prepare`; or a training failed, or a scan changed while the benchmark ran.
     """
     cohort, settings, jobs = inputs.cohort, options.benchmark, all_jobs(options)
     setting, content = Setting.prepare(inputs, scans, options, jobs), scans.identity.get("labels", inputs.content)
     for job in jobs:
         setting.run(job, folder)
-    # Jobs read the label files while they run, so check that these have not changed.
+    # Jobs read the label files while they run, so check that the files are still the same.
     if scans.digest() != content:
         raise UserError("scans changed while the benchmark ran", "give overwrite=true to begin again", path=cohort.root)
     nodes = {name: dataclasses.asdict(getattr(options, name)) for name in ("benchmark", "arms", "segmenter", "scoring")}

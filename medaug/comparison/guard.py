@@ -54,8 +54,8 @@ def refuse_leaks(
             raise UserError(f"leak guard: {case.name} has no provenance", "generate the pairs again")
         if record["checkpoint"] != checkpoint:
             raise UserError(
-                f"leak guard: {case.name} was made by another checkpoint: either the model was trained again since, or "
-                "the pairs were made with another checkpoint=",
+                f"leak guard: {case.name} was made by another checkpoint. Either the model was trained again since "
+                "then, or the pairs were made with another value of checkpoint",
                 "generate the pairs again (overwrite=true)",
             )
         if tested := set(record.get("mask_validation_subjects", ())) & cohort.subjects("test"):
@@ -75,11 +75,11 @@ def refuse_leaks(
 
 
 def refuse_content(cohort: Manifest, contents: Contents, pairs: Pairs, digests: Mapping[Path, str], card: Card) -> None:
-    """Check the contents of the files: of the cohort, of the pairs, and of what the generator's training read.
+    """Check the contents of the files of the cohort, of the pairs, and of the scans that the generator was trained on.
 
     Args:
         cohort: real scans with splits.
-        contents: contents of all its cases.
+        contents: digests of the contents of all cases in the cohort.
         pairs: the pairs that segmenters will be trained on.
         digests: current SHA-256 of the files of the pairs.
         card: card of the generator.
@@ -103,11 +103,12 @@ def refuse_leaky_screening(cohort: Manifest, screener: Screener) -> None:
     """Check what the screening of the pairs was fitted on against the cohort's splits.
 
     Raises:
-        UserError: its segmenter was trained outside the training split, or its rules saw a test subject.
+        UserError: the screening segmenter was trained on subjects outside the training split, or a rule saw a test
+            subject.
     """
     if known := {*screener.seen.test_subjects(cohort), *screener.seen.trained_outside(cohort.subjects("train"))}:
         raise UserError(
-            f"leak: the screening of the pairs saw {_some(known)}, who may not be known to it",
+            f"leak: the screening of the pairs saw {_some(known)}, which it must not see",
             "generate the pairs again",
         )
 
@@ -117,12 +118,12 @@ def guarded_cohort(train: Path, pairs: Pairs, card: Card, checkpoint: str) -> tu
 
     Args:
         train: folder of the training; digests of files are stored in the cache beside it.
-        pairs: pairs made by its generator.
+        pairs: pairs made by the generator of that training.
         card: card of the generator.
         checkpoint: SHA-256 of the generator's checkpoint.
 
     Raises:
-        UserError: as `refuse_leaks` and `refuse_content`.
+        UserError: as for `refuse_leaks` and `refuse_content`.
     """
     cohort, cache = Manifest.load(train / "manifest.json"), train.parent / "cache"
     refuse_leaks(cohort, pairs.manifest, pairs.records, card.seen, checkpoint)

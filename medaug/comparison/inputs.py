@@ -37,7 +37,7 @@ class Inputs:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What a result depends on, apart from options."""
+        """Digests of everything that a result depends on, apart from options."""
         return {"checkpoint": self.digest, "pairs": self.pairs.digest, "cohort": self.content}
 
     def labelled(self, split: str) -> list[Case]:
@@ -58,12 +58,13 @@ def read_inputs(checkpoint: Path, train: Path, synthetic: Path, command: str) ->
 
     Args:
         checkpoint: checkpoint of the generator.
-        train: folder of its training; the cache is beside it.
+        train: folder of the generator's training; the cache is beside it.
         synthetic: folder of the pairs.
-        command: the command that makes the pairs, for messages.
+        command: the command that makes the pairs; messages name it.
 
     Raises:
-        UserError: the pairs are missing, unfinished or of another checkpoint, a file is damaged, or there is a leak.
+        UserError: the pairs are missing, unfinished or made by another checkpoint, a file is damaged, or there is a
+            leak.
     """
     digest = file_sha256(checkpoint)
     pairs = Pairs.load(synthetic, command)

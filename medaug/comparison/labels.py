@@ -1,4 +1,4 @@
-"""Which training scans keep their labels in a job: all of them, or those of a random choice of subjects."""
+"""Which training scans keep their labels in a job: all of them, or those of randomly chosen subjects."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def label_counts(options: BenchmarkOptions) -> list[int | None]:
     for word in options.labelled:
         if word != ALL and not (word.isascii() and word.isdigit() and int(word) > 0):
             raise UserError(
-                f"benchmark.labelled={word}", "write numbers of subjects from 1 up, or all, as in [4,8,all]"
+                f"benchmark.labelled={word}", "give numbers of subjects (1 or more) or all, as in [4,8,all]"
             )
     return [None if word == ALL else int(word) for word in options.labelled]
 
 
 def uncovered(cohort: Manifest, card: Card, phantoms: Path) -> Manifest:
-    """The cohort of a training, including the labels that `data.labelled` hid from it.
+    """The cohort of a training, including the labels that `data.labelled` hid from that training.
 
     Args:
         cohort: the cohort as the training saw it.
@@ -44,7 +44,7 @@ def uncovered(cohort: Manifest, card: Card, phantoms: Path) -> Manifest:
         phantoms: folder of the run's phantoms.
 
     Raises:
-        UserError: the cohort's source cannot be read, or is not the one that was trained on.
+        UserError: the source of the cohort cannot be read, or it is not the one that the training used.
     """
     known = {field.name for field in fields(DataOptions)}
     stored = {key: value for key, value in card.options["data"].items() if key in known}
@@ -57,8 +57,8 @@ def uncovered(cohort: Manifest, card: Card, phantoms: Path) -> Manifest:
         whole = source.get(case.name)
         if whole is None or (whole.subject, whole.split) != (case.subject, case.split):
             raise UserError(
-                f"benchmark.labelled: {case.name} is not in the cohort that data.labelled={stored['labelled']} hid "
-                "labels of, or has another subject or split there",
+                f"benchmark.labelled: {case.name} is missing from the cohort of the training (which hid labels with "
+                f"data.labelled={stored['labelled']}), or has another subject or split there",
                 "restore the manifest, or use labelled=[all]",
             )
         cases.append(replace(case, label=whole.label))
@@ -82,7 +82,7 @@ class TrainingScans:
         """The scans for these numbers of labelled subjects.
 
         Raises:
-            UserError: as `uncovered`.
+            UserError: as for `uncovered`.
         """
         hidden = any(count is not None for count in counts)
         cohort = uncovered(inputs.cohort, inputs.card, inputs.cache.parent / "phantom") if hidden else inputs.cohort
@@ -90,11 +90,11 @@ class TrainingScans:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What a result depends on in addition to the benchmark's inputs: labels that they do not include."""
+        """What a result depends on in addition to the benchmark's inputs: labels that the inputs do not include."""
         return {} if self.cohort == self.inputs.cohort else {"labels": self.digest()}
 
     def digest(self) -> str:
-        """Digest of the cohort with all labels, as the files are now."""
+        """Digest of the cohort with all labels, from the current files."""
         return cohort_digest(self.cohort, case_contents(self.cohort, self.cohort.cases, self.inputs.cache))
 
     @cached_property
@@ -106,7 +106,7 @@ class TrainingScans:
         """Names of the training scans that keep their label in a job.
 
         Raises:
-            UserError: fewer training subjects have labels.
+            UserError: there are not as many training subjects with labels.
         """
         if job.labelled is None:
             return {case.name for case in self.inputs.labelled("train")}
@@ -126,10 +126,10 @@ class TrainingScans:
         return [replace(case, case=replace(case.case, label=None), label=None) for case in hidden] + self._load(never)
 
     def refuse_seen(self, job: Job) -> None:
-        """Refuse a job with pairs whose generator saw labels that the job hides.
+        """Refuse a job with pairs if the generator saw labels that the job hides.
 
         Raises:
-            UserError: names a subject.
+            UserError: the generator saw such a label; names the subject.
         """
         if job.labelled is None:
             return

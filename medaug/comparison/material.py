@@ -18,12 +18,12 @@ class Material:
     Attributes:
         real: labelled real training cases.
         synthetic: all synthetic pairs.
-        synthetic_share: share of each batch that is synthetic, in arms with both kinds that do not fix it themselves.
+        synthetic_share: share of each batch that is synthetic, for arms that use both kinds and set no ratio.
         schema: label schema.
-        unlabelled: the other training cases; their labels, if there are any, are removed.
+        unlabelled: the other training cases, without their labels.
         seed: seed of the job.
-        folder: for what is computed once and used by several jobs.
-        teach: trains a segmenter on a training set with a seed, for as many steps as the job's own.
+        folder: folder for results that are computed once and used by several jobs.
+        teach: trains a segmenter on a training set with a seed, for as many steps as the job's own segmenter.
     """
 
     real: Sequence[ModelCase]

@@ -1,4 +1,4 @@
-"""The result of a benchmark, with saving and loading."""
+"""The result of a benchmark, which can be saved and loaded."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ COLUMNS = (
     "verdict",
     "floor",
 )
-_AGAIN = "remove the benchmark's finished.json and run it again, which keeps the jobs that are done"
+_AGAIN = "remove the benchmark's finished.json and run it again; jobs that are done are kept"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm against its baseline, in one metric of one structure.
+    """A comparison of an arm with its baseline, in one metric of one structure.
 
     Attributes:
         arm, baseline: names of arms.
         structure: a region or class, or `MEAN_FOREGROUND`.
         metric: name in `METRICS`.
-        difference: arm minus baseline on the same cases and seeds, with its interval; of absolute values if the metric
-            has a sign.
-        num_seeds: training seeds.
+        difference: arm minus baseline on the same cases and seeds, with its interval; if the metric has a sign, the
+            difference of absolute values.
+        num_seeds: number of training seeds.
         verdict: what the interval says, in words.
         floor: Dice of the trivial baseline; None in files of earlier versions.
         labelled: how many training subjects kept their labels; None: all.
-        tests: what tests say of the difference; None in files of earlier versions.
+        tests: tests of the difference; None in files of earlier versions.
     """
 
     arm: str
@@ -73,27 +73,27 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The results of all jobs of a benchmark, and what they are results of.
+    """The results of all jobs of a benchmark, and how they were made.
 
     Attributes:
-        experiment: name.
+        experiment: name of the experiment.
         phantom: whether the scans are phantoms, not patients.
         smoke: whether this is a smoke run, which only shows that everything runs.
-        arms: names, in the order in which they are shown.
+        arms: names of the arms, in the order in which they are shown.
         seeds: training seeds; every arm has one job for each.
         steps: optimisation steps of every job.
         subjects: the subject of each test case.
         floor: Dice of the trivial baseline by structure; empty in files of earlier versions.
-        num_training_cases: labelled real scans; None in files of earlier versions.
-        num_synthetic: pairs.
+        num_training_cases: number of labelled real scans; None in files of earlier versions.
+        num_synthetic: number of synthetic pairs.
         bootstrap_seed: seed of the intervals.
-        config: the resolved configuration, for the reader.
+        config: the resolved configuration, for information.
         scores: scores of all jobs.
         comparisons: arms against their baselines.
         labelled: how many training subjects kept their labels, in the order in which they are shown; None: all.
-        draws: which random choices of those subjects were made; every arm and seed has one job for each.
-        declared: declarations of the primary comparison, the first one first; none: it was never declared.
-        num_training_subjects: labelled subjects that the training scans come from; None in files of earlier versions.
+        draws: seeds of the random choices of those subjects; every arm and training seed has one job for each.
+        declared: declarations of the primary comparison, oldest first; empty: it was never declared.
+        num_training_subjects: number of labelled training subjects; None in files of earlier versions.
         evaluated: the split that was scored, "test" or "val"; the names of other attributes say "test" for both.
         looks: how many configurations were scored on these test subjects so far; None: not counted.
     """
@@ -121,22 +121,25 @@ class Benchmark:
 
     @property
     def structures(self) -> tuple[str, ...]:
-        """What is shown, in order: the mean over all structures, then each of them."""
+        """The structures to show, in order: the mean over all structures, then each of them."""
         return (MEAN_FOREGROUND, *self.scores.structures)
 
     @property
     def num_test_subjects(self) -> int:
-        """Subjects of the test cases."""
+        """Number of test subjects."""
         return len(set(self.subjects.values()))
 
     @property
     def headlines(self) -> list[Comparison]:
-        """The comparisons that a summary names: those of the mean over all structures."""
+        """The comparisons to show in a summary: those of the mean over all structures."""
         return [one for one in self.comparisons if one.structure == MEAN_FOREGROUND] or list(self.comparisons)
 
     @property
     def primary(self) -> Comparison | None:
-        """The primary comparison, with the most labels; if none is declared, the last arm's mean foreground Dice."""
+        """The primary comparison; if none is declared, the mean foreground Dice of the last arm.
+
+        With several numbers of labelled subjects, the last one counts.
+        """
         wanted = self.declared[-1].primary if self.declared else None
         for one in reversed(self.comparisons):
             names = (one.arm, one.baseline, one.metric, one.structure)
@@ -148,16 +151,16 @@ class Benchmark:
 
     @property
     def rows(self) -> list[tuple[str, str, int | None]]:
-        """(title, arm, labelled) of the rows of a table of arms, in order."""
+        """(title, arm, labelled) for each row in a table of arms."""
         return [(with_labels(arm, num), arm, num) for num in self.labelled for arm in self.arms]
 
     def table(
         self, arm: str, structure: str, metric: str, labelled: int | None = None, absolute: bool = False
     ) -> NDArray[np.float64]:
-        """Scores of an arm with a number of labelled training subjects, (num_runs, num_cases), or absolute values.
+        """Scores (num_runs, num_cases) of an arm that was trained with this number of labelled subjects.
 
-        Runs are seeds, or, with several draws, draws. The scores of a draw are means over its seeds, because seeds of
-        one draw share its training subjects and are not independent.
+        Runs are seeds, or draws if there are several. The scores of a draw are means over its seeds, because the seeds
+        of a draw share its training subjects and are not independent. With `absolute`, absolute values are returned.
         """
         draws = (None,) if labelled is None else self.draws
         by_draw = [
@@ -178,12 +181,12 @@ class Benchmark:
         return bootstrap_table(table, list(self.subjects.values()), self.bootstrap_seed)
 
     def compare(self, pairs: Iterable[tuple[str, str]]) -> Benchmark:
-        """The same benchmark with paired differences between arms, on the same test cases, labels and seeds.
+        """Return the benchmark with paired differences between arms, on the same test cases, labels and seeds.
 
         If neither arm's mean Dice is above the trivial baseline, no metric of that structure gets a verdict.
 
         Args:
-            pairs: (arm, baseline).
+            pairs: the comparisons to make, as (arm, baseline).
         """
         comparisons = [
             self._compare(arm, baseline, structure, metric, labelled)
@@ -243,7 +246,7 @@ class Benchmark:
 
     @classmethod
     def load(cls, folder: Path) -> Benchmark:
-        """Read what `save` wrote, by this or an earlier version.
+        """Read what `save` of this or an earlier version wrote.
 
         Raises:
             UserError: a file is missing or damaged.
@@ -280,12 +283,12 @@ class Benchmark:
 
 
 def with_labels(arm: str, labelled: int | None) -> str:
-    """Name of an arm with the number of labelled training subjects, if labels were hidden."""
+    """Name of an arm, and the number of labelled training subjects if labels were hidden."""
     return arm if labelled is None else f"{arm}, {labelled} labelled"
 
 
 def _adjusted(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
-    """The same with p-values adjusted for the number of pairs of arms, for each metric and structure by itself."""
+    """Adjust p-values for the number of comparisons, within each metric and structure."""
     found = list(comparisons)
     for key in {(one.metric, one.structure) for one in comparisons}:
         places = [i for i, one in enumerate(found) if (one.metric, one.structure) == key and one.tests is not None]
@@ -296,7 +299,7 @@ def _adjusted(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
 
 
 def save_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
-    """Write comparison.csv, one comparison per row; the column `labelled` only if labels were hidden."""
+    """Write comparison.csv, one comparison per row. There is a column `labelled` only if labels were hidden."""
     extra = ("labelled",) if any(one.labelled is not None for one in comparisons) else ()
     rows: list[tuple[object, ...]] = []
     for one in comparisons:
@@ -312,8 +315,8 @@ def load_comparisons(path: Path, num_cases: int) -> list[Comparison]:
     """Read what `save_comparisons` wrote.
 
     Args:
-        path: comparison.csv.
-        num_cases: number of test cases that every comparison is over.
+        path: path of comparison.csv.
+        num_cases: number of test cases in every comparison.
 
     Raises:
         UserError: the file is missing or damaged.

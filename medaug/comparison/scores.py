@@ -1,4 +1,4 @@
-"""The scores of jobs, case by case, and the file that keeps them."""
+"""The scores of jobs, case by case, and the file that they are stored in."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Scores:
 
     Attributes:
         values: the values, in the order of the file.
-        structures: what was scored, in order: regions or foreground classes.
-        source: the file that a message about a missing value names.
-        remedy: what that message advises.
+        structures: the regions or foreground classes that were scored, in order.
+        source: file to name in a message about a missing value.
+        remedy: advice to give in that message.
     """
 
     values: Mapping[Key, float]
@@ -39,7 +39,7 @@ class Scores:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """The metrics of `METRICS` that every job measured, in its order. Dice always is: verdicts depend on it."""
+        """The metrics that every job measured, in the order of `METRICS`. Dice is always listed: verdicts need it."""
         measured: dict[str, set[Job]] = {}
         for job, _, _, metric in self.values:
             measured.setdefault(metric, set()).add(job)
@@ -51,22 +51,20 @@ class Scores:
         return {(structure, metric) for _, _, structure, metric in self.values}
 
     def measures(self, structure: str, metric: str) -> bool:
-        """Whether a structure has a metric: those that count lesions are only measured where there are any."""
+        """Whether a structure has a metric; those that count lesions are measured only for structures with lesions."""
         return structure == MEAN_FOREGROUND or (structure, metric) in self._measured
 
     def table(
         self, jobs: Sequence[Job], cases: Iterable[str], structure: str, metric: str, absolute: bool = False
     ) -> NDArray[np.float64]:
-        """Values (num_jobs, num_cases) of a structure, or of the mean over all if it is `MEAN_FOREGROUND`.
-
-        The mean is over the structures that have the metric.
+        """Values (num_jobs, num_cases) for one structure.
 
         Args:
-            jobs: the rows.
-            cases: names, the columns.
-            structure: one of `structures`, or `MEAN_FOREGROUND`.
+            jobs: the rows of the table.
+            cases: names of the cases, the columns of the table.
+            structure: one of `structures`, or `MEAN_FOREGROUND`, the mean over the structures that have the metric.
             metric: name in `METRICS`.
-            absolute: take absolute values, before structures are averaged.
+            absolute: whether to take absolute values, before structures are averaged.
 
         Raises:
             UserError: a value is missing.
@@ -91,7 +89,7 @@ class Scores:
         Raises:
             UserError: the disk is full or the folder cannot be written.
         """
-        # Columns that a file has only if a job has a value for them.
+        # A file has these columns only if a job has a value for them.
         extra = [name for name in CHOICES if any(getattr(job, name) is not None for job, *_ in self.values)]
         write_csv(
             path,
@@ -104,7 +102,7 @@ class Scores:
 
     @classmethod
     def load(cls, paths: Iterable[Path], structures: Iterable[str], source: Path, remedy: str) -> Scores:
-        """Read what `save` wrote, from one or several files; the other arguments are those of the class.
+        """Read one or several files that `save` wrote; for the other arguments see the class.
 
         Raises:
             UserError: a file is missing or damaged.

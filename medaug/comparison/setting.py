@@ -33,8 +33,8 @@ class Setting:
         scans: the training scans with their labels.
         synthetic: the synthetic pairs.
         test: the scans that are scored: the test split, or the validation split to choose settings.
-        problem: what is to be segmented.
-        options: options of the stage; `benchmark`, `arms` and `segmenter` are read.
+        problem: what to segment.
+        options: options of the stage; `benchmark`, `arms` and `segmenter` are used.
     """
 
     scans: TrainingScans
@@ -45,7 +45,7 @@ class Setting:
 
     @classmethod
     def prepare(cls, inputs: Inputs, scans: TrainingScans, options: Options, jobs: Iterable[Job]) -> Setting:
-        """Load the scans, and refuse what no job could use.
+        """Load the scans, and check that every job can run.
 
         Args:
             inputs: generator, pairs and cohort.
@@ -66,7 +66,7 @@ class Setting:
             log.warning("%d %s scans have no label and are not scored", unscored, split)
         check_scoring(options.scoring, cohort.schema)
         for job in jobs:
-            scans.kept(job)  # too few labels are refused before anything is trained
+            scans.kept(job)  # raises an error if there are too few labels, before anything is trained
             if ARMS[job.arm].synthetic:
                 scans.refuse_seen(job)
         synthetic = inputs.load_synthetic()
@@ -90,7 +90,7 @@ class Setting:
 
         Args:
             job: the job.
-            folder: folder of the benchmark, for what jobs can use again.
+            folder: folder of the benchmark; results that several jobs use are stored there.
 
         Raises:
             UserError: see `Arm.training_set`.
@@ -108,7 +108,7 @@ class Setting:
         return ARMS[job.arm].training_set(material)
 
     def _teach(self, job: Job, training_set: TrainingSet, seed: int) -> SoftSegmenter:
-        """Train a teacher for a job, with the backend and steps of its own segmenter."""
+        """Train a teacher for a job, with the same backend and as many steps as the job's own segmenter."""
         settings, teacher = self.options.benchmark, self.segmenter()
         if not isinstance(teacher, SoftSegmenter):
             raise UserError(

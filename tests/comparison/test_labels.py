@@ -114,7 +114,7 @@ def test_every_arm_is_trained_for_every_count_draw_and_seed():
     assert {(job.labelled, job.draw) for job in jobs} == {(4, 0), (4, 7), (None, None)}
     assert jobs[2].scores(Path("b")) == Path("b/jobs/real/labelled_4/draw_0/seed_1/scores.csv")
     for word in ("0", "-1", "many", "4.5"):
-        with pytest.raises(UserError, match="write numbers of subjects from 1 up, or all"):
+        with pytest.raises(UserError, match=r"give numbers of subjects \(1 or more\) or all"):
             label_counts(BenchmarkOptions(labelled=[word]))
 
 
