@@ -1,1 +1,1 @@
-"""Cohorts and synthetic pairs written for other tools: one file per format, and the table of formats."""
+"""Writes cohorts and synthetic pairs for other tools: one module per format, and the table of formats."""

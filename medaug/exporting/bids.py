@@ -27,18 +27,18 @@ _SUFFIXES = {
     "PD(W)?": "PDw",
     "T2(STAR|\\*)W?|SWI": "T2starw",
 }
-"""A modality's name, in capitals, to the end of the file's name in BIDS."""
+"""Pattern of a modality's name in capitals -> end of the file's name in BIDS."""
 
 
 def write_bids(export: Export) -> None:
-    """BIDS derivatives: `sub-CASE/anat/sub-CASE_T1w.nii.gz`, `..._dseg.nii.gz`, a JSON file beside each.
+    """Write BIDS derivatives: `sub-CASE/anat/sub-CASE_T1w.nii.gz` and `..._dseg.nii.gz`, with a JSON file beside each.
 
-    Every case is a participant: cases of one subject, such as the pairs that were made from one host, are in one
-    group of `participants.tsv` (column `source_subject`). `dseg.tsv` names the label values. `manifest.json` and
-    `rules.yaml`, which BIDS ignores, let medaug read the folder again.
+    Every case is a participant of its own. Cases of one subject, such as pairs made from one host, have the same
+    `source_subject` in `participants.tsv`. `dseg.tsv` names the label values. `manifest.json` and `rules.yaml`, which
+    BIDS ignores, let medaug read the folder again.
 
     Raises:
-        UserError: as for `Export.fill`, `Export.images` and `Export.indices`; or a modality that BIDS has no name for.
+        UserError: as for `Export.fill`, `Export.images` and `Export.indices`; or BIDS has no name for a modality.
     """
     manifest = export.manifest
     suffixes = _suffixes(manifest.modalities, export.suffixes)
@@ -93,11 +93,11 @@ def write_bids(export: Export) -> None:
 
 
 def _suffixes(modalities: Sequence[str], given: Sequence[str]) -> list[str]:
-    """Return the end of the file names for each modality."""
+    """Return the end of the file names of each modality."""
     named = dict(word.split(":", 1) for word in given if ":" in word)
     if wrong := [word for word in given if word.split(":")[0] not in modalities or not re.search(r":[\w-]+$", word)]:
         raise UserError(
-            f"suffixes: {wrong[0]}: expected MODALITY:SUFFIX with a modality of the cohort",
+            f"suffixes: {wrong[0]}: expected MODALITY:SUFFIX, where the cohort has this modality",
             f"write suffixes=[{modalities[0]}:T1w]",
         )
     found = []
@@ -106,20 +106,20 @@ def _suffixes(modalities: Sequence[str], given: Sequence[str]) -> list[str]:
         suffix = named.get(modality) or next(patterns, "")
         if not suffix:
             raise UserError(
-                f"modality {modality}: BIDS has no name for it that medaug knows",
-                f"name one, as in suffixes=[{modality}:T1w]",
+                f"modality {modality}: medaug does not know the suffix of this name in BIDS",
+                f"give one, as in suffixes=[{modality}:T1w]",
             )
         found.append(suffix)
     if twice := [suffix for suffix, count in Counter(found).items() if count > 1]:
         raise UserError(
             f"two modalities would be called {twice[0]}", "distinguish them with suffixes=[NAME:SUFFIX,...]"
         )
-    # Mark scans without contrast agent, so that globs for them do not match scans with one.
+    # Mark scans without contrast agent, so that globs for them do not also match scans with contrast agent.
     return [f"acq-native_{s}" if any(other.endswith(f"_{s}") for other in found) else s for s in found]
 
 
 def _participants(cases: Sequence[Case]) -> dict[str, str]:
-    """Return each case's participant label: the letters and digits of its name, or its number if two would be equal."""
+    """Return the participant label of each case: letters and digits of its name, or numbers if two would be equal."""
     labels = {case.name: re.sub(r"[^A-Za-z0-9]", "", case.name) for case in cases}
     if len({label.lower() for label in labels.values()} - {""}) == len(cases):
         return labels
@@ -142,7 +142,7 @@ def _values(schema: LabelSchema) -> list[tuple[str, str]]:
 
 
 def _rules(modalities: Sequence[str], suffixes: Sequence[str], schema: LabelSchema) -> str:
-    """Return the rules with which `ingest` reads the folder."""
+    """Return the rules file that `ingest` needs to read the folder."""
     content = {
         "modalities": {
             modality: f"sub-*/anat/sub-*_{suffix}.nii.gz" for modality, suffix in zip(modalities, suffixes, strict=True)

@@ -31,15 +31,15 @@ BINARY, LABELMAP = "BINARY", "LABELMAP"
 
 
 def write_dicom(export: Export) -> None:
-    """DICOM: `CASE/MODALITY/0001.dcm` and so on, `CASE/SEG.dcm`, and `rules.yaml`, with which `ingest` reads them.
+    """Write DICOM: `CASE/MODALITY/0001.dcm` and so on, `CASE/SEG.dcm`, and `rules.yaml`, which `ingest` needs.
 
     UIDs are derived from the content of a case and its recipe: the same pair gives the same files, and a changed pair
-    gives other UIDs. All objects of a case share one frame of reference. The patient's ID is the subject, preceded by
-    SYNTHETIC- for synthetic pairs, so that they are never filed under a real patient.
+    gets other UIDs. All objects of a case share one frame of reference. The PatientID is the subject; for synthetic
+    pairs it begins with SYNTHETIC-, so that they are never filed under a real patient.
 
     Raises:
-        UserError: as for `Export.fill`, `Export.images` and `Export.indices`; or axes are not at right angles, names
-            are longer than DICOM allows, voxels are ignored, or regions are to be written in a LABELMAP.
+        UserError: as for `Export.fill`, `Export.images` and `Export.indices`; or axes are not at right angles, a name
+            is longer than DICOM allows, a label has ignored voxels, or a LABELMAP is asked for and there are regions.
     """
     manifest = export.manifest
     _check(manifest, export.segmentation)
@@ -78,11 +78,11 @@ def write_dicom(export: Export) -> None:
 def segmentation(
     study: Study, series: Sequence[Dataset], label: NDArray[np.uint8], schema: LabelSchema, kind: str, number: int
 ) -> Dataset:
-    """Make a DICOM SEG with one segment per foreground class and, if it is BINARY, then one per region.
+    """Make a DICOM SEG with one segment per foreground class and, if it is BINARY, one per region after them.
 
     Args:
         study: the case's study.
-        series: the image that it references, in the order of its slices.
+        series: the image that the SEG refers to, in the order of its slices.
         label: (X, Y, Z) class indices.
         schema: the classes.
         kind: BINARY or LABELMAP.
@@ -142,7 +142,7 @@ def _replace_uid(dataset: Dataset, old: str, new: str) -> None:
 
 
 def _regions(schema: LabelSchema) -> dict[str, tuple[int, ...]]:
-    """Return the regions of more than one class: name to class indices."""
+    """Return the regions that consist of several classes: name to class indices."""
     return {name: indices for name, indices in schema.structures().items() if len(indices) > 1}
 
 
@@ -165,13 +165,13 @@ def _check(manifest: Manifest, kind: str) -> None:
     for what, text in texts:
         if len(text) > LONGEST or "\\" in text or not text.isprintable():
             raise UserError(
-                f"{what} {text}: DICOM holds at most {LONGEST} printable characters here and no backslash",
+                f"{what} {text}: DICOM holds at most {LONGEST} printable characters here, and no backslash",
                 "rename it in the manifest",
             )
 
 
 def _rules(manifest: Manifest) -> str:
-    """Return the rules with which `ingest` reads modalities and classes."""
+    """Return the rules file that `ingest` needs to recognise modalities and classes."""
     schema = {key: value for key, value in manifest.schema.to_mapping().items() if key != "remap"}
     modalities = {name: {"SeriesDescription": f"^{re.escape(name)}$"} for name in manifest.modalities}
     return yaml.safe_dump({"modalities": modalities, **schema}, sort_keys=False, allow_unicode=True)
@@ -210,7 +210,7 @@ def _study(
     label: NDArray[np.uint8] | None,
     affine: NDArray[np.float64],
 ) -> Study:
-    """Return the study of a case; its digest covers the case's name, recipe, voxels, types and geometry."""
+    """Return the study of a case; its digest covers the case's name, recipe, voxels, voxel types and geometry."""
     record = export.records.get(case.name)
     digest = hashlib.sha256(json.dumps([case.name, case.subject, record], sort_keys=True).encode())
     for array in (affine, *images, *([] if label is None else [label])):

@@ -14,10 +14,10 @@ from medaug.imaging.nifti import save_array
 
 
 def write_msd(export: Export) -> None:
-    """Medical Segmentation Decathlon: one image file per case (4-D if it has several modalities), dataset.json.
+    """Write one image file per case (4-D if there are several modalities) and dataset.json, as in the MSD.
 
-    Test cases are written to `imagesTs` and listed under "test" without their labels, as in MSD. A remapped label value
-    is written as the value that it is read as.
+    Test cases are written to `imagesTs` and listed under "test" without their labels, as in the MSD. A remapped label
+    value is written as the value that it was remapped to.
 
     Raises:
         UserError: as for `Export.fill`, `Export.images` and `Export.indices`.

@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 
 
 def write_nnunet(export: Export) -> None:
-    """nnU-Net v2 raw: `imagesTr/NAME_0000.nii.gz` per modality, `labelsTr/NAME.nii.gz`, dataset.json.
+    """Write nnU-Net v2 raw data: `imagesTr/NAME_0000.nii.gz` per modality, `labelsTr/NAME.nii.gz`, dataset.json.
 
-    nnU-Net needs consecutive label values, so class indices are written, with the ignore label after the last class.
+    nnU-Net needs consecutive label values, so class indices are written; the ignore label comes after the last class.
     Test cases are written to `imagesTs` and `labelsTs`; the splits "train" and "val" become the only fold of
     `splits_final.json`. `dataset.json` has an additional key "medaug": subjects, attributes, and the label schema of
     the files, because nnU-Net's "labels" can hold either regions or classes, but not both.
@@ -72,12 +72,12 @@ def write_nnunet(export: Export) -> None:
 def fold(export: Export, cases: Sequence[Case]) -> dict[str, list[str]]:
     """The names of the cases in "train" and "val", as one fold of `splits_final.json`.
 
-    A synthetic case is left out, with a warning, if a model behind it was trained on a validation subject: that
-    subject's anatomy would be in the training data of what is then measured on it.
+    A synthetic case is left out, with a warning, if a model that made it was trained on a validation subject: a network
+    trained on the case would then be validated on a subject whose anatomy it has seen.
 
     Args:
-        export: names the synthetic cases, and whom their generator saw.
-        cases: for training and validation.
+        export: says which cases are synthetic, and which subjects their generator saw.
+        cases: cases for training and validation.
     """
     held_back = {case.subject for case in cases if case.split == "val"}
     leaks = {
@@ -86,13 +86,13 @@ def fold(export: Export, cases: Sequence[Case]) -> dict[str, list[str]]:
         if case.name in export.records and held_back & {*export.records[case.name]["subjects"], *export.seen}
     }
     if leaks:
-        log.warning("%d synthetic cases stand in no fold: their generator saw a validation subject", len(leaks))
+        log.warning("%d synthetic cases are in no fold, because their generator saw a validation subject", len(leaks))
     kept = [case for case in cases if case.name not in leaks]
     return {split: [case.name for case in kept if case.split == split] for split in ("train", "val")}
 
 
 def _renumbered(schema: LabelSchema) -> LabelSchema:
-    """Return the schema with class indices as values, and the ignored value after the last class."""
+    """Return the schema with class indices as values; the ignored value comes after the last class."""
     return LabelSchema(
         labels=tuple(enumerate(schema.names)),
         regions=tuple(schema.structures().items()) if schema.regions else (),
@@ -111,7 +111,7 @@ def _nnunet_labels(schema: LabelSchema) -> tuple[dict[str, Any], list[int]]:
         UserError: a class or region is called "ignore", which has a special meaning in nnU-Net.
     """
     if "ignore" in {*schema.names, *dict(schema.regions)}:
-        raise UserError('labels: nnU-Net ignores a label called "ignore"', "rename it, or give its value as ignore")
+        raise UserError('labels: nnU-Net ignores a label called "ignore"', "rename it, or set ignore to its value")
     ignored = {} if schema.ignore is None else {"ignore": schema.ignore}
     remaining = {name: set(values) for name, values in schema.regions}
     ordered: dict[str, int] = {}
@@ -121,7 +121,7 @@ def _nnunet_labels(schema: LabelSchema) -> tuple[dict[str, Any], list[int]]:
         ordered = {name: value} | ordered
         later |= remaining.pop(name)
     if remaining or (schema.regions and later != set(schema.values[1:])):
-        log.warning("nnU-Net cannot represent these regions by one label each, so the classes are written instead")
+        log.warning("nnU-Net cannot represent these regions by one label each; the classes are written instead")
         ordered = {}
     members = dict(schema.regions)
     regions = {name: list(members[name]) for name in ordered}

@@ -1,4 +1,4 @@
-"""The input of every export format, and the work that all formats share."""
+"""The input of all export formats, and the work that they share."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def _silent() -> None:
 
 @dataclass(frozen=True)
 class Export:
-    """A cohort to be written for another tool.
+    """A cohort to write for another tool.
 
     Attributes:
         manifest: the cohort.
         out: the folder to write, which must not exist yet; it appears only when it is complete.
-        records: provenance of synthetic cases by case name; other cases are real or phantoms.
+        records: provenance of the synthetic cases by name; all other cases are real scans or phantoms.
         seen: subjects that the generator of the synthetic cases was trained on.
-        segmentation: kind of DICOM SEG, for the format that writes one.
-        suffixes: BIDS suffixes of modalities, each MODALITY:SUFFIX.
-        skull_stripped: whether the images only show the brain; BIDS requires this.
-        signer: signs the marks of synthetic files; None: they are not signed.
-        announce: called when all files are written, just before the folder gets its name.
+        segmentation: kind of DICOM SEG; only for DICOM.
+        suffixes: suffixes of modalities, as MODALITY:SUFFIX; only for BIDS.
+        skull_stripped: whether the images are skull-stripped, which BIDS requires to say.
+        signer: signs the marks of synthetic files; None: the marks are not signed.
+        announce: called after all files have been written, just before the folder gets its final name.
     """
 
     manifest: Manifest
@@ -58,25 +58,25 @@ class Export:
     announce: Callable[[], None] = _silent
 
     def note(self, case: Case) -> str:
-        """The note in the headers of a case; it leaves out the cohort's name, which may identify a patient."""
+        """The note for the headers of a case, without the cohort's name, which might identify a patient."""
         if case.name in self.records:
             return synthetic_note(self.records[case.name], self.manifest.phantom)
         return PHANTOM_NOTE if self.manifest.phantom else "medaug export"
 
     def mark(self, case: Case, path: Path, **beside: Any) -> None:
-        """Write a JSON file beside a NIfTI file: its mark if the case is synthetic, and the keys `beside`."""
+        """Write a JSON file beside a NIfTI file, with its mark if the case is synthetic, and with the keys `beside`."""
         if case.name in self.records:
             mark_file(path, self.records[case.name], self.manifest.phantom, self.signer, **beside)
         elif beside:
             write_json(sidecar(path), beside)
 
     def mark_dicom(self, case: Case, dataset: Dataset) -> None:
-        """Put the mark of a synthetic case into a DICOM dataset, just before it is saved."""
+        """Add the mark to a DICOM dataset if the case is synthetic; call it just before the dataset is saved."""
         if case.name in self.records:
             mark_dataset(dataset, self.records[case.name], self.manifest.phantom, self.signer)
 
     def write(self, case: Case, path: Path, array: NDArray[Any], affine: NDArray[np.float64], **beside: Any) -> None:
-        """Write a NIfTI file (X, Y, Z) of a case with its note and its mark; `beside` as for `mark`.
+        """Write an array (X, Y, Z) of a case as NIfTI, with its note and its mark; `beside` as for `mark`.
 
         Raises:
             UserError: the disk is full or the folder cannot be written.
@@ -89,17 +89,18 @@ class Export:
         write_case: Callable[[Case, Path], None],
         files: Callable[[list[Case]], Mapping[str, Any]],
     ) -> None:
-        """Write a temporary folder beside `out` and rename it at the end, so that `out` is complete or absent.
+        """Write a temporary folder beside `out`, and rename it to `out` when it is complete.
 
         Training and validation cases without a label are left out, with a warning.
 
         Args:
             write_case: writes the files of one case below a folder.
-            files: returns the content of further files by name, given the cases that were written: texts are written
-                unchanged, anything else as JSON.
+            files: returns the content of further files by name, given the cases that were written. Text is written
+                unchanged, everything else as JSON.
 
         Raises:
-            UserError: `out` exists, there is no labelled case to train on, or a case's name cannot be a file name.
+            UserError: `out` exists, there is no labelled training or validation case, or the name of a case cannot be a
+                file name.
         """
         manifest, out = self.manifest, self.out
         cases = [case for case in manifest.cases if case.label is not None or case.split == "test"]
@@ -111,7 +112,7 @@ class Export:
                     f"{manifest.name}: the case name {case.name} cannot be a file name", "rename it in the manifest"
                 )
         if out.exists():
-            raise UserError(f"out={out}: exists already", "choose a folder that does not")
+            raise UserError(f"out={out}: already exists", "choose a folder that does not")
         if left := len(manifest.cases) - len(cases):
             log.warning("%d training or validation cases have no label and are left out", left)
         with temporary_folder(out) as unfinished:
@@ -125,14 +126,14 @@ class Export:
             put_folder(unfinished, out)
 
     def images(self, case: Case) -> tuple[list[NDArray[Any]], Header]:
-        """Return the modalities of a case, each (X, Y, Z) in its own type, and the grid of the first.
+        """Return the modalities of a case, each (X, Y, Z) in its own type, and the grid of the first one.
 
-        Every volume of a case is written with the affine of its first image, so that affines that differ only by
+        Formats write every volume of a case with the affine of its first image, so that affines that differ only by
         rounding become equal.
 
         Raises:
-            UserError: a file cannot be read, has another grid or NaN or infinite values, or the number of volumes is
-                not the number of modalities.
+            UserError: a file cannot be read, is on another grid, or has NaN or infinite values; or there are more or
+                fewer volumes than modalities.
         """
         volumes = [(path, volume) for path in self.manifest.image_paths(case) for volume in read_volumes(path)]
         path, first = volumes[0]
@@ -153,7 +154,7 @@ class Export:
         """Return the label of a case as class indices (X, Y, Z) on the grid of its first image.
 
         Raises:
-            UserError: the file cannot be read, has another grid, or has values that are not in the schema.
+            UserError: the file cannot be read, is on another grid, or has values that are not in the schema.
         """
         indices = read_indices(self.manifest, case, first)
         assert indices is not None
@@ -173,7 +174,7 @@ class ExportFormat(Protocol):
 
 
 def training_part(case: Case) -> str:
-    """Return the end of folder names in MSD and nnU-Net: Ts for test cases, Tr for training and validation cases."""
+    """Return the ending of folder names in MSD and nnU-Net: Ts for test cases, Tr for training and validation cases."""
     return "Ts" if case.split == "test" else "Tr"
 
 

@@ -18,7 +18,7 @@ class UNetBackend:
     """A U-Net, trained in this process.
 
     Attributes:
-        build: makes the untrained network.
+        build: function that makes the untrained network.
         fewest_levels: minimum number of levels of the network.
     """
 
@@ -29,12 +29,12 @@ class UNetBackend:
         """An untrained segmenter for a problem.
 
         Raises:
-            UserError: the network needs more levels.
+            UserError: the options give too few levels for this network.
         """
         if len(options.channels) < self.fewest_levels:
             raise UserError(
                 f"segmenter.channels={options.channels}: this backend needs at least {self.fewest_levels} levels",
-                "give a number of features for each",
+                "give the number of features of each level",
             )
         return UNetSegmenter(problem, options, self.build)
 
@@ -54,23 +54,23 @@ def trained_judge(
     name: str,
     path: Path,
 ) -> Judge:
-    """A segmenter for images in model space, trained once and kept in a file.
+    """Load a segmenter for images in model space from a file; if there is no such file, train and save it first.
 
     Args:
         backend: name in `BACKENDS`.
-        problem, options: what the segmenter is made of.
-        training_set, steps, seed, name: see `Segmenter.fit`; used unless the file exists.
-        path: the file.
+        problem, options: what the segmenter is made for.
+        training_set, steps, seed, name: see `Segmenter.fit`; not used if the file exists.
+        path: file of the segmenter.
 
     Raises:
-        UserError: the backend makes no judges, the training failed, or the file is damaged.
+        UserError: segmenters of this backend cannot be a `Judge`, the training failed, or the file is damaged.
     """
     judge = BACKENDS[backend].make(problem, options)
     if not isinstance(judge, Judge):
         raise UserError(
             f"backend {backend} cannot be the {name}: its segmenters lack some of the methods segment, features, save "
             "and load",
-            "choose another one",
+            "choose another backend",
         )
     if not path.exists():
         judge.fit(training_set, steps, seed, name)

@@ -14,14 +14,14 @@ from medaug.networks.condition import one_hot
 from medaug.segmentation.protocol import PseudoLabels, TrainingSet
 
 TRAINED_ON = ("image", "label", "soft", "weight")
-"""Entries of a batch that training reads: image (B, M, X, Y, Z), and either label (B, X, Y, Z), or the probabilities
-soft (B, C, X, Y, Z) and the weight (B, X, Y, Z) of every voxel."""
+"""Entries of a batch that training uses: `image` (B, M, X, Y, Z), and either `label` (B, X, Y, Z), or the probabilities
+`soft` (B, C, X, Y, Z) with the `weight` (B, X, Y, Z) of every voxel."""
 
 
 def training_batches(
     training_set: TrainingSet, batch_size: int, num_classes: int, steps: int, seed: int
 ) -> Dataset[dict[str, Tensor]]:
-    """Batches in which each kind of volume has its share; each kind has a seeded order of its own."""
+    """The batches of a training: each kind of volume has its share of every batch, and a seeded order of its own."""
     pseudo = training_set.pseudo
     labelled = _labelled_parts(training_set, batch_size, seed)
     if pseudo is None:
@@ -49,7 +49,7 @@ def _labelled_parts(training_set: TrainingSet, batch_size: float, seed: int) -> 
 
 
 class Phases(Dataset[dict[str, Tensor]]):
-    """The batches of one dataset before a step, and of another from it on."""
+    """The batches of one dataset before a step, and those of another dataset from that step on."""
 
     def __init__(self, before: SharedBatches, after: SharedBatches, step: int) -> None:
         self.before, self.after, self.step = before, after, step
@@ -59,7 +59,7 @@ class Phases(Dataset[dict[str, Tensor]]):
 
 
 class Softened:
-    """Samples whose labels are written as probabilities; ignored voxels have weight 0."""
+    """Samples whose labels are given as probabilities; ignored voxels have weight 0."""
 
     def __init__(self, samples: Samples, num_classes: int) -> None:
         self.samples, self.num_classes = samples, num_classes
@@ -73,7 +73,7 @@ class Softened:
 
 
 class PseudoSamples:
-    """Scans with pseudo-labels, strongly augmented; a voxel's weight is the teachers' confidence in it."""
+    """Scans with pseudo-labels, strongly augmented; the weight of a voxel is the teachers' confidence."""
 
     def __init__(self, pseudo: PseudoLabels, seed: int) -> None:
         self.pseudo, self.seed = pseudo, seed
@@ -89,6 +89,6 @@ class PseudoSamples:
 
 
 def confidence(probabilities: Tensor) -> Tensor:
-    """1 where one class is certain, 0 where all C classes are equally likely: (C, X, Y, Z) to (X, Y, Z)."""
+    """Confidence (X, Y, Z) from probabilities (C, X, Y, Z): 1 if one class is certain, 0 if all are equally likely."""
     least = 1 / len(probabilities)
     return ((probabilities.amax(0) - least) / (1 - least)).clamp(0, 1)

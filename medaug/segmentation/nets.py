@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from medaug.networks.codecs import crop, pad_to_multiple
 
 Build = Callable[[int, int, Sequence[int]], nn.Module]
-"""Makes an untrained network from the numbers of modalities, of classes, and of features per level."""
+"""Makes an untrained network from the number of modalities, the number of classes, and the features per level."""
 
 
 class _UNet(UNet):
-    """MONAI's U-Net for volumes of any size: sides that the levels cannot halve are padded by repeating the edge."""
+    """MONAI's U-Net for volumes of any size: sides that cannot be halved at every level are padded with edge values."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, M, X, Y, Z) to logits (B, num_classes, X, Y, Z)."""
@@ -28,7 +28,7 @@ class _DynUNet(DynUNet):
     """MONAI's DynUNet for volumes of any size, see `_UNet`."""
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """(B, M, X, Y, Z) to logits (B, num_classes, X, Y, Z); in training a list of them, finest level first."""
+        """(B, M, X, Y, Z) to logits (B, num_classes, X, Y, Z); in training, a list with the finest level first."""
         halved = 2 ** (len(self.strides) - 1)
         output = super().forward(pad_to_multiple(x, (halved, halved, halved)))
         if not self.training or not self.deep_supervision:
@@ -50,9 +50,9 @@ def build_unet(num_modalities: int, num_classes: int, channels: Sequence[int]) -
 
 
 def build_dynunet(num_modalities: int, num_classes: int, channels: Sequence[int]) -> nn.Module:
-    """Untrained DynUNet (nnU-Net's architecture) with deep supervision on all levels but the two coarsest.
+    """Untrained DynUNet (nnU-Net's architecture) with deep supervision on all levels except the two coarsest.
 
-    It needs at least three levels, and supervises coarser levels from four levels on.
+    It needs at least three levels; with three there is no deep supervision.
     """
     levels = len(channels)
     supervised = max(levels - 3, 0)

@@ -1,4 +1,4 @@
-"""What a segmenter must be able to do, and what it is trained on. Nothing here needs a network."""
+"""The interface of segmenters, and what they are trained on. A segmenter need not be a network."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ class SoftAugment(Protocol):
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """Scans without labels, with what teachers predict for them.
+    """Scans without labels, with the probabilities that teachers predict for them.
 
     Attributes:
         cases: the scans.
-        probabilities: probability of every class in every voxel of each scan, (C, X, Y, Z) uint8 in 1/255.
+        probabilities: for each scan, the probability of every class in every voxel, (C, X, Y, Z) uint8 in units of
+            1/255.
         augment: augmentation of these scans.
-        share: share of each batch.
-        finish: share of the steps, at the end, that use no pseudo-labels.
+        share: share of these scans in each batch.
+        finish: share of the steps, at the end of the training, that do not use pseudo-labels.
     """
 
     cases: Sequence[ModelCase]
@@ -54,8 +55,9 @@ class TrainingSet:
         synthetic: synthetic cases, with their masks as labels.
         synthetic_share: share of each batch that is synthetic, in 0..1; only used if there are cases of both kinds.
         augment: augmentation of every volume, real and synthetic alike; None: none.
-        exact: whether the share holds on average over the steps; otherwise every batch has the same, rounded number.
-        pseudo: scans with pseudo-labels; the shares of the other kinds are of the rest of each batch.
+        exact: True: the share holds on average over the steps. False: every batch has the same, rounded number of
+            synthetic cases.
+        pseudo: scans with pseudo-labels; the other kinds share the rest of each batch.
     """
 
     real: Sequence[ModelCase]
@@ -67,7 +69,7 @@ class TrainingSet:
 
     @property
     def num_modalities(self) -> int:
-        """Channels of the images."""
+        """Number of channels of an image."""
         return len((self.real[0] if self.real else self.synthetic[0]).image)
 
     def num_synthetic(self, batch_size: float) -> float:
@@ -80,12 +82,12 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be segmented.
+    """What to segment.
 
     Attributes:
-        modalities: channels of an image.
-        schema: the labels; predictions are class indices of it.
-        preprocessing: the way from a scan's own grid to model space and back.
+        modalities: names of the channels of an image.
+        schema: the label schema; predictions are its class indices.
+        preprocessing: brings scans from their own grid to model space and back.
     """
 
     modalities: tuple[str, ...]
@@ -97,8 +99,8 @@ class Segmenter(Protocol):
     """A segmenter that is trained once and then applied to cases.
 
     It need not be a network, or even run in this process. A segmenter may also have a method
-    `probabilities(case) -> (num_classes, X, Y, Z)`, the probability of every class on the scan's own grid, without
-    which calibration is not measured.
+    `probabilities(case) -> (num_classes, X, Y, Z)`, the probability of every class on the scan's own grid. Calibration
+    is measured only if it has this method.
     """
 
     def fit(self, training_set: TrainingSet, steps: int, seed: int, name: str) -> None:
@@ -124,7 +126,7 @@ class Segmenter(Protocol):
 
 @runtime_checkable
 class SoftSegmenter(Segmenter, Protocol):
-    """A segmenter that can be a teacher, and be trained on pseudo-labels."""
+    """A segmenter that can be a teacher and can be trained on pseudo-labels."""
 
     def soft_label(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probability of every class (num_classes, X, Y, Z) for an image (M, X, Y, Z) in model space.
@@ -136,9 +138,9 @@ class SoftSegmenter(Segmenter, Protocol):
 
 @runtime_checkable
 class Judge(Segmenter, Protocol):
-    """A segmenter that also segments images in model space, such as samples, and is kept in a file.
+    """A segmenter that also segments images in model space, such as samples, and can be saved to a file.
 
-    The audit's judge and the selecting segmenter of a training must be one; for a benchmark a `Segmenter` is enough.
+    The audit's judge and the selecting segmenter of a training must be a `Judge`; a benchmark needs only a `Segmenter`.
     """
 
     def segment(self, image: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -149,16 +151,16 @@ class Judge(Segmenter, Protocol):
         """
 
     def features(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What distinguishes images (M, X, Y, Z) in model space from each other, (num_features,)."""
+        """Features (num_features,) that distinguish images (M, X, Y, Z) in model space from each other."""
 
     def save(self, path: Path) -> None:
-        """Write what was trained; the file is whole or absent."""
+        """Write the trained segmenter to a file, atomically."""
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote.
 
         Raises:
-            UserError: the file is damaged, or of another segmenter.
+            UserError: the file is damaged or belongs to another segmenter.
         """
 
 

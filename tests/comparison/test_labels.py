@@ -102,7 +102,7 @@ def test_labels_that_an_earlier_training_read_or_a_mask_generator_saw_are_refuse
 
 def test_another_cohort_than_the_one_that_was_trained_on_is_refused(inputs):
     moved = replace(inputs, cohort=replace(inputs.cohort, cases=(Case("new", ("0.nii.gz",), None, "s"),)))
-    with pytest.raises(UserError, match="new is not in the cohort"):
+    with pytest.raises(UserError, match="new is missing from the cohort"):
         TrainingScans.find(moved, [2])
     assert TrainingScans.find(moved, [None]).cohort is moved.cohort
 

@@ -104,9 +104,9 @@ def test_names_of_participants_stay_apart(manifest, tmp_path):
 @pytest.mark.parametrize(
     ("modalities", "suffixes", "reason"),
     [
-        (("CT", "T1", "T2"), (), r"modality CT: BIDS has no name .*; name one, as in suffixes=\[CT:T1w\]"),
+        (("CT", "T1", "T2"), (), r"modality CT: medaug does not know .*; give one, as in suffixes=\[CT:T1w\]"),
         (("T1", "T1w", "T2"), (), r"two modalities would be called T1w; distinguish them with suffixes="),
-        (("T1", "T2", "PD"), ("T3:T1w",), "suffixes: T3:T1w: expected MODALITY:SUFFIX with a modality of the cohort"),
+        (("T1", "T2", "PD"), ("T3:T1w",), "suffixes: T3:T1w: expected MODALITY:SUFFIX, where"),
         (("T1", "T2", "PD"), ("T1",), "suffixes: T1: expected MODALITY:SUFFIX"),
     ],
 )

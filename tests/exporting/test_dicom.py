@@ -247,7 +247,7 @@ def test_what_dicom_cannot_hold_is_one_line(tmp_path, change, reason):
 
 def test_a_folder_that_exists_stays_as_it_is(manifest, out):
     before = sorted(out.rglob("*"))
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         export(manifest, out)
     assert sorted(out.rglob("*")) == before
 

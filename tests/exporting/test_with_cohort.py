@@ -95,7 +95,7 @@ def test_a_pair_stands_in_no_fold_that_validates_on_whom_its_generator_saw(tmp_p
     with caplog.at_level(logging.WARNING):
         write_nnunet(Export(both, tmp_path / "out", {"x": record}, frozenset(seen)))
     assert json.loads((tmp_path / "out/splits_final.json").read_text()) == [{"train": kept, "val": ["c"]}]
-    assert ("1 synthetic cases stand in no fold" in caplog.text) == ("x" not in kept)
+    assert ("1 synthetic cases are in no fold" in caplog.text) == ("x" not in kept)
 
 
 def test_a_checkpoint_that_was_replaced_is_refused(run):

@@ -154,7 +154,7 @@ def test_modalities_of_different_types_get_a_common_type(tmp_path):
 def test_an_existing_folder_is_refused_and_not_changed(tmp_path, layout):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("keep")
-    with pytest.raises(UserError, match="out: exists already; choose a folder that does not"):
+    with pytest.raises(UserError, match="out: already exists; choose a folder that does not"):
         WRITERS[layout](Export(cohort(tmp_path), tmp_path / "out"))
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
