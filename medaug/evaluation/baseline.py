@@ -1,8 +1,9 @@
 """The trivial baseline: the Dice that a segmenter must exceed to have learned anything.
 
-Organs lie in similar places, so one mask that is the same for every scan agrees with every label to some degree. The
-trivial baseline is the best such mask: the voxels that most often belong to a structure, as many of them as give the
-best mean Dice. For a rare structure the best mask may be empty; if positions tell nothing, it may be the whole volume.
+Organs lie in similar places, so a mask that is the same for every scan agrees with every label to some degree. The
+trivial baseline is the best such mask. It holds the voxels that most often belong to a structure, and as many of them
+as give the best mean Dice. The best mask may be empty for a rare structure, and the whole volume if positions say
+nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ def trivial_dice(labels: Sequence[NDArray[np.uint8]], subjects: Sequence[str], s
     """Mean Dice of the trivial baseline on subjects whose labels it has not seen.
 
     For every subject, candidate masks are made from the other subjects: candidate k contains the voxels that belong to
-    the structure in at least k of them, from k = 0 (the whole volume) to their number + 1 (empty). The k with the
-    best mean Dice over all labels is used.
+    the structure in at least k of them. k runs from 0 (the whole volume) to their number plus 1 (an empty mask); the k
+    with the best mean Dice over all labels is used.
 
     Args:
         labels: class indices or IGNORE of the training scans on one grid, (X, Y, Z) each.

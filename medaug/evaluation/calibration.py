@@ -1,8 +1,8 @@
 """Calibration of a segmenter's probabilities: Brier score and expected calibration error of one structure.
 
 Both are measured in a box around the true structure. Farther away every segmenter is correct and certain, so a volume
-that is mostly background would look well calibrated whatever happens at the boundary. The box depends on the truth
-alone, so that all arms are measured on the same voxels.
+that is mostly background would look well calibrated whatever happens at the boundary. The box depends only on the
+truth, so all arms are measured on the same voxels.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ BINS = 15
 
 
 def brier(probability: NDArray[np.floating], t: NDArray[np.bool_]) -> float:
-    """Mean squared difference of probabilities in 0..1 and truth, of any shape (Brier 1950): 0 is perfect, 1 worst."""
+    """Brier score: mean squared difference between probabilities and truth, of any shape (Brier 1950).
+
+    0 is perfect, 1 is the worst value.
+    """
     return float(np.mean((probability.astype(np.float64) - t) ** 2))
 
 
 def calibration_error(probability: NDArray[np.floating], t: NDArray[np.bool_], bins: int = BINS) -> float:
-    """Expected calibration error, 0..1: |mean probability - share of true voxels| per bin, weighted by its voxels.
+    """Expected calibration error, 0..1 (Naeini, Cooper, Hauskrecht, AAAI 2015).
 
-    Bins of equal width over 0..1, closed on the right (Naeini, Cooper, Hauskrecht, AAAI 2015).
+    It is the mean over bins of |mean probability - share of true voxels|, weighted by the number of voxels in the bin.
+    The bins have equal width over 0..1 and are closed on the right.
 
     Args:
         probability: probability that each voxel is true, any shape.
@@ -46,7 +50,7 @@ def calibration_box(
 
     Args:
         t: true mask (X, Y, Z).
-        judged: voxels whose truth is known.
+        judged: mask of the voxels whose truth is known.
         spacing: voxel sides in mm.
         margin: distance in mm by which the box extends beyond the structure.
 

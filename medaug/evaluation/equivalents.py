@@ -15,8 +15,8 @@ from medaug.evaluation.statistics import Resamples, expanded_tail
 class LabelEquivalent:
     """A number of labelled subjects with its interval.
 
-    0 stands for fewer than the smallest number of the curve, infinity for more than the largest. `low` and `high` are
-    NaN when there is only one test subject.
+    0 means fewer than the smallest number of the curve, infinity more than the largest. `low` and `high` are NaN if
+    there is only one test subject.
     """
 
     value: float
@@ -34,22 +34,22 @@ def label_equivalent(
     num_resamples: int = 10_000,
     level: float = 0.95,
 ) -> LabelEquivalent:
-    """Where a curve of scores over numbers of labelled subjects reaches the score of another arm.
+    """The number of labelled subjects at which a curve of scores reaches the score of another arm.
 
-    Every bootstrap resample uses the same subjects and seeds for the whole curve and the target, so the interval
-    carries the uncertainty of both, and what they share cancels.
+    Every bootstrap resample uses the same subjects and seeds for the whole curve and for the target, so the interval
+    includes the uncertainty of both, and variation that they share cancels.
 
     Args:
         counts: numbers of labelled subjects, ascending, at least two.
-        curve: for each, the scores of the arm without synthetic pairs, (num_runs, num_cases); higher is better.
-        target: the scores of the arm in question, same rows and columns.
+        curve: for each number, the scores of the arm without synthetic pairs, (num_runs, num_cases); higher is better.
+        target: the scores of the other arm, with the same rows and columns.
         clusters: the subject of each case.
-        seed: of the resampling.
-        num_resamples: bootstrap samples.
-        level: coverage aimed at.
+        seed: seed of the resampling.
+        num_resamples: number of bootstrap samples.
+        level: nominal coverage of the interval.
 
     Raises:
-        ValueError: counts that do not ascend, or tables that do not fit them or each other.
+        ValueError: the counts do not ascend, there is not one table for each, or the tables differ in shape.
     """
     if len(counts) < 2 or len(counts) != len(curve) or any(a >= b for a, b in zip(counts, counts[1:], strict=False)):
         raise ValueError(f"a curve over at least two ascending numbers of labelled subjects is needed, not {counts}")
@@ -61,7 +61,7 @@ def label_equivalent(
         return LabelEquivalent(value, float("nan"), float("nan"))
     found = invert_curve(counts, np.stack([resamples.means(table) for table in curve]), resamples.means(target))
     tail = expanded_tail(level, resamples.num_clusters)
-    # Without interpolation between resamples, because some may be infinite.
+    # Do not interpolate between resamples, because some may be infinite.
     low, high = np.quantile(found, tail, method="lower"), np.quantile(found, 1 - tail, method="higher")
     return LabelEquivalent(value, float(low), float(high))
 
@@ -72,15 +72,15 @@ def invert_curve(
     """The number of labelled subjects at which a curve reaches a score, for each of several resamples.
 
     The curve is made non-decreasing by isotonic regression and interpolated linearly in the logarithm of the number.
-    Where it is flat at the target, the smallest number counts.
+    If the curve is flat at the target, the smallest number is returned.
 
     Args:
-        counts: ascending, (num_counts,).
+        counts: numbers of labelled subjects, ascending, (num_counts,).
         curve: scores, (num_counts, num_resamples).
-        target: (num_resamples,).
+        target: score to reach, (num_resamples,).
 
     Returns:
-        (num_resamples,); 0 below the curve, infinity above it.
+        (num_resamples,); 0 if the target is below the curve, infinity if it is above.
     """
     monotone, logs = isotonic(curve), np.log(np.asarray(counts, np.float64))
     found = np.where(target > monotone[-1], np.inf, 0.0)
@@ -93,9 +93,9 @@ def invert_curve(
 
 
 def isotonic(curve: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The nearest non-decreasing curve in least squares, for each column of (num_points, num_curves).
+    """The non-decreasing curve with the least squared distance, for each column of (num_points, num_curves).
 
-    By the formula of minima and maxima: point k is the largest over i <= k of the smallest over j >= k of the mean of
+    It is computed by the max-min formula: point k is the maximum over i <= k of the minimum over j >= k of the mean of
     points i to j (Robertson, Wright, Dykstra, Order Restricted Statistical Inference, 1988).
     """
     num = len(curve)

@@ -20,10 +20,10 @@ def agreement(
 
 
 def derangement(groups: Sequence[str], seed: int) -> NDArray[np.int64]:
-    """A random permutation that maps no item to itself, and none to its own group if no group has more than half.
+    """A random permutation that maps no item to itself, and no item to its own group unless one has more than half.
 
     The chance level of faithfulness is measured with masks shuffled in this way. Groups are hosts, because two masks
-    of the same host are too similar for that.
+    of the same host are too similar.
 
     Args:
         groups: group of each item.

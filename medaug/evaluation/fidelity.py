@@ -28,13 +28,13 @@ def octave_spectrum(volume: NDArray[np.floating], crop: float = CROP) -> NDArray
     """Mean power per octave band of spatial frequency, finest band first; (bands,).
 
     Band k contains the frequencies f = (fx^2 + fy^2 + fz^2)^(1/2) in [2^-(k+2), 2^-(k+1)) cycles per voxel: 1/4 to 1/2,
-    1/8 to 1/4, and so on. So that no power is lost, the finest band also contains the corners of the cube of
-    frequencies (f up to 0.87), and the coarsest, that of 1 / shortest side, everything below it. The unit is such that
-    white noise of variance v has power v in each band.
+    1/8 to 1/4, and so on, down to the band that contains 1 / shortest side. So that no power is lost, the finest band
+    also contains the corners of the cube of frequencies (f up to 0.87), and the coarsest band everything below it. The
+    unit is such that white noise of variance v has power v in each band.
 
     The weighted mean is subtracted, and the volume is multiplied by a Hann window along each axis, normalised by the
     window's mean square (Welch, IEEE Trans. Audio Electroacoust. 15(2), 1967). Without a window the jump between
-    opposite faces adds power of the order 1/f^2 to every band, which hides missing fine structure: a blur of one voxel
+    opposite faces would add power of the order 1/f^2 to every band and hide missing fine structure: a blur of one voxel
     removes 16 dB from the finest band of hippocampus scans, but only 6 dB would be visible.
 
     Args:
@@ -48,7 +48,7 @@ def octave_spectrum(volume: NDArray[np.floating], crop: float = CROP) -> NDArray
     sides = centre.shape
     if len(sides) != 3 or min(sides) < LEAST_SIDE:
         raise ValueError(f"three axes of at least {LEAST_SIDE} voxels are needed, not {sides}")
-    # The periodic window (numpy's is symmetric), so that a cosine leaks only into the neighbouring frequencies.
+    # Use the periodic window (numpy's is symmetric), so that a cosine leaks only into the neighbouring frequencies.
     x, y, z = (np.hanning(side + 1)[:-1] for side in sides)
     window = x[:, None, None] * y[:, None] * z
     power = np.abs(np.fft.fftn(window * (centre - np.average(centre, weights=window)))) ** 2 / (window**2).sum()
@@ -72,13 +72,13 @@ def spectral_distance(
 ) -> float:
     """Distance of a volume's spectrum from the mean of real ones: RMS over the bands, in their standard deviations.
 
-    For real volumes of any cohort the mean square of this distance is about 1; 0 is a volume with the mean spectrum.
+    For real volumes of any cohort the mean square of this distance is about 1; it is 0 for the mean spectrum.
 
     Args:
         volume: (X, Y, Z).
         reference_log_mean: mean of `log_spectrum` over real volumes of the same modality and grid, (bands,).
         reference_log_std: standard deviation of `log_spectrum` over the same volumes, (bands,).
-        crop: crop that the reference was computed with.
+        crop: the crop that the reference was computed with.
     """
     deviation = (log_spectrum(volume, crop) - reference_log_mean) / reference_log_std
     return float(np.sqrt(np.mean(deviation**2)))
@@ -93,7 +93,7 @@ def spectral_discrepancy(
 
     Per band it is the 2-Wasserstein distance between normal distributions, ((m - m_r)^2 + (s - s_r)^2)^(1/2) (Dowson &
     Landau, Journal of Multivariate Analysis 12(3), 1982), in standard deviations s_r of real volumes; 0 for equal sets.
-    Unlike the mean of `spectral_distance`, it also counts too little variety, which cannot make up for a wrong mean.
+    Unlike the mean of `spectral_distance`, it also penalises too little variety, which cannot make up for a wrong mean.
 
     Args:
         log_spectra: `log_spectrum` of each volume, (n, bands).
@@ -145,7 +145,7 @@ def differences_of_halves(
 
 @dataclass(frozen=True)
 class Deviation:
-    """The difference between synthetic and real volumes in one measure, and that between halves of the real ones.
+    """The difference between synthetic and real volumes in one measure, and between two halves of the real volumes.
 
     Attributes:
         name: name of the measure.
@@ -196,16 +196,16 @@ def deviations(
 def kernel_distance(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
     """KID: the unbiased squared maximum mean discrepancy of features with the kernel k(a, b) = (a.b / d + 1)^3.
 
-    Binkowski et al., Demystifying MMD GANs (ICLR 2018), equations 3 and 4: the mean of k over pairs within x, plus that
-    over pairs within y, minus twice that over pairs of x and y. If both sets come from one distribution, its
-    expectation is 0 at any sample size, so it may be negative.
+    Binkowski et al., Demystifying MMD GANs (ICLR 2018), equations 3 and 4: the mean of k over pairs within x, plus the
+    mean over pairs within y, minus twice the mean over pairs of x and y. If both sets come from one distribution, the
+    expectation is 0 at any sample size, so the value may be negative.
 
     Args:
         x: features (m, d).
         y: features (n, d) of the same network, on the same scale; the kernel does not rescale them.
 
     Raises:
-        ValueError: fewer than two rows in either.
+        ValueError: one of them has fewer than two rows.
     """
     if min(len(x), len(y)) < 2:
         raise ValueError("at least two volumes are needed in each set")

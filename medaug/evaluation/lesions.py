@@ -11,10 +11,10 @@ CONNECTIVITY = {6: 1, 18: 2, 26: 3}
 
 
 def lesion_sensitivity(p: NDArray[np.bool_], t: NDArray[np.bool_], connectivity: int = 26) -> float:
-    """Share of true lesions that a prediction touches, in 0..1; 1 if there are none.
+    """Share of true lesions that a prediction overlaps by at least one voxel, in 0..1; 1 if there are no lesions.
 
     Args:
-        p: mask (X, Y, Z).
+        p: predicted mask (X, Y, Z).
         t: true mask of the same shape.
         connectivity: a lesion is a connected component of voxels with this many neighbours: 6 (faces), 18 (and edges)
             or 26 (and corners).
@@ -23,13 +23,13 @@ def lesion_sensitivity(p: NDArray[np.bool_], t: NDArray[np.bool_], connectivity:
 
 
 def lesion_f1(p: NDArray[np.bool_], t: NDArray[np.bool_], connectivity: int = 26) -> float:
-    """Harmonic mean of the share of true lesions that are found and the share of predicted components that are lesions.
+    """Harmonic mean of the share of true lesions that are found and the share of predicted lesions that are correct.
 
-    A true lesion is found, and a predicted component is a lesion, if it shares at least one voxel with the other mask
+    A true lesion is found, and a predicted lesion is correct, if it shares at least one voxel with the other mask
     (Commowick et al., Scientific Reports 8, 13650, 2018, who also require a minimum overlap).
 
     Args:
-        p: mask (X, Y, Z).
+        p: predicted mask (X, Y, Z).
         t: true mask of the same shape.
         connectivity: see `lesion_sensitivity`.
 

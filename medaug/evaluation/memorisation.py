@@ -1,10 +1,10 @@
 """Memorisation: whether synthetic volumes are near copies of training scans.
 
-After Dar et al., Unconditional Latent Diffusion Models Memorize Patient Imaging Data (arXiv 2402.01054): a volume is a
-near copy if its similarity to the nearest training scan is above the 95th percentile of that of real scans of held-out
-subjects. The paper correlates learned features. Here coarse versions of the volumes are correlated instead, which needs
-no network, and finds copies that differ by flips, brightness, contrast, noise and small shifts. It does not find a
-copied detail in different surroundings.
+The method follows Dar et al., Unconditional Latent Diffusion Models Memorize Patient Imaging Data (arXiv 2402.01054): a
+volume is a near copy if it is more similar to the nearest training scan than 95% of the real scans of held-out subjects
+are. The paper correlates learned features. Here coarse versions of the volumes are correlated instead. This needs no
+network, and finds copies that differ by flips, brightness, contrast, noise and small shifts. It does not find a copied
+detail in different surroundings.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch.nn.functional import adaptive_avg_pool3d
 from medaug.evaluation.texture import CROP, central_box
 
 MOST_VOXELS = 20
-"""Maximum voxels of a coarse volume along each axis: enough to distinguish two people, few enough that a shift by one
-voxel of the scan does not matter."""
+"""Maximum number of voxels of a coarse volume along each axis: enough to tell two people apart, and few enough that a
+shift of the scan by one voxel does not matter."""
 
 SHARE = 0.05
 """Share of held-out real scans that are above the threshold."""
@@ -33,16 +33,16 @@ ALARM = 0.01
 
 
 class CoarseVolumes:
-    """The training scans as coarse volumes, minus their mean: what all scans have in common does not identify one.
+    """The training scans as coarse volumes. Their mean is subtracted, because it says nothing about a single scan.
 
     Args:
         training: volumes (M, X, Y, Z) in model space, at least two; iterated once.
 
     Attributes:
-        units: one row per training scan, of length 1; the product of two rows is the correlation of the scans.
+        units: one row of length 1 per training scan; the dot product of two rows is the correlation of the scans.
 
     Raises:
-        ValueError: fewer than two.
+        ValueError: there are fewer than two training scans.
     """
 
     def __init__(self, training: Iterable[NDArray[np.floating]]) -> None:
@@ -53,7 +53,7 @@ class CoarseVolumes:
         self.units = self._unit(volumes)
 
     def unit(self, volume: NDArray[np.floating]) -> NDArray[np.float64]:
-        """The row of another volume (M, X, Y, Z) on the training grid."""
+        """The row for another volume (M, X, Y, Z) on the training grid, as in `units`."""
         return self._unit(_coarse(volume)[None])[0]
 
     def _unit(self, coarse: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -73,8 +73,8 @@ class TrainingNeighbours(CoarseVolumes):
 
         Args:
             volume: (M, X, Y, Z) on the training grid.
-            shift: the volume is also compared after a shift by this many voxels along each axis, in either direction,
-                unless the blocks are so coarse that it makes no difference.
+            shift: also compare the volume after shifts by this many voxels along each axis, in both directions, unless
+                the blocks are so coarse that a shift makes no difference.
         """
         steps = (-shift, 0, shift) if shift > 0 and _block(volume) < 4 * shift else (0,)
         moved = (np.roll(volume, step, (1, 2, 3)) for step in itertools.product(steps, repeat=3))
@@ -99,8 +99,9 @@ def near_copies_p(flagged: int, num: int, held_out: int) -> float:
     """Probability that at least `flagged` of `num` new real scans are near copies.
 
     The number of new values above the j-th smallest of n held-out values is beta-binomial with parameters n + 1 - j
-    and j for any distribution of the values, because only the order of exchangeable values matters. The percentile is
-    at j = 0.95 (n - 1) + 1. This takes into account that few held-out scans give an uncertain threshold.
+    and j, whatever the distribution of the values, because only the order of exchangeable values matters. The 95th
+    percentile is at j = 0.95 (n - 1) + 1. The probability therefore allows for the uncertainty of a threshold that was
+    computed from few held-out scans.
 
     Args:
         flagged: number of samples above `near_copy_threshold`.
@@ -112,7 +113,7 @@ def near_copies_p(flagged: int, num: int, held_out: int) -> float:
 
 
 def _coarse(volume: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The centre of (M, X, Y, Z) averaged over blocks of voxels; each modality has mean 0 and standard deviation 1."""
+    """The centre of a volume (M, X, Y, Z), averaged over blocks; each modality gets mean 0 and standard deviation 1."""
     centre = torch.from_numpy(volume[:, *central_box(volume.shape[1:], CROP)].astype(np.float64))
     block = _block(volume)
     x, y, z = (math.ceil(side / block) for side in centre.shape[1:])
@@ -123,6 +124,6 @@ def _coarse(volume: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def _block(volume: NDArray[np.floating]) -> int:
-    """Voxels along the side of a block of a coarse volume."""
+    """Number of voxels along each side of a block that becomes one voxel of a coarse volume."""
     sides = [box.stop - box.start for box in central_box(volume.shape[1:], CROP)]
     return math.ceil(max(sides) / MOST_VOXELS)

@@ -1,8 +1,8 @@
 """How well a segmentation agrees with the truth: a table of metrics, such as Dice.
 
 The schema's structures are scored: its regions, or its foreground classes if it has no regions. Voxels that the truth
-ignores count in neither mask. Every structure of every case must get a finite value, empty masks included, so that an
-arm cannot look better by failing outright.
+ignores count in neither mask. Every structure of every case must get a finite value, even if a mask is empty, so that
+an arm cannot look better by failing outright.
 
 A metric is one entry of `METRICS` and one function. It then appears in the score files of benchmark and predict, in
 the comparison of arms, on the console and in the report.
@@ -34,11 +34,12 @@ MEAN_FOREGROUND = "mean foreground"
 
 @dataclass(frozen=True)
 class Context:
-    """What some metrics need beside the two masks. A metric is left out where anything that it needs is None.
+    """What some metrics need besides the two masks. A metric is left out if anything that it needs is None.
 
     Attributes:
         tolerance: distance in mm between surfaces that counts as agreement.
-        connectivity: neighbours of a voxel of the same lesion; None: the structure does not consist of lesions.
+        connectivity: number of neighbours by which voxels belong to the same lesion (6, 18 or 26); None: the structure
+            does not consist of lesions.
         probability: probability of the structure in each voxel, (X, Y, Z) in 0..1; None: the segmenter gives none.
         judged: voxels whose truth is known, (X, Y, Z).
     """
@@ -63,7 +64,7 @@ def segmentation_scores(
         prediction: class indices (X, Y, Z), 0 = background.
         truth: class indices or IGNORE on the same grid.
         spacing: voxel sides in mm.
-        schema: the labels; its structures are scored.
+        schema: the label schema, whose structures are scored.
         options: tolerance and lesions; None: the defaults.
         probabilities: probabilities of the classes, (num_classes, X, Y, Z); None: calibration is not measured.
 
@@ -88,10 +89,10 @@ def segmentation_scores(
 
 
 def check_scoring(options: ScoringOptions, schema: LabelSchema) -> None:
-    """Refuse lesions that the schema does not have.
+    """Check that the schema has the structures in `scoring.lesions`.
 
     Raises:
-        UserError: names the structures that can be scored.
+        UserError: it lacks one; names the structures that can be scored.
     """
     known = list(schema.structures())
     if unknown := [name for name in options.lesions if name not in known]:
@@ -110,7 +111,7 @@ def hd95(p: NDArray[np.bool_], t: NDArray[np.bool_], spacing: Sequence[float]) -
     The surface of a mask consists of its voxels that have a face neighbour outside the mask or outside the volume.
     Distances are between voxel centres. Percentiles are interpolated linearly, and each surface voxel counts once,
     whatever its area. Tools that pool both directions before taking the percentile report the same or a smaller value.
-    If both masks are empty the result is 0, if one is empty the diagonal of the volume.
+    If both masks are empty the result is 0; if one is empty, it is the diagonal of the volume.
 
     Args:
         p: mask (X, Y, Z).
@@ -126,22 +127,22 @@ def hd95(p: NDArray[np.bool_], t: NDArray[np.bool_], spacing: Sequence[float]) -
 
 
 def mean_foreground_dice(prediction: NDArray[np.integer], truth: NDArray[np.integer], schema: LabelSchema) -> float:
-    """Mean Dice over the structures of the schema; arguments and errors are those of `segmentation_scores`."""
+    """Mean Dice over the structures of the schema; for arguments and errors see `segmentation_scores`."""
     return float(np.mean(list(structure_dice(prediction, truth, schema).values())))
 
 
 def structure_dice(
     prediction: NDArray[np.integer], truth: NDArray[np.integer], schema: LabelSchema
 ) -> dict[str, float]:
-    """Dice of each structure of the schema; arguments and errors are those of `segmentation_scores`."""
+    """Dice of each structure of the schema; for arguments and errors see `segmentation_scores`."""
     return {name: dice(p, t) for name, (p, t) in _masks(prediction, truth, schema).items()}
 
 
 def volume_error(p: NDArray[np.bool_], t: NDArray[np.bool_]) -> float:
-    """Signed difference of two volumes relative to their mean, %: below 0 where the prediction is too small.
+    """Signed difference of two volumes relative to their mean, in %; below 0 if the prediction is too small.
 
-    From -200 (an empty prediction) to 200 (an empty truth); 0 when both are empty. Unlike the difference relative to
-    the truth, it exists when the truth is empty; for small errors the two agree.
+    Ranges from -200 (an empty prediction) to 200 (an empty truth); 0 if both are empty. Unlike the difference relative
+    to the truth, it is defined if the truth is empty; for small errors the two agree.
     """
     predicted, true = int(p.sum()), int(t.sum())
     return 200.0 * (predicted - true) / (predicted + true) if predicted + true else 0.0
@@ -152,15 +153,15 @@ class Metric:
     """An entry of the table of metrics.
 
     Attributes:
-        title: its name in tables and reports, such as "HD95".
-        unit: unit of its values, such as "mm"; empty if they have none.
-        digits: decimals shown.
+        title: name of the metric in tables and reports, such as "HD95".
+        unit: unit of the values, such as "mm"; empty if they have none.
+        digits: number of decimals to show.
         higher_is_better: whether a higher value means better agreement. None: values have a sign, as a difference of
-            volumes has, and the nearer to 0 the better; arms are then compared by absolute values.
-        note: what it is and what empty masks get, for the report.
-        function: (prediction, truth, voxel sides in mm), and by name all that it needs, to a finite value; both masks
-            are (X, Y, Z).
-        needs: attributes of `Context` that the function takes by their names.
+            volumes has, and nearer to 0 is better; arms are then compared by absolute values.
+        note: what the metric is and what empty masks get, for the report.
+        function: computes a finite value from the prediction and the truth, both (X, Y, Z), the voxel sides in mm, and
+            the keyword arguments in `needs`.
+        needs: attributes of `Context` that the function takes as keyword arguments.
     """
 
     title: str
@@ -178,7 +179,7 @@ class Metric:
 
     @property
     def is_signed(self) -> bool:
-        """Whether values have a sign, and the nearer to 0 the better."""
+        """Whether values have a sign, so that nearer to 0 is better."""
         return self.higher_is_better is None
 
     @property
@@ -189,16 +190,16 @@ class Metric:
         return "higher is better" if self.higher_is_better else "lower is better"
 
     def applies(self, context: Context) -> bool:
-        """Whether everything that it needs is known."""
+        """Whether the context holds everything that the metric needs."""
         return all(getattr(context, name) is not None for name in self.needs)
 
     def value(self, p: Mask, t: Mask, spacing: Sequence[float], context: Context) -> float:
-        """The value for one structure of one case. Args as `function`."""
+        """The value for one structure of one case; for the arguments see `function`."""
         return self.function(p, t, spacing, **{name: getattr(context, name) for name in self.needs})
 
 
 def _in_box(score: Callable[[NDArray[np.floating], Mask], float]) -> Callable[..., float]:
-    """A measure of calibration as the function of a metric: in the box around the true structure."""
+    """Make the function of a metric that measures calibration in the box around the true structure."""
 
     def measured(p: Mask, t: Mask, spacing: Sequence[float], probability: NDArray[np.floating], judged: Mask) -> float:
         box = calibration_box(t, judged, spacing)
@@ -212,7 +213,7 @@ DICE = Metric(
     unit="",
     digits=3,
     higher_is_better=True,
-    note="1 when prediction and truth are both empty, 0 when one is",
+    note="1 if prediction and truth are both empty, 0 if only one is",
     function=lambda p, t, spacing: dice(p, t),
 )
 HD95 = Metric(
@@ -220,8 +221,8 @@ HD95 = Metric(
     unit="mm",
     digits=2,
     higher_is_better=False,
-    note="the larger of the two directed 95th percentiles of distances between surface voxels; 0 when both are "
-    "empty, the diagonal of the volume when one is",
+    note="the larger of the two directed 95th percentiles of distances between surface voxels; 0 if both masks are "
+    "empty, the diagonal of the volume if only one is",
     function=hd95,
 )
 NSD = Metric(
@@ -229,8 +230,8 @@ NSD = Metric(
     unit="",
     digits=3,
     higher_is_better=True,
-    note="normalised surface Dice: share of both surfaces that lies within scoring.tolerance of the other one; 1 when "
-    "both masks are empty, 0 when one is",
+    note="normalised surface Dice: share of both surfaces that lies within scoring.tolerance of the other one; 1 if "
+    "both masks are empty, 0 if only one is",
     function=surface_dice,
     needs=("tolerance",),
 )
@@ -239,8 +240,8 @@ VOLUME_ERROR = Metric(
     unit="%",
     digits=1,
     higher_is_better=None,
-    note="predicted minus true volume, relative to their mean: below 0 where the prediction is too small, -200 when it "
-    "is empty, 200 when the truth is, 0 when both are",
+    note="predicted minus true volume, relative to their mean: below 0 if the prediction is too small, -200 if only "
+    "the prediction is empty, 200 if only the truth is empty, 0 if both are",
     function=lambda p, t, spacing: volume_error(p, t),
 )
 LESION_F1 = Metric(
@@ -248,9 +249,9 @@ LESION_F1 = Metric(
     unit="",
     digits=3,
     higher_is_better=True,
-    note="harmonic mean of two shares: true lesions that the prediction touches, and predicted ones that touch a true "
-    "one; voxels that share a face, an edge or a corner belong to one lesion; 1 when both masks are empty, 0 when one "
-    "is",
+    note="harmonic mean of two shares: true lesions that the prediction overlaps, and predicted lesions that overlap "
+    "the truth, by at least one voxel; voxels that share a face, an edge or a corner belong to one lesion; 1 if both "
+    "masks are empty, 0 if only one is",
     function=lambda p, t, spacing, connectivity: lesion_f1(p, t, connectivity),
     needs=("connectivity",),
 )
@@ -259,7 +260,7 @@ LESION_SENSITIVITY = Metric(
     unit="",
     digits=3,
     higher_is_better=True,
-    note="share of true lesions that the prediction touches; 1 when there are none",
+    note="share of true lesions that the prediction overlaps by at least one voxel; 1 if there are none",
     function=lambda p, t, spacing, connectivity: lesion_sensitivity(p, t, connectivity),
     needs=("connectivity",),
 )
@@ -268,7 +269,7 @@ ECE = Metric(
     unit="",
     digits=3,
     higher_is_better=False,
-    note="expected calibration error in 15 bins, in the box that reaches 10 mm beyond the true structure",
+    note="expected calibration error in 15 bins, in a box that reaches 10 mm beyond the true structure",
     function=_in_box(calibration_error),
     needs=("probability", "judged"),
 )
@@ -277,7 +278,7 @@ BRIER = Metric(
     unit="",
     digits=4,
     higher_is_better=False,
-    note="mean squared difference of probability and truth, in the same box",
+    note="mean squared difference between probability and truth, in the same box",
     function=_in_box(brier),
     needs=("probability", "judged"),
 )
@@ -288,6 +289,6 @@ def _masks(
     prediction: NDArray[np.integer], truth: NDArray[np.integer], schema: LabelSchema
 ) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
     if prediction.shape != truth.shape:
-        raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} lie on different grids")
+        raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} are on different grids")
     predicted = schema.structure_masks(np.where(truth == IGNORE, IGNORE, prediction))
     return {name: (predicted[name], mask) for name, mask in schema.structure_masks(truth).items()}

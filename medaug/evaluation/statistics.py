@@ -1,11 +1,11 @@
 """Bootstrap intervals over subjects and training seeds, and the verdicts that follow from them.
 
 The intervals are percentile intervals (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13), widened
-for few subjects: the variance of a resampled mean of k values is too small by a factor (k - 1) / k, and its quantiles
-are not Student's. So the tails are cut at Phi(-sqrt(k / (k - 1)) t), where t is Student's quantile with k - 1 degrees
-of freedom (Hesterberg, The American Statistician 69(4), 2015). Scans of one subject are not independent, so whole
-subjects are resampled; training seeds are resampled independently of subjects (the pigeonhole bootstrap of crossed
-factors: Owen, Annals of Applied Statistics 1(2), 2007).
+for few subjects, because the variance of a resampled mean of k values is too small by a factor (k - 1) / k, and its
+quantiles are not those of Student's t. The tails are therefore cut at Phi(-sqrt(k / (k - 1)) t), where t is Student's
+quantile with k - 1 degrees of freedom (Hesterberg, The American Statistician 69(4), 2015). Scans of one subject are not
+independent, so whole subjects are resampled; training seeds are resampled independently of subjects (the pigeonhole
+bootstrap of crossed factors: Owen, Annals of Applied Statistics 1(2), 2007).
 
 Limitation: the variance due to training seeds is underestimated, by a third with three seeds, and is not included at
 all with one seed.
@@ -68,7 +68,7 @@ def paired_comparison(
 ) -> Interval:
     """Mean of a - b over the same cases and training seeds, with an interval over both.
 
-    The module's docstring says what is underestimated with few seeds.
+    See the docstring of the module for what few seeds underestimate.
 
     Args:
         a: scores (num_seeds, num_cases).
@@ -95,7 +95,7 @@ def bootstrap_table(
 ) -> Interval:
     """Mean of a table (num_seeds, num_cases); rows and clusters of columns are resampled independently.
 
-    The module's docstring says what is underestimated with few seeds.
+    See the docstring of the module for what few seeds underestimate.
 
     Raises:
         ValueError: the table is empty or not finite, or the numbers of columns and clusters differ.
@@ -132,7 +132,7 @@ class Resamples:
 
     @classmethod
     def sample(cls, shape: Sequence[int], clusters: Sequence[str], seed: int, num_resamples: int) -> Resamples:
-        """Resamples for tables of a shape (num_rows, num_cases); the same arguments give the same ones."""
+        """Draw resamples for tables of a shape (num_rows, num_cases); the same arguments give the same resamples."""
         _, member = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
         rng, num_rows, num_clusters = np.random.default_rng(seed), shape[0], int(member.max()) + 1
         rows = rng.multinomial(num_rows, np.full(num_rows, 1 / num_rows), size=num_resamples)
@@ -171,14 +171,14 @@ def verdict(
         interval: interval of the difference.
         higher_is_better: whether higher values of the metric are better.
         learned: whether at least one of the two arms is better than the trivial baseline.
-        p_value: p-value of a test that treats training seeds as a sample (`significance.crossed_p`). With few seeds
-            that disagree the interval is too narrow, so a claim needs the test as well.
-        no_worse: whether a loss of more than the declared margin is excluded.
+        p_value: p-value of a test that treats training seeds as a sample (`significance.crossed_p`). If there are few
+            seeds and they disagree, the interval is too narrow, so a claim needs the test as well.
+        no_worse: whether a loss as large as the declared margin is excluded.
 
     Returns:
         `TOO_FEW` with fewer than `FEWEST_SUBJECTS` subjects, `NOT_LEARNED` if neither arm has learned anything;
-        otherwise "gain" or "harm" if the interval excludes zero and the p-value is below 5%, `NO_WORSE` if a loss of
-        the margin is excluded, and `NO_EVIDENCE` otherwise.
+        otherwise "gain" or "harm" if the interval excludes zero and the p-value is below 5%, `NO_WORSE` if a loss as
+        large as the margin is excluded, and `NO_EVIDENCE` otherwise.
     """
     if interval.clusters < FEWEST_SUBJECTS:
         return TOO_FEW

@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
 ROUNDING = 1e-6
-"""Slack in mm, so that a distance equal to the tolerance is not decided by rounding."""
+"""Slack in mm, so that rounding does not decide whether a distance equal to the tolerance is accepted."""
 
 
 def surface_dice(p: NDArray[np.bool_], t: NDArray[np.bool_], spacing: Sequence[float], tolerance: float) -> float:
-    """Normalised surface Dice: the share of both surfaces that lies within `tolerance` of the other one.
+    """Normalised surface Dice: the share of both surfaces that lies within `tolerance` of the other surface.
 
-    (Nikolov et al., J. Med. Internet Res. 23(7), 2021.) The surface of a mask consists of its voxels that have a face
-    neighbour outside the mask or outside the volume. Distances are between voxel centres, and each surface voxel counts
-    once, whatever its area.
+    The surface of a mask consists of its voxels that have a face neighbour outside the mask or outside the volume
+    (Nikolov et al., J. Med. Internet Res. 23(7), 2021). Distances are between voxel centres, and each surface voxel
+    counts once, whatever its area.
 
     Args:
         p: mask (X, Y, Z).
@@ -44,6 +44,6 @@ def _surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """The smallest box that contains a mask; all surface voxels are in it, and its faces count as outside the mask."""
+    """The smallest box that contains a mask; all surface voxels are in it, and voxels beyond its faces are outside."""
     ends = [np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis))) for axis in range(mask.ndim)]
     return tuple(slice(places[0], places[-1] + 1) for places in ends)

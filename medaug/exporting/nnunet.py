@@ -121,7 +121,7 @@ def _nnunet_labels(schema: LabelSchema) -> tuple[dict[str, Any], list[int]]:
         ordered = {name: value} | ordered
         later |= remaining.pop(name)
     if remaining or (schema.regions and later != set(schema.values[1:])):
-        log.warning("nnU-Net cannot represent these regions by one label each; the classes are written instead")
+        log.warning("nnU-Net cannot represent these regions by one label each, so the classes are written instead")
         ordered = {}
     members = dict(schema.regions)
     regions = {name: list(members[name]) for name in ordered}

@@ -15,7 +15,7 @@ from medaug.screening.rules import Check, Judge, Reference, Rule, Sample
 from medaug.segmentation.unet import encode
 
 SHIFT = 2
-"""A volume is compared in all positions shifted by up to this many voxels along each axis."""
+"""A volume is also compared after shifts by this many voxels along each axis, in both directions."""
 
 CELLS = 2
 """Number of cells along each axis; features are averaged in each cell."""
