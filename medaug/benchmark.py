@@ -39,7 +39,7 @@ def main(options: Options) -> None:
     inputs = read_inputs(trained_checkpoint(options), train, synthetic, command("generate", options))
     primary = primary_of(options.benchmark, options.arms, list(inputs.cohort.schema.structures()))
     scans = TrainingScans.find(inputs, label_counts(options.benchmark))
-    identity = part(options, "benchmark", "arms", "segmenter", "scoring") | inputs.identity | scans.identity
+    identity = part(options, "benchmark", "arms", "pseudo", "segmenter", "scoring") | inputs.identity | scans.identity
     growable = ("arms.names", "benchmark.labelled", "benchmark.draws")  # each job has its own result
     if options.benchmark.plan:
         setting = Setting.prepare(inputs, scans, options, all_jobs(options))

@@ -121,7 +121,7 @@ STAGES = {
             "generate (audit adds its figures to the report)",
             "runs/EXP/benchmark",
             "experiment=demo",
-            (*_RUN, "overwrite", "checkpoint", "segmenter", "arms", "scoring"),
+            (*_RUN, "overwrite", "checkpoint", "segmenter", "arms", "pseudo", "scoring"),
             continues=True,
         ),
         Stage(

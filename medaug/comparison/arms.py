@@ -54,8 +54,9 @@ class Arm:
         pairs = self.made(material) if self.made is not None else material.synthetic if self.synthetic else ()
         share = material.synthetic_share if self.ratio is None else self.ratio / (1 + self.ratio)
         real = material.real if self.real else ()
-        chosen = TrainingSet(real, pairs, share, augment, exact=self.ratio is not None)
-        return with_pseudo_labels(chosen, material) if self.pseudo_labels else chosen
+        exact, finish = self.ratio is not None, material.synthetic_finish
+        chosen = TrainingSet(real, pairs, share, augment, exact, synthetic_finish=finish)
+        return with_pseudo_labels(chosen, material, self.augment) if self.pseudo_labels else chosen
 
 
 REAL = Arm(baseline=None)

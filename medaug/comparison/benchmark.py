@@ -50,7 +50,8 @@ def run_benchmark(inputs: Inputs, scans: TrainingScans, options: Options, folder
     # Jobs read the label files while they run, so check that the files are still the same.
     if scans.digest() != content:
         raise UserError("scans changed while the benchmark ran", "give overwrite=true to begin again", path=cohort.root)
-    nodes = {name: dataclasses.asdict(getattr(options, name)) for name in ("benchmark", "arms", "segmenter", "scoring")}
+    names = ("benchmark", "arms", "pseudo", "segmenter", "scoring")
+    nodes = {name: dataclasses.asdict(getattr(options, name)) for name in names}
     labels = [np.asarray(case.label) for case in scans.labelled]
     subjects = [case.case.subject for case in scans.labelled]
     result = Benchmark(

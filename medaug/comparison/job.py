@@ -44,8 +44,11 @@ class Job:
 
     def scores(self, folder: Path) -> Path:
         """The job's score file below the folder of the benchmark."""
-        parts = [self.arm.replace("+", "_"), *(f"{name}_{value}" for name, value in self._choices)]
-        return folder.joinpath("jobs", *parts, f"seed_{self.seed}", "scores.csv")
+        return self.folder(folder.joinpath("jobs", self.arm.replace("+", "_"))) / "scores.csv"
+
+    def folder(self, above: Path) -> Path:
+        """A folder for what all arms with the same labels and seed share."""
+        return above.joinpath(*(f"{name}_{value}" for name, value in self._choices), f"seed_{self.seed}")
 
     def is_done(self, folder: Path) -> bool:
         """Whether the job's scores and their digest exist."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from medaug.cohort.schema import LabelSchema
 from medaug.data.cases import ModelCase
-from medaug.segmentation.protocol import SoftSegmenter, TrainingSet
+from medaug.segmentation.teachers import Teachers
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,16 @@ class Material:
     Attributes:
         real: labelled real training cases.
         synthetic: all synthetic pairs.
-        synthetic_share: share of each batch that is synthetic, for arms that use both kinds and set no ratio.
+        synthetic_share: share of each batch that is synthetic, in arms with both kinds that do not fix it themselves.
+        synthetic_finish: share of the steps, at the end, without synthetic pairs, in arms that train on both kinds.
         schema: label schema.
         unlabelled: the other training cases, without their labels.
         seed: seed of the job.
-        folder: folder for results that are computed once and used by several jobs.
-        teach: trains a segmenter on a training set with a seed, for as many steps as the job's own segmenter.
+        folder: for deformations, which several jobs use.
+        teachers: label scans without labels.
+        pseudo_share: share of each batch that has pseudo-labels, in arms with self-training.
+        pseudo_finish: share of the steps, at the end, without pseudo-labels.
+        pseudo_folder: for pseudo-labels, which several arms of the job use; None: they are not kept.
     """
 
     real: Sequence[ModelCase]
@@ -33,4 +37,8 @@ class Material:
     unlabelled: Sequence[ModelCase] = ()
     seed: int = 0
     folder: Path = Path()
-    teach: Callable[[TrainingSet, int], SoftSegmenter] | None = None
+    teachers: Teachers | None = None
+    pseudo_share: float = 0.5
+    pseudo_finish: float = 0.2
+    pseudo_folder: Path | None = None
+    synthetic_finish: float = 0.0

@@ -21,6 +21,7 @@ from medaug.evaluation.scores import check_scoring
 from medaug.options import Options
 from medaug.segmentation.backends import BACKENDS
 from medaug.segmentation.protocol import Problem, Segmenter, SoftSegmenter, TrainingSet
+from medaug.segmentation.teachers import Teachers
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,8 @@ class Setting:
         scans: the training scans with their labels.
         synthetic: the synthetic pairs.
         test: the scans that are scored: the test split, or the validation split to choose settings.
-        problem: what to segment.
-        options: options of the stage; `benchmark`, `arms` and `segmenter` are used.
+        problem: what is to be segmented.
+        options: options of the stage; `benchmark`, `arms`, `pseudo` and `segmenter` are read.
     """
 
     scans: TrainingScans
@@ -95,25 +96,30 @@ class Setting:
         Raises:
             UserError: see `Arm.training_set`.
         """
+        pseudo, schema = self.options.pseudo, self.scans.cohort.schema
         material = Material(
             self.scans.real(job),
             self.synthetic,
             self.options.arms.synthetic_share,
-            self.scans.cohort.schema,
+            schema,
             self.scans.unlabelled(job),
             job.seed,
             folder / "deformations",
-            partial(self._teach, job),
+            Teachers(partial(self._teach, job), pseudo.teachers, pseudo.plausibility, schema, job.seed),
+            pseudo.share,
+            pseudo.finish,
+            job.folder(folder / "pseudo_labels"),
+            self.options.arms.synthetic_finish,
         )
         return ARMS[job.arm].training_set(material)
 
     def _teach(self, job: Job, training_set: TrainingSet, seed: int) -> SoftSegmenter:
-        """Train a teacher for a job, with the same backend and as many steps as the job's own segmenter."""
+        """Train a teacher for a job, with the backend of its own segmenter and, unless told otherwise, its steps."""
         settings, teacher = self.options.benchmark, self.segmenter()
         if not isinstance(teacher, SoftSegmenter):
             raise UserError(
                 f"{job}: benchmark.backend={settings.backend} gives no probabilities, which teachers need",
                 "leave the arm out",
             )
-        teacher.fit(training_set, settings.steps, seed, f"{job}, teacher")
+        teacher.fit(training_set, self.options.pseudo.steps or settings.steps, seed, f"{job}, teacher")
         return teacher

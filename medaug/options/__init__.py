@@ -14,6 +14,7 @@ from medaug.options.measurement import (
     ArmsOptions,
     AuditOptions,
     BenchmarkOptions,
+    PseudoOptions,
     ScoringOptions,
     SegmenterOptions,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "Options",
     "PredictOptions",
     "ProcessOptions",
+    "PseudoOptions",
     "SamplerOptions",
     "ScoringOptions",
     "ScreenOptions",
@@ -93,6 +95,7 @@ class Options:
     segmenter: SegmenterOptions = field(default_factory=SegmenterOptions)
     audit: AuditOptions = field(default_factory=AuditOptions)
     arms: ArmsOptions = field(default_factory=ArmsOptions)
+    pseudo: PseudoOptions = field(default_factory=PseudoOptions)
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
     benchmark: BenchmarkOptions = field(default_factory=BenchmarkOptions)
     export: ExportOptions = field(default_factory=ExportOptions)

@@ -73,6 +73,42 @@ class ArmsOptions:
     synthetic_share: float = option(
         "share of each batch that is synthetic, in the synthetic arms", 0.5, limits=Range(above=0, below=1)
     )
+    synthetic_finish: float = option(
+        "share of the steps, at the end, that use no synthetic volumes, in arms that also train on real ones",
+        0.0,
+        limits=Range(least=0, below=1),
+        identity=None,
+    )
+
+
+@dataclass
+class PseudoOptions:
+    """Labels that teachers, segmenters trained on the human labels alone, predict for training scans without labels."""
+
+    teachers: int = option("number of teachers, whose probabilities are averaged", 2, limits=at_least(1), identity=None)
+    steps: int | None = option(
+        "optimisation steps of a teacher; null: benchmark.steps in `benchmark`, trainer.selector_steps in `train`",
+        None,
+        limits=at_least(1),
+        identity=None,
+    )
+    plausibility: bool = option(
+        "give scans less weight whose pseudo-label has an unusual shape, compared with the human labels",
+        False,
+        identity=None,
+    )
+    share: float = option(
+        "share of each batch that has pseudo-labels, in the arms with self_training",
+        0.5,
+        limits=Range(above=0, below=1),
+        identity=None,
+    )
+    finish: float = option(
+        "share of the steps, at the end, that use human labels only, in the arms with self_training",
+        0.2,
+        limits=Range(least=0, below=1),
+        identity=None,
+    )
 
 
 @dataclass

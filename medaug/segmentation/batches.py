@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,18 +24,24 @@ TRAINED_ON = ("image", "label", "soft", "weight")
 def training_batches(
     training_set: TrainingSet, batch_size: int, num_classes: int, steps: int, seed: int
 ) -> Dataset[dict[str, Tensor]]:
-    """The batches of a training: each kind of volume has its share of every batch, and a seeded order of its own."""
-    pseudo = training_set.pseudo
-    labelled = _labelled_parts(training_set, batch_size, seed)
-    if pseudo is None:
-        return SharedBatches(labelled)
-    num_pseudo = batch_size * pseudo.share
-    softened = [
-        (Softened(part, num_classes), count)
-        for part, count in _labelled_parts(training_set, batch_size - num_pseudo, seed)
-    ]
-    both = SharedBatches([*softened, (PseudoSamples(pseudo, named_seed(seed, "pseudo")), num_pseudo)])
-    return Phases(both, SharedBatches(labelled), round(steps * (1 - pseudo.finish)))
+    """Batches in which each kind of volume has its share; each kind has a seeded order of its own."""
+    pseudo, finish = training_set.pseudo, training_set.synthetic_finish
+    no_synthetic_from = round(steps * (1 - finish)) if training_set.real and training_set.synthetic else steps
+    no_pseudo_from = 0 if pseudo is None else round(steps * (1 - pseudo.finish))
+
+    def batches(step: int) -> SharedBatches:
+        synthetic = training_set.synthetic if step < no_synthetic_from else ()
+        kinds = replace(training_set, synthetic=synthetic)
+        if pseudo is None or step >= no_pseudo_from:
+            return SharedBatches(_labelled_parts(kinds, batch_size, seed))
+        num_pseudo = batch_size * pseudo.share
+        labelled = _labelled_parts(kinds, batch_size - num_pseudo, seed)
+        softened = [(Softened(part, num_classes), count) for part, count in labelled]
+        return SharedBatches([*softened, (PseudoSamples(pseudo, named_seed(seed, "pseudo")), num_pseudo)])
+
+    return Phases(
+        [(start, batches(start)) for start in sorted({0, no_synthetic_from, no_pseudo_from}) if start < steps]
+    )
 
 
 def _labelled_parts(training_set: TrainingSet, batch_size: float, seed: int) -> list[tuple[Samples, float]]:
@@ -49,13 +58,13 @@ def _labelled_parts(training_set: TrainingSet, batch_size: float, seed: int) -> 
 
 
 class Phases(Dataset[dict[str, Tensor]]):
-    """The batches of one dataset before a step, and those of another dataset from that step on."""
+    """The batches of several datasets, each from its step on until the next one's; steps ascend from 0."""
 
-    def __init__(self, before: SharedBatches, after: SharedBatches, step: int) -> None:
-        self.before, self.after, self.step = before, after, step
+    def __init__(self, phases: Sequence[tuple[int, SharedBatches]]) -> None:
+        self.phases = phases
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
-        return (self.before if step < self.step else self.after)[step]
+        return [batches for start, batches in self.phases if start <= step][-1][step]
 
 
 class Softened:
@@ -73,7 +82,7 @@ class Softened:
 
 
 class PseudoSamples:
-    """Scans with pseudo-labels, strongly augmented; the weight of a voxel is the teachers' confidence."""
+    """Scans with pseudo-labels, strongly augmented; a voxel's weight is the teachers' confidence times the scan's."""
 
     def __init__(self, pseudo: PseudoLabels, seed: int) -> None:
         self.pseudo, self.seed = pseudo, seed
@@ -85,7 +94,8 @@ class PseudoSamples:
         shares = self.pseudo.probabilities[index].astype(np.float32)
         image, soft = self.pseudo.augment.soft(image, shares, named_seed(self.seed, "sample", position))
         soft = soft / soft.sum(0, keepdim=True).clamp(min=1e-6)
-        return {"image": image, "soft": soft, "weight": confidence(soft)}
+        trust = 1.0 if self.pseudo.weights is None else self.pseudo.weights[index]
+        return {"image": image, "soft": soft, "weight": trust * confidence(soft)}
 
 
 def confidence(probabilities: Tensor) -> Tensor:

@@ -35,8 +35,9 @@ class PseudoLabels:
         probabilities: for each scan, the probability of every class in every voxel, (C, X, Y, Z) uint8 in units of
             1/255.
         augment: augmentation of these scans.
-        share: share of these scans in each batch.
-        finish: share of the steps, at the end of the training, that do not use pseudo-labels.
+        share: share of each batch.
+        finish: share of the steps, at the end, that use no pseudo-labels.
+        weights: how far each scan is trusted, 0..1; None: all fully.
     """
 
     cases: Sequence[ModelCase]
@@ -44,6 +45,7 @@ class PseudoLabels:
     augment: SoftAugment
     share: float = 0.5
     finish: float = 0.2
+    weights: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,9 @@ class TrainingSet:
         synthetic: synthetic cases, with their masks as labels.
         synthetic_share: share of each batch that is synthetic, in 0..1; only used if there are cases of both kinds.
         augment: augmentation of every volume, real and synthetic alike; None: none.
-        exact: True: the share holds on average over the steps. False: every batch has the same, rounded number of
-            synthetic cases.
-        pseudo: scans with pseudo-labels; the other kinds share the rest of each batch.
+        exact: whether the share holds on average over the steps; otherwise every batch has the same, rounded number.
+        synthetic_finish: share of the steps, at the end, without synthetic cases, if there are real ones.
+        pseudo: scans with pseudo-labels; the shares of the other kinds are of the rest of each batch.
     """
 
     real: Sequence[ModelCase]
@@ -66,6 +68,7 @@ class TrainingSet:
     augment: Augment | None = classical
     exact: bool = False
     pseudo: PseudoLabels | None = None
+    synthetic_finish: float = 0.0
 
     @property
     def num_modalities(self) -> int:

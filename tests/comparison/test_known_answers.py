@@ -14,7 +14,6 @@ from medaug.comparison.job import Job
 from medaug.comparison.material import Material
 from medaug.comparison.results import Benchmark
 from medaug.comparison.scores import Scores
-from medaug.comparison.self_training import NUM_TEACHERS
 from medaug.data.cases import ModelCase
 from medaug.data.preprocessing import Placement
 from medaug.errors import UserError
@@ -22,6 +21,7 @@ from medaug.evaluation.scores import dice
 from medaug.options import SegmenterOptions
 from medaug.segmentation.backends import BACKENDS
 from medaug.segmentation.protocol import Problem
+from medaug.segmentation.teachers import Teachers
 
 SCHEMA = LabelSchema(((0, "background"), (1, "box")))
 SIDE = 12
@@ -94,11 +94,11 @@ def test_self_training_labels_the_scans_without_labels_by_the_mean_of_its_teache
         return Sure(len(taught))
 
     unlabelled = [replace(case, label=None) for case in TRAIN[2:]]
-    material = Material(TRAIN[:2], SHUFFLED, 0.5, SCHEMA, unlabelled, 7, teach=teach)
+    material = Material(TRAIN[:2], SHUFFLED, 0.5, SCHEMA, unlabelled, 7, teachers=Teachers(teach, 2, False, SCHEMA, 7))
     for name in ("self_training", "self_training+synthetic"):
         taught.clear()
         training_set = ARMS[name].training_set(material)
-        assert len(taught) == NUM_TEACHERS and all(len(one.synthetic) == 0 and one.pseudo is None for one, _ in taught)
+        assert len(taught) == 2 and all(len(one.synthetic) == 0 and one.pseudo is None for one, _ in taught)
         assert all(one.real == TRAIN[:2] for one, _ in taught), "teachers see human labels only"
         pseudo = training_set.pseudo
         assert pseudo is not None and pseudo.cases == unlabelled and training_set.real == TRAIN[:2]
