@@ -56,6 +56,7 @@ OWN: dict[str, dict[str, str]] = {
     "mask_sources": {
         "real": "medaug.synthesis.real:REAL",
         "deformed": "medaug.synthesis.deformed:DEFORMED",
+        "population": "medaug.synthesis.population:POPULATION",
         "generated": "medaug.synthesis.generated:GENERATED",
     },
     "screening_rules": {

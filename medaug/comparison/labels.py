@@ -140,7 +140,7 @@ class TrainingScans:
         known = [case for case in hidden if case.name in visible or contents[case.name][-1] in seen]
         subjects = {case.subject for case in hidden}
         for record in self.inputs.pairs.records:
-            if record.get("mask_source") == "generated":
+            if record.get("mask_source") == "generated" or len(record["subjects"]) > 1:
                 known += [case for case in hidden if case.subject in subjects & set(record["subjects"])]
         if known:
             raise UserError(

@@ -61,7 +61,13 @@ class ModelCase:
     @property
     def slices(self) -> slice:
         """The slices along the third axis that lie in the scan; the others are padding."""
-        return filled(self.placement.resampled[2], self.image.shape[3])
+        return self.field_of_view[2]
+
+    @property
+    def field_of_view(self) -> tuple[slice, slice, slice]:
+        """The box of the grid that lies in the scan; the rest is padding."""
+        x, y, z = map(filled, self.placement.resampled, self.image.shape[1:])
+        return x, y, z
 
 
 def read_case(manifest: Manifest, case: Case) -> tuple[HostImage, NDArray[np.uint8] | None]:

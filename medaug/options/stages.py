@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from medaug.options.cohort import SplitOptions
 from medaug.options.declaration import (
     Items,
+    above,
     at_least,
     between,
     not_with,
@@ -17,6 +18,7 @@ from medaug.options.declaration import (
 )
 
 _DEFORMED = (only_with("masks.source", "deformed"),)
+_POPULATION = (only_with("masks.source", "population"),)
 _GUIDED = (not_with("generate.guidance_scale", 1.0),)
 _INPAINT = (only_with("predict.inpaint"),)
 _DOWNLOAD = (only_with("ingest.download"),)
@@ -52,10 +54,11 @@ class SamplerOptions:
 
 @dataclass
 class MasksOptions:
-    """Where the masks of synthetic pairs come from: training masks, unchanged or deformed, or a mask generator."""
+    """Where the masks of synthetic pairs come from: training masks, or shapes learned from them."""
 
     source: str = option(
-        "real: training masks; deformed: deformed training masks; generated: masks from a mask generator",
+        "real: training masks; deformed: deformed training masks; population: drawn from the distribution of training "
+        "masks' shapes; generated: masks from a mask generator",
         "deformed",
         choices=one_of(table="mask_sources"),
     )
@@ -78,6 +81,27 @@ class MasksOptions:
     )
     elastic_smoothness: float = option(
         "correlation length of that displacement, voxels", 8.0, limits=at_least(0), applies_when=_DEFORMED
+    )
+    spread: float = option(
+        "how far shapes may deviate from the mean shape along each principal component, standard deviations",
+        2.5,
+        limits=above(0),
+        applies_when=_POPULATION,
+        identity=None,
+    )
+    volume_range: list[float] = option(
+        "quantiles of the training masks' volumes between which volumes are drawn; [0,0.1] asks for small ones",
+        [0.0, 1.0],
+        limits=between(0, 1),
+        items=Items(count=2, ascending=True),
+        applies_when=_POPULATION,
+        identity=None,
+    )
+    mirror: bool = option(
+        "mirror half of the masks left to right; refused if a label names a side",
+        False,
+        applies_when=(only_with("masks.source", "deformed", "population"),),
+        identity=None,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from medaug.diffusion.samplers import Sampling
 from medaug.errors import UserError
 from medaug.files import file_sha256
 from medaug.options import MasksOptions
-from medaug.synthesis.masks import ImageModel, Label, Masks, MaskSource, touches_border
+from medaug.synthesis.masks import ImageModel, Label, Masks, MaskSource, Reason, TrainingMasks, touches_border
 from medaug.training.checkpoint import load_model
 from medaug.training.model import DiffusionModel
 from medaug.training.sampling import check_sampling
@@ -47,12 +46,12 @@ class GeneratedMasks(Masks):
         """The generator's checkpoint."""
         return {"checkpoint": self.checkpoint}
 
-    def fitted(self, labels: Sequence[Label]) -> GeneratedMasks:
+    def fitted(self, training: TrainingMasks) -> GeneratedMasks:
         """Return this generator with `volumes` and `at_border` measured on the training masks."""
         number = self.model.task.num_classes
-        counts = np.stack([np.bincount(label.ravel(), minlength=number)[1:number] for label in labels])
+        counts = np.stack([np.bincount(label.ravel(), minlength=number)[1:number] for label in training.labels])
         volumes = tuple((int(least), int(most)) for least, most in zip(counts.min(0), counts.max(0), strict=True))
-        return replace(self, volumes=volumes, at_border=any(touches_border(label) for label in labels))
+        return replace(self, volumes=volumes, at_border=any(map(touches_border, training.labels)))
 
     def make(self, label: Label, seed: int) -> Label:
         """Sample a mask with the shape of the label; the label's values are not used."""
@@ -63,7 +62,7 @@ class GeneratedMasks(Masks):
         )
         return self.model.task.label_of(planes)[0].cpu().numpy().astype(np.uint8)
 
-    def rejection(self, mask: Label, label: Label) -> str | None:
+    def rejection(self, mask: Label, label: Label) -> Reason | None:
         """Why a mask is not plausible; None if it is.
 
         A mask is rejected if a class is missing that every training mask has, if a class has fewer or more voxels than
@@ -72,11 +71,11 @@ class GeneratedMasks(Masks):
         for value, (least, most) in enumerate(self.volumes, start=1):
             number = int((mask == value).sum())
             if not number and least:
-                return f"class {value} is missing"
+                return Reason(f"class {value} is missing", "missing")
             if not least <= number <= most:
-                return f"class {value} has {number} voxels, and {least} to {most} in training masks"
+                return Reason(f"class {value} has {number} voxels, and {least} to {most} in training masks", "volume")
         if touches_border(mask) and not self.at_border:
-            return "the mask was cut by the border"
+            return Reason("the mask was cut by the border", "border")
         return None
 
 

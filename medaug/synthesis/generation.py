@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from medaug.cohort import provenance
 from medaug.cohort.provenance import REJECTED_FOLDER, Recipe
 from medaug.cohort.schema import LabelSchema
-from medaug.cohort.seen import Seen
 from medaug.data.cases import ModelCase
 from medaug.errors import UserError
 from medaug.files import file_sha256
@@ -94,15 +93,15 @@ def generate_pairs(
     num: int,
     batch_size: int,
     folder: Path,
-    mask_seen: Seen | None = None,
+    record: Callable[[Recipe], Mapping[str, Any]] | None = None,
     screening: Screening | None = None,
 ) -> None:
     """Write pairs 0..num-1 below `folder` (imagesTr, labelsTr, provenance.jsonl); recorded pairs are left as they are.
 
     Each pair lies on its host's grid, in the host's units and voxel type. A pair is finished once its record is on
-    disk, and the record is written after both files. `mask_seen` is what the training of a mask generator saw. With
-    `screening`, a rejected pair gets a record in the folder of rejected pairs and is tried again under the next attempt
-    number.
+    disk, and the record is written after both files. `record` gives what a record holds besides, see `Recipes.record`.
+    With `screening`, a rejected pair gets a record in the folder of rejected pairs and is tried again under the next
+    attempt number.
 
     The composition of a batch changes the last digits of floating-point results, so it depends only on the pairs'
     indices and the verdicts. An interrupted batch is sampled again as a whole, and only its missing pairs are written.
@@ -111,9 +110,9 @@ def generate_pairs(
     With several processes, each makes the pairs rank, rank + count, ... and keeps its own records.
     """
     rank, count = process_rank(), process_count()
-    writer = _Writer(folder, card, rank, mask_seen, screening)
+    writer = _Writer(folder, card, rank, record, screening)
     if count > 1:  # create it early: NFS clients may see new files with a delay
-        writer.record.open("ab").close()
+        writer.file.open("ab").close()
     attempts = Attempts.read(folder, 0 if screening is None else screening.retries)
     mine = range(rank, num, count)
     batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
@@ -151,11 +150,11 @@ class _Writer:
     folder: Path
     card: Card
     rank: int
-    mask_seen: Seen | None
+    record: Callable[[Recipe], Mapping[str, Any]] | None
     screening: Screening | None
 
     @property
-    def record(self) -> Path:
+    def file(self) -> Path:
         return provenance.rank_file(self.folder, self.rank)
 
     def write(self, recipe: Recipe, host: ModelCase, mask: NDArray[np.uint8], image: NDArray[np.float32]) -> bool:
@@ -169,12 +168,11 @@ class _Writer:
         if accepted or self._keeps(image):
             files = _write_pair(folder, name, self.card, recipe, host, mask, image)
         line = {**recipe.to_mapping(), **files, "subjects": [recipe.host_subject], "version": version("medaug")}
-        if self.mask_seen is not None:
-            line["subjects"] = sorted({recipe.host_subject, *self.mask_seen.in_split("train")})
-            line["mask_validation_subjects"] = sorted(self.mask_seen.in_split("val"))
+        if self.record is not None:
+            line |= self.record(recipe)
         if self.screening is not None and verdicts is not None:
             line |= {"screening": verdicts_to_mapping(verdicts), "screener": self.screening.screener}
-        provenance.append(self.record if accepted else provenance.rank_file(folder, self.rank), line)
+        provenance.append(self.file if accepted else provenance.rank_file(folder, self.rank), line)
         return accepted
 
     def _keeps(self, image: NDArray[np.float32]) -> bool:

@@ -28,11 +28,12 @@ from medaug.synthesis.attempts import Attempts
 from medaug.synthesis.dataset_card import write_dataset_card
 from medaug.synthesis.estimate import estimate_pairs
 from medaug.synthesis.generation import generate_pairs, sample_images
-from medaug.synthesis.masks import ImageModel, Masks
+from medaug.synthesis.masks import ImageModel, Masks, TrainingMasks
 from medaug.synthesis.pairs import Pairs
 from medaug.synthesis.recipes import Recipes, check_options, check_task
 from medaug.synthesis.screened import Conclusion, Preparation
 from medaug.synthesis.sources import load_masks
+from medaug.synthesis.usage import Usage
 from medaug.training.checkpoint import Card, load_experiment, refuse_changed_scans
 from medaug.training.model import DiffusionModel
 
@@ -128,7 +129,7 @@ class Job:
             tested = case_contents(self.cohort, self.cohort.split("test"), self.cache)
             self.masks.seen.refuse_test_scans("the mask generator", self.cohort, tested)
         hosts = load_cases(self.cohort, labelled, self.card.preprocessing, self.cache)
-        masks = self.masks.fitted([np.asarray(host.label) for host in hosts])
+        masks = self.masks.fitted(TrainingMasks.of(hosts, self.cache))
         card, checkpoint = self.card, self.checkpoint
         return Recipes(hosts, masks, self.generate, self.sampler, self.source, checkpoint, card.attributes)
 
@@ -192,7 +193,7 @@ class Job:
             seed=self.generate.seed,
             cache=self.cache,
         ).load(folder)
-        generate_pairs(self.model, self.card, recipes, num, size, folder, self.masks.seen, screening)
+        generate_pairs(self.model, self.card, recipes, num, size, folder, recipes.record, screening)
         if missing := self._attempts(folder).missing(num):
             log.info(
                 "process %d of %d has made its pairs; %d are still to come from the others, the last of which writes "
@@ -208,7 +209,9 @@ class Job:
         summary = pairs.save(folder)
         self._draw_contact_sheet(pairs, folder / "contact_sheet.png")
         write_dataset_card(self.card, pairs, self.cohort, result, folder)
-        return summary | {"checkpoint": self.checkpoint}
+        usage = Usage.read(folder, num)
+        usage.log()
+        return summary | {"checkpoint": self.checkpoint} | usage.to_mapping()
 
     def _draw_contact_sheet(self, pairs: Pairs, path: Path) -> None:
         card = self.card

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,56 @@ from numpy.typing import NDArray
 from medaug.cohort.manifest import Manifest
 from medaug.cohort.schema import foreground
 from medaug.cohort.seen import Seen
+from medaug.data.augmentations import mirror_axes
+from medaug.data.cases import ModelCase
+from medaug.errors import UserError
 from medaug.options import MasksOptions, SamplerOptions
 from medaug.training.checkpoint import Card
 
 Label = NDArray[np.uint8]
 """(X, Y, Z) class indices or IGNORE, in model space."""
+
+
+class Reason(str):
+    """Why a mask is not plausible, in words.
+
+    Attributes:
+        kind: a word for reasons of the same kind, under which they are counted.
+    """
+
+    kind: str
+
+    def __new__(cls, text: str, kind: str) -> Reason:
+        """A reason with its kind."""
+        reason = super().__new__(cls, text)
+        reason.kind = kind
+        return reason
+
+
+@dataclass(frozen=True)
+class TrainingMasks:
+    """The masks that a source may learn from.
+
+    Attributes:
+        labels: masks of the training cases, which are the hosts of the pairs.
+        owners: {"case", "subject"} of each.
+        cache: folder for what was learned; None: it is not kept.
+    """
+
+    labels: Sequence[Label]
+    owners: Sequence[Mapping[str, str]] = ()
+    cache: Path | None = None
+
+    @classmethod
+    def of(cls, hosts: Sequence[ModelCase], cache: Path | None = None) -> TrainingMasks:
+        """The masks of labelled cases."""
+        owners = [{"case": host.case.name, "subject": host.case.subject} for host in hosts]
+        return cls([np.asarray(host.label) for host in hosts], owners, cache)
+
+    @property
+    def subjects(self) -> set[str]:
+        """The subjects of the masks."""
+        return {owner["subject"] for owner in self.owners}
 
 
 class Masks(ABC):
@@ -27,12 +73,16 @@ class Masks(ABC):
     Attributes:
         parameters: parameters of the source that a recipe records, JSON values only.
         remedy: what a user can do if no mask is plausible.
+        subjects: subjects whose masks every mask is made from, besides that of its host.
+        inside_scan: whether masks that reach beyond their host's scan, into the padding of the grid, are rejected.
         seen: what the training of the mask model saw; None: the source uses no model.
         checkpoint: SHA-256 of the mask model's checkpoint; None: the source uses no model.
     """
 
     parameters: Mapping[str, Any]
     remedy: str
+    subjects: frozenset[str] = frozenset()
+    inside_scan: bool = False
     seen: Seen | None = None
     checkpoint: str | None = None
 
@@ -44,8 +94,8 @@ class Masks(ABC):
         """Why a mask is not plausible; None if it is."""
         return None
 
-    def fitted(self, labels: Sequence[Label]) -> Masks:
-        """Return this source with its plausibility limits fitted to the training labels."""
+    def fitted(self, training: TrainingMasks) -> Masks:
+        """Return this source with what it learns from the training masks, such as limits of what is plausible."""
         return self
 
 
@@ -83,3 +133,16 @@ class MaskSource:
 def touches_border(mask: Label) -> bool:
     """Whether foreground touches the border of the grid."""
     return any(bool(np.take(foreground(mask), index, axis).any()) for axis in range(3) for index in (0, -1))
+
+
+def check_mirror(options: MasksOptions, model: ImageModel | None) -> None:
+    """Refuse `masks.mirror` for a cohort whose labels name a side.
+
+    Raises:
+        UserError: names the key.
+    """
+    if options.mirror and model is not None and not mirror_axes(model.card.schema):
+        raise UserError(
+            f"masks.mirror=true: a label of {model.card.experiment} names a side, which mirroring would make wrong",
+            "leave it out",
+        )

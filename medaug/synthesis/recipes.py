@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from medaug.cohort.provenance import Recipe
-from medaug.cohort.schema import LabelSchema
+from medaug.cohort.schema import LabelSchema, foreground
 from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
 from medaug.data.batches import shuffled_index
 from medaug.data.cases import ModelCase
@@ -19,7 +21,7 @@ from medaug.diffusion.process import Process
 from medaug.diffusion.samplers import Sampling
 from medaug.errors import UserError
 from medaug.options import GenerateOptions, SamplerOptions
-from medaug.synthesis.masks import Label, Masks
+from medaug.synthesis.masks import Label, Masks, Reason
 from medaug.tables import parse_parameters
 from medaug.training.checkpoint import Card
 from medaug.training.sampling import check_sampling
@@ -111,6 +113,8 @@ class Recipes:
         source: name of the mask source, for the record.
         checkpoint: SHA-256 of the checkpoint that generates the images.
         attributes: attribute encoder of the model.
+        rejected: by pair and attempt, how often its masks were rejected just before it, by kind of reason; filled as
+            recipes are made.
     """
 
     hosts: Sequence[ModelCase]
@@ -120,6 +124,7 @@ class Recipes:
     source: str
     checkpoint: str
     attributes: AttributeEncoder = NO_ATTRIBUTES
+    rejected: dict[tuple[int, int], dict[str, int]] = field(default_factory=dict, compare=False, repr=False)
 
     def __call__(self, index: int, first_attempt: int = 0) -> tuple[Recipe, ModelCase, Label]:
         """Recipe number `index` with its host and its mask (X, Y, Z): a pure function of `self` and the arguments.
@@ -156,16 +161,35 @@ class Recipes:
         )
         return recipe, host, mask
 
+    def record(self, recipe: Recipe) -> dict[str, Any]:
+        """What the record of a pair says besides its recipe: whose data went into it, and which masks were rejected."""
+        subjects = {recipe.host_subject, *self.masks.subjects}
+        record: dict[str, Any] = {}
+        if self.masks.seen is not None:
+            subjects |= self.masks.seen.in_split("train")
+            record["mask_validation_subjects"] = sorted(self.masks.seen.in_split("val"))
+        if kinds := self.rejected.get((recipe.index, recipe.attempt)):
+            record["mask_rejections"] = kinds
+        return {"subjects": sorted(subjects), **record}
+
+    def _rejection(self, mask: Label, host: ModelCase, label: Label) -> str | None:
+        if self.masks.inside_scan and foreground(mask).sum() > foreground(mask[host.field_of_view]).sum():
+            return Reason("the mask reaches beyond its host's scan", "beyond the scan")
+        return self.masks.rejection(mask, label)
+
     def _mask(self, index: int, host: ModelCase, first_attempt: int) -> tuple[int, int, Label]:
         """The number and seed of the first attempt that gives a plausible mask, and the mask."""
         assert host.label is not None
         label = np.asarray(host.label)
         reason: str | None = None
+        kinds: Counter[str] = Counter()
         for attempt in range(first_attempt, first_attempt + MOST_ATTEMPTS):
             seed = named_seed(self.generate.seed, "pair", index, attempt)
             mask = self.masks.make(label, named_seed(seed, "mask"))
-            if (reason := self.masks.rejection(mask, label)) is None:
+            if (reason := self._rejection(mask, host, label)) is None:
+                self.rejected[index, attempt] = dict(sorted(kinds.items()))
                 return attempt, seed, mask
+            kinds[getattr(reason, "kind", reason)] += 1
         raise UserError(
             f"pair {index}, host {host.case.name}: no plausible mask in {MOST_ATTEMPTS} attempts (the last: {reason})",
             self.masks.remedy,

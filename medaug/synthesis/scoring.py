@@ -58,7 +58,7 @@ from medaug.processes import wait_for_first
 from medaug.segmentation.backends import trained_judge
 from medaug.segmentation.protocol import Judge, Problem, TrainingSet
 from medaug.synthesis.generation import sample_images
-from medaug.synthesis.masks import Label
+from medaug.synthesis.masks import Label, TrainingMasks
 from medaug.synthesis.recipes import Recipes
 from medaug.synthesis.sources import load_masks
 from medaug.training.checkpoint import Card
@@ -188,7 +188,8 @@ def _samples(data: TrainingData, trainer: TrainerOptions, masks: MasksOptions) -
         )
     generate = GenerateOptions(guidance_scale=trainer.score_guidance_scale, seed=named_seed(trainer.seed, "scoring"))
     sampler = _sampler(build_process(**card.options["process"]), trainer)
-    recipes = Recipes(labelled, load_masks(masks), generate, sampler, masks.source, "", card.attributes)
+    source = load_masks(masks).fitted(TrainingMasks.of(labelled))
+    recipes = Recipes(labelled, source, generate, sampler, masks.source, "", card.attributes)
     plans = [recipes(i) for i in range(trainer.score_num)]
     return _Samples(plans, card, trainer.batch_size, generate.guidance_scale)
 

@@ -18,7 +18,7 @@ from medaug.errors import UserError
 from medaug.options import GenerateOptions, MasksOptions, SamplerOptions
 from medaug.synthesis import recipes
 from medaug.synthesis.deformed import DeformedMasks
-from medaug.synthesis.masks import ImageModel
+from medaug.synthesis.masks import ImageModel, TrainingMasks
 from medaug.synthesis.recipes import Recipes, check_task
 from medaug.synthesis.sources import load_masks
 from medaug.training.checkpoint import Card
@@ -86,7 +86,7 @@ def test_a_mask_is_a_function_of_its_seed_alone(tmp_path):
 
 def test_masks_unlike_all_training_masks_are_rejected(tmp_path):
     training = [label(), label(slice(1, 7), slice(3, 4)), label(slice(1, 7), slice(2, 5))]
-    generator = load(saved(tmp_path)).fitted(training)
+    generator = load(saved(tmp_path)).fitted(TrainingMasks(training))
     assert generator.volumes == ((4**3 - 8, 6**3 - 1), (1, 27)) and not generator.at_border
     assert generator.rejection(label(), label()) is None
     assert generator.rejection(np.where(label() == 2, 0, label()), label()) == "class 2 is missing"
@@ -94,14 +94,14 @@ def test_masks_unlike_all_training_masks_are_rejected(tmp_path):
     assert "class 2 has 64 voxels, and 1 to 27 in" in generator.rejection(label(slice(1, 7), slice(2, 6)), label())
     moved = label(organ=slice(0, 5))
     assert generator.rejection(moved, label()) == "the mask was cut by the border"
-    assert generator.fitted([*training, moved]).rejection(moved, label()) is None
+    assert generator.fitted(TrainingMasks([*training, moved])).rejection(moved, label()) is None
     without = np.where(label() == 2, 0, label())
-    sometimes = generator.fitted([np.where(label() == 2, 1, label()), label(), without])
+    sometimes = generator.fitted(TrainingMasks([np.where(label() == 2, 1, label()), label(), without]))
     assert sometimes.rejection(without, label()) is None, "one training mask has no lesion either"
 
 
 def test_the_recipe_counts_attempts_and_takes_only_the_grid_from_its_host(tmp_path, monkeypatch):
-    generator = load(saved(tmp_path)).fitted([label()])
+    generator = load(saved(tmp_path)).fitted(TrainingMasks([label()]))
     calls = []
 
     def make(self, label_of_host, seed):

@@ -133,7 +133,7 @@ def test_invalid_mask_options_are_refused(change):
 
 
 def test_an_unknown_mask_source_is_named_with_all_that_there_are():
-    with pytest.raises(UserError, match=r"atlas: no such mask source.*all: real, deformed, generated"):
+    with pytest.raises(UserError, match=r"atlas: no such mask source.*all: real, deformed, population, generated"):
         load_masks(MasksOptions(source="atlas"))
 
 
@@ -155,3 +155,19 @@ def test_ignored_voxels_neither_vanish_nor_grow_nor_touch_the_border():
     label = nested()
     blind = np.where(label == 0, IGNORE, label)
     assert rejection(blind, label) is None and rejection(label, blind) is None
+
+
+def test_mirrored_masks_are_flipped_about_the_centre_of_the_foreground():
+    label = nested((20, 22, 18))
+    label[12:14, 11, 8] = 2  # one side differs from the other
+    mirror = dataclasses.replace(STILL, mirror=True)
+    made = [deform(label, mirror, seed) for seed in range(12)]
+    flips = [mask for mask in made if (mask != label).any()]
+    assert 2 <= len(flips) <= 10
+    centre = np.argwhere(label > 0).mean(0)[0]
+    expected = ndimage.affine_transform(
+        (label == 1).astype(np.float32), np.diag([-1.0, 1, 1]), (2 * centre, 0, 0), order=1, mode="grid-constant"
+    )
+    for mask in flips:
+        assert ((mask == 1) == (expected > 0.5)).mean() > 0.99
+        assert np.argwhere(mask == 2).mean(0)[0] == pytest.approx(2 * centre - 12.5, abs=0.6)

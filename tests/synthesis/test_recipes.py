@@ -82,9 +82,9 @@ def test_the_recipe_says_what_was_done():
     assert (recipe.spacing, recipe.guidance_interval, recipe.guidance_rescale) == ("uniform", [0.1, 0.6], 0.3)
     assert recipe.negative_classes == ["lesion"]
     assert (recipe.host, recipe.host_subject) == (chosen.case.name, chosen.case.subject)
-    options = dataclasses.asdict(MasksOptions())
-    del options["checkpoint"]
-    assert recipe.mask_source == options.pop("source") and recipe.mask_parameters == options
+    names = ("rotation", "scaling", "translation", "elastic", "elastic_smoothness")
+    assert recipe.mask_source == "deformed"
+    assert recipe.mask_parameters == {name: getattr(MasksOptions(), name) for name in names}
     assert rejection(mask, np.asarray(chosen.label)) is None
     assert Recipe.from_json(recipe.to_json()) == recipe
 
