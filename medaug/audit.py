@@ -18,13 +18,13 @@ def main(options: Options) -> None:
 
     folder, train, synthetic = (stage_folder(options, name) for name in ("audit", "train", "generate"))
     inputs = read_inputs(trained_checkpoint(options), train, synthetic, command("generate", options))
-    check_pairs(inputs)
+    num = check_pairs(inputs)
     identity = part(options, "audit", "segmenter") | inputs.identity
     if not claim(folder, identity, options.overwrite, recorded=("cohort",)):
         return
     result = audit(inputs, options, folder)
     files = [*result.save(folder), folder / "guidance.png", folder / "judge.pt"]
-    finish(folder, {"pairs": len(inputs.pairs.records)}, files)
+    finish(folder, {"pairs": num}, files)
     log_audit(result, folder / "faithfulness.json")
 
 

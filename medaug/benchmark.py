@@ -11,7 +11,7 @@ from dataclasses import replace
 from medaug.config import part
 from medaug.launcher import launch
 from medaug.options import Options
-from medaug.runs import claim, command, continues, finish, refuse_edited, stage_folder, trained_checkpoint
+from medaug.runs import claim, command, continues, finish, new_keys, refuse_edited, stage_folder, trained_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ def main(options: Options) -> None:
 
     from medaug.comparison.arms import check_arms, pairs_to_compare
     from medaug.comparison.benchmark import all_jobs, run_benchmark
-    from medaug.comparison.inputs import read_inputs
+    from medaug.comparison.inputs import benchmark_inputs
     from medaug.comparison.label_curve import label_equivalents
     from medaug.comparison.labels import TrainingScans, label_counts
     from medaug.comparison.looks import count_look
@@ -35,12 +35,14 @@ def main(options: Options) -> None:
 
     check_arms(options.arms, options.segmenter.batch_size)
     own = "tuning" if options.benchmark.evaluate == "val" else "benchmark"
-    folder, audit, train, synthetic = (stage_folder(options, name) for name in (own, "audit", "train", "generate"))
-    inputs = read_inputs(trained_checkpoint(options), train, synthetic, command("generate", options))
+    folder, audit = (stage_folder(options, name) for name in (own, "audit"))
+    checkpoint = None if options.benchmark.cohort is not None else trained_checkpoint(options)
+    inputs = benchmark_inputs(options, checkpoint, folder.parent, command("generate", options))
     primary = primary_of(options.benchmark, options.arms, list(inputs.cohort.schema.structures()))
     scans = TrainingScans.find(inputs, label_counts(options.benchmark))
     identity = part(options, "benchmark", "arms", "pseudo", "segmenter", "scoring") | inputs.identity | scans.identity
-    growable = ("arms.names", "benchmark.labelled", "benchmark.draws")  # each job has its own result
+    # Each job has its own result; none depends on pairs before they exist, or on what was declared about them.
+    growable = ("arms.names", "benchmark.labelled", "benchmark.draws", "declared", *new_keys(folder, ("pairs",)))
     if options.benchmark.plan:
         setting = Setting.prepare(inputs, scans, options, all_jobs(options))
         started = folder if continues(folder, identity, growable) else None
@@ -50,6 +52,8 @@ def main(options: Options) -> None:
     jobs = all_jobs(options)
     if not work:
         refuse_edited(folder)
+    if inputs.checkpoint is None:
+        inputs.cohort.save(folder / "manifest.json")
     declared = declare(folder, primary, sum(job.is_done(folder) for job in jobs))
     if work:
         looks = None if own == "tuning" else count_look(folder.parent / "looks.json", identity)

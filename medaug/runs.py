@@ -174,6 +174,16 @@ def continues(folder: Path, identity: dict[str, Any], growable: tuple[str, ...] 
     return former is not None and _differences(former, json.loads(json.dumps(identity))).keys() <= set(growable)
 
 
+def new_keys(folder: Path, keys: Iterable[str]) -> tuple[str, ...]:
+    """Those of the keys that the configuration in a folder does not have; all of them if there is none.
+
+    Raises:
+        UserError: the folder's config.yaml cannot be read.
+    """
+    former = _read_config(folder / "config.yaml") or {}
+    return tuple(key for key in keys if key not in former)
+
+
 def _results(folder: Path) -> set[str]:
     """The names in a folder, without hidden files."""
     return {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}

@@ -242,9 +242,12 @@ def _text(path: Path) -> str:
 
 
 def _rows(folder: Path) -> Iterator[Mapping[str, str]]:
-    """Yield the rows of all score tables of a run, and the cases and subjects in its summary."""
+    """Yield the rows of all score tables of a run, and the cases and subjects in its summary and its own manifest."""
     for path in sorted(folder.rglob("*.csv")):
         yield from read_csv(path, (), "restore it, or make it again")
+    if (folder / "manifest.json").exists():
+        for case in Manifest.load(folder / "manifest.json").cases:
+            yield {"case": case.name, "subject": case.subject}
     if (folder / "summary.json").exists():
         with parsing(folder / "summary.json", "restore it, or run its stage again"):
             for case, subject in (read_json(folder / "summary.json").get("subjects") or {}).items():

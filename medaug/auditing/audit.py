@@ -29,14 +29,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def check_pairs(inputs: Inputs) -> None:
-    """Refuse pairs that cannot be audited.
+def check_pairs(inputs: Inputs) -> int:
+    """Refuse pairs that cannot be audited; returns their number.
 
     Raises:
         UserError: there are fewer than two pairs.
     """
+    assert inputs.pairs is not None
     if len(inputs.pairs.records) < 2:
         raise UserError("the audit needs at least two pairs", "generate more (num=2)", path=inputs.pairs.manifest.root)
+    return len(inputs.pairs.records)
 
 
 def audit(inputs: Inputs, options: Options, folder: Path) -> Audit:
@@ -51,6 +53,7 @@ def audit(inputs: Inputs, options: Options, folder: Path) -> Audit:
         UserError: there is no labelled validation scan, two scans of different splits are equal, or the training of
             the judge failed.
     """
+    assert inputs.checkpoint is not None and inputs.pairs is not None
     card, model = load_model(inputs.checkpoint, choose_device())
     train, val, synthetic = inputs.load_real("train"), inputs.load_real("val"), inputs.load_synthetic()
     if not val:

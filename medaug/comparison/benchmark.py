@@ -72,5 +72,7 @@ def run_benchmark(inputs: Inputs, scans: TrainingScans, options: Options, folder
         draws=tuple(settings.draws),
         num_training_subjects=len(set(subjects)),
         evaluated=settings.evaluate,
+        pairs_of="" if inputs.external is None else inputs.external.name,
+        leak_excluded=inputs.external is None or inputs.external.seen is not None,
     )
     return result.compare(pairs_to_compare(options.arms.names))

@@ -42,9 +42,9 @@ def refuse_leaks(
             test subject; or a pair was made from a validation or test subject.
     """
     if known := seen.test_subjects(cohort):
-        raise UserError(f"leak: the generator saw test subject(s) {_some(known)}", "train it again on this split")
+        raise UserError(f"leak: the generator saw test subject(s) {named(known)}", "train it again on this split")
     if leaked := seen.in_split("train") & cohort.subjects("val"):
-        raise UserError(f"leak: the generator trained on validation subject(s) {_some(leaked)}", "train it again")
+        raise UserError(f"leak: the generator trained on validation subject(s) {named(leaked)}", "train it again")
     hosts = {case.name: case.subject for case in cohort.cases}
     by_name = {record["name"]: record for record in records}
     allowed = cohort.subjects("train")
@@ -60,7 +60,7 @@ def refuse_leaks(
             )
         if tested := set(record.get("mask_validation_subjects", ())) & cohort.subjects("test"):
             raise UserError(
-                f"leak: the mask generator of {case.name} saw test subject(s) {_some(tested)}", "train it again"
+                f"leak: the mask generator of {case.name} saw test subject(s) {named(tested)}", "train it again"
             )
         host = str(record.get("host"))
         if hosts.get(host, record.get("host_subject")) != record.get("host_subject"):
@@ -70,7 +70,7 @@ def refuse_leaks(
             )
         if outside := set(record["subjects"]) - allowed:
             raise UserError(
-                f"leak: {case.name} was made from {_some(outside)}, not a training subject", "generate again"
+                f"leak: {case.name} was made from {named(outside)}, not a training subject", "generate again"
             )
 
 
@@ -108,7 +108,7 @@ def refuse_leaky_screening(cohort: Manifest, screener: Screener) -> None:
     """
     if known := {*screener.seen.test_subjects(cohort), *screener.seen.trained_outside(cohort.subjects("train"))}:
         raise UserError(
-            f"leak: the screening of the pairs saw {_some(known)}, which it must not see",
+            f"leak: the screening of the pairs saw {named(known)}, which it must not see",
             "generate the pairs again",
         )
 
@@ -136,6 +136,7 @@ def guarded_cohort(train: Path, pairs: Pairs, card: Card, checkpoint: str) -> tu
     return cohort, cohort_digest(cohort, contents)
 
 
-def _some(subjects: Iterable[str]) -> str:
+def named(subjects: Iterable[str]) -> str:
+    """The first three names in order, and how many more there are."""
     names = sorted(subjects)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

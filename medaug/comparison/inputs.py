@@ -1,44 +1,70 @@
-"""The inputs of audit and benchmark: a trained generator, its pairs and its cohort, checked for leaks."""
+"""The inputs of audit and benchmark: a cohort, synthetic pairs and what made them, checked for leaks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from medaug.cohort.manifest import Case, Manifest
+from medaug.cohort.seen import Seen
+from medaug.comparison.arms import ARMS
+from medaug.comparison.external import External, read_external, refuse_external_leaks
 from medaug.comparison.guard import guarded_cohort
-from medaug.data.cases import ModelCase, load_cases
+from medaug.data.cases import ModelCase, load_cases, read_grids
+from medaug.data.cohorts import find_cohort
+from medaug.data.contents import case_contents, cohort_digest, refuse_shared
+from medaug.data.preprocessing import fit_preprocessing
+from medaug.errors import UserError
 from medaug.files import file_sha256
+from medaug.options import Options
+from medaug.ownership import finished
 from medaug.synthesis.pairs import Pairs
-from medaug.training.checkpoint import Card, read_checkpoint
+from medaug.training.checkpoint import Card, read_checkpoint, refuse_changed_scans
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A generator with its pairs and cohort.
+    """A cohort, with the synthetic pairs that segmenters may be trained on.
 
     Attributes:
-        checkpoint: checkpoint of the generator.
+        checkpoint: checkpoint of the experiment's generator; None: nothing was trained.
         digest: SHA-256 of the checkpoint.
-        card: card of the checkpoint.
-        pairs: pairs made by the generator.
+        card: card of the checkpoint; of a cohort for which nothing was trained, its preprocessing.
+        pairs: the pairs; None: there are none, and none are needed.
         cohort: real scans with splits.
         content: digest of the cohort's splits, schema and files.
         cache: folder of cases in model space.
+        external: the pairs and their declaration, if the experiment's generator did not make them.
     """
 
-    checkpoint: Path
-    digest: str
+    checkpoint: Path | None
+    digest: str | None
     card: Card
-    pairs: Pairs
+    pairs: Pairs | None
     cohort: Manifest
     content: str
     cache: Path
+    external: External | None = None
 
     @property
-    def identity(self) -> dict[str, str]:
-        """Digests of everything that a result depends on, apart from options."""
-        return {"checkpoint": self.digest, "pairs": self.pairs.digest, "cohort": self.content}
+    def identity(self) -> dict[str, Any]:
+        """What a result depends on, apart from options, and what was declared about the pairs."""
+        made = {} if self.pairs is None else {"pairs": self.pairs.digest}
+        if self.external is not None:
+            made["declared"] = self.external.declared
+        space = {"preprocessing": self.card.preprocessing.to_dict()} if self.digest is None else {}
+        return ({} if self.digest is None else {"checkpoint": self.digest}) | made | space | {"cohort": self.content}
+
+    @property
+    def seen(self) -> Seen:
+        """What the generator of the pairs saw, as far as it is known."""
+        if self.external is None:
+            return self.card.seen
+        return self.external.seen or Seen({})
 
     def labelled(self, split: str) -> list[Case]:
         """The cases of a split that have a label."""
@@ -50,6 +76,8 @@ class Inputs:
 
     def load_synthetic(self) -> list[ModelCase]:
         """All pairs in model space."""
+        if self.pairs is None:
+            return []
         return load_cases(self.pairs.manifest, self.pairs.manifest.cases, self.card.preprocessing, self.cache)
 
 
@@ -71,3 +99,79 @@ def read_inputs(checkpoint: Path, train: Path, synthetic: Path, command: str) ->
     card, _ = read_checkpoint(checkpoint)
     cohort, content = guarded_cohort(train, pairs, card, digest)
     return Inputs(checkpoint, digest, card, pairs, cohort, content, train.parent / "cache")
+
+
+def read_trained(checkpoint: Path, train: Path) -> Inputs:
+    """Read the cohort of a training, without pairs.
+
+    Args:
+        checkpoint: checkpoint of the training.
+        train: its folder; the cache is beside it.
+
+    Raises:
+        UserError: a file is damaged, or scans changed since the training.
+    """
+    card, _ = read_checkpoint(checkpoint)
+    cohort, cache = Manifest.load(train / "manifest.json"), train.parent / "cache"
+    contents = case_contents(cohort, cohort.cases, cache)
+    refuse_shared(cohort, contents)
+    refuse_changed_scans(card, contents)
+    digest = file_sha256(checkpoint)
+    return Inputs(checkpoint, digest, card, None, cohort, cohort_digest(cohort, contents), cache)
+
+
+def read_untrained(options: Options, run: Path) -> Inputs:
+    """Read a cohort for which nothing was trained, without pairs, and fit the model space on its training scans.
+
+    Args:
+        options: `benchmark.cohort` names its manifest; `data` says how scans are preprocessed.
+        run: folder of the experiment.
+
+    Raises:
+        UserError: a file is missing or damaged, or the training split is empty.
+    """
+    data = replace(options.data, manifest=options.benchmark.cohort)
+    cohort, cache = find_cohort(data, run / "phantom"), run / "cache"
+    train = cohort.split("train")
+    if not train:
+        raise UserError("the training split is empty", "give scans the split train", path=data.manifest)
+    preprocessing = fit_preprocessing(read_grids(cohort, train, data.crop), data, multiple=(1, 1, 1))
+    contents = case_contents(cohort, cohort.cases, cache)
+    refuse_shared(cohort, contents)
+    settings = {"data": asdict(data)}
+    card = Card(options.experiment, settings, preprocessing, cohort.schema, cohort.modalities, {}, cohort.phantom)
+    return Inputs(None, None, card, None, cohort, cohort_digest(cohort, contents), cache)
+
+
+def benchmark_inputs(options: Options, checkpoint: Path | None, run: Path, command: str) -> Inputs:
+    """Read what a benchmark needs: the cohort, and pairs if an arm trains on them.
+
+    The experiment's own pairs are read if they are finished, even if no arm needs them.
+
+    Args:
+        options: options of the stage.
+        checkpoint: checkpoint of the experiment's generator; None: `benchmark.cohort` names a cohort.
+        run: folder of the experiment.
+        command: the command that makes the experiment's own pairs, for messages.
+
+    Raises:
+        UserError: as `read_inputs`, `read_trained`, `read_untrained` and `read_external`; arms need pairs that do not
+            exist; or there is a leak.
+    """
+    settings, wanted = options.benchmark, [name for name in options.arms.names if ARMS[name].synthetic]
+    own = settings.pairs is None and checkpoint is not None
+    if checkpoint is not None and own and (wanted or finished(run / "synthetic") is not None):
+        return read_inputs(checkpoint, run / "train", run / "synthetic", command)
+    inputs = read_untrained(options, run) if checkpoint is None else read_trained(checkpoint, run / "train")
+    if settings.pairs is None:
+        if wanted:
+            raise UserError(f"arm {wanted[0]} trains on synthetic pairs", "give pairs=MANIFEST, or leave the arm out")
+        return inputs
+    if not wanted:
+        raise UserError("benchmark.pairs: no arm trains on them", "add an arm such as real+classical+synthetic")
+    declaration = None if settings.pairs_seen is None else Path(settings.pairs_seen)
+    external = read_external(Path(settings.pairs), declaration, inputs.cache)
+    refuse_external_leaks(inputs.cohort, case_contents(inputs.cohort, inputs.cohort.cases, inputs.cache), external)
+    if external.seen is None:
+        log.warning("%s: it is not declared what its generator saw, so a leak cannot be excluded", settings.pairs)
+    return replace(inputs, pairs=external.pairs, external=external)

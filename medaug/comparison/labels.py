@@ -9,6 +9,7 @@ from pathlib import Path
 
 from medaug.cohort.folds import hide_labels
 from medaug.cohort.manifest import Case, Manifest
+from medaug.comparison.external import SOURCE
 from medaug.comparison.inputs import Inputs
 from medaug.comparison.job import Job
 from medaug.data.cases import ModelCase, load_cases
@@ -133,14 +134,17 @@ class TrainingScans:
         """
         if job.labelled is None:
             return
-        kept, seen = self.kept(job), self.inputs.card.seen.contents
+        kept, seen, pairs = self.kept(job), self.inputs.seen, self.inputs.pairs
         hidden = [case for case in self.cohort.split("train") if case.label is not None and case.name not in kept]
         contents = case_contents(self.cohort, hidden, self.inputs.cache)
-        visible = {case.name for case in self.inputs.labelled("train")}
-        known = [case for case in hidden if case.name in visible or contents[case.name][-1] in seen]
+        if self.inputs.external is None:
+            visible = {case.name for case in self.inputs.labelled("train")}
+        else:  # whoever declares subjects says nothing about their labels, so all are taken as seen
+            visible = {case.name for case in hidden if case.subject in seen.in_split("train") | seen.in_split("val")}
+        known = [case for case in hidden if case.name in visible or contents[case.name][-1] in seen.contents]
         subjects = {case.subject for case in hidden}
-        for record in self.inputs.pairs.records:
-            if record.get("mask_source") == "generated" or len(record["subjects"]) > 1:
+        for record in () if pairs is None else pairs.records:
+            if record.get("mask_source") in ("generated", SOURCE) or len(record["subjects"]) > 1:
                 known += [case for case in hidden if case.subject in subjects & set(record["subjects"])]
         if known:
             raise UserError(

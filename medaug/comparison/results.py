@@ -95,6 +95,8 @@ class Benchmark:
         declared: declarations of the primary comparison, oldest first; empty: it was never declared.
         num_training_subjects: number of labelled training subjects; None in files of earlier versions.
         evaluated: the split that was scored, "test" or "val"; the names of other attributes say "test" for both.
+        pairs_of: name of the synthetic set, if the experiment's own generator did not make it.
+        leak_excluded: whether it is known what the generator of the pairs saw.
         looks: how many configurations were scored on these test subjects so far; None: not counted.
     """
 
@@ -117,6 +119,8 @@ class Benchmark:
     declared: tuple[Declared, ...] = ()
     num_training_subjects: int | None = None
     evaluated: str = "test"
+    pairs_of: str = ""
+    leak_excluded: bool = True
     looks: int | None = None
 
     @property
@@ -237,6 +241,8 @@ class Benchmark:
             "floor": dict(self.floor),
             "num_synthetic": self.num_synthetic,
             "evaluated": self.evaluated,
+            "pairs_of": self.pairs_of,
+            "leak_excluded": self.leak_excluded,
             "looks": self.looks,
             "primary": [one.to_mapping() for one in self.declared],
             "config": dict(self.config),
@@ -278,6 +284,8 @@ class Benchmark:
                 declared=load_declarations(summary.get("primary", []), path),
                 num_training_subjects=summary.get("num_training_subjects"),
                 evaluated=str(summary.get("evaluated", "test")),
+                pairs_of=str(summary.get("pairs_of", "")),
+                leak_excluded=bool(summary.get("leak_excluded", True)),
                 looks=summary.get("looks"),
             )
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from medaug.comparison.arms import ARMS
+from medaug.comparison.external import refuse_held_out_masks
 from medaug.comparison.inputs import Inputs
 from medaug.comparison.job import Job
 from medaug.comparison.jobs import TestSet, run_job
@@ -72,6 +73,8 @@ class Setting:
                 scans.refuse_seen(job)
         synthetic = inputs.load_synthetic()
         test = TestSet(cohort, inputs.load_real(split), options.scoring)
+        if inputs.external is not None:
+            refuse_held_out_masks(test.cases, synthetic)
         refuse_copies({"train": scans.labelled, split: test.cases, "synthetic": synthetic})
         return cls(
             scans, synthetic, test, Problem(cohort.modalities, cohort.schema, inputs.card.preprocessing), options

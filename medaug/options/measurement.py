@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medaug.options.declaration import Items, Range, above, at_least, one_of, only_with, option
+from medaug.options.declaration import Items, Range, above, at_least, one_of, only_with, option, path_option
 
 _POSITIVE = at_least(1)
 
@@ -137,6 +137,18 @@ class BenchmarkOptions:
         "test",
         choices=one_of("test", "val"),
         identity=None,
+    )
+    pairs: str | None = path_option(
+        "manifest of synthetic pairs made by anything, which replace the experiment's own; null: the experiment's own",
+        identity=False,
+    )
+    pairs_seen: str | None = path_option(
+        "text file with the subjects that their generator saw, one per line; null: as their manifest declares",
+        identity=False,
+        applies_when=(only_with("benchmark.pairs"),),
+    )
+    cohort: str | None = path_option(
+        "manifest of a cohort with splits, if nothing was trained; null: the cohort of the training", identity=False
     )
     plan: bool = option("list the jobs, done or not, with the time that is left, and stop", False, identity=False)
     bootstrap_seed: int = option("seed of the bootstrap intervals", 0, limits=at_least(0))

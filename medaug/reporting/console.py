@@ -18,6 +18,7 @@ from medaug.reporting.text import (
     declaration_notes,
     format_equivalent,
     format_interval,
+    leak_warning,
     metric_of,
     primary_statement,
     warnings_of,
@@ -30,8 +31,12 @@ _NAME_WIDTH = 24
 def print_table(benchmark: Benchmark, console: Console) -> None:
     """Print mean and difference from the baseline of every arm, in the metric of the primary comparison.
 
+    If a leak cannot be excluded, the first line says so.
+
     Each arm has a line for all structures together, then one for each of them.
     """
+    for warning in leak_warning(benchmark):
+        console.print(Text(warning, style="bold"), soft_wrap=True)
     name = _metric(benchmark)
     metric = metric_of(name)
     differences = {(one.arm, one.labelled, one.structure): one for one in benchmark.comparisons if one.metric == name}

@@ -15,6 +15,15 @@ TUNING = (
     "For tuning: scored on validation subjects (evaluate=val), to choose settings without looking at test subjects. Do "
     "not report these numbers: whatever was chosen on these subjects scores better on them than on others."
 )
+LEAK = (
+    "A leak cannot be excluded: it was not declared which subjects the generator of {} saw. Test subjects may be among "
+    "them, which makes arms with pairs look better than they are."
+)
+
+
+def leak_warning(benchmark: Benchmark) -> list[str]:
+    """That a leak cannot be excluded, if so: the first line of report and console."""
+    return [] if benchmark.leak_excluded else [LEAK.format(benchmark.pairs_of)]
 
 
 def warnings_of(benchmark: Benchmark, smoke: bool = False) -> list[str]:
@@ -24,7 +33,8 @@ def warnings_of(benchmark: Benchmark, smoke: bool = False) -> list[str]:
         benchmark: results.
         smoke: whether another stage that the report shows was a smoke run.
     """
-    return [SMOKE] * (benchmark.smoke or smoke) + [TUNING] * (benchmark.evaluated == "val")
+    tuning = [TUNING] * (benchmark.evaluated == "val")
+    return leak_warning(benchmark) + [SMOKE] * (benchmark.smoke or smoke) + tuning
 
 
 def metric_of(name: str) -> Metric:

@@ -15,6 +15,7 @@ from medaug.cohort import provenance
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.provenance import Recipe
 from medaug.cohort.schema import LabelSchema
+from medaug.comparison.external import read_external, refuse_external_leaks
 from medaug.comparison.guard import guarded_cohort
 from medaug.data.cases import load_cases
 from medaug.data.contents import case_contents, cohort_digest, refuse_copies
@@ -190,3 +191,18 @@ def test_one_scan_stored_twice_in_two_ways_is_found_in_model_space(loop, tmp_pat
     refuse_copies({"train": loaded["train"], "test": loaded["test"][1:]})
     blank = [replace(case, image=np.zeros_like(case.image)) for case in loaded["train"]]
     refuse_copies({"train": blank, "test": [replace(blank[0], case=loaded["test"][0].case)]})
+
+
+def test_pairs_of_another_run_are_checked_against_their_provenance(loop, tmp_path):
+    path = loop.synthetic / "manifest.json"
+    external = read_external(path, None, tmp_path)
+    assert external.seen is None and external.checkpoint is None  # the checkpoint that made them is gone
+    assert [record["host_subject"] for record in external.pairs.records] == ["A", "B"]
+    contents = case_contents(loop.cohort, loop.cohort.cases, tmp_path)
+    refuse_external_leaks(loop.cohort, contents, external)
+    moved = replace(loop.cohort, cases=tuple(replace(c, split="test") for c in loop.cohort.cases if c.subject == "B"))
+    with pytest.raises(UserError, match="p1 of toy_synthetic is of test subject B"):
+        refuse_external_leaks(moved, contents, external)
+    shutil.copy(loop.synthetic / "labelsTr/p0.nii.gz", loop.synthetic / "labelsTr/p1.nii.gz")
+    with pytest.raises(UserError, match="a file of p1 that is not the one that was generated"):
+        read_external(path, None, tmp_path)
