@@ -71,6 +71,7 @@ def main(options: Options) -> None:
             segmentation=wanted.segmentation,
             suffixes=wanted.suffixes,
             skull_stripped=wanted.skull_stripped,
+            confidence=wanted.confidence,
             signer=signer,
             announce=partial(_note, record, line),
         )

@@ -20,8 +20,8 @@ _TEXT = "A run folder of medaug. With overwrite=true its results may be replaced
 _RESULTS = (
     *("finished.json", "manifest.json", "provenance*.jsonl", "contact_sheet.png", ".scoring", ".tmp-????????-*-*"),
     *("last.ckpt", "best.ckpt", "codec.ckpt", "selector.pt", "validation.csv", "pictures"),
-    *("imagesTr", "labelsTr", "strip.png", "strip.gif"),
-    *("rejected", "screening.json", "screener.json", "screener.pt", "README.md"),
+    *("imagesTr", "labelsTr", "confidenceTr", "strip.png", "strip.gif"),
+    *("rejected", "screening.json", "screener.json", "screener*.pt", "README.md"),
     *("metrics.csv", "metrics.json"),
     *("judge.pt", "faithfulness.json", "faithfulness.csv", "measures.csv", "guidance.png"),
     *("jobs", "scores.csv", "comparison.csv", "summary.json", "report.html", "deformations"),

@@ -144,10 +144,9 @@ def main() -> int:
     home = given.folder.resolve()
     shutil.rmtree(home / "runs/demo/synthetic", ignore_errors=True)
     words = ("experiment=demo", "preset=smoke", f"num={given.num}", "batch_size=3", "screen.retries=30")
-    rules = ("screen.rules=[coin,near_copies,coin_in_order]", "screen.copy_quantile=1", "screen.steps=4")
-    return min(
-        1, len(survive(Command("pairs", "generate", (*words, *rules)), home, given.num, given.kills, given.seed))
-    )
+    words += ("screen.rules=[coin,near_copies,coin_in_order]", "screen.copy_quantile=1", "screen.steps=4")
+    command = Command("pairs", "generate", (*words, "screen.ensemble=2"))
+    return min(1, len(survive(command, home, given.num, given.kills, given.seed)))
 
 
 if __name__ == "__main__":

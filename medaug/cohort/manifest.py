@@ -27,6 +27,8 @@ SPACING = "spacing"
 class Case:
     """One scan. Paths are relative to the manifest's root; `label` is None if the scan is unlabelled.
 
+    `confidence` is a map of a synthetic pair on the image's grid: 0 where its screening doubts the mask, 1 elsewhere.
+
     `images` has one file per modality, or a single 4-D file with all modalities. `attributes` maps names (site,
     contrast, grade) to texts or numbers that describe the scan; an unknown attribute is absent.
     """
@@ -37,6 +39,7 @@ class Case:
     subject: str
     split: str = "train"
     attributes: Mapping[str, str | float] = field(default_factory=dict, hash=False)
+    confidence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ class Manifest:
                     "name": case.name,
                     "image": case.images[0] if len(case.images) == 1 else list(case.images),
                     **({} if case.label is None else {"label": case.label}),
+                    **({} if case.confidence is None else {"confidence": case.confidence}),
                     "subject": case.subject,
                     "split": case.split,
                     **({"attributes": dict(case.attributes)} if case.attributes else {}),
@@ -154,10 +158,14 @@ class Manifest:
         """Return the label file of a case, or None if it is unlabelled."""
         return None if case.label is None else Path(self.root, case.label)
 
+    def confidence_path(self, case: Case) -> Path | None:
+        """Return the confidence map of a case, or None if it has none."""
+        return None if case.confidence is None else Path(self.root, case.confidence)
+
     def files(self, case: Case) -> list[Path]:
-        """Return every file of a case: its images, then its label if it has one."""
-        label = self.label_path(case)
-        return [*self.image_paths(case), *([] if label is None else [label])]
+        """Return every file of a case: its images, then its label and its confidence map if it has them."""
+        others = (self.label_path(case), self.confidence_path(case))
+        return [*self.image_paths(case), *(path for path in others if path is not None)]
 
     def validate(self, source: str) -> None:
         """Raise the first of `problems`, if there is one, with `source` named."""
@@ -181,8 +189,8 @@ class Manifest:
             if len(case.images) not in {1, len(self.modalities)}:
                 what = f"case {case.name} has {len(case.images)} images for {len(self.modalities)} modalities"
                 yield UserError(what, "list one file per modality, or one 4-D file", code=IMAGE_COUNT)
-            for file in (*case.images, *([] if case.label is None else [case.label])):
-                if _leaves_root(file):
+            for file in (*case.images, case.label, case.confidence):
+                if file is not None and _leaves_root(file):
                     what = f"case {case.name}: {file} is not a path below root"
                     yield UserError(what, "write it relative to root", code="outside-root")
         for subject, names in splits.items():
@@ -250,12 +258,14 @@ def _case(entry: Any, source: str) -> Case:
         raise UserError(
             f"{source}: case {entry.get('name', 'without name')} has no image", 'add "image": "file.nii.gz"'
         )
-    texts = {key: entry[key] for key in ("name", "label", "subject", "split") if entry.get(key) is not None}
+    texts = {
+        key: entry[key] for key in ("name", "label", "confidence", "subject", "split") if entry.get(key) is not None
+    }
     for key, text in texts.items():
         if not isinstance(text, str) or not text:
             raise UserError(f"{source}: {key} {text!r:.60} of {images[0]} is not a text", "correct or remove it")
     name = texts.get("name", case_name(images[0]))
-    label, attributes = texts.get("label"), entry.get("attributes")
+    label, confidence, attributes = texts.get("label"), texts.get("confidence"), entry.get("attributes")
     return Case(
         name=name,
         images=tuple(PurePosixPath(image).as_posix() for image in images),  # "./a" becomes "a"
@@ -263,6 +273,7 @@ def _case(entry: Any, source: str) -> Case:
         subject=texts.get("subject", name),
         split=texts.get("split", "train"),
         attributes={} if attributes is None else attributes_from(attributes, f"{source}: case {name}"),
+        confidence=None if confidence is None else PurePosixPath(confidence).as_posix(),
     )
 
 

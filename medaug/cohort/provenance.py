@@ -18,7 +18,7 @@ from medaug.inputs import opened
 _LONGEST_LINE = 1 << 20
 _KINDS: dict[str, tuple[type, type]] = {
     **dict.fromkeys(("index", "attempt", "seed"), (int, object)),
-    **dict.fromkeys(("name", "host", "host_subject", "label", "checkpoint"), (str, object)),
+    **dict.fromkeys(("name", "host", "host_subject", "label", "confidence", "checkpoint"), (str, object)),
     **dict.fromkeys(("subjects", "images", "mask_validation_subjects", "negative_classes"), (list, str)),
     "scores": (list, list),
     **dict.fromkeys(("files", "contents"), (dict, str)),

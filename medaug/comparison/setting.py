@@ -15,7 +15,7 @@ from medaug.comparison.job import Job
 from medaug.comparison.jobs import TestSet, run_job
 from medaug.comparison.labels import TrainingScans
 from medaug.comparison.material import Material
-from medaug.data.cases import ModelCase
+from medaug.data.cases import ModelCase, without_doubt
 from medaug.data.contents import refuse_copies
 from medaug.errors import UserError
 from medaug.evaluation.scores import check_scoring
@@ -72,6 +72,8 @@ class Setting:
             if ARMS[job.arm].synthetic:
                 scans.refuse_seen(job)
         synthetic = inputs.load_synthetic()
+        if options.benchmark.confidence and inputs.pairs is not None:
+            synthetic = without_doubt(inputs.pairs.manifest, synthetic, inputs.card.preprocessing)
         test = TestSet(cohort, inputs.load_real(split), options.scoring)
         if inputs.external is not None:
             refuse_held_out_masks(test.cases, synthetic)

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medaug.cohort.manifest import Case, Manifest
-from medaug.cohort.schema import foreground
+from medaug.cohort.schema import IGNORE, foreground
 from medaug.data.cache import add_owner, content_digests, locked, read_entry, refuse_changed, write_entry
 from medaug.data.geometry import filled
 from medaug.data.preprocessing import Placement, Preprocessing, body_box
 from medaug.errors import UserError
-from medaug.imaging.cases import HostImage, read_indices, read_modalities
+from medaug.imaging.cases import HostImage, read_doubt, read_indices, read_modalities
 from medaug.imaging.reading import read_header
 from medaug.imaging.volume import shape_text
 from medaug.isolation import Failure, isolated
@@ -124,6 +124,30 @@ def load_cases(
         missing = busy
     contents = refuse_changed(stems, cache)
     return [replace(_restore(case, stems[case.name], memory), content=contents[case.name]) for case in cases]
+
+
+def without_doubt(manifest: Manifest, cases: Sequence[ModelCase], preprocessing: Preprocessing) -> list[ModelCase]:
+    """Cases whose labels are ignored where their confidence maps doubt them; cases without a map are left as they are.
+
+    Args:
+        manifest: that lists the cases.
+        cases: in model space.
+        preprocessing: of that model space.
+
+    Raises:
+        UserError: as for `read_doubt`.
+    """
+    found = []
+    for case in cases:
+        doubt = None
+        if case.case.confidence is not None and case.label is not None:
+            doubt = read_doubt(manifest, case.case, read_header(manifest.image_paths(case.case)[0]))
+        if doubt is None or case.label is None:
+            found.append(case)
+            continue
+        placed = preprocessing.apply_label(doubt, case.placement)
+        found.append(replace(case, label=np.where(placed == 1, np.uint8(IGNORE), case.label)))
+    return found
 
 
 def read_grids(

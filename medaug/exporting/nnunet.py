@@ -20,6 +20,7 @@ def write_nnunet(export: Export) -> None:
     """Write nnU-Net v2 raw data: `imagesTr/NAME_0000.nii.gz` per modality, `labelsTr/NAME.nii.gz`, dataset.json.
 
     nnU-Net needs consecutive label values, so class indices are written; the ignore label comes after the last class.
+    It also marks the voxels that the confidence maps of pairs doubt, unless `export.confidence` is false.
     Test cases are written to `imagesTs` and `labelsTs`; the splits "train" and "val" become the only fold of
     `splits_final.json`. `dataset.json` has an additional key "medaug": subjects, attributes, and the label schema of
     the files, because nnU-Net's "labels" can hold either regions or classes, but not both.
@@ -28,7 +29,8 @@ def write_nnunet(export: Export) -> None:
         UserError: as for `Export.fill`, `Export.images` and `Export.indices`; or a class is called "ignore".
     """
     manifest = export.manifest
-    schema = _renumbered(manifest.schema)
+    maps = export.confidence and any(case.confidence is not None for case in manifest.cases)
+    schema = _renumbered(manifest.schema, maps)
     labels, order = _nnunet_labels(schema)
     sheared = False
 
@@ -40,7 +42,7 @@ def write_nnunet(export: Export) -> None:
         for index, image in enumerate(images):
             export.write(case, folder / f"images{part}" / f"{case.name}_{index:04d}.nii.gz", image, first.affine)
         if case.label is not None:
-            label = schema.to_values(export.indices(case, first))
+            label = schema.to_values(export.trusted(case, first))
             export.write(case, folder / f"labels{part}" / f"{case.name}.nii.gz", label, first.affine)
 
     def files(cases: list[Case]) -> dict[str, Any]:
@@ -91,12 +93,12 @@ def fold(export: Export, cases: Sequence[Case]) -> dict[str, list[str]]:
     return {split: [case.name for case in kept if case.split == split] for split in ("train", "val")}
 
 
-def _renumbered(schema: LabelSchema) -> LabelSchema:
-    """Return the schema with class indices as values; the ignored value comes after the last class."""
+def _renumbered(schema: LabelSchema, maps: bool) -> LabelSchema:
+    """Return the schema with class indices as values; the ignored value, if one is used, comes after the last class."""
     return LabelSchema(
         labels=tuple(enumerate(schema.names)),
         regions=tuple(schema.structures().items()) if schema.regions else (),
-        ignore=None if schema.ignore is None else schema.num_classes,
+        ignore=schema.num_classes if maps or schema.ignore is not None else None,
     )
 
 

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from medaug.cohort.manifest import Case, Manifest
+from medaug.cohort.schema import IGNORE
 from medaug.errors import UserError
 from medaug.files import atomic_write, put_folder, temporary_folder, write_json
-from medaug.imaging.cases import read_indices
+from medaug.imaging.cases import read_doubt, read_indices
 from medaug.imaging.nifti import write_volume
 from medaug.imaging.reading import read_volumes
 from medaug.imaging.volume import Header, Volume, grid_difference, is_finite
@@ -43,6 +44,7 @@ class Export:
         segmentation: kind of DICOM SEG; only for DICOM.
         suffixes: suffixes of modalities, as MODALITY:SUFFIX; only for BIDS.
         skull_stripped: whether the images are skull-stripped, which BIDS requires to say.
+        confidence: whether voxels that confidence maps doubt are ignored, in the format that can say so.
         signer: signs the marks of synthetic files; None: the marks are not signed.
         announce: called after all files have been written, just before the folder gets its final name.
     """
@@ -54,6 +56,7 @@ class Export:
     segmentation: str = "BINARY"
     suffixes: Sequence[str] = ()
     skull_stripped: bool = False
+    confidence: bool = True
     signer: Signer | None = None
     announce: Callable[[], None] = _silent
 
@@ -159,6 +162,16 @@ class Export:
         indices = read_indices(self.manifest, case, first)
         assert indices is not None
         return indices
+
+    def trusted(self, case: Case, first: Header) -> NDArray[np.uint8]:
+        """As `indices`, with the voxels that the confidence map of the case doubts ignored, if that is wanted.
+
+        Raises:
+            UserError: as for `indices` and `read_doubt`.
+        """
+        indices = self.indices(case, first)
+        doubt = read_doubt(self.manifest, case, first) if self.confidence else None
+        return indices if doubt is None else np.where(doubt == 1, np.uint8(IGNORE), indices)
 
 
 @runtime_checkable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,8 +69,33 @@ def read_indices(manifest: Manifest, case: Case, grid: Header) -> NDArray[np.uin
     path = manifest.label_path(case)
     if path is None:
         return None
-    label = read_label(path)
-    if difference := grid_difference(grid, label.header):
-        image = manifest.image_paths(case)[0].name
-        raise UserError(f"the label {difference} of {image}", "resample it onto the image's grid", path=path)
+    label = _read_beside(manifest, case, path, grid, "label")
     return manifest.schema.to_indices(label.array, str(path))
+
+
+def read_doubt(manifest: Manifest, case: Case, grid: Header) -> NDArray[np.uint8] | None:
+    """Read where the screening of a case doubts its mask: (X, Y, Z), 1 there and 0 elsewhere; None if it has no map.
+
+    Args:
+        manifest: the manifest that lists the case.
+        case: with or without a confidence map.
+        grid: the grid of the case's image.
+
+    Raises:
+        UserError: the map cannot be read, is on another grid, or has other values than 0 and 1.
+    """
+    path = manifest.confidence_path(case)
+    if path is None:
+        return None
+    confidence = _read_beside(manifest, case, path, grid, "confidence map").array
+    if not np.isin(confidence, (0, 1)).all():
+        raise UserError("a confidence map holds other values than 0 and 1", "restore it, or generate again", path=path)
+    return (confidence == 0).astype(np.uint8)
+
+
+def _read_beside(manifest: Manifest, case: Case, path: Path, grid: Header, what: str) -> Volume:
+    volume = read_label(path)
+    if difference := grid_difference(grid, volume.header):
+        image = manifest.image_paths(case)[0].name
+        raise UserError(f"the {what} {difference} of {image}", "resample it onto the image's grid", path=path)
+    return volume

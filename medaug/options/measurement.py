@@ -166,3 +166,6 @@ class BenchmarkOptions:
         identity=False,
     )
     backend: str = option("backend that trains the segmenters", "unet", choices=one_of(table="backends"), identity=None)
+    confidence: bool = option(
+        "ignore the voxels of pairs that their confidence maps doubt, where there are maps", True, identity=None
+    )

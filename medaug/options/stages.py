@@ -178,6 +178,13 @@ class ScreenOptions:
         applies_when=_SCREENED,
     )
     steps: int = option("optimisation steps of the screening segmenter", 600, limits=_POSITIVE, applies_when=_SCREENED)
+    ensemble: int = option(
+        "screening segmenters that vote on where each mask is doubtful, for a confidence map per pair; 0: no maps",
+        0,
+        limits=at_least(0),
+        applies_when=_SCREENED,
+        identity=None,
+    )
 
 
 @dataclass
@@ -241,6 +248,11 @@ class ExportOptions:
         "BIDS: record in the files that the images are skull-stripped",
         False,
         applies_when=(only_with("export.format", "bids"),),
+    )
+    confidence: bool = option(
+        "nnU-Net: give voxels that the confidence maps of pairs doubt the ignore label",
+        True,
+        applies_when=(only_with("export.format", "nnunet"),),
     )
     sign_key: str | None = path_option("private Ed25519 key (PEM) that signs the mark of every synthetic file")
     manifest: str | None = path_option("manifest of a cohort to export; null: the experiment's synthetic pairs")

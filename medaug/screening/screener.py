@@ -67,9 +67,9 @@ def prepare_screener(
     options: ScreenOptions,
     size: SegmenterOptions,
     seed: int,
-    wanted: bool,
-) -> tuple[Screener, nn.Module | None]:
-    """Train the screening segmenter and write its record, or load them if they exist.
+    wanted: int,
+) -> tuple[Screener, list[nn.Module]]:
+    """Train the screening segmenters and write their record, or load them if they exist.
 
     If several processes share the run, one of them trains, and the others wait for it.
 
@@ -81,7 +81,8 @@ def prepare_screener(
         options: this function reads `steps`.
         size: options of the segmenter.
         seed: root seed of the run.
-        wanted: whether a rule needs the segmenter; if not, it is not trained.
+        wanted: number of segmenters. The first is the one that the rules read; with the others it judges where masks
+            are doubtful.
 
     Raises:
         UserError: there are too few labelled scans, the training failed, or a file is damaged.
@@ -89,27 +90,31 @@ def prepare_screener(
     labelled = [case for case in scans["train"] if case.label is not None]
     if wanted and not labelled:
         raise UserError("screen.rules: no training scan has a label to train a segmenter on", "screen=none")
-    weights = folder / WEIGHTS
+    weights = [folder / (f"screener_{number}.pt" if number else WEIGHTS) for number in range(wanted)]
     with locked(folder / LOCK, wait=True):
-        if wanted and not weights.exists():
-            own = named_seed(seed, "screener")
-            net = train_segmenter(TrainingSet(labelled), schema.num_classes, size, options.steps, own, "screener")
-            save_segmenter(net, weights)
+        for number, path in enumerate(weights):
+            if not path.exists():
+                own = named_seed(seed, "screener", *([number] if number else []))
+                net = train_segmenter(TrainingSet(labelled), schema.num_classes, size, options.steps, own, "screener")
+                save_segmenter(net, path)
         if not (folder / RECORD).exists():
-            write_json(folder / RECORD, _record(scans, contents, weights if wanted else None))
+            write_json(folder / RECORD, _record(scans, contents, weights))
     screener = Screener.load(folder)
     assert screener is not None
-    if not wanted:
-        return screener, None
-    if read_json(folder / RECORD, _REMEDY).get("weights") != file_sha256(weights):
-        raise UserError("is not the segmenter that screened the pairs of this run", _REMEDY, path=weights)
-    return screener, load_segmenter(weights, len(labelled[0].image), schema.num_classes, size.channels)
+    stored = read_json(folder / RECORD, _REMEDY)
+    for path, digest in zip(weights, [stored.get("weights"), *stored.get("ensemble", ())], strict=False):
+        if digest != file_sha256(path):
+            raise UserError("is not the segmenter that screened the pairs of this run", _REMEDY, path=path)
+    channels = len(labelled[0].image) if labelled else 0
+    return screener, [load_segmenter(path, channels, schema.num_classes, size.channels) for path in weights]
 
 
-def _record(scans: Mapping[str, Sequence[ModelCase]], contents: Contents, weights: Path | None) -> dict[str, Any]:
+def _record(scans: Mapping[str, Sequence[ModelCase]], contents: Contents, weights: Sequence[Path]) -> dict[str, Any]:
     cases = [case.case for members in scans.values() for case in members]
+    digests = [file_sha256(path) for path in weights]
     return {
-        "weights": None if weights is None else file_sha256(weights),
+        "weights": digests[0] if digests else None,
+        **({"ensemble": digests[1:]} if len(digests) > 1 else {}),
         "subjects": {split: sorted({case.case.subject for case in members}) for split, members in scans.items()},
         "contents": sorted({digest for case in cases for digest in contents[case.name]}),
     }

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from medaug.cohort import provenance
 from medaug.cohort.provenance import REJECTED_FOLDER, Recipe
@@ -23,6 +24,7 @@ from medaug.imaging.nifti import write_volume
 from medaug.marking.mark import synthetic_note
 from medaug.processes import process_count, process_rank
 from medaug.progress import counting
+from medaug.screening.confidence import doubt
 from medaug.screening.rules import Sample, passed, verdicts_to_mapping
 from medaug.screening.screen import Screen
 from medaug.synthesis.attempts import Attempts
@@ -78,12 +80,14 @@ class Screening:
         screener: digest of the record of what the rules were fitted on (`medaug.screening.screener`).
         retries: how often a rejected pair is tried again.
         keep_rejected: whether the files of rejected pairs are written too.
+        ensemble: segmenters that make the confidence maps; without any, there are none.
     """
 
     screen: Screen
     screener: str
     retries: int
     keep_rejected: bool
+    ensemble: Sequence[nn.Module] = ()
 
 
 def generate_pairs(
@@ -166,7 +170,7 @@ class _Writer:
             folder, name = folder / REJECTED_FOLDER, f"{name}_attempt_{recipe.attempt:02d}"
         files: dict[str, Any] = {"name": name}
         if accepted or self._keeps(image):
-            files = _write_pair(folder, name, self.card, recipe, host, mask, image)
+            files = _write_pair(folder, name, self.card, recipe, host, mask, image, self._doubt(host, mask, image))
         line = {**recipe.to_mapping(), **files, "subjects": [recipe.host_subject], "version": version("medaug")}
         if self.record is not None:
             line |= self.record(recipe)
@@ -174,6 +178,11 @@ class _Writer:
             line |= {"screening": verdicts_to_mapping(verdicts), "screener": self.screening.screener}
         provenance.append(self.file if accepted else provenance.rank_file(folder, self.rank), line)
         return accepted
+
+    def _doubt(self, host: ModelCase, mask: NDArray[np.uint8], image: NDArray[np.float32]) -> NDArray[np.uint8] | None:
+        if self.screening is None or not self.screening.ensemble:
+            return None
+        return doubt(self.screening.ensemble, Sample.of_pair(host, mask, image))
 
     def _keeps(self, image: NDArray[np.float32]) -> bool:
         """Whether the files of a rejected pair are written; NaN or infinite voxels have no place in a host's units."""
@@ -188,8 +197,12 @@ def _write_pair(
     host: ModelCase,
     mask: NDArray[np.uint8],
     image: NDArray[np.float32],
+    doubted: NDArray[np.uint8] | None,
 ) -> dict[str, Any]:
-    """Write one pair; returns its name, its files with their digests, and the host voxels that the model generated."""
+    """Write one pair; returns its name, its files with their digests, and the host voxels that the model generated.
+
+    `doubted` is where the mask is doubted, 1 there; None: the pair has no confidence map.
+    """
     description = synthetic_note(recipe.to_mapping(), card.phantom)
     volumes, values = on_host_grid(card, host, mask, image)
     images = [f"imagesTr/{name}_{m:04d}.nii.gz" for m in range(len(volumes))]
@@ -197,10 +210,15 @@ def _write_pair(
         write_volume(folder / file, volume, host.affine, description)
     label = f"labelsTr/{name}.nii.gz"
     write_volume(folder / label, values, host.affine, description)
+    further = {}
+    if doubted is not None:
+        further["confidence"] = f"confidenceTr/{name}.nii.gz"
+        confidence = 1 - card.preprocessing.invert_label(doubted, host.placement)
+        write_volume(folder / further["confidence"], confidence, host.affine, description)
     # Beyond this box of the host's grid, [start, stop) along each axis, the files hold background.
     region = [list(ends) for ends in card.preprocessing.region(host.placement)]
-    contents = {file: file_sha256(folder / file) for file in (*images, label)}
-    return {"name": name, "images": images, "label": label, "region": region, "contents": contents}
+    contents = {file: file_sha256(folder / file) for file in (*images, label, *further.values())}
+    return {"name": name, "images": images, "label": label, **further, "region": region, "contents": contents}
 
 
 def on_host_grid(

@@ -52,6 +52,7 @@ def _moved(manifest: Manifest, root: str) -> list[Case]:
             case,
             images=tuple((place / image).as_posix() for image in case.images),
             label=None if case.label is None else (place / case.label).as_posix(),
+            confidence=None if case.confidence is None else (place / case.confidence).as_posix(),
         )
         for case in manifest.cases
     ]

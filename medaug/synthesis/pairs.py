@@ -154,7 +154,8 @@ def pairs_digest(manifest: Manifest, records: Sequence[Mapping[str, Any]]) -> st
 
 def _case(record: Mapping[str, Any]) -> Case:
     images, label = tuple(record["images"]), record["label"]
-    return Case(record["name"], images, label, record["host_subject"], "train", _known(record))
+    subject, confidence = record["host_subject"], record.get("confidence")
+    return Case(record["name"], images, label, subject, "train", _known(record), confidence)
 
 
 def _known(record: Mapping[str, Any]) -> dict[str, str | float]:
@@ -167,6 +168,7 @@ def _differs(case: Case, record: Mapping[str, Any]) -> str:
     fields = {
         "image": (list(case.images), record.get("images")),
         "label": (case.label, record.get("label")),
+        "confidence": (case.confidence or "", record.get("confidence", "")),
         "subject": (case.subject, record.get("host_subject")),
         "split": (case.split, "train"),
         "attributes": (dict(case.attributes), _known(record) if "attributes" in record else None),

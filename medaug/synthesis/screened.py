@@ -75,12 +75,14 @@ class Preparation:
         contents = case_contents(cohort, [case for cases in seen.values() for case in cases], self.cache)
         refuse_changed_scans(card, contents)
         scans = {split: load_cases(cohort, cases, card.preprocessing, self.cache) for split, cases in seen.items()}
-        wanted = needs_segmenter(screen.rules)
-        screener, net = prepare_screener(
+        wanted = max(int(needs_segmenter(screen.rules)), screen.ensemble)
+        screener, nets = prepare_screener(
             folder, scans, contents, card.schema, screen, self.segmenter, self.seed, wanted
         )
+        net = nets[0] if nets else None
         reference = Reference(card.schema, scans["train"], scans["val"], net, self.scoring.lesions)
-        return Screening(Screen.fit(reference, screen), screener.digest, screen.retries, screen.keep_rejected)
+        fitted = Screen.fit(reference, screen)
+        return Screening(fitted, screener.digest, screen.retries, screen.keep_rejected, nets[: screen.ensemble])
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,7 @@ class Conclusion:
         return Sample.of_case(ModelCase(case, image, mask, host.affine, host.dtype, placement))
 
     def _move(self, case: Case) -> None:
-        for file in (*case.images, case.label):
-            assert file is not None
+        for file in filter(None, (*case.images, case.label, case.confidence)):
             target = self.folder / REJECTED_FOLDER / file
             target.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # moved by an earlier pass

@@ -96,6 +96,17 @@ def test_two_modalities_pass_and_read_back_equal(tmp_path, nnunet, schema, shear
         np.testing.assert_array_equal(written.to_indices(label, "written"), indices)
 
 
+def test_voxels_that_a_confidence_map_doubts_pass_as_ignored(tmp_path, nnunet):
+    manifest = cohort(tmp_path, PLAIN, turned(0))
+    confidence = np.random.default_rng(0).integers(0, 2, SHAPE).astype(np.uint8)
+    write_volume(tmp_path / "map.nii.gz", confidence, turned(0))
+    cases = (replace(manifest.cases[0], confidence="map.nii.gz"), *manifest.cases[1:])
+    out = tmp_path / "Dataset501_Toy"
+    write_nnunet(Export(replace(manifest, cases=cases), out))
+    assert verify(nnunet, out) == (False, 4, [0, 1, 2, 3])
+    np.testing.assert_array_equal(data(out / "labelsTr/c0.nii.gz") == 4, confidence == 0)
+
+
 def test_a_value_too_many_is_found_by_nnunet(tmp_path, nnunet):
     out = tmp_path / "Dataset501_Toy"
     write_nnunet(Export(cohort(tmp_path, TUMOUR, turned(0)), out))
