@@ -21,7 +21,7 @@ def main(options: Options) -> None:
     from rich.console import Console
 
     from medaug.comparison.arms import check_arms, pairs_to_compare
-    from medaug.comparison.benchmark import all_jobs, run_benchmark
+    from medaug.comparison.benchmark import all_jobs, prepare_folds, run_benchmark
     from medaug.comparison.inputs import benchmark_inputs
     from medaug.comparison.label_curve import label_equivalents
     from medaug.comparison.labels import TrainingScans, label_counts
@@ -29,7 +29,6 @@ def main(options: Options) -> None:
     from medaug.comparison.plan import plan_benchmark
     from medaug.comparison.primary import declare, primary_of
     from medaug.comparison.results import Benchmark
-    from medaug.comparison.setting import Setting
     from medaug.reporting.console import print_plan, print_table, print_verdicts
     from medaug.reporting.report import write_report
 
@@ -44,9 +43,9 @@ def main(options: Options) -> None:
     # Each job has its own result; none depends on pairs before they exist, or on what was declared about them.
     growable = ("arms.names", "benchmark.labelled", "benchmark.draws", "declared", *new_keys(folder, ("pairs",)))
     if options.benchmark.plan:
-        setting = Setting.prepare(inputs, scans, options, all_jobs(options))
         started = folder if continues(folder, identity, growable) else None
-        print_plan(plan_benchmark(setting, all_jobs(options), started), Console())
+        prepared = prepare_folds(inputs, scans, options)
+        print_plan(plan_benchmark(prepared, all_jobs(options), started), Console())
         return
     work = claim(folder, identity, options.overwrite, growable, recorded=("cohort",))
     jobs = all_jobs(options)
@@ -54,9 +53,12 @@ def main(options: Options) -> None:
         refuse_edited(folder)
     if inputs.checkpoint is None:
         inputs.cohort.save(folder / "manifest.json")
+    for fold, one in inputs.folds.items():
+        one.cohort.save(folder / "folds" / f"fold_{fold}.json")
     declared = declare(folder, primary, sum(job.is_done(folder) for job in jobs))
     if work:
-        looks = None if own == "tuning" else count_look(folder.parent / "looks.json", identity)
+        counted = own == "benchmark" and not inputs.folds
+        looks = count_look(folder.parent / "looks.json", identity) if counted else None
         result = replace(run_benchmark(inputs, scans, options, folder), looks=looks)
     else:
         result = Benchmark.load(folder)

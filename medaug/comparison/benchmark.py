@@ -20,15 +20,41 @@ from medaug.options import Options
 
 
 def all_jobs(options: Options) -> list[Job]:
-    """One job for every arm, number of labels, draw and seed; with all labels there are no draws."""
+    """One job for every arm, fold, number of labels, draw and seed; with all labels there are no draws."""
     settings = options.benchmark
     return [
-        Job(arm, seed, labelled=labelled, draw=draw)
+        Job(arm, seed, fold, labelled, draw)
+        for fold in ([None] if settings.folds is None else range(settings.folds))
         for labelled in label_counts(settings)
         for draw in ([None] if labelled is None else settings.draws)
         for seed in settings.seeds
         for arm in options.arms.names
     ]
+
+
+def prepare_folds(inputs: Inputs, scans: TrainingScans, options: Options) -> dict[int | None, Setting]:
+    """The setting of each fold, or that of the cohort's own splits under None.
+
+    Args:
+        inputs: cohort and pairs.
+        scans: the training scans of the cohort's own splits, with their labels.
+        options: options of the stage.
+
+    Raises:
+        UserError: see `Setting.prepare`.
+    """
+    jobs = all_jobs(options)
+    if not inputs.folds:
+        return {None: Setting.prepare(inputs, scans, options, jobs)}
+    return {
+        fold: Setting.prepare(
+            one,
+            TrainingScans.find(one, label_counts(options.benchmark)),
+            options,
+            [job for job in jobs if job.fold == fold],
+        )
+        for fold, one in inputs.folds.items()
+    }
 
 
 def run_benchmark(inputs: Inputs, scans: TrainingScans, options: Options, folder: Path) -> Benchmark:
@@ -44,9 +70,9 @@ def run_benchmark(inputs: Inputs, scans: TrainingScans, options: Options, folder
         UserError: see `Setting.prepare`; or a training failed, or a scan changed while the benchmark ran.
     """
     cohort, settings, jobs = inputs.cohort, options.benchmark, all_jobs(options)
-    setting, content = Setting.prepare(inputs, scans, options, jobs), scans.identity.get("labels", inputs.content)
+    settings_of, content = prepare_folds(inputs, scans, options), scans.identity.get("labels", inputs.content)
     for job in jobs:
-        setting.run(job, folder)
+        settings_of[job.fold].run(job, folder)
     # Jobs read the label files while they run, so check that the files are still the same.
     if scans.digest() != content:
         raise UserError("scans changed while the benchmark ran", "give overwrite=true to begin again", path=cohort.root)
@@ -54,6 +80,8 @@ def run_benchmark(inputs: Inputs, scans: TrainingScans, options: Options, folder
     nodes = {name: dataclasses.asdict(getattr(options, name)) for name in names}
     labels = [np.asarray(case.label) for case in scans.labelled]
     subjects = [case.case.subject for case in scans.labelled]
+    first = next(iter(settings_of.values()))
+    sets = [one.scans.inputs.external for one in settings_of.values() if one.scans.inputs.external is not None]
     result = Benchmark(
         experiment=options.experiment,
         phantom=cohort.phantom,
@@ -61,18 +89,19 @@ def run_benchmark(inputs: Inputs, scans: TrainingScans, options: Options, folder
         arms=tuple(options.arms.names),
         seeds=tuple(settings.seeds),
         steps=settings.steps,
-        subjects={case.case.name: case.case.subject for case in setting.test.cases},
+        subjects={case.case.name: case.case.subject for one in settings_of.values() for case in one.test.cases},
         floor=trivial_dice(labels, subjects, cohort.schema),
-        num_training_cases=len(scans.labelled),
-        num_synthetic=len(setting.synthetic),
+        num_training_cases=len(first.scans.labelled),
+        num_synthetic=len(first.synthetic),
         bootstrap_seed=settings.bootstrap_seed,
         config=nodes | {"training": inputs.card.options},
         scores=gather(jobs, cohort.schema.structures(), folder),
         labelled=tuple(label_counts(settings)),
         draws=tuple(settings.draws),
-        num_training_subjects=len(set(subjects)),
+        num_training_subjects=len({case.case.subject for case in first.scans.labelled}),
         evaluated=settings.evaluate,
-        pairs_of="" if inputs.external is None else inputs.external.name,
-        leak_excluded=inputs.external is None or inputs.external.seen is not None,
+        pairs_of=next((one.name for one in sets), ""),
+        leak_excluded=all(one.seen is not None for one in sets),
+        folds={c.case.name: k for k, one in settings_of.items() if k is not None for c in one.test.cases},
     )
     return result.compare(pairs_to_compare(options.arms.names))

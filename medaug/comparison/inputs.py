@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.seen import Seen
 from medaug.comparison.arms import ARMS
 from medaug.comparison.external import External, read_external, refuse_external_leaks
-from medaug.comparison.guard import guarded_cohort
+from medaug.comparison.folds import fold_cohort
+from medaug.comparison.guard import guarded_cohort, refuse_leaks
 from medaug.data.cases import ModelCase, load_cases, read_grids
 from medaug.data.cohorts import find_cohort
 from medaug.data.contents import case_contents, cohort_digest, refuse_shared
 from medaug.data.preprocessing import fit_preprocessing
 from medaug.errors import UserError
 from medaug.files import file_sha256
-from medaug.options import Options
+from medaug.options import BenchmarkOptions, Options
 from medaug.ownership import finished
 from medaug.synthesis.pairs import Pairs
 from medaug.training.checkpoint import Card, read_checkpoint, refuse_changed_scans
@@ -39,6 +41,7 @@ class Inputs:
         content: digest of the cohort's splits, schema and files.
         cache: folder of cases in model space.
         external: the pairs and their declaration, if the experiment's generator did not make them.
+        folds: the inputs of each fold of a cross-validation, with its own splits and pairs; empty: there are none.
     """
 
     checkpoint: Path | None
@@ -49,13 +52,17 @@ class Inputs:
     content: str
     cache: Path
     external: External | None = None
+    folds: Mapping[int, Inputs] = field(default_factory=dict)
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a result depends on, apart from options, and what was declared about the pairs."""
-        made = {} if self.pairs is None else {"pairs": self.pairs.digest}
+        made: dict[str, Any] = {} if self.pairs is None else {"pairs": self.pairs.digest}
         if self.external is not None:
             made["declared"] = self.external.declared
+        if any(one.external is not None for one in self.folds.values()):
+            found = [one.identity for one in self.folds.values()]
+            made = {key: [one[key] for one in found] for key in ("pairs", "declared")}
         space = {"preprocessing": self.card.preprocessing.to_dict()} if self.digest is None else {}
         return ({} if self.digest is None else {"checkpoint": self.digest}) | made | space | {"cohort": self.content}
 
@@ -161,17 +168,57 @@ def benchmark_inputs(options: Options, checkpoint: Path | None, run: Path, comma
     settings, wanted = options.benchmark, [name for name in options.arms.names if ARMS[name].synthetic]
     own = settings.pairs is None and checkpoint is not None
     if checkpoint is not None and own and (wanted or finished(run / "synthetic") is not None):
-        return read_inputs(checkpoint, run / "train", run / "synthetic", command)
+        return _with_folds(read_inputs(checkpoint, run / "train", run / "synthetic", command), options, bool(wanted))
     inputs = read_untrained(options, run) if checkpoint is None else read_trained(checkpoint, run / "train")
     if settings.pairs is None:
         if wanted:
             raise UserError(f"arm {wanted[0]} trains on synthetic pairs", "give pairs=MANIFEST, or leave the arm out")
-        return inputs
+        return _with_folds(inputs, options, False)
     if not wanted:
         raise UserError("benchmark.pairs: no arm trains on them", "add an arm such as real+classical+synthetic")
-    declaration = None if settings.pairs_seen is None else Path(settings.pairs_seen)
-    external = read_external(Path(settings.pairs), declaration, inputs.cache)
+    if settings.folds is not None:
+        return _with_folds(inputs, options, True)
+    return _with_external(inputs, settings)
+
+
+def _with_folds(inputs: Inputs, options: Options, wanted: bool) -> Inputs:
+    """The same with the inputs of each fold; without folds, unchanged.
+
+    Args:
+        inputs: of the whole cohort.
+        options: options of the stage.
+        wanted: whether an arm trains on pairs.
+
+    Raises:
+        UserError: what made the pairs saw a subject that a fold scores.
+    """
+    settings = options.benchmark
+    if settings.folds is None:
+        return inputs
+    seed, found = int(inputs.card.options["data"].get("split_seed", 0)), {}
+    for fold in range(settings.folds):
+        one = replace(inputs, cohort=fold_cohort(inputs.cohort, settings.folds, fold, seed))
+        if wanted and settings.pairs is not None:
+            one = _with_external(one, settings, fold)
+        elif wanted and one.pairs is not None and one.digest is not None:
+            refuse_leaks(one.cohort, one.pairs.manifest, one.pairs.records, one.card.seen, one.digest)
+        found[fold] = one
+    return replace(inputs, folds=found)
+
+
+def _with_external(inputs: Inputs, settings: BenchmarkOptions, fold: int | None = None) -> Inputs:
+    """The same with the pairs that `benchmark.pairs` names, checked for leaks.
+
+    Raises:
+        UserError: as `read_external` and `refuse_external_leaks`.
+    """
+    number = "" if fold is None else str(fold)
+    path, seen = (
+        None if p is None else Path(p.replace("{fold}", number)) for p in (settings.pairs, settings.pairs_seen)
+    )
+    assert path is not None
+    external = read_external(path, seen, inputs.cache)
     refuse_external_leaks(inputs.cohort, case_contents(inputs.cohort, inputs.cohort.cases, inputs.cache), external)
     if external.seen is None:
-        log.warning("%s: it is not declared what its generator saw, so a leak cannot be excluded", settings.pairs)
+        log.warning("%s: it is not declared what its generator saw, so a leak cannot be excluded", path)
     return replace(inputs, pairs=external.pairs, external=external)

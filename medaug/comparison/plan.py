@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,11 +39,11 @@ class ArmPlan:
         return (self.jobs - self.done) * self.seconds
 
 
-def plan_benchmark(setting: Setting, jobs: Iterable[Job], folder: Path | None) -> list[ArmPlan]:
+def plan_benchmark(settings: Mapping[int | None, Setting], jobs: Iterable[Job], folder: Path | None) -> list[ArmPlan]:
     """The jobs of every arm, and the time that they would take if this machine stays as busy as it is now.
 
     Args:
-        setting: setting of the benchmark.
+        settings: setting of each fold.
         jobs: all jobs of the benchmark.
         folder: folder of the benchmark, which holds the jobs that are done; None: no job is done.
 
@@ -56,7 +56,8 @@ def plan_benchmark(setting: Setting, jobs: Iterable[Job], folder: Path | None) -
     plans = []
     for arm, own in by_arm.items():
         left = [job for job in own if folder is None or not job.is_done(folder)]
-        plans.append(ArmPlan(arm, len(own), len(own) - len(left), estimate(setting, left[0]) if left else 0.0))
+        seconds = estimate(settings[left[0].fold], left[0]) if left else 0.0
+        plans.append(ArmPlan(arm, len(own), len(own) - len(left), seconds))
     return plans
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,7 @@ class Benchmark:
         evaluated: the split that was scored, "test" or "val"; the names of other attributes say "test" for both.
         pairs_of: name of the synthetic set, if the experiment's own generator did not make it.
         leak_excluded: whether it is known what the generator of the pairs saw.
+        folds: the fold in which each case was scored, of a cross-validation; empty: there is none.
         looks: how many configurations were scored on these test subjects so far; None: not counted.
     """
 
@@ -122,6 +123,7 @@ class Benchmark:
     pairs_of: str = ""
     leak_excluded: bool = True
     looks: int | None = None
+    folds: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def structures(self) -> tuple[str, ...]:
@@ -174,6 +176,7 @@ class Benchmark:
                 structure,
                 metric,
                 absolute,
+                self.folds,
             )
             for draw in draws
         ]
@@ -244,6 +247,7 @@ class Benchmark:
             "pairs_of": self.pairs_of,
             "leak_excluded": self.leak_excluded,
             "looks": self.looks,
+            "folds": dict(self.folds),
             "primary": [one.to_mapping() for one in self.declared],
             "config": dict(self.config),
         }
@@ -287,6 +291,7 @@ class Benchmark:
                 pairs_of=str(summary.get("pairs_of", "")),
                 leak_excluded=bool(summary.get("leak_excluded", True)),
                 looks=summary.get("looks"),
+                folds={case: int(fold) for case, fold in (summary.get("folds") or {}).items()},
             )
 
 

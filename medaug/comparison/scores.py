@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,13 @@ class Scores:
         return structure == MEAN_FOREGROUND or (structure, metric) in self._measured
 
     def table(
-        self, jobs: Sequence[Job], cases: Iterable[str], structure: str, metric: str, absolute: bool = False
+        self,
+        jobs: Sequence[Job],
+        cases: Iterable[str],
+        structure: str,
+        metric: str,
+        absolute: bool = False,
+        fold_of: Mapping[str, int] = MappingProxyType({}),
     ) -> NDArray[np.float64]:
         """Values (num_jobs, num_cases) for one structure.
 
@@ -65,6 +72,7 @@ class Scores:
             structure: one of `structures`, or `MEAN_FOREGROUND`, the mean over the structures that have the metric.
             metric: name in `METRICS`.
             absolute: whether to take absolute values, before structures are averaged.
+            fold_of: the fold that scored each case; each row is then made of the jobs of all folds.
 
         Raises:
             UserError: a value is missing.
@@ -72,9 +80,15 @@ class Scores:
         cases = list(cases)
         if structure == MEAN_FOREGROUND:
             parts = [one for one in self.structures if self.measures(one, metric)] or self.structures
-            return np.asarray(np.mean([self.table(jobs, cases, one, metric, absolute) for one in parts], axis=0))
+            return np.asarray(
+                np.mean([self.table(jobs, cases, one, metric, absolute, fold_of) for one in parts], axis=0)
+            )
         try:
-            values = np.array([[self.values[job, case, structure, metric] for case in cases] for job in jobs])
+            of_fold = {
+                (job, k): job if k is None else replace(job, fold=k) for job in jobs for k in {None, *fold_of.values()}
+            }
+            keys = [[(of_fold[job, fold_of.get(case)], case, structure, metric) for case in cases] for job in jobs]
+            values = np.array([[self.values[key] for key in row] for row in keys])
         except KeyError as error:
             job, case, *_ = error.args[0]
             raise UserError(

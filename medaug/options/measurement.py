@@ -132,6 +132,12 @@ class BenchmarkOptions:
         items=Items(fewest=1, distinct=True),
         identity=None,
     )
+    folds: int | None = option(
+        "folds of a cross-validation, which scores all subjects outside the test split; null: the cohort's splits",
+        None,
+        limits=at_least(3),
+        identity=None,
+    )
     evaluate: str = option(
         "the split that is scored: test, or val to choose settings without looking at test subjects",
         "test",
@@ -139,7 +145,7 @@ class BenchmarkOptions:
         identity=None,
     )
     pairs: str | None = path_option(
-        "manifest of synthetic pairs made by anything, which replace the experiment's own; null: the experiment's own",
+        "manifest of synthetic pairs made by anything; {fold} is the number of the fold; null: the experiment's own",
         identity=False,
     )
     pairs_seen: str | None = path_option(

@@ -64,7 +64,7 @@ def setting(monkeypatch):
 
 def test_time_is_extrapolated_from_a_few_steps_and_a_few_cases(setting):
     jobs = [Job(arm, seed) for seed in (0, 1) for arm in ("plain", "taught")]
-    plain, taught = plan_benchmark(setting, jobs, None)
+    plain, taught = plan_benchmark({None: setting}, jobs, None)
     assert (plain.arm, plain.jobs, plain.done) == ("plain", 2, 0)
     assert plain.seconds == pytest.approx(1 + 0.5 * 100 + 2 * 10) and plain.seconds_left == 2 * plain.seconds
     assert taught.seconds == pytest.approx(1 + 0.75 * 100 + 2 * 10)
@@ -77,7 +77,7 @@ def test_jobs_that_are_done_are_counted_and_not_timed(setting, tmp_path):
         job.scores(tmp_path).write_text("scores")
         job.mark_done(tmp_path)
     before = CLOCK.now
-    (only,) = plan_benchmark(setting, jobs, tmp_path)
+    (only,) = plan_benchmark({None: setting}, jobs, tmp_path)
     assert (only.done, only.seconds_left) == (2, 0) and CLOCK.now == before
     console = Console(record=True, width=100)
     print_plan([only, ArmPlan("taught", 3, 1, 120.0)], console)

@@ -10,9 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from small_cohort import SCHEMA, write_case
 
 from medaug import benchmark
-from medaug.cohort.manifest import Case, Manifest
+from medaug.cohort.manifest import Manifest
 from medaug.cohort.schema import LabelSchema
 from medaug.cohort.seen import Seen
 from medaug.comparison.external import read_external, refuse_external_leaks, refuse_held_out_masks
@@ -28,19 +29,8 @@ from medaug.errors import UserError
 from medaug.imaging.nifti import write_volume
 from medaug.training.checkpoint import Card
 
-SCHEMA = LabelSchema(((0, "background"), (1, "lesion")))
 SPACE = Preprocessing((8, 8, 8), None, (0.0, 100.0))
 SPLITS = dict.fromkeys("ABC", "train") | {"V": "val"} | dict.fromkeys("TU", "test")
-
-
-def write_case(root, name, subject, split="train", seed=0):
-    rng = np.random.default_rng(seed)
-    label = (rng.random((8, 8, 8)) < 0.05).astype(np.uint8)
-    low = rng.integers(1, 4, 3)
-    label[tuple(slice(start, start + 3) for start in low)] = 1
-    write_volume(root / f"{name}.nii.gz", label * 300.0 + rng.normal(0, 20, label.shape), np.eye(4))
-    write_volume(root / f"{name}_seg.nii.gz", label, np.eye(4))
-    return Case(name, (f"{name}.nii.gz",), f"{name}_seg.nii.gz", subject, split)
 
 
 @pytest.fixture(scope="module")
