@@ -1,4 +1,4 @@
-"""Which attempts at each pair are on record: what is finished, what was rejected, what is to be made next."""
+"""The attempts at each pair that are on record: which pairs are finished, which were rejected, and which come next."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Attempts:
     """The attempts of a run.
 
     Pairs are made in batches, and the composition of a batch changes the last digits of its images. So that an
-    interrupted run ends with the same bits, the pairs of a batch that were rejected are tried again together, in turns:
-    turn t holds the pairs of the batch that were rejected t times, and a turn that is not wholly on record is sampled
-    again as a whole.
+    interrupted run ends with the same bits, the rejected pairs of a batch are tried again together, in turns: turn t
+    holds the pairs of the batch that were rejected t times. If only a part of a turn is on record, the whole turn is
+    sampled again.
 
     Attributes:
-        retries: how often a rejected pair is tried again.
+        retries: how many times a rejected pair is tried again.
         accepted: numbers of the finished pairs.
         rejected: attempt numbers that were rejected, ascending, by the number of the pair.
     """
@@ -38,7 +38,7 @@ class Attempts:
         return attempts
 
     def reject(self, index: int, attempt: int) -> None:
-        """Note that an attempt was rejected."""
+        """Add a rejected attempt."""
         self.rejected.setdefault(index, []).append(attempt)
 
     def settled(self, index: int) -> bool:
@@ -46,18 +46,18 @@ class Attempts:
         return index in self.accepted or self.given_up(index)
 
     def given_up(self, index: int) -> bool:
-        """Whether a pair was rejected as often as it may be."""
+        """Whether a pair was rejected so often that it is not tried again."""
         return len(self.rejected.get(index, ())) > self.retries
 
     def missing(self, num: int) -> int:
-        """How many of the pairs 0..num-1 are neither finished nor given up."""
+        """Number of pairs in 0..num-1 that are neither finished nor given up."""
         return sum(not self.settled(index) for index in range(num))
 
     def turn(self, batch: Iterable[int], turn: int) -> list[tuple[int, int]]:
-        """The pairs of a batch that are sampled together in a turn, each with the first attempt number to use."""
+        """The pairs of a batch that are sampled together in this turn, each with its first attempt number."""
         members = ((index, self.rejected.get(index, ())) for index in batch)
         return [(index, tried[turn - 1] + 1 if turn else 0) for index, tried in members if len(tried) >= turn]
 
     def open(self, indices: Sequence[int], turn: int) -> list[int]:
-        """Those of the pairs of a turn whose result is not on record yet."""
+        """The pairs of a turn whose result is not on record yet."""
         return [i for i in indices if i not in self.accepted and len(self.rejected.get(i, ())) == turn]

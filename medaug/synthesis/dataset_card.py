@@ -33,11 +33,11 @@ def write_dataset_card(
     """Write README.md beside the pairs.
 
     Args:
-        card: of the generator.
-        pairs: of the run.
-        cohort: that the generator was trained on.
-        screening: None if the pairs were not screened.
-        folder: of the run.
+        card: card of the generator.
+        pairs: pairs of the run.
+        cohort: cohort that the generator was trained on.
+        screening: result of the screening; None if the pairs were not screened.
+        folder: folder of the run.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -47,7 +47,7 @@ def write_dataset_card(
 
 
 def dataset_card(card: Card, pairs: Pairs, cohort: Manifest, screening: ScreeningResult | None) -> str:
-    """The card as Markdown with a YAML header; arguments are those of `write_dataset_card`."""
+    """The card as Markdown with a YAML header; for the arguments see `write_dataset_card`."""
     header = yaml.safe_dump(_header(card, pairs, cohort), sort_keys=False, allow_unicode=True)
     parts = [f"---\n{header}---\n", f"# {_title(card)}\n"]
     parts += [_contents(card, pairs, cohort), _screening(pairs, screening), _limits(card, cohort)]
@@ -70,7 +70,7 @@ def _header(card: Card, pairs: Pairs, cohort: Manifest) -> dict[str, Any]:
 
 
 def _licence(text: str) -> dict[str, str]:
-    """The hub's licence fields for a licence as the cohort's manifest names it."""
+    """The licence fields of the hub, for a licence that the cohort's manifest names."""
     identifier = re.sub(r"[\s_-]+", "-", text.strip().lower())
     if identifier in _HUB_LICENCES:
         return {"license": identifier}
@@ -97,14 +97,14 @@ def _contents(card: Card, pairs: Pairs, cohort: Manifest) -> str:
         "made with": f"medaug {version('medaug')}",
     }
     return (
-        "Made by a mask-conditioned diffusion model; every image was generated for the mask beside it. "
+        "A mask-conditioned diffusion model made these pairs: every image was generated for the mask beside it. "
         "`manifest.json` lists the pairs, and `provenance*.jsonl` says how each was made.\n\n" + _table(rows)
     )
 
 
 def _screening(pairs: Pairs, result: ScreeningResult | None) -> str:
     if result is None:
-        return "## Screening\n\nThe pairs were **not screened**: nothing was checked pair by pair, copies included.\n"
+        return "## Screening\n\nThe pairs were **not screened**: no pair was checked, not even for copies.\n"
     lines = [
         "## Screening\n",
         f"{result.passed} of {result.attempts} generated images passed ({result.pass_rate:.1%}). "
@@ -141,14 +141,14 @@ def _limits(card: Card, cohort: Manifest) -> str:
         "## Limits\n",
         "- Not for clinical use. Whether the pairs help a segmenter is a question for `medaug benchmark`.",
         "- The images may resemble the scans that the generator was trained on. Do not treat them as anonymous.",
-        "- Do not evaluate a model on the subjects that the generator was trained or validated on after training it on "
-        "these pairs.",
-        "- An image may be darker near the edge of its host's grid than the host.",
+        "- Do not evaluate a model that was trained on these pairs on subjects that the generator was trained or "
+        "validated on.",
+        "- Near the edge of its host's grid, an image may be darker than the host.",
     ]
     if card.phantom:
         lines.insert(1, "- The cohort consists of phantoms, not of patients.")
     if not cohort.licence:
-        lines.append("- The cohort's manifest names no licence. Find out which one holds before you share the pairs.")
+        lines.append("- The cohort's manifest names no licence. Find out which one applies before you share the pairs.")
     return "\n".join(lines) + "\n"
 
 

@@ -22,21 +22,21 @@ from medaug.training.checkpoint import Card
 from medaug.training.model import DiffusionModel
 
 SIZED = 3
-"""Hosts whose files are measured."""
+"""Number of hosts whose files are measured."""
 TIMED_STEPS = 2
-"""Steps of the sampling from which the time per pair is taken."""
+"""Number of sampler steps that are timed."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What pairs need.
+    """The disk space and the time that pairs need.
 
     Attributes:
         missing: number of pairs that are still to be made.
         pair_bytes: size of the files of a pair.
         pair_seconds: time that a process needs for a pair; None if too few are missing to be worth a measurement.
-        processes: how many share the work.
-        uncounted: what takes time or disk but is not counted.
+        processes: number of processes that share the work.
+        uncounted: names of what takes time or disk space but is not included.
     """
 
     missing: int
@@ -60,7 +60,7 @@ class Estimate:
 
         Args:
             num: number of pairs of the run.
-            folder: of the run.
+            folder: folder of the run.
         """
         left_out = f" (not counted: {', '.join(self.uncounted)})" if self.uncounted else ""
         found = [
@@ -78,7 +78,7 @@ class Estimate:
         """Refuse to begin if the files of the pairs do not fit on the disk.
 
         Raises:
-            UserError: names the folder and both sizes.
+            UserError: they do not fit; names the folder and both sizes.
         """
         if self.bytes > (free := _free(folder)):
             raise UserError(
@@ -91,16 +91,16 @@ class Estimate:
 def estimate_pairs(
     model: DiffusionModel, card: Card, recipes: Recipes, missing: int, options: GenerateOptions, screened: bool
 ) -> Estimate:
-    """Measure the files of a few hosts and a short sampling.
+    """Measure the size of a few hosts' files and the time of a short sampling.
 
-    Pairs are as large as their hosts: a host's scan and mask are compressed as a pair would be. The run is not
-    affected, because every pair has generators of its own.
+    Pairs are as large as their hosts, so a host's scan and mask are compressed as a pair would be. The run is not
+    affected, because every pair has random generators of its own.
 
     Args:
-        model, card: of the checkpoint.
-        recipes: of the run.
+        model, card: model and card of the checkpoint.
+        recipes: recipes of the run.
         missing: number of pairs that are still to be made.
-        options: `batch_size` and `num` are read.
+        options: this function reads `batch_size` and `num`.
         screened: whether the pairs are screened.
 
     Raises:
@@ -129,7 +129,7 @@ def _pair_bytes(card: Card, recipes: Recipes) -> float:
 
 
 def _pair_seconds(model: DiffusionModel, card: Card, recipes: Recipes, batch: int) -> float:
-    """Seconds per pair, from a sampling of a few steps; the first one warms up."""
+    """Seconds per pair, extrapolated from a sampling of a few steps after a warm-up."""
     made, _, masks = zip(*(recipes(index) for index in range(batch)), strict=True)
     seconds = 0.0
     for steps in (1, TIMED_STEPS):
@@ -141,7 +141,7 @@ def _pair_seconds(model: DiffusionModel, card: Card, recipes: Recipes, batch: in
 
 
 def _free(folder: Path) -> int:
-    """Bytes that are free on the disk of a folder, which need not exist."""
+    """Free bytes on the disk of a folder; the folder need not exist."""
     while not folder.exists():
         folder = folder.resolve().parent
     return shutil.disk_usage(folder).free

@@ -29,8 +29,8 @@ class GeneratedMasks(Masks):
         sampling: sampler, steps and spacing.
         checkpoint: SHA-256 of the model's checkpoint.
         seen: what the model's training saw.
-        volumes: per foreground class, the fewest and the most voxels in a training mask; see `fitted`.
-        at_border: whether a training mask touches the border of the grid.
+        volumes: smallest and largest number of voxels in a training mask, for each foreground class; see `fitted`.
+        at_border: whether any training mask touches the border of the grid.
     """
 
     model: DiffusionModel
@@ -43,7 +43,7 @@ class GeneratedMasks(Masks):
 
     @property
     def parameters(self) -> dict[str, Any]:  # type: ignore[override]
-        """The generator's checkpoint."""
+        """The checkpoint of the mask generator."""
         return {"checkpoint": self.checkpoint}
 
     def fitted(self, training: TrainingMasks) -> GeneratedMasks:
@@ -65,8 +65,8 @@ class GeneratedMasks(Masks):
     def rejection(self, mask: Label, label: Label) -> Reason | None:
         """Why a mask is not plausible; None if it is.
 
-        A mask is rejected if a class is missing that every training mask has, if a class has fewer or more voxels than
-        in any training mask, or if foreground touches the border of the grid and does so in no training mask.
+        A mask is rejected if it lacks a class that every training mask has, if a class has fewer or more voxels than in
+        all training masks, or if foreground touches the border of the grid although it never does in training masks.
         """
         for value, (least, most) in enumerate(self.volumes, start=1):
             number = int((mask == value).sum())
@@ -86,7 +86,7 @@ def _load(options: MasksOptions, image_model: ImageModel | None) -> GeneratedMas
             "leave it out, or set trainer.score_every=0",
         )
     if options.checkpoint is None:
-        raise UserError("masks=generated: needs masks.checkpoint=FILE, of a training with task=mask_generator")
+        raise UserError("masks=generated: needs masks.checkpoint=FILE, from a training with task=mask_generator")
     card, cohort, sampler = image_model.card, image_model.cohort, image_model.sampler
     path = Path(options.checkpoint)
     own, model = load_model(path, image_model.device)

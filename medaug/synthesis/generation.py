@@ -47,11 +47,11 @@ def sample_images(
     guidance_scale: float,
     watch: Callable[[float, NDArray[np.float32]], None] | None = None,
 ) -> NDArray[np.float32]:
-    """Images (B, M, X, Y, Z) in [-1, 1] for masks (X, Y, Z), each by its recipe's seed.
+    """Sample images (B, M, X, Y, Z) in [-1, 1] for masks (X, Y, Z), each with the seed of its recipe.
 
-    Recipes share sampler and guidance, and each has attributes of its own; `guidance_scale` stands in for theirs.
-    `schema` is the model's.
-    `watch` is called at each evaluation of the model with its time and the images expected there.
+    The recipes must have the same sampler and guidance; their attributes may differ. `guidance_scale` is used instead
+    of the recipes' scale. `schema` is that of the model. `watch` is called at each evaluation of the model, with the
+    time and the images that the model expects at that time.
     """
     device = model.codec.mean.device
     label = torch.from_numpy(np.stack(masks)).long().to(device)
@@ -77,8 +77,8 @@ class Screening:
 
     Attributes:
         screen: fitted rules.
-        screener: digest of the record of what the rules were fitted on (`medaug.screening.screener`).
-        retries: how often a rejected pair is tried again.
+        screener: digest of the record that says what the rules were fitted on (`medaug.screening.screener`).
+        retries: how many times a rejected pair is tried again.
         keep_rejected: whether the files of rejected pairs are written too.
         ensemble: segmenters that make the confidence maps; without any, there are none.
     """
@@ -102,14 +102,14 @@ def generate_pairs(
 ) -> None:
     """Write pairs 0..num-1 below `folder` (imagesTr, labelsTr, provenance.jsonl); recorded pairs are left as they are.
 
-    Each pair lies on its host's grid, in the host's units and voxel type. A pair is finished once its record is on
-    disk, and the record is written after both files. `record` gives what a record holds besides, see `Recipes.record`.
-    With `screening`, a rejected pair gets a record in the folder of rejected pairs and is tried again under the next
-    attempt number.
+    Each pair is on its host's grid, in the host's units and voxel type. A pair is finished once its record is on disk,
+    and the record is written after both files. `record` returns further content of a record, see `Recipes.record`. With
+    `screening`, a rejected pair gets a record in the folder of rejected pairs and is tried again with the next attempt
+    number.
 
     The composition of a batch changes the last digits of floating-point results, so it depends only on the pairs'
     indices and the verdicts. An interrupted batch is sampled again as a whole, and only its missing pairs are written.
-    The same command therefore gives the same bits however often it was stopped.
+    The same command therefore gives the same bits, no matter how often it was stopped.
 
     With several processes, each makes the pairs rank, rank + count, ... and keeps its own records.
     """
@@ -185,7 +185,7 @@ class _Writer:
         return doubt(self.screening.ensemble, Sample.of_pair(host, mask, image))
 
     def _keeps(self, image: NDArray[np.float32]) -> bool:
-        """Whether the files of a rejected pair are written; NaN or infinite voxels have no place in a host's units."""
+        """Whether to write the files of a rejected pair; NaN or infinite voxels cannot be converted to host units."""
         return self.screening is not None and self.screening.keep_rejected and bool(np.isfinite(image).all())
 
 
@@ -201,7 +201,7 @@ def _write_pair(
 ) -> dict[str, Any]:
     """Write one pair; returns its name, its files with their digests, and the host voxels that the model generated.
 
-    `doubted` is where the mask is doubted, 1 there; None: the pair has no confidence map.
+    `doubted` is 1 where the segmenters doubt the mask; None: the pair has no confidence map.
     """
     description = synthetic_note(recipe.to_mapping(), card.phantom)
     volumes, values = on_host_grid(card, host, mask, image)
@@ -224,7 +224,7 @@ def _write_pair(
 def on_host_grid(
     card: Card, host: ModelCase, mask: NDArray[np.uint8], image: NDArray[np.float32]
 ) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-    """A pair as it is written: on its host's grid, in the host's units and voxel type.
+    """A pair as it is written to files: on its host's grid, in the host's units and voxel type.
 
     Args:
         card: card of the model.
@@ -246,7 +246,7 @@ def _as_stored(volume: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any
     """Convert a volume to the host's voxel type; for integer types, values are rounded and clipped to their range.
 
     Raises:
-        UserError: NaN or infinite values, which an integer type would turn into numbers.
+        UserError: there are NaN or infinite values, which an integer type would turn into numbers.
     """
     if not np.isfinite(volume).all():
         raise UserError("a synthetic volume holds NaN or infinite values in its host's units", "leave that host out")

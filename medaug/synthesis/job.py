@@ -1,4 +1,4 @@
-"""The work of medaug.generate: from a trained model to pairs, their contact sheet and a denoising strip."""
+"""The work of medaug.generate: makes pairs, their contact sheet and a denoising strip with a trained model."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class Job:
         checkpoint: SHA-256 of the checkpoint.
         cohort: the cohort that the model was trained on.
         masks: the source of masks.
-        generate, sampler: options.
+        generate, sampler: options of these groups.
         source: name of the mask source.
-        cache: folder of scans in model space.
+        cache: folder with the cache of scans in model space.
         screen, segmenter, scoring: options of the screening.
     """
 
@@ -75,9 +75,9 @@ class Job:
         """Load the model and the mask generator, if there is one; nothing is written.
 
         Args:
-            checkpoint: checkpoint of the model; the `manifest.json` of its training must lie beside it.
-            options: `generate`, `masks`, `sampler`, `screen`, `segmenter`, `scoring`.
-            cache: folder of scans in model space.
+            checkpoint: checkpoint of the model; the `manifest.json` of its training must be beside it.
+            options: this function reads `generate`, `masks`, `sampler`, `screen`, `segmenter` and `scoring`.
+            cache: folder with the cache of scans in model space.
 
         Raises:
             UserError: the model does not support the options.
@@ -87,7 +87,7 @@ class Job:
 
     @classmethod
     def of(cls, checkpoint: Path, loaded: tuple[str, Card, DiffusionModel], options: Options, cache: Path) -> Job:
-        """As `load`, with the checkpoint's SHA-256, card and model at hand."""
+        """As `load`, for a checkpoint whose SHA-256, card and model have already been loaded."""
         digest, card, model = loaded
         check_task(model.task, card, checkpoint)
         check_options(model.process, card.schema, options.generate, options.sampler, card.attributes)
@@ -118,8 +118,8 @@ class Job:
         """Load the hosts of the pairs.
 
         Raises:
-            UserError: no training case has a label, scans changed since the training, or the mask generator saw a test
-                scan.
+            UserError: no training case has a label, a scan has changed since the training, or the mask generator saw a
+                test scan.
         """
         labelled = [case for case in self.cohort.split("train") if case.label is not None]
         if not labelled:
@@ -149,12 +149,12 @@ class Job:
         denoising_strip([*frames, (0.0, last[0, 0])], busiest_slice(mask), stem)
 
     def estimate(self, recipes: Recipes, folder: Path, started: bool) -> None:
-        """Log how much disk and time the pairs that are not finished yet need.
+        """Log how much disk space and time the pairs need that are not finished yet.
 
         Args:
-            recipes: from `recipes`.
+            recipes: result of `recipes`.
             folder: folder of the run, which need not exist.
-            started: whether what is in the folder belongs to this run.
+            started: whether the files in the folder belong to this run.
 
         Raises:
             UserError: the disk has too little room, or nothing can be sampled with these options.
@@ -177,7 +177,7 @@ class Job:
         """Make this process's share of the pairs; the process that finishes last writes manifest and contact sheet.
 
         Args:
-            recipes: from `recipes`.
+            recipes: result of `recipes`.
             folder: folder of the run.
 
         Returns:
@@ -196,8 +196,8 @@ class Job:
         generate_pairs(self.model, self.card, recipes, num, size, folder, recipes.record, screening)
         if missing := self._attempts(folder).missing(num):
             log.info(
-                "process %d of %d has made its pairs; %d are still to come from the others, the last of which writes "
-                "the manifest. If one of them died, the same command again makes what is missing",
+                "process %d of %d has made its pairs. The other processes still have %d to make; the last one writes "
+                "the manifest. If one of them died, repeat the command to make the missing pairs",
                 process_rank(),
                 process_count(),
                 missing,

@@ -1,4 +1,4 @@
-"""Pairs and the real scans of their generator's cohort, as one manifest."""
+"""Joins pairs and the real scans of their generator's cohort in one manifest."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from medaug.training.checkpoint import read_checkpoint
 
 
 def beside_cohort(pairs: Pairs, train: Path) -> tuple[Manifest, frozenset[str]]:
-    """The cohort that a generator was trained on and its pairs, with the splits of the training.
+    """Join the cohort that a generator was trained on and its pairs, with the splits of the training.
 
     Args:
-        pairs: in the training split.
+        pairs: the pairs, all in the training split.
         train: folder of the training, with its manifest and checkpoints.
 
     Returns:
-        The manifest, its root the folder that holds all files; and the subjects that the generator was trained on, in
-        this training and in those before it.
+        The manifest, whose root is the folder that holds all files; and the subjects that the generator was trained on,
+        including those of the trainings that it started from.
 
     Raises:
-        UserError: the checkpoint that made the pairs is not there any more, or two cases have one name.
+        UserError: the checkpoint that made the pairs no longer exists, or two cases have the same name.
     """
     wanted = {record["checkpoint"] for record in pairs.records}
     checkpoints = [path for path in (train / "last.ckpt", train / "best.ckpt") if path.exists()]
     made_by = next((path for path in checkpoints if wanted == {file_sha256(path)}), None)
     if made_by is None:
         raise UserError(
-            "holds no checkpoint that made the pairs, so nobody knows whom their generator saw",
+            "holds no checkpoint that made the pairs, so it is not known which subjects their generator saw",
             "generate the pairs again (overwrite=true)",
             path=train,
         )
@@ -45,7 +45,7 @@ def beside_cohort(pairs: Pairs, train: Path) -> tuple[Manifest, frozenset[str]]:
 
 
 def _moved(manifest: Manifest, root: str) -> list[Case]:
-    """The cases of a manifest with paths relative to a folder that holds its root."""
+    """The cases of a manifest, with paths relative to a folder above its root."""
     place = Path(manifest.root).relative_to(root)
     return [
         replace(

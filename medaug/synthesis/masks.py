@@ -29,13 +29,13 @@ class Reason(str):
     """Why a mask is not plausible, in words.
 
     Attributes:
-        kind: a word for reasons of the same kind, under which they are counted.
+        kind: the word under which reasons of the same kind are counted.
     """
 
     kind: str
 
     def __new__(cls, text: str, kind: str) -> Reason:
-        """A reason with its kind."""
+        """Make a reason from its text and its kind."""
         reason = super().__new__(cls, text)
         reason.kind = kind
         return reason
@@ -47,8 +47,8 @@ class TrainingMasks:
 
     Attributes:
         labels: masks of the training cases, which are the hosts of the pairs.
-        owners: {"case", "subject"} of each.
-        cache: folder for what was learned; None: it is not kept.
+        owners: names of the case and the subject of each mask, as {"case", "subject"}.
+        cache: folder in which a source stores what it learned; None: it is not stored.
     """
 
     labels: Sequence[Label]
@@ -71,11 +71,11 @@ class Masks(ABC):
     """Masks for pairs; each mask depends only on a training label and a seed.
 
     Attributes:
-        parameters: parameters of the source that a recipe records, JSON values only.
+        parameters: parameters of the source that are recorded in a recipe, as JSON values.
         remedy: what a user can do if no mask is plausible.
-        subjects: subjects whose masks every mask is made from, besides that of its host.
+        subjects: subjects, besides the host's, whose masks go into every mask.
         inside_scan: whether masks that reach beyond their host's scan, into the padding of the grid, are rejected.
-        seen: what the training of the mask model saw; None: the source uses no model.
+        seen: the subjects and files that the training of the mask model saw; None: the source uses no model.
         checkpoint: SHA-256 of the mask model's checkpoint; None: the source uses no model.
     """
 
@@ -95,7 +95,7 @@ class Masks(ABC):
         return None
 
     def fitted(self, training: TrainingMasks) -> Masks:
-        """Return this source with what it learns from the training masks, such as limits of what is plausible."""
+        """Return this source after it has learned from the training masks, such as the limits of plausible volumes."""
         return self
 
 
@@ -121,9 +121,9 @@ class MaskSource:
     """An entry of the table of mask sources.
 
     Attributes:
-        load: makes the masks from the options; raises a UserError that names the key if the options do not fit. The
-            image model is None while it trains, when the masks are for scoring its samples.
-        defaults: what other keys of `masks` are if the source is chosen by masks=NAME.
+        load: makes the source from the options and the image model; raises a UserError that names the key if the
+            options do not fit. The image model is None if it is still training and its samples are to be scored.
+        defaults: values of other keys of `masks` that masks=NAME sets.
     """
 
     load: Callable[[MasksOptions, ImageModel | None], Masks]
@@ -139,7 +139,7 @@ def check_mirror(options: MasksOptions, model: ImageModel | None) -> None:
     """Refuse `masks.mirror` for a cohort whose labels name a side.
 
     Raises:
-        UserError: names the key.
+        UserError: a label names a side.
     """
     if options.mirror and model is not None and not mirror_axes(model.card.schema):
         raise UserError(

@@ -43,14 +43,14 @@ class Pairs:
 
     @classmethod
     def collect(cls, card: Card, folder: Path, num: int, removed: Collection[str] = (), licence: str = "") -> Pairs:
-        """Collect those of the pairs 0..num-1 that are finished in `folder`.
+        """Collect the pairs 0..num-1 that are finished in `folder`.
 
         Args:
             card: card of the model that generates their images.
             folder: folder of the run.
             num: number of requested pairs.
             removed: names of finished pairs to leave out.
-            licence: of the cohort, which the pairs inherit.
+            licence: licence of the cohort, which the pairs inherit.
         """
         made = provenance.read_all(folder, PAIR).values()
         records = tuple(r for r in made if r["index"] < num and r["name"] not in removed)
@@ -79,10 +79,10 @@ class Pairs:
 
         Args:
             folder: folder of the run.
-            command: the command that makes the pairs, for messages.
+            command: the command that makes the pairs; messages name it.
 
         Raises:
-            UserError: nothing is there, the run is unfinished, or the manifest or the provenance was changed later.
+            UserError: there are no pairs, the run is unfinished, or the manifest or the provenance was changed later.
         """
         summary = finished(folder)
         if summary is None:
@@ -112,7 +112,7 @@ class Pairs:
         for record in self.records:
             if record.get("screener") not in (None, own):
                 raise UserError(
-                    f"not the record of what screened {record['name']}",
+                    f"is not the record of the segmenter and rules that screened {record['name']}",
                     "restore it, or remove the folder and generate again",
                     path=folder / RECORD,
                 )
@@ -124,7 +124,7 @@ class Pairs:
             digests: current SHA-256 of the files, by path.
 
         Raises:
-            UserError: names the file.
+            UserError: a file has changed; names it.
         """
         unknown = 0
         for record in self.records:
@@ -134,14 +134,14 @@ class Pairs:
                 path = Path(self.manifest.root, file)
                 if digests[path] != digest:
                     raise UserError(
-                        f"a file of {record['name']} that is not the one that was generated",
+                        f"is not the file of {record['name']} that was generated",
                         "restore it, or remove the folder and generate again",
                         path=path,
                     )
         if unknown:
             log.warning(
-                "%s: %d pairs are from before digests were recorded, so whether their files were changed cannot be "
-                "checked",
+                "%s: %d pairs were made before digests were recorded, so it cannot be checked whether their files were "
+                "changed",
                 self.manifest.root,
                 unknown,
             )

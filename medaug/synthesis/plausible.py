@@ -1,4 +1,4 @@
-"""What training masks have in common: volumes, topology, and whether they touch the border of the grid."""
+"""What makes a mask plausible, measured on training masks: volumes, topology, and contact with the grid's border."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _COMMON = 0.05
 
 @dataclass(frozen=True)
 class Limits:
-    """What a mask must have to be plausible.
+    """The limits within which a mask is plausible.
 
     Attributes:
-        volumes: per class index, the fewest and the most voxels in a training mask.
-        topologies: per class index, and for "0" the whole foreground, the plausible pairs of number of pieces
-            (26-connected) and Euler number; the latter counts pieces minus tunnels plus cavities.
-        at_border: whether a training mask touches the border of the grid.
+        volumes: smallest and largest number of voxels in a training mask, by class index.
+        topologies: plausible topologies by class index, and under "0" those of the whole foreground. A topology is a
+            number of pieces (26-connected) and an Euler number, which is pieces minus tunnels plus cavities.
+        at_border: whether any training mask touches the border of the grid.
     """
 
     volumes: Mapping[str, Sequence[int]]
@@ -59,7 +59,7 @@ class Limits:
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """The limits as JSON values."""
         return asdict(self)
 
 

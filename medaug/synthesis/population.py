@@ -23,10 +23,10 @@ from medaug.synthesis.shapes import ShapeModel
 
 
 class PopulationMasks(Masks):
-    """Masks drawn from a model of the training masks' shapes, each in the pose of its host's mask.
+    """Masks drawn from a model of the training masks' shapes, each with the pose of its host's mask.
 
     Attributes:
-        learned: the shapes and what is plausible; None before `fitted`.
+        learned: the shape model and the limits of what is plausible; None before `fitted`.
     """
 
     remedy = "deviate less from the mean shape (masks.spread), or use masks=deformed"
@@ -52,14 +52,14 @@ class PopulationMasks(Masks):
         labels = [label for label in training.labels if foreground(label).any()]
         if len(labels) < shapes.FEWEST:
             raise UserError(
-                f"masks=population: {len(labels)} training masks are too few to learn shapes from, which takes "
-                f"{shapes.FEWEST}",
+                f"masks=population: {len(labels)} training masks are too few to learn shapes from; at least "
+                f"{shapes.FEWEST} are needed",
                 "use masks=deformed",
             )
         return PopulationMasks(self.options, _learned(labels, training), frozenset(training.subjects))
 
     def make(self, label: Label, seed: int) -> Label:
-        """Draw a mask, see `ShapeModel.draw`; ignored voxels of the label stay ignored, and an empty label empty."""
+        """Draw a mask, see `ShapeModel.draw`. Ignored voxels of the label stay ignored; an empty label stays empty."""
         assert self.learned is not None
         mask = np.zeros_like(label)
         if foreground(label).any():
@@ -86,12 +86,12 @@ POPULATION = MaskSource(_load)
 
 @dataclass(frozen=True)
 class _Entry:
-    """What was learned from the masks, in the cache: `shapes-KEY.npz`, and `shapes-KEY.json` written after it."""
+    """A cache entry with what was learned from the masks: `shapes-KEY.npz`, and then `shapes-KEY.json`."""
 
     stem: Path
 
     def read(self) -> tuple[ShapeModel, Limits] | None:
-        """None if it is absent, incomplete or damaged."""
+        """Read the entry; None if it is absent, incomplete or damaged."""
         try:
             about = read_json(self.stem.with_suffix(".json"))
             if file_sha256(self.stem.with_suffix(".npz")) != about["sha256"]:

@@ -1,4 +1,4 @@
-"""Recipes: everything that determines a pair, decided before anything is sampled."""
+"""Recipes: everything that determines a pair, fixed before anything is sampled."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def check_options(
     """Refuse options that the model does not support, before anything is written.
 
     Args:
-        process, schema, attributes: the model's.
-        generate, sampler: options.
+        process, schema, attributes: process, label schema and attribute encoder of the model.
+        generate, sampler: options of these groups.
 
     Raises:
         UserError: names the option and the remedy.
@@ -82,23 +82,23 @@ def check_task(task: Task, card: Card, path: Path) -> None:
     """Refuse a model that does not generate all modalities from masks alone.
 
     Args:
-        task, card: the model's.
-        path: path of its checkpoint.
+        task, card: task and card of the model.
+        path: path of the model's checkpoint.
 
     Raises:
         UserError: names the checkpoint and the remedy.
     """
     if task.target == "label" and not task.num_images:
         raise UserError(
-            "draws masks, not images",
-            f"a model that draws images takes them with masks=generated masks.checkpoint={path}",
+            "generates masks, not images",
+            f"give it to a model that generates images, with masks=generated masks.checkpoint={path}",
             path=path,
         )
     if task.target != "image" or not task.mask or task.num_images:
-        raise UserError("does not draw images from masks alone", "apply it to scans with medaug.predict", path=path)
+        raise UserError("does not generate images from masks alone", "apply it to scans with medaug.predict", path=path)
     if left := [name for m, name in enumerate(card.modalities) if m not in task.generated]:
         raise UserError(
-            f"does not draw {', '.join(left)}, which a pair needs", "train without task.modalities", path=path
+            f"does not generate {', '.join(left)}, which a pair needs", "train without task.modalities", path=path
         )
 
 
@@ -109,12 +109,12 @@ class Recipes:
     Attributes:
         hosts: labelled training cases.
         masks: the source of masks.
-        generate, sampler: options.
-        source: name of the mask source, for the record.
+        generate, sampler: options of these groups.
+        source: name of the mask source, which is recorded.
         checkpoint: SHA-256 of the checkpoint that generates the images.
         attributes: attribute encoder of the model.
-        rejected: by pair and attempt, how often its masks were rejected just before it, by kind of reason; filled as
-            recipes are made.
+        rejected: for each pair and attempt, how many masks were rejected just before it, by kind of reason; filled
+            while recipes are made.
     """
 
     hosts: Sequence[ModelCase]
@@ -129,12 +129,13 @@ class Recipes:
     def __call__(self, index: int, first_attempt: int = 0) -> tuple[Recipe, ModelCase, Label]:
         """Recipe number `index` with its host and its mask (X, Y, Z): a pure function of `self` and the arguments.
 
-        Hosts are used in seeded permutations, so all are used equally often. If a mask is not plausible, another is
-        made with the next attempt number. Attributes are the host's, unless the options replace them.
-        `first_attempt` skips the attempts up to one whose image was rejected.
+        Hosts are used in seeded permutations, so all are used equally often. If a mask is not plausible, another one is
+        made with the next attempt number. Attributes are those of the host, unless the options replace them.
+        `first_attempt` skips earlier attempts, whose images were rejected.
 
         Raises:
-            UserError: no plausible mask in `MOST_ATTEMPTS` attempts, or attributes that the model was not trained with.
+            UserError: there is no plausible mask in `MOST_ATTEMPTS` attempts, or the model was not trained with an
+                attribute.
         """
         host = self.hosts[shuffled_index(index, len(self.hosts), named_seed(self.generate.seed, "host"))]
         attempt, seed, mask = self._mask(index, host, first_attempt)
@@ -162,7 +163,7 @@ class Recipes:
         return recipe, host, mask
 
     def record(self, recipe: Recipe) -> dict[str, Any]:
-        """What the record of a pair says besides its recipe: whose data went into it, and which masks were rejected."""
+        """Further content of a pair's record: whose data went into it, and which masks were rejected before it."""
         subjects = {recipe.host_subject, *self.masks.subjects}
         record: dict[str, Any] = {}
         if self.masks.seen is not None:

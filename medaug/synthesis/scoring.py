@@ -3,8 +3,8 @@
 Samples are made from training masks and compared with training and validation scans; test subjects are never used. A
 checkpoint chosen by these numbers depends on the validation subjects, and its card says that it saw them.
 
-The samples are `trainer.score_num` images for masks of labelled training scans, as `generate` makes them from
-`masks`. The numbers, means over the samples:
+The samples are `trainer.score_num` images for masks of labelled training scans, as `generate` makes them according to
+`masks`. The scores are means over the samples:
 
 - `dice`: Dice between the mask and what a selecting segmenter finds in the sample; `faithfulness`: `dice` divided by
   the segmenter's Dice on real validation scans. The segmenter is trained on the labelled training scans, saved as
@@ -12,16 +12,16 @@ The samples are `trainer.score_num` images for masks of labelled training scans,
 - `spectral_discrepancy` d from the training scans, mean over modalities; `fidelity` is 1 / (1 + d), so 1/2 if
   samples are one standard deviation of real scans away (`medaug.evaluation.fidelity`).
 - `gradient`: mean absolute gradient, divided by that of validation scans.
-- `kernel_distance` to the validation scans in the selecting segmenter's features, in standard deviations of the
-  training scans.
+- `kernel_distance` to the validation scans, in the selecting segmenter's features, which are in units of standard
+  deviations of the training scans.
 - `similarity` to the nearest training scan; `near_copies`: share of samples above the threshold set by validation
   scans; `near_copies_p`: the probability of so many among new scans (`medaug.evaluation.memorisation`).
 - `score`, 0..1: the harmonic mean of faithfulness (at most 1) and fidelity, which the lower of the two dominates,
   times the share of samples that are not near copies, relative to new scans (at most 1). Copies count as worthless,
   however real they look.
 
-Without a selecting segmenter (too few labelled scans, or it fails on real ones) its numbers are left out, and fidelity
-replaces the harmonic mean.
+If there is no selecting segmenter (too few labelled scans, or it fails on real scans), its scores are left out, and
+fidelity replaces the harmonic mean.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ Image = NDArray[np.float32]
 
 
 def check_scoring(process: Process, trainer: TrainerOptions) -> None:
-    """Refuse a process that the scoring's sampler cannot sample, which would fail long after training began.
+    """Refuse a process that the sampler of the scoring cannot sample, which would fail long after training began.
 
     Args:
         process: process of the model.
-        trainer: its `score_inference_steps` are the sampler's.
+        trainer: its `score_inference_steps` is the number of sampler steps.
 
     Raises:
         UserError: names the key and the remedy.
@@ -92,7 +92,7 @@ def check_scoring(process: Process, trainer: TrainerOptions) -> None:
     try:
         check_sampling(process, _sampler(process, trainer), "trainer.score_every")
     except UserError as error:
-        raise UserError(error.full, "trainer.score_every=0 scores nothing") from error
+        raise UserError(error.full, "trainer.score_every=0 switches scoring off") from error
 
 
 def _sampler(process: Process, trainer: TrainerOptions) -> SamplerOptions:
@@ -101,7 +101,7 @@ def _sampler(process: Process, trainer: TrainerOptions) -> SamplerOptions:
 
 @dataclass(frozen=True)
 class _Samples:
-    """The samples of every scoring: always the same recipes and masks, so that scores can be compared."""
+    """The samples of every scoring; recipes and masks are always the same, so that scores can be compared."""
 
     plans: Sequence[tuple[Recipe, ModelCase, Label]]
     card: Card
@@ -130,26 +130,27 @@ def sample_score(
     folder: Path,
     measures: bool = True,
 ) -> Score:
-    """Make the scoring function of a training: averaged model and step to named numbers, same recipes at every step.
+    """Make the scoring function of a training, which maps the averaged model and a step to scores by name.
 
-    The numbers are described in the module's docstring.
+    The docstring of the module describes the scores. The recipes are the same at every step.
 
     Args:
         data: data of the training; cases may have no label.
-        trainer: `score_num`, `score_inference_steps`, `score_guidance_scale`, `selector_steps`, `batch_size`, `seed`.
-        segmenter: size of the selecting segmenter.
+        trainer: this function reads `score_num`, `score_inference_steps`, `score_guidance_scale`, `selector_steps`,
+            `batch_size` and `seed`.
+        segmenter: options of the selecting segmenter.
         masks: the mask source and its options.
         folder: folder of the run.
         measures: True on rank 0. False on a rank that only takes part in sampling, because weights may be split; it
             waits until rank 0 is ready.
 
     Raises:
-        UserError: as `Recipes`; there are too few training scans, or their grid is too small for spectra.
+        UserError: as for `Recipes`; or there are too few training scans, or their grid is too small for spectra.
     """
     samples = _samples(data, trainer, masks)
     ready = folder / ".scoring"
     if not measures:
-        # Not with a collective operation, which may time out before the selector is trained.
+        # Do not wait with a collective operation, which may time out before the selector is trained.
         wait_for_first(folder, ready.exists)
         return lambda model, step: {} if samples.draw(model) else {}
     ready.unlink(missing_ok=True)
@@ -173,12 +174,12 @@ def sample_score(
 
 
 def _samples(data: TrainingData, trainer: TrainerOptions, masks: MasksOptions) -> _Samples:
-    """Choose the recipes to sample; refuses training scans that samples cannot be compared with."""
+    """Choose the recipes to sample; raises an error if samples cannot be compared with the training scans."""
     card, train, labelled = data.card, data.train, data.labelled
     if not labelled:
         raise UserError("trainer.score_every: no training scan has a label to take a mask from", "set it to 0")
     if len(train) < 2:
-        raise UserError("trainer.score_every: a single training scan is nothing to compare samples with", "set it to 0")
+        raise UserError("trainer.score_every: samples cannot be compared with a single training scan", "set it to 0")
     middle = [box.stop - box.start for box in central_box(train[0].image.shape[1:], CROP)]
     if min(middle) < LEAST_SIDE:
         raise UserError(
@@ -195,7 +196,7 @@ def _samples(data: TrainingData, trainer: TrainerOptions, masks: MasksOptions) -
 
 
 def _without_padding(image: Image, host: ModelCase) -> Image:
-    """Set the slices of a sample outside its host to background: 2D networks are not trained on them."""
+    """Set the slices of a sample outside its host to background, because 2D networks are not trained on them."""
     empty = np.full_like(image, BACKGROUND)
     empty[..., host.slices] = image[..., host.slices]
     return empty
@@ -283,8 +284,8 @@ def _selector(
     judged = [case for case in val if case.label is not None]
     if len(labelled) < FEWEST_LABELLED or not judged:
         log.warning(
-            "samples are scored by fidelity alone: for a selecting segmenter %d labelled training and %d labelled "
-            "validation scans are too few",
+            "samples are scored by fidelity alone: %d labelled training and %d labelled validation scans are too few "
+            "for a selecting segmenter",
             len(labelled),
             len(judged),
         )
@@ -309,7 +310,7 @@ def _selector(
     if dice < LEAST_DICE or dice <= floor:
         log.warning(
             "samples are scored by fidelity alone: a selecting segmenter so poor would say nothing about them (its "
-            "Dice must be at least %g and above the %.3f of a trivial baseline)",
+            "Dice must be at least %g and above %.3f, that of a trivial baseline)",
             LEAST_DICE,
             floor,
         )

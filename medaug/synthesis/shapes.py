@@ -29,11 +29,11 @@ from medaug.progress import track
 Array = NDArray[np.float64]
 
 FORMAT = 1
-"""Increase this whenever the code gives another model than before for the same masks."""
+"""Increase this whenever the code makes a different model from the same masks."""
 FEWEST = 10
 """Minimum number of masks with foreground to learn shapes from."""
-_MOST_POINTS = 48  # of the lattice along one axis
-_MARGIN = 0.6  # by which the lattice exceeds the largest shape, and beyond which distances are cut off, radii
+_MOST_POINTS = 48  # maximum number of lattice points along an axis
+_MARGIN = 0.6  # in radii: how far the lattice extends beyond the largest shape, and where distances are cut off
 _EXPLAINED = 0.95  # share of the variance that the kept components explain
 
 
@@ -43,9 +43,9 @@ class ShapeModel:
 
     Attributes:
         classes: (C,) class indices that occur.
-        axes: (3, max side) coordinates of the lattice along each axis, radii; NaN beyond the sides of `lattice`.
-        lattice: (3,) points along each axis.
-        mean: (channels * points,) mean signed distances, radii: foreground first, then, if C > 1, each class.
+        axes: (3, max side) coordinates of the lattice along each axis, in radii; NaN beyond the sides of `lattice`.
+        lattice: (3,) number of points along each axis.
+        mean: (channels * points,) mean signed distances in radii: to the foreground, then, if C > 1, to each class.
         components: (K, channels * points) principal components, each times its standard deviation.
         slope: (K,) mean of each component's coefficient per unit of log volume.
         rest: (K,) standard deviation of each coefficient around that mean.
@@ -67,7 +67,7 @@ class ShapeModel:
 
     @classmethod
     def fit(cls, labels: Sequence[NDArray[np.uint8]]) -> ShapeModel:
-        """Learn the shapes of masks (X, Y, Z) that all have foreground; the masks must lie on one grid."""
+        """Learn the shapes of masks (X, Y, Z) that all have foreground and are all on one grid."""
         masks = [_Mask.of(label) for label in labels]
         classes = np.unique(np.concatenate([np.unique(label[foreground(label)]) for label in labels]))
         extent = np.max([mask.extent for mask in masks], axis=0) + _MARGIN
@@ -108,8 +108,8 @@ class ShapeModel:
     ) -> NDArray[np.uint8]:
         """Draw a mask (X, Y, Z) with the pose of a training mask.
 
-        First a volume is drawn, then the coefficients given the volume, by linear regression on its logarithm: a small
-        structure has the shape of small ones.
+        First a volume is drawn, then the coefficients given the volume, by linear regression on its logarithm, so that
+        a small structure gets the shape of small structures.
 
         Args:
             host: one of the masks that the model was fitted to.
@@ -133,7 +133,7 @@ class ShapeModel:
         first, step = self.axes[:, 0], self.axes[0, 1] - self.axes[0, 0]
         positions = (self.rotations[position].T @ away - first[:, None]) / step
         planes = [map_coordinates(plane, positions, order=1, mode="nearest") for plane in field]
-        # The voxels deepest inside, as many as the volume says, so that the volume is met exactly.
+        # Take the voxels deepest inside, as many as the volume says, so that the mask has exactly this volume.
         inside = np.argsort(planes[0], kind="stable")[: round(volume)]
         mask = np.zeros(host.size, np.uint8)
         nearest = np.argmin([plane[inside] for plane in planes[1:]], axis=0) if len(planes) > 1 else 0
@@ -146,7 +146,7 @@ class ShapeModel:
 
     @classmethod
     def load(cls, path: Path) -> ShapeModel:
-        """Read what `save` wrote; raises OSError, ValueError or KeyError if it is something else."""
+        """Read what `save` wrote; raises OSError, ValueError or KeyError if the file is not such a file."""
         with np.load(path, allow_pickle=False) as arrays:
             return cls(**{field.name: arrays[field.name] for field in fields(cls)})
 
@@ -181,26 +181,26 @@ class _Mask:
 
     @property
     def extent(self) -> Array:
-        """The farthest that the foreground reaches from its centre along each axis, radii."""
+        """How far the foreground reaches from its centre along each axis, in radii."""
         where = np.argwhere(self.label > 0) + self.start - self.centre
         return np.asarray(np.abs(where).max(axis=0) / self.radius)
 
     def distances(self, classes: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(channels, *box) signed distances to the foreground and, if there are several, each class; radii, cut off."""
         parts = [self.label > 0, *([self.label == value for value in classes] if len(classes) > 1 else [])]
-        limit = 2 * _MARGIN  # of a class that this mask lacks
+        limit = 2 * _MARGIN  # distance to a class that this mask lacks
         maps = [_signed_distance(part) / self.radius if part.any() else np.full(part.shape, limit) for part in parts]
         return np.clip(np.stack(maps), -_MARGIN, _MARGIN).astype(np.float32)
 
     def sampled(self, distances: NDArray[np.float32], grid: Array, rotation: Array) -> NDArray[np.float32]:
-        """(channels, *lattice) the distances at points (3, *lattice) of the mean shape's frame."""
+        """Sample the distances at points (3, *lattice) in the frame of the mean shape: (channels, *lattice)."""
         points = np.einsum("ij,j...->i...", rotation, grid) * self.radius
         positions = points + (self.centre - self.start)[:, None, None, None]
         return np.stack([map_coordinates(d, positions, order=1, mode="nearest") for d in distances])
 
 
 def _radius(volume: float) -> float:
-    """The radius of a ball of that volume."""
+    """The radius of a ball with this volume."""
     return float((3 * volume / (4 * np.pi)) ** (1 / 3))
 
 
@@ -229,7 +229,7 @@ def _rotation(fixed: NDArray[np.float32], moving: NDArray[np.float32]) -> Array:
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(learningRate=0.1, minStep=1e-3, numberOfIterations=50)
     method.SetInitialTransform(transform, inPlace=True)
-    method.SetNumberOfThreads(1)  # sums in another order would give other digits
+    method.SetNumberOfThreads(1)  # with several threads, the order of sums and so the last digits would vary
     method.Execute(*images)
     return np.array(transform.GetMatrix()).reshape(3, 3)
 
@@ -237,7 +237,7 @@ def _rotation(fixed: NDArray[np.float32], moving: NDArray[np.float32]) -> Array:
 def _principal_components(
     vectors: NDArray[np.float32], log_volumes: Array
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], Array, Array]:
-    """Mean, components, slope and rest as `ShapeModel` describes them."""
+    """Mean, components, slope and rest, as in `ShapeModel`."""
     mean = vectors.mean(axis=0)
     centred = vectors - mean
     # The eigenvectors of the small matrix of inner products give those of the covariance.

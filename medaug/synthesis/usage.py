@@ -1,4 +1,4 @@
-"""Which masks and hosts the pairs of a run use, and which masks were rejected, counted from the run's records."""
+"""Counts, from the records of a run, which masks and hosts its pairs use and which masks were rejected."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Usage:
     """Where the masks of a run come from.
 
     Attributes:
-        sources: pairs per mask source.
-        rejections: masks that were rejected before an image was made for them, by kind of reason.
-        attempts: images that were made, those included that the screening rejected.
-        hosts: pairs per host, the most first.
+        sources: number of pairs per mask source.
+        rejections: number of masks that were rejected before an image was made for them, by kind of reason.
+        attempts: number of images that were made, including those that the screening rejected.
+        hosts: numbers of pairs per host, largest first.
     """
 
     sources: Mapping[str, int]
@@ -53,7 +53,7 @@ class Usage:
         return cls.of(made, rejected)
 
     def lines(self) -> list[str]:
-        """In words: the sources, the use of the hosts, the rejected masks."""
+        """Lines of text about the sources, the use of hosts, and rejected masks."""
         total = sum(self.sources.values())
         sources = ", ".join(f"{name} {count} ({count / total:.0%})" for name, count in self.sources.items())
         lines = [
@@ -72,7 +72,7 @@ class Usage:
             log.info("%s", line)
 
     def to_mapping(self) -> dict[str, Any]:
-        """For the summary of a run."""
+        """The counts as JSON values, for the summary of a run."""
         return {
             "mask_sources": dict(self.sources),
             "mask_rejections": dict(self.rejections),

@@ -145,7 +145,7 @@ def test_labels_of_two_pairs_swapped(loop):
     content = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(content)
-    with pytest.raises(UserError, match="labelsTr/p0.nii.gz: a file of p0 that is not the one that was generated"):
+    with pytest.raises(UserError, match="labelsTr/p0.nii.gz: is not the file of p0 that was generated"):
         loop.check()
 
 
@@ -163,7 +163,7 @@ def test_another_subject_for_a_host_in_a_record_without_a_digest(loop):
 def test_runs_from_before_digests_pass_and_say_what_was_not_checked(loop, caplog):
     loop.without_digests()
     loop.check()
-    assert "recorded no digests of its scans" in caplog.text and "2 pairs are from before digests" in caplog.text
+    assert "recorded no digests of its scans" in caplog.text and "2 pairs were made before digests" in caplog.text
 
 
 def test_the_digest_of_a_cohort_is_of_its_splits_schema_and_contents(loop):
@@ -204,5 +204,5 @@ def test_pairs_of_another_run_are_checked_against_their_provenance(loop, tmp_pat
     with pytest.raises(UserError, match="p1 of toy_synthetic is of test subject B"):
         refuse_external_leaks(moved, contents, external)
     shutil.copy(loop.synthetic / "labelsTr/p0.nii.gz", loop.synthetic / "labelsTr/p1.nii.gz")
-    with pytest.raises(UserError, match="a file of p1 that is not the one that was generated"):
+    with pytest.raises(UserError, match="is not the file of p1 that was generated"):
         read_external(path, None, tmp_path)

@@ -166,11 +166,11 @@ def test_samples_are_not_scored_on_generated_masks():
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (GENERATOR, "draws masks, not images; a model that draws images takes them with masks=generated"),
+        (GENERATOR, "generates masks, not images; give it to a model that generates images, with masks=generated"),
         (GENERATOR | {"given": ["all"]}, "apply it to scans with medaug.predict"),
         ({"mask": False}, "apply it to scans with medaug.predict"),
         ({"mask": True, "degradation": "noise"}, "apply it to scans with medaug.predict"),
-        ({"modalities": ["T2"]}, "does not draw T1, which a pair needs"),
+        ({"modalities": ["T2"]}, "does not generate T1, which a pair needs"),
         ({}, None),
         ({"modalities": ["T2", "T1"]}, None),
     ],

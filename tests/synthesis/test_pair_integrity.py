@@ -99,13 +99,13 @@ def test_files_of_pairs_that_were_replaced_or_swapped_are_refused_by_name(whole,
     contents = [path.read_bytes() for path in labels]
     for path, content in zip(labels, contents[::-1], strict=True):
         path.write_bytes(content)
-    with pytest.raises(UserError, match="labelsTr.*: a file of toy_synthetic_00000 that is not the one that was gener"):
+    with pytest.raises(UserError, match="labelsTr.*: is not the file of toy_synthetic_00000 that was generated"):
         check_contents(whole)
     for path, content in zip(labels, contents, strict=True):
         path.write_bytes(content)
     check_contents(whole)
     images[3].write_bytes(cohort.image_paths(cohort.cases[0])[0].read_bytes())
-    with pytest.raises(UserError, match="imagesTr.*: a file of toy_synthetic_00001"):
+    with pytest.raises(UserError, match="imagesTr.*: is not the file of toy_synthetic_00001"):
         check_contents(whole)
 
 
@@ -117,4 +117,4 @@ def test_pairs_from_before_digests_are_read_and_it_is_said_that_they_are_not_che
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     (whole / "finished.json").write_text('{"pairs": 2}')
     check_contents(whole)
-    assert "2 pairs are from before digests were recorded" in caplog.text
+    assert "2 pairs were made before digests were recorded" in caplog.text

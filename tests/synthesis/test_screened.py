@@ -210,7 +210,9 @@ def test_a_record_of_another_screening_is_refused(make, card, tmp_path):
     make(tmp_path, screening())
     pairs = Pairs.collect(card, tmp_path, NUM)
     (tmp_path / "finished.json").write_text(json.dumps(pairs.save(tmp_path)))
-    with pytest.raises(UserError, match="screener.json: not the record of what screened toy_synthetic_00000"):
+    with pytest.raises(
+        UserError, match="screener.json: is not the record of the segmenter and rules that screened toy_synthetic_00000"
+    ):
         Pairs.load(tmp_path)
 
 
