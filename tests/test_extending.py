@@ -95,7 +95,7 @@ def test_an_installed_sampler_is_used_by_the_command_line(installed: None) -> No
     assert weak.isfinite().all() and (weak - ddim).abs().max() > 1e-3
 
 
-def test_a_group_word_of_an_installed_entry_brings_its_defaults(installed: None) -> None:
+def test_choosing_an_installed_entry_by_its_group_sets_its_defaults(installed: None) -> None:
     words = ["experiment=demo", "preset=cpu"]
     sampler = load_options("generate", [*words, "sampler=halving"]).sampler
     assert (sampler.name, sampler.num_inference_steps) == ("halving", 6)
@@ -150,7 +150,7 @@ def test_an_installed_spacing_is_used_by_the_command_line(installed: None) -> No
         (["sampler.name=halving", "sampler.parameters=[strength:much]"], "strength must be a number"),
     ],
 )
-def test_installed_sampler_errors_are_one_line(installed: None, words: list[str], complaint: str) -> None:
+def test_errors_of_an_installed_sampler_are_one_line(installed: None, words: list[str], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         sampled(*words)
 

@@ -74,7 +74,7 @@ def test_errors_name_key_and_range_before_anything_is_composed(path, monkeypatch
     assert str(refused.value) == f"{path}={text}: must be {limits}"
 
 
-def test_ranges_in_words_and_what_lies_within():
+def test_ranges_in_words_and_which_numbers_they_contain():
     for limits, words, inside, outside in (
         (Range(least=1), "at least 1", (1, 2), (0, -1)),
         (Range(above=0), "above 0", (0.1,), (0, -1)),

@@ -116,7 +116,7 @@ def test_a_draw_that_hides_labels_of_declared_subjects_is_refused(world, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_peers_pairs_are_compared_on_a_cohort_without_a_training(world, tmp_path, monkeypatch):
+def test_pairs_of_another_generator_are_compared_on_a_cohort_without_a_training(world, tmp_path, monkeypatch):
     """Baselines first, without pairs; then an arm with pairs is added; then the declaration, which changes no score."""
     root, _, peer = world
     monkeypatch.chdir(tmp_path)

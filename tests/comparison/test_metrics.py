@@ -62,7 +62,7 @@ def test_a_new_metric_appears_everywhere(added, tmp_path):
     assert "HD95" not in printed
 
 
-def test_a_signed_metric_is_better_the_nearer_it_is_to_0(tmp_path, monkeypatch):
+def test_nearer_to_0_is_better_for_a_signed_metric(tmp_path, monkeypatch):
     """Predictions are too small: by 1 ml in the good arm, by 5 ml in the bad one."""
 
     def signed(prediction, truth, spacing):
@@ -100,7 +100,7 @@ def test_results_come_back_from_their_files(tmp_path):
     assert {**vars(again), "scores": None} == {**vars(found), "scores": None}
 
 
-def test_a_run_from_before_a_metric_is_read_without_it(tmp_path, monkeypatch):
+def test_a_run_that_is_older_than_a_metric_is_read_without_it(tmp_path, monkeypatch):
     toy_benchmark(tmp_path).compare([("good", "bad")]).save(tmp_path)
     entry = Metric("Missed volume", "ml", 1, False, "difference of volumes", missed_volume)
     monkeypatch.setitem(METRICS.own, "missed", lambda: entry)

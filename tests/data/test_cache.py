@@ -382,7 +382,7 @@ def test_a_waiting_process_takes_over_from_a_killed_one(manifest, tmp_path):
     assert len(entries(cache)) == len(NAMES)
 
 
-def test_an_unwritable_cache_is_one_line(manifest, tmp_path):
+def test_an_unwritable_cache_gives_one_line(manifest, tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UserError, match="cannot be written") as caught:
         load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "cache")

@@ -147,7 +147,7 @@ def truncated(manifest):
         (truncated, "a_0.nii.gz.*cut short"),
     ],
 )
-def test_bad_files_are_one_line_and_leave_nothing(manifest, tmp_path, harm, named):
+def test_bad_files_give_one_line_and_leave_nothing(manifest, tmp_path, harm, named):
     harm(manifest)
     with pytest.raises(UserError, match=named) as caught:
         load_cases(manifest, manifest.cases[:1], PREPROCESSING, tmp_path / "cache")

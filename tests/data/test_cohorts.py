@@ -16,7 +16,7 @@ from medaug.layouts import read_layout
 from medaug.options import DataOptions, IngestOptions
 
 
-def test_missing_data_is_one_line_with_remedies(tmp_path):
+def test_missing_data_give_one_line_with_remedies(tmp_path):
     places = [str(tmp_path / "here"), str(tmp_path / "there")]
     options = DataOptions(name="brats", roots=places, source="register at example.org")
     with pytest.raises(UserError) as caught:
@@ -80,7 +80,7 @@ def test_scans_of_one_subject_stay_together(tmp_path):
     assert len(manifest.subjects("val")) == 2 and len(manifest.subjects("test")) == 3
 
 
-def test_no_data_at_all_is_one_line(tmp_path):
+def test_no_data_at_all_give_one_line(tmp_path):
     with pytest.raises(UserError, match="no scans are named; give data.manifest=FILE.json .* or data.roots"):
         find_cohort(DataOptions(), tmp_path)
     with pytest.raises(UserError, match=r"no folder /absent\. Or run"):

@@ -155,7 +155,7 @@ def test_the_comparison_follows_from_the_scores(loop):
         assert row.mean_difference == pytest.approx(expected, abs=1e-9)
 
 
-def test_nobody_of_the_test_split_was_seen_before_the_test(loop):
+def test_no_test_subject_was_seen_before_the_test(loop):
     cohort = Manifest.load(loop.folder / "train" / "manifest.json")
     card, _ = read_checkpoint(loop.folder / "train" / "last.ckpt")
     assert set(card.subjects["train"]) == cohort.subjects("train")

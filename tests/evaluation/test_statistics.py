@@ -138,7 +138,7 @@ def test_there_is_no_verdict_if_nothing_was_learned(low):
     assert verdict(interval, higher_is_better=True, learned=False) == expected
 
 
-def test_five_subjects_that_agree_are_no_evidence():
+def test_unanimity_of_five_subjects_gives_no_verdict():
     few = Interval(0.5, 0.4, 0.6, 10, 5)
     assert verdict(few, higher_is_better=True) == verdict(few, False, learned=False) == "too few subjects for a verdict"
     assert verdict(Interval(0.5, 0.4, 0.6, 10, 6), higher_is_better=True) == "gain"

@@ -110,7 +110,7 @@ def test_names_of_participants_stay_apart(manifest, tmp_path):
         (("T1", "T2", "PD"), ("T1",), "suffixes: T1: expected MODALITY:SUFFIX"),
     ],
 )
-def test_what_bids_cannot_name_is_one_line(manifest, tmp_path, modalities, suffixes, reason):
+def test_what_bids_cannot_name_gives_one_line(manifest, tmp_path, modalities, suffixes, reason):
     with pytest.raises(UserError, match=reason) as error:
         write_bids(Export(replace(manifest, modalities=modalities), tmp_path / "out", suffixes=suffixes))
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()

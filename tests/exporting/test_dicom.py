@@ -116,7 +116,7 @@ def test_regions_become_segments_that_overlap(tmp_path):
         export(manifest, tmp_path / "map", "LABELMAP")
 
 
-def test_headers_say_what_the_files_are_and_name_nobody(out):
+def test_headers_say_what_the_files_are_and_contain_no_name(out):
     for case, patient, synthetic, purpose in (
         ("pair", "SYNTHETIC-Jürg", "YES", "109100"),
         ("scan", "Eva", None, "109102"),
@@ -159,7 +159,7 @@ def test_dciodvfy_finds_only_what_it_does_not_know_yet(out, tool):
         assert errors == [] and (KNOWN in message) == ("pair" in path.parts)
 
 
-def test_dcm2niix_makes_the_volumes_that_we_had(manifest, out, tool, tmp_path):
+def test_dcm2niix_restores_the_volumes(manifest, out, tool, tmp_path):
     command = [tool("dcm2niix"), "-z", "n", "-b", "n", "-f", "%d", "-o", str(tmp_path)]
     for name, path in zip(MODALITIES, manifest.image_paths(manifest.cases[0]), strict=True):
         subprocess.run([*command, str(out / "pair" / name)], check=True, capture_output=True)
@@ -233,7 +233,7 @@ def test_the_name_of_a_modality_chooses_the_storage_class(name, modality):
         ({"images": ("sheared.nii.gz",)}, "axes are not at right angles, which DICOM cannot describe; resample"),
     ],
 )
-def test_what_dicom_cannot_hold_is_one_line(tmp_path, change, reason):
+def test_what_dicom_cannot_hold_gives_one_line(tmp_path, change, reason):
     for name, value, shear in (("sheared", 1, 0.1), ("wrong", 0.5, 0), ("ignored", 9, 0), ("fine", 1, 0)):
         affine = np.eye(4)
         affine[0, 2] = shear
@@ -252,7 +252,7 @@ def test_a_folder_that_exists_stays_as_it_is(manifest, out):
     assert sorted(out.rglob("*")) == before
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(manifest, tmp_path, monkeypatch):
+def test_a_full_disk_gives_one_line_and_leaves_nothing(manifest, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 

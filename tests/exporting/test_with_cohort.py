@@ -89,7 +89,7 @@ def test_nnunet_trains_on_both_and_validates_on_real_scans_alone(run):
         (set(), ["s1", "s3"], ["a"]),  # the generator of the masks was
     ],
 )
-def test_a_pair_stands_in_no_fold_that_validates_on_whom_its_generator_saw(tmp_path, caplog, seen, subjects, kept):
+def test_a_pair_is_in_no_fold_that_validates_on_a_subject_its_generator_saw(tmp_path, caplog, seen, subjects, kept):
     both = cohort(tmp_path / "in", a="s1 train", x="s1 train", c="s3 val")
     record = {"checkpoint": "0", "subjects": subjects}
     with caplog.at_level(logging.WARNING):

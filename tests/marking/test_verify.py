@@ -158,7 +158,7 @@ def test_dicom_stays_unchanged_under_another_transfer_syntax_and_name(copy):
     assert states(copy / "moved") == {("synthetic", "unchanged", "not signed")}
 
 
-def test_what_is_lost_unmarked_or_damaged_is_said(copy):
+def test_lost_unmarked_and_damaged_files_are_reported(copy):
     (copy / "msd/labelsTr/a.nii.gz").unlink()
     (copy / "msd/imagesTr/a.json").unlink()
     assert states(copy / "msd") == {("synthetic", "unknown", "not signed"), ("synthetic", "missing", "not signed")}
@@ -176,7 +176,7 @@ def test_what_is_lost_unmarked_or_damaged_is_said(copy):
     ]
 
 
-def test_rejected_pairs_and_their_records_are_no_loss(copy):
+def test_rejected_pairs_do_not_count_as_missing(copy):
     """Screening moves files, and records rejected attempts of which no file was kept."""
     record = {**RECIPE.to_mapping(), "name": "b", "subjects": ["s1"], "screening": {}}
     provenance.append(copy / "run/rejected/provenance.jsonl", record)
@@ -205,7 +205,7 @@ def test_the_command_takes_a_bare_word_and_returns_2_for_a_changed_file(copy, ca
         ({"path": "msd", "public_key": "x25519.pub"}, "x25519.pub: not a public key for Ed25519"),
     ],
 )
-def test_what_cannot_be_verified_is_one_line(made, monkeypatch, wanted, reason):
+def test_what_cannot_be_verified_gives_one_line(made, monkeypatch, wanted, reason):
     monkeypatch.chdir(made)
     with pytest.raises(UserError, match=reason) as error:
         main(Options(verify=VerifyOptions(**wanted)))

@@ -60,7 +60,7 @@ def test_an_ignored_voxel_is_unknown_in_every_plane_and_changes_nothing_else(str
     assert (changed[:, 2:] == torch.tensor([1, 2, 3]) // torch.tensor(stride)).all()
 
 
-def test_one_hot_is_the_schemas():
+def test_one_hot_equals_that_of_the_schema():
     schema = LabelSchema(((0, "background"), (1, "a"), (7, "b")), ignore=3)
     label = torch.tensor([0, 1, 2, IGNORE]).reshape(1, 4, 1, 1)
     planes = one_hot(label, schema.num_classes)

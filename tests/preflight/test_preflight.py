@@ -107,7 +107,7 @@ def test_each_planted_fault_is_the_one_finding_of_its_case(report: Report, name:
     assert finding.remedy and "\n" not in str(finding)
 
 
-def test_the_faults_of_some_cases_are_no_fault_of_the_others(report: Report) -> None:
+def test_faults_of_some_cases_do_not_affect_the_others(report: Report) -> None:
     others = [f for f in report.findings if f.case not in FAULTS]
     assert {f.case for f in others} == {"planted"}
     notes = dict.fromkeys(("spacing-varies", "shape-varies", "orientation-varies", "class-in-some"), "note")

@@ -123,7 +123,7 @@ def test_intervals_of_the_table_resample_seeds_and_subjects(tmp_path):
     assert found.clusters == 4
 
 
-def test_the_printed_table_is_the_reports_even_on_a_narrow_terminal(tmp_path):
+def test_the_printed_table_equals_the_reports_even_on_a_narrow_terminal(tmp_path):
     folder = _write_run(tmp_path, arms=["[red]real[/red]", "b"])
     page = Page(_render(folder))
     console = Console(file=io.StringIO(), width=80)
@@ -316,7 +316,7 @@ def test_format_interval():
     assert format_interval(Interval(1.0, math.nan, math.nan, 9, 1), 2) == "1.00 [no interval]"
 
 
-def test_the_answer_comes_first_in_words_with_what_it_rests_on(tmp_path):
+def test_the_answer_comes_first_in_words_with_its_numbers(tmp_path):
     """Seven subjects that agree; then the question is changed after the results are known."""
     folder, asked = tmp_path / "benchmark", Primary("good", "bad", "dice", "lesion")
     found = replace(toy_benchmark(folder), declared=(Declared(asked, 0),)).compare([("good", "bad")])

@@ -173,7 +173,7 @@ def test_nan_and_infinity_are_rejected_whatever_the_rules(screen):
     assert unknown.to_mapping() == {"figure": None, "at_most": 1.0, "passed": False}
 
 
-def test_what_the_host_does_not_hold_is_not_judged(screen):
+def test_voxels_outside_the_host_are_not_judged(screen):
     image = np.array(NEW[3].image)
     image[..., 19:] = 1.0
     assert screen.judge(pair(image, NEW[3].label)) == screen.judge(Sample.of_case(NEW[3]))
@@ -220,7 +220,7 @@ def test_verdicts_as_json_values():
         ("duplicates", {"train": TRAIN[:1]}, "duplicates needs training scans of two subjects"),
     ],
 )
-def test_too_few_scans_are_one_line_that_names_the_rule(reference, rule, change, said):
+def test_too_few_scans_give_one_line_that_names_the_rule(reference, rule, change, said):
     with pytest.raises(UserError, match=said) as error:
         SCREENING_RULES[rule].fit(replace(reference, **change), ScreenOptions())
     assert "\n" not in str(error.value)

@@ -215,7 +215,7 @@ def test_what_is_sampled_together_depends_on_the_indices_alone(make, tmp_path, m
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3, 4, 7])
-def test_a_full_disk_is_one_line_and_leaves_whole_pairs_only(make, tmp_path, monkeypatch, nth):
+def test_a_full_disk_gives_one_line_and_leaves_only_whole_pairs(make, tmp_path, monkeypatch, nth):
     save, calls = nib.save, []
 
     def full(image, path):

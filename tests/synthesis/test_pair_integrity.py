@@ -77,7 +77,7 @@ def test_a_record_without_its_digest_does_not_pass_for_an_old_one(whole, change)
     ("key", "value"),
     [("image", ["imagesTr/x_0.nii.gz"] * 2), ("label", "x.nii.gz"), ("subject", "test_1"), ("split", "val")],
 )
-def test_a_manifest_that_says_otherwise_than_the_records_is_refused(whole, key, value):
+def test_a_manifest_that_contradicts_the_records_is_refused(whole, key, value):
     content = json.loads((whole / "manifest.json").read_text())
     content["training"][1][key] = value
     (whole / "manifest.json").write_text(json.dumps(content))

@@ -79,7 +79,7 @@ def test_drawn_masks_have_the_volumes_shapes_and_pose_of_the_population(model):
     assert len({mask.tobytes() for mask in made}) == 60
 
 
-def test_the_volume_can_be_asked_for_and_a_mirrored_mask_is_the_mirror_image(model):
+def test_the_volume_can_be_chosen_and_a_mirrored_mask_is_the_mirror_image(model):
     host = LABELS[0]
     for low, high in ((0.0, 0.1), (0.9, 1.0)):
         ends = np.quantile(model.volumes, [low, high])

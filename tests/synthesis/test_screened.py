@@ -183,7 +183,7 @@ def test_without_screening_no_record_and_no_file_is_new(make, tmp_path):
     assert {Path(name).parts[0] for name in files(tmp_path)} == {"imagesTr", "labelsTr", "provenance.jsonl"}
 
 
-def test_turns_hold_the_pairs_that_were_rejected_as_often():
+def test_a_turn_holds_the_pairs_that_were_rejected_the_same_number_of_times():
     attempts = Attempts(2, {0}, {1: [0], 2: [0, 3], 3: [1, 2, 4]})
     assert attempts.turn(range(4), 0) == [(0, 0), (1, 0), (2, 0), (3, 0)]
     assert attempts.turn(range(4), 1) == [(1, 1), (2, 1), (3, 2)]

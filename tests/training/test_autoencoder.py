@@ -290,7 +290,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_a_killed_first_stage_ends_in_the_same_bits(tmp_path):
+def test_a_killed_first_stage_ends_with_the_same_bits(tmp_path):
     uninterrupted, killed = start(tmp_path / "whole"), start(tmp_path / "killed")
     while not (tmp_path / "killed" / "codec.ckpt").exists():
         assert killed.poll() is None, killed.communicate()[1]

@@ -151,7 +151,7 @@ def test_upsampling_equals_interpolation_and_convolution():
     torch.testing.assert_close(UpsampledConv(conv)(x), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_resumed_training_ends_in_the_same_bits(tmp_path):
+def test_a_resumed_training_ends_with_the_same_bits(tmp_path):
     with deterministic():
         train(tmp_path / "whole", budget=HERE)
         train(tmp_path / "parts", budget=replace(HERE, max_steps=3, schedule="constant"))

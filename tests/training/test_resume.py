@@ -113,7 +113,7 @@ def test_training_changes_weights_and_their_average(uninterrupted):
     assert not any("codec" in key for key in moved), "measured statistics are not averaged"
 
 
-def test_a_killed_run_ends_in_the_same_bits(uninterrupted, tmp_path):
+def test_a_killed_run_ends_with_the_same_bits(uninterrupted, tmp_path):
     process = start(tmp_path)
     at_step_four(process, tmp_path)
     process.kill()
@@ -125,7 +125,7 @@ def test_a_killed_run_ends_in_the_same_bits(uninterrupted, tmp_path):
     assert_same_bits(contents(uninterrupted), contents(tmp_path))
 
 
-def test_a_run_killed_while_it_saves_ends_in_the_same_bits(uninterrupted, tmp_path):
+def test_a_run_killed_while_it_saves_ends_with_the_same_bits(uninterrupted, tmp_path):
     process = start(tmp_path, code=DIES_WHILE_SAVING)
     assert process.wait(timeout=300) == -signal.SIGKILL
     folder = checkpoint(tmp_path).parent

@@ -116,7 +116,7 @@ def test_the_logger_gets_what_the_table_gets(whole):
         ("before the row is", 7),
     ],
 )
-def test_a_crash_anywhere_ends_in_the_same_files(whole, tmp_path, monkeypatch, where, step):
+def test_a_crash_anywhere_leads_to_the_same_files(whole, tmp_path, monkeypatch, where, step):
     class Dying(Judge):
         def __call__(self, model, at):
             if at == step and where == "while sampling":

@@ -176,7 +176,7 @@ def cluster(tool, tmp_path) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_a_requeued_job_on_two_nodes_ends_in_the_bits_of_one_that_was_not_interrupted(uninterrupted, cluster, tmp_path):
+def test_a_requeued_job_on_two_nodes_ends_with_the_bits_of_an_uninterrupted_one(uninterrupted, cluster, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
     (home / "job.sh").write_text(batch_script())
