@@ -24,7 +24,7 @@ _RESULTS = (
     *("rejected", "screening.json", "screener.json", "screener*.pt", "README.md"),
     *("metrics.csv", "metrics.json"),
     *("judge.pt", "faithfulness.json", "faithfulness.csv", "measures.csv", "guidance.png"),
-    *("jobs", "scores.csv", "comparison.csv", "summary.json", "report.html", "deformations"),
+    *("jobs", "scores.csv", "comparison.csv", "summary.json", "report.html", "deformations", "pseudo_labels*"),
 )
 # Removed last, so that an interrupted removal can be repeated.
 _KEPT = ("config.yaml", MARKER, ".lock*")

@@ -54,6 +54,7 @@ class Stage:
 _RUN = ("experiment", "preset", "runs", "umask")
 _MODEL = ("data", "task", "codec", "network", "process", "trainer", "logger")
 _SCREENED_BY = tuple(f"segmenter.{key}" for key in ("channels", "learning_rate", "batch_size", "num_workers", "ema"))
+_TAUGHT_BY = ("pseudo.teachers", "pseudo.steps", "pseudo.plausibility")
 _JUDGED_BY = ("intensity", "percentiles", "window", "zscore_clip", "labelled")
 
 STAGES = {
@@ -74,7 +75,7 @@ STAGES = {
             "the cohort's files, or data=phantom",
             "runs/EXP/train",
             "experiment=demo",
-            (*_RUN, "overwrite", *_MODEL, "segmenter", "masks"),
+            (*_RUN, "overwrite", *_MODEL, "segmenter", "masks", *_TAUGHT_BY),
             shared=True,
         ),
         Stage(

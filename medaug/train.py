@@ -6,6 +6,7 @@ python -m medaug.train experiment=hippocampus [preset=cpu] [data=phantom] [train
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from medaug.config import part
@@ -28,8 +29,9 @@ def main(options: Options) -> None:
     """
     requeue.listen(first=process_rank() == 0)
     folder, base = stage_folder(options, "train"), Path(options.train.init_from) if options.train.init_from else None
-    scored = scores_samples(options)
-    identity = part(options, *MODEL_NODES, *(("segmenter", "masks") if scored else ()))
+    scored, taught = scores_samples(options), options.trainer.pseudo_labels
+    helpers = (*(("segmenter",) if scored or taught else ()), *(("masks",) if scored else ()))
+    identity = part(options, *MODEL_NODES, *helpers, *(("pseudo",) if taught else ()))
     if base is not None:
         from medaug.training.initial import base_digest
 
@@ -58,6 +60,11 @@ def main(options: Options) -> None:
     if options.train.dry_run:
         log.info("dry_run: nothing was trained")
         return
+    if taught:
+        from medaug.segmentation.teachers import with_soft_labels
+
+        labelled = with_soft_labels(experiment.data, options, folder / "pseudo_labels.npz")
+        experiment = replace(experiment, data=labelled)
     score = None
     if scored:
         first = process_rank() == 0

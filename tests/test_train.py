@@ -6,7 +6,9 @@ import pytest
 
 from medaug.config import load_options
 from medaug.errors import UserError
+from medaug.segmentation.teachers import SoftLabels
 from medaug.train import main
+from medaug.training.checkpoint import read_checkpoint
 
 
 def train(runs, *words):
@@ -50,3 +52,25 @@ def test_only_mask_to_image_models_are_scored(tmp_path):
     train(tmp_path, "task=denoise", "task.mask=true", *cohort, *scored)
     folder = tmp_path / "demo" / "train"
     assert (folder / "finished.json").exists() and not (folder / "scores.csv").exists()
+
+
+@pytest.mark.slow
+def test_pseudo_labels_are_made_once_recorded_and_replaced_with_the_run(tmp_path):
+    words = ("data.phantom_subjects=6", "data.max_side=16", "data.val_fraction=0.2", "trainer.precision=fp32")
+    words = (*words, "logger=csv", "segmenter.channels=[4,8]", "pseudo.steps=2", "pseudo.teachers=1")
+    with pytest.raises(UserError, match="trainer.pseudo_labels: of 3 training scans 3 have a label"):
+        train(tmp_path, "trainer.pseudo_labels=true", "trainer.max_steps=1", *words)
+    words = (*words, "trainer.pseudo_labels=true", "data.labelled=2")
+    train(tmp_path, *words, "trainer.max_steps=1", "overwrite=true")
+    folder = tmp_path / "demo" / "train"
+    card, _ = read_checkpoint(folder / "last.ckpt")
+    assert [attribute.name for attribute in card.attributes.attributes] == ["label_source"]
+    labelled = {name for name, files in card.contents.items() if len(files) == 5}
+    assert len(labelled) == 3, "two training labels, which teachers saw, too, and one of validation"
+    labels = SoftLabels.load(folder / "pseudo_labels.npz")
+    assert len(labels.probabilities) == 1 and labels.weights == [1.0]
+    before = (folder / "pseudo_labels.npz").stat().st_mtime_ns
+    train(tmp_path, *words, "trainer.max_steps=2", "resume=true")
+    assert (folder / "pseudo_labels.npz").stat().st_mtime_ns == before, "resumed with the same labels"
+    train(tmp_path, *words, "trainer.max_steps=1", "trainer.seed=1", "overwrite=true")
+    assert (folder / "pseudo_labels.npz").stat().st_mtime_ns != before

@@ -24,6 +24,9 @@ from medaug.errors import UserError
 
 log = logging.getLogger(__name__)
 
+LABEL_SOURCE, HUMAN, TEACHER = "label_source", "human", "teacher"
+"""Attribute of models that were trained on pseudo-labels, too: "human", or "teacher" for a scan without a label."""
+
 Value = str | float | list[float]
 """A text, a number, or the three voxel sizes in mm along R, A, S."""
 
@@ -158,6 +161,11 @@ class AttributeEncoder:
 NO_ATTRIBUTES = AttributeEncoder()
 
 
+def with_label_source(encoder: AttributeEncoder) -> AttributeEncoder:
+    """The encoder with one more attribute, which says whose label a scan has."""
+    return AttributeEncoder((*encoder.attributes, Attribute(LABEL_SOURCE, (HUMAN, TEACHER))))
+
+
 def check_attributes(names: Sequence[str], cases: Iterable[Case]) -> None:
     """Check that a cohort has these attributes.
 
@@ -199,6 +207,8 @@ def _fit(name: str, scans: Sequence[Scan]) -> Attribute:
 
 
 def _value(name: str, case: Case, affine: NDArray[np.float64]) -> Value | None:
+    if name == LABEL_SOURCE:
+        return HUMAN if case.label is not None else TEACHER
     # Rounded to a thousandth of a millimetre: stored sizes differ by rounding between scans of one protocol.
     return [round(size, 3) for size in oriented_spacing(affine)] if name == SPACING else case.attributes.get(name)
 

@@ -19,7 +19,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
 from medaug.data.cases import ModelCase
+from medaug.data.transforms import light_affine_soft
 from medaug.diffusion.noise import named_seed
+from medaug.networks.condition import signed_planes
 
 Augment = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
@@ -72,6 +74,52 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
             image, label = self.augment(sample["image"][..., part], sample["label"][..., part], seed)
             sample["image"][..., part], sample["label"][..., part] = image, label
         return sample | {"seed": torch.tensor(seed)}
+
+
+class SoftBatches(TrainingBatches):
+    """Batches in which scans without a human label have soft labels of teachers (`ModelCase.soft`), if they have any.
+
+    Beside the entries of `TrainingBatches`: soft (B, num_classes - 1, X, Y, Z) float32, 1 inside a foreground class, -1
+    outside, 0 where ignored; trust (B, X, Y, Z) float32, how far each of its voxels can be trusted, 0..1; scan_trust
+    (B,), how far the scan can. A human label has a trust of 1. A scan with soft labels counts as labelled.
+
+    Args:
+        arguments: those of `TrainingBatches`.
+        num_classes: number of classes, with background.
+    """
+
+    def __init__(self, *arguments: Any, num_classes: int) -> None:
+        super().__init__(*arguments)
+        self.num_classes = num_classes
+
+    def sample(self, position: int) -> dict[str, Tensor]:
+        """Sample number `position` of the run."""
+        case = self.cases[shuffled_index(position, len(self.cases), named_seed(self.seed, "order"))]
+        if case.soft is None:
+            sample = super().sample(position)
+            planes = signed_planes(sample["label"][None], self.num_classes)[0]
+            return sample | {"soft": planes, "trust": torch.ones(planes.shape[1:]), "scan_trust": torch.tensor(1.0)}
+        sample, seed = as_tensors(case, self.attributes), named_seed(self.seed, "sample", position)
+        image, shares = sample["image"], torch.from_numpy(case.soft.astype(np.float32) / 255)
+        if self.augment is not None:
+            part = case.slices if self.sliced else slice(None)
+            image[..., part], shares[..., part] = light_affine_soft(image[..., part], shares[..., part], seed)
+        shares = shares / shares.sum(0, keepdim=True).clamp(min=1e-6)
+        return sample | {
+            "image": image,
+            "label": shares.argmax(0),
+            "labelled": torch.tensor(True),
+            "seed": torch.tensor(seed),
+            "soft": 2 * shares[1:] - 1,
+            "trust": confidence(shares),
+            "scan_trust": torch.tensor(case.trust, dtype=torch.float32),
+        }
+
+
+def confidence(probabilities: Tensor) -> Tensor:
+    """1 where one class is certain, 0 where all C classes are equally likely: (C, X, Y, Z) to (X, Y, Z)."""
+    least = 1 / len(probabilities)
+    return ((probabilities.amax(0) - least) / (1 - least)).clamp(0, 1)
 
 
 class MixedBatches(Dataset[dict[str, Tensor]]):

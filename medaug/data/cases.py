@@ -47,6 +47,8 @@ class ModelCase:
         affine: affine of the scan's own grid, (4, 4) mm.
         dtype: voxel type on disk.
         placement: how to return to the scan's own grid.
+        soft: what teachers predict for a scan without a label: probability of every class, (C, X, Y, Z) uint8 in 1/255.
+        trust: how far that is trusted, 0..1.
         content: digest of the image in model space; "" if it was not cached.
     """
 
@@ -57,6 +59,8 @@ class ModelCase:
     dtype: np.dtype[Any]
     placement: Placement
     content: str = ""
+    soft: NDArray[np.uint8] | None = None
+    trust: float = 1.0
 
     @property
     def slices(self) -> slice:

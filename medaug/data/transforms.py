@@ -31,11 +31,27 @@ def light_affine(image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tenso
         label: (X, Y, Z) class indices.
         seed: seed of all random choices.
     """
+    move = _light_move(seed)
+    return (image, label) if move is None else _warp(image, label, *move, order=3)
+
+
+def light_affine_soft(image: Tensor, probabilities: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """The same change of an image and the probabilities (C, X, Y, Z) of its voxels."""
+    move = _light_move(seed)
+    if move is None:
+        return image, probabilities
+    moved, _ = _warp(image, probabilities[0], *move, order=3)
+    shares = [_warp(image[:0], share, *move, order=1, label_order=1)[1] for share in probabilities]
+    return moved, torch.stack(shares)
+
+
+def _light_move(seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """The matrix and shift of `light_affine`; None: the sample stays as it is."""
     rng = np.random.default_rng(seed)
     if rng.random() < 0.5:
-        return image, label
+        return None
     matrix = random_affine(rng, rotation=4.0, scaling=0.05)
-    return _warp(image, label, matrix, rng.normal(0, 1.0, 3), order=3)
+    return matrix, rng.normal(0, 1.0, 3)
 
 
 def classical(image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -77,7 +93,12 @@ def _intensity() -> Compose:
 
 
 def _warp(
-    image: Tensor, label: Tensor, matrix: NDArray[np.float64], shift: NDArray[np.float64], order: int
+    image: Tensor,
+    label: Tensor,
+    matrix: NDArray[np.float64],
+    shift: NDArray[np.float64],
+    order: int,
+    label_order: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Resample about the centre: output voxel x takes matrix @ (x - centre) + centre + shift."""
     centre = (np.array(label.shape) - 1) / 2
@@ -86,5 +107,6 @@ def _warp(
     # than the filter.
     mode = "mirror" if order > 1 else "nearest"
     volumes = [affine_transform(v, matrix, offset, order=order, mode=mode) for v in image.numpy()]
-    warped = affine_transform(label.numpy(), matrix, offset, order=0, mode=mode)
-    return torch.from_numpy(np.stack(volumes)).clamp(-1, 1), torch.from_numpy(warped)
+    warped = affine_transform(label.numpy(), matrix, offset, order=label_order, mode=mode)
+    moved = torch.from_numpy(np.stack(volumes)).clamp(-1, 1) if volumes else image
+    return moved, torch.from_numpy(warped)

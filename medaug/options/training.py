@@ -57,6 +57,12 @@ class TrainerOptions:
         None,
         limits=Range(above=0, most=1),
     )
+    pseudo_labels: bool = option(
+        "train on scans without a label with the soft labels of teachers as their masks, marked as such",
+        False,
+        applies_when=(only_with("task.mask"), only_with("data.unlabelled")),
+        identity=None,
+    )
     attribute_dropout: float = option(
         "probability, for each attribute, that it is hidden",
         0.1,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medaug.cohort.schema import IGNORE
-from medaug.data.batches import Samples, SharedBatches, TrainingBatches, shuffled_index
+from medaug.data.batches import Samples, SharedBatches, TrainingBatches, confidence, shuffled_index
 from medaug.diffusion.noise import named_seed
 from medaug.networks.condition import one_hot
 from medaug.segmentation.protocol import PseudoLabels, TrainingSet
@@ -96,9 +96,3 @@ class PseudoSamples:
         soft = soft / soft.sum(0, keepdim=True).clamp(min=1e-6)
         trust = 1.0 if self.pseudo.weights is None else self.pseudo.weights[index]
         return {"image": image, "soft": soft, "weight": trust * confidence(soft)}
-
-
-def confidence(probabilities: Tensor) -> Tensor:
-    """Confidence (X, Y, Z) from probabilities (C, X, Y, Z): 1 if one class is certain, 0 if all are equally likely."""
-    least = 1 / len(probabilities)
-    return ((probabilities.amax(0) - least) / (1 - least)).clamp(0, 1)

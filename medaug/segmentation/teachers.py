@@ -5,20 +5,24 @@ from __future__ import annotations
 import logging
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medaug.cohort.schema import LabelSchema
-from medaug.data.augmentations import mirror_axes
+from medaug.data.augmentations import Strong, mirror_axes
+from medaug.data.cache import locked
 from medaug.data.cases import ModelCase
 from medaug.diffusion.noise import named_seed
 from medaug.errors import UserError
 from medaug.evaluation.plausibility import FEWEST, Plausibility
 from medaug.files import atomic_write
-from medaug.segmentation.protocol import SoftSegmenter, TrainingSet
+from medaug.options import Options
+from medaug.segmentation.backends import BACKENDS
+from medaug.segmentation.protocol import Problem, SoftSegmenter, TrainingSet
+from medaug.training.data import TrainingData
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +117,48 @@ class Teachers:
         unusual = sum(weight < 0.5 for weight in weights)
         log.info("pseudo-labels: %d of %d scans count less than half, for their shape", unusual, len(weights))
         return weights
+
+
+def with_soft_labels(data: TrainingData, options: Options, path: Path) -> TrainingData:
+    """The data of a training, with soft labels for its scans without labels.
+
+    Teachers are trained on its labelled training scans. One process trains them; others wait, then read the file.
+
+    Args:
+        data: scans and card.
+        options: `pseudo`, `segmenter` and, for the backend and the default number of steps, `trainer` are read.
+        path: file that keeps the labels.
+
+    Raises:
+        UserError: every training scan has a label or none has, the backend makes no teachers, a training failed, or the
+            file is damaged.
+    """
+    scans, backend = [case for case in data.train if case.label is None], options.trainer.selector_backend
+    if not scans or not data.labelled:
+        raise UserError(
+            f"trainer.pseudo_labels: of {len(data.train)} training scans {len(data.labelled)} have a label",
+            "teachers need scans with and without labels; leave it out",
+        )
+    card, steps = data.card, options.pseudo.steps or options.trainer.selector_steps
+    problem = Problem(card.modalities, card.schema, card.preprocessing)
+
+    def teach(training_set: TrainingSet, seed: int) -> SoftSegmenter:
+        teacher = BACKENDS[backend].make(problem, options.segmenter)
+        if not isinstance(teacher, SoftSegmenter):
+            raise UserError(f"trainer.selector_backend={backend}: gives no probabilities, which teachers need")
+        teacher.fit(training_set, steps, seed, "teacher")
+        return teacher
+
+    teachers = Teachers(teach, options.pseudo.teachers, options.pseudo.plausibility, card.schema, options.trainer.seed)
+    with locked(path, wait=True):
+        labels = teachers.label(TrainingSet(data.labelled, augment=Strong(mirror_axes(card.schema))), scans, path)
+    log.info("%d scans without a label have soft labels: %s", len(scans), path)
+    found = iter(zip(labels.probabilities, labels.weights, strict=True))
+    train = []
+    for case in data.train:
+        soft, trust = (None, 1.0) if case.label is not None else next(found)
+        train.append(replace(case, soft=soft, trust=trust))
+    return replace(data, train=train)
 
 
 def mean_probabilities(teachers: Sequence[SoftSegmenter], case: ModelCase) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medaug.cohort.manifest import Case, Manifest
-from medaug.data.attributes import fit_attributes
+from medaug.data.attributes import fit_attributes, with_label_source
 from medaug.data.cases import ModelCase, load_cases, read_grids
 from medaug.data.cohorts import find_cohort
 from medaug.data.contents import case_contents, refuse_copies, refuse_shared
@@ -66,6 +66,7 @@ def load_training_data(
     grids = read_grids(manifest, cases["train"], options.data.crop)
     affines = [affine for _, affine in grids]
     attributes = fit_attributes(options.data.attributes, list(zip(cases["train"], affines, strict=True)))
+    attributes = with_label_source(attributes) if options.trainer.pseudo_labels else attributes
     preprocessing = fit_preprocessing(grids, options.data, multiple=_multiple(options))
     loaded, contents = _load(options, manifest, cases, preprocessing, folder.parent / "cache")
     card = Card(

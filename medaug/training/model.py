@@ -117,6 +117,7 @@ class DiffusionModel(nn.Module):
         images: Tensor | None = None,
         images_known: Tensor | None = None,
         attributes: Tensor | None = None,
+        soft: Tensor | None = None,
     ) -> Condition:
         """The condition in codec space.
 
@@ -126,6 +127,7 @@ class DiffusionModel(nn.Module):
             images: (B, num_images, X, Y, Z), see `Task.images_of`; None if the task has none.
             images_known: (B, num_images), 1 if the image is known, else 0; None: all are known.
             attributes: (B, A), see `AttributeEncoder`; None: all unknown.
+            soft: (B, num_classes - 1, X, Y, Z) in [-1, 1], the mask in place of the label's `signed_planes`.
 
         Raises:
             ValueError: the task needs images, and there are none.
@@ -134,7 +136,8 @@ class DiffusionModel(nn.Module):
         grid = [-(-side // s) for side, s in zip(label.shape[1:], stride, strict=True)]
         planes = [torch.zeros(len(label), 0, *grid, device=label.device)]
         if self.task.mask:
-            planes.append(embed(signed_planes(label, self.task.num_classes), known, stride))
+            masks = signed_planes(label, self.task.num_classes) if soft is None else soft
+            planes.append(embed(masks, known, stride))
         if self.task.num_images:
             if images is None:
                 raise ValueError(f"the task needs {self.task.num_images} image(s) as its condition, and there are none")
@@ -177,10 +180,12 @@ class DiffusionModel(nn.Module):
         outside the scan do not count.
 
         Each sample has its own random generators, seeded by `batch["seed"]`, for its time, its noise and the dropout of
-        its condition. Scans without a label train the null condition.
+        its condition. Scans without a label train the null condition. With soft labels of teachers (`SoftBatches`),
+        positions count as much as the teachers are trusted in their block, and scans by their `scan_trust`, unless the
+        whole condition is hidden.
 
         Args:
-            batch: see `medaug.data.batches.TrainingBatches`.
+            batch: see `medaug.data.batches.TrainingBatches` and `SoftBatches`.
             dropout: probabilities with which parts of the condition are hidden.
             t: (B,) times to use instead of random ones.
         """
@@ -194,9 +199,10 @@ class DiffusionModel(nn.Module):
         condition = self._training_condition(batch, kept, dropout)
         output = self.predict(add_noise(self.process, x0, noise, t), t, condition)
         squares = (output - training_target(self.process, x0, noise, t)).square()
-        if (weight := self._weights(batch)) is not None:
+        if (weight := self._weights(batch, kept)) is not None:
             squares = squares * weight / weight.flatten(1).mean(1).clamp(min=1e-8).view(-1, 1, 1, 1, 1)
-        return loss_weight(self.process, t) * squares.flatten(1).mean(1)
+        losses = loss_weight(self.process, t) * squares.flatten(1).mean(1)
+        return losses * torch.where(kept, batch["scan_trust"], 1) if "scan_trust" in batch else losses
 
     def _training_condition(self, batch: dict[str, Tensor], kept: Tensor, dropout: Dropout) -> Condition:
         """The condition of a batch after dropout; kept (B,) is false where the whole condition is hidden."""
@@ -212,10 +218,13 @@ class DiffusionModel(nn.Module):
             hidden = ~shown("attributes", dropout.attributes, len(self.attributes.attributes))
             attributes = self.attributes.hide(batch["attributes"], hidden)
         images = self.task.images_of(batch["image"], batch["seed"])
-        return self.condition(batch["label"], known, images, images_known, attributes)
+        return self.condition(batch["label"], known, images, images_known, attributes, batch.get("soft"))
 
-    def _weights(self, batch: dict[str, Tensor]) -> Tensor | None:
-        """Weights (B, 1, X/sx, Y/sy, Z/sz) of the positions in the loss; None: all have the same weight."""
+    def _weights(self, batch: dict[str, Tensor], kept: Tensor) -> Tensor | None:
+        """Weights (B, 1, X/sx, Y/sy, Z/sz) of the positions in the loss; None: all have the same weight.
+
+        kept (B,) is false where the whole condition is hidden.
+        """
         weight = None
         if self.region_weight != 1:
             labelled = batch["labelled"].view(-1, 1, 1, 1)
@@ -227,6 +236,10 @@ class DiffusionModel(nn.Module):
         if self.sliced and "inside" in batch:
             inside = batch["inside"].float()[:, None, None, None]
             weight = inside if weight is None else weight * inside
+        if "trust" in batch:
+            trust = space_to_depth(batch["trust"][:, None], self.codec.stride).mean(1, keepdim=True)
+            trust = torch.where(kept.view(-1, 1, 1, 1, 1), trust, 1)
+            weight = trust if weight is None else weight * trust
         return weight
 
     def _block_contains(self, voxels: Tensor) -> Tensor:

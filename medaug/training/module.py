@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
 from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
-from medaug.data.batches import FixedBatches, MixedBatches, StepsFrom, TrainingBatches, make_loader
+from medaug.data.batches import FixedBatches, MixedBatches, SoftBatches, StepsFrom, TrainingBatches, make_loader
 from medaug.data.cases import ModelCase
 from medaug.data.transforms import light_affine
 from medaug.diffusion.guidance import Guidance
@@ -202,8 +203,10 @@ def training_batches(
         UserError: `labelled_share` cannot be satisfied.
     """
     augment = light_affine if budget.augment else None
+    soft = [case.soft for case in cases if case.soft is not None]
+    make: Callable[..., TrainingBatches] = partial(SoftBatches, num_classes=len(soft[0])) if soft else TrainingBatches
     if budget.labelled_share is None:
-        return TrainingBatches(cases, budget.batch_size, budget.seed, augment, rank, world_size, attributes, sliced)
+        return make(cases, budget.batch_size, budget.seed, augment, rank, world_size, attributes, sliced)
     labelled = [case for case in cases if case.label is not None]
     unlabelled = [case for case in cases if case.label is None]
     number = round(budget.batch_size * budget.labelled_share)
@@ -222,7 +225,7 @@ def training_batches(
     parts = ((labelled, number, "labelled"), (unlabelled, budget.batch_size - number, "unlabelled"))
     return MixedBatches(
         [
-            TrainingBatches(some, count, named_seed(budget.seed, name), augment, rank, world_size, attributes, sliced)
+            make(some, count, named_seed(budget.seed, name), augment, rank, world_size, attributes, sliced)
             for some, count, name in parts
         ]
     )

@@ -118,6 +118,7 @@ def make_plan(data: TrainingData, budget: TrainerOptions, scored: bool = False) 
             "communication",
             *(("the first stage of codec=kl",) if first_stage else ()),
             *(("scoring of samples",) if scored else ()),
+            *(("training of the teachers",) if budget.pseudo_labels else ()),
         ),
     )
 

@@ -11,10 +11,11 @@ from test_unet_backend import CASES, SIDE, TINY, toy
 
 from medaug.cohort.schema import IGNORE, LabelSchema
 from medaug.data.augmentations import Strong, mirror_axes
+from medaug.data.batches import confidence
 from medaug.errors import UserError
 from medaug.networks.condition import one_hot
 from medaug.segmentation.backends import BACKENDS
-from medaug.segmentation.batches import confidence, training_batches
+from medaug.segmentation.batches import training_batches
 from medaug.segmentation.nets import build_dynunet
 from medaug.segmentation.protocol import Problem, PseudoLabels, SoftSegmenter, TrainingSet
 from medaug.segmentation.unet import (
