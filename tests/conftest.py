@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share.
+"""Fixtures that several folders of tests share.
 
 The real data, a browser and system tools may be absent on a newcomer's machine. Their tests are skipped there;
 where MEDAUG_CI=1 and MEDAUG_DATA are set they fail instead, so that nothing goes untested unnoticed.
@@ -19,7 +19,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-# How long one example takes says more about who else is computing than about the code.
+# No deadline: the time of an example depends more on the machine's load than on the code.
 hypothesis.settings.register_profile("medaug", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("medaug")
 

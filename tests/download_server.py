@@ -1,4 +1,4 @@
-"""A local server of an archive that can misbehave, and checks of what was downloaded from it."""
+"""A local server that serves an archive and can misbehave, and checks of what was downloaded from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seeded damage to the bytes of a file, and a way to see what a reader makes of it."""
+"""Damages the bytes of files, by a seed, and tests how a reader handles them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from medaug.errors import UserError
 from medaug.isolation import isolated
 
-_HEADER = 600  # bytes: most formats keep what matters in front
+_HEADER = 600  # bytes: most formats keep the important parts at the beginning
 
 
 def truncate(content: bytearray, rng: random.Random) -> None:
@@ -67,7 +67,7 @@ MUTATORS: tuple[Callable[[bytearray, random.Random], None], ...] = (
 
 
 def mutate(content: bytes, seed: int) -> bytes:
-    """Damage a content in one to three ways; the same for the same seed, never the content itself."""
+    """Damage content in one to three ways; the same seed gives the same damage, and there is always some damage."""
     rng = random.Random(seed)
     damaged = bytearray(content)
     while damaged == content:
@@ -79,7 +79,7 @@ def mutate(content: bytes, seed: int) -> bytes:
 
 @dataclass(frozen=True)
 class Trial:
-    """A file to be damaged: its name (readers look at the suffix), content, and the seed of the damage."""
+    """A file to damage: its name (readers look at the suffix), its content, and the seed of the damage."""
 
     name: str
     content: bytes
@@ -88,7 +88,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a reader made of a damaged file: the error's text ("" where it was read), seconds, MiB at the most."""
+    """How a reader handled a damaged file: the error's text ("" if it was read), seconds, and peak memory in MiB."""
 
     trial: Trial
     error: str

@@ -1,4 +1,4 @@
-"""Damage thousands of files of every kind that medaug reads, and count what becomes of them.
+"""Damage thousands of files of every kind that medaug reads, and count the results.
 
     python tests/fuzz_all.py [--count 2000] [--seed 0] [--run FOLDER] [--only TEXT]
 
@@ -35,7 +35,7 @@ STAGES = (
     ("benchmark",),
     ("export", "format=msd", "out=exported"),
 )
-STAGE_SHARE = 4  # of so many trials one is a whole stage, which takes seconds
+STAGE_SHARE = 4  # one trial in this many is a whole stage, which takes seconds
 
 
 def one_thread() -> None:
@@ -45,7 +45,7 @@ def one_thread() -> None:
 
 
 def all_kinds(base: Path) -> list[Kind]:
-    """Every kind that is read by a function of its own, with sound files below `base`."""
+    """Every kind that has its own reading function, with undamaged files below `base`."""
     corpus = Corpus(base)
     volume_kinds(corpus)
     dicom_kinds(corpus, shutil.which)
@@ -64,7 +64,7 @@ def make_run(home: Path) -> None:
 
 
 def trials(kinds: list[Kind], stages: list[Kind], count: int, seed: int) -> Iterator[tuple[Kind, int]]:
-    """Kinds in turn with rising seeds, a stage among every few."""
+    """The kinds in turn, with rising seeds; every few trials there is a stage."""
     files, runs = (
         itertools.product(itertools.islice(itertools.count(seed), count), group) for group in (kinds, stages)
     )

@@ -1,4 +1,4 @@
-"""Damage that knows a format: header fields at their extremes, wrong types and lengths, ends at every border, bombs.
+"""Damage for specific formats: header fields at their extremes, wrong types and lengths, truncation, bombs.
 
 Each function changes a content in place, by a seeded generator, as those of `fuzz` do.
 """
@@ -57,7 +57,7 @@ _GIB = 1 << 30
 
 @cache
 def bomb(size: int, wbits: int = -15) -> bytes:
-    """A deflate stream (raw, or as `wbits` says) of so many zeros, made without unfolding them."""
+    """A deflate stream (raw, or as `wbits` says) of this many zeros, made without expanding them."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = packer.compress(bytes(1 << 24)) + packer.flush(zlib.Z_FULL_FLUSH)
     stream = block * (size >> 24) + packer.flush()
@@ -92,7 +92,7 @@ def nifti_field(content: bytearray, rng: random.Random) -> None:
 
 
 def nifti_border(content: bytearray, rng: random.Random) -> None:
-    """End at a border of the header or of the voxels."""
+    """Truncate the file at a border of the header or of the voxels."""
     del content[
         min(len(content) - 1, rng.choice((4, 40, 108, 252, 344, 347, 348, 351, 352, 353, 540, 544, len(content) - 1))) :
     ]
@@ -115,7 +115,7 @@ def nifti_scaled_bomb(content: bytearray, rng: random.Random) -> None:
 
 
 def packed(*mutators: Mutator) -> tuple[Mutator, ...]:
-    """The same damage inside of gzip."""
+    """The same damage inside a gzip file."""
 
     def wrap(mutator: Mutator) -> Mutator:
         def inside(content: bytearray, rng: random.Random) -> None:
@@ -133,7 +133,7 @@ def packed(*mutators: Mutator) -> tuple[Mutator, ...]:
 
 
 def gzip_wrapper(content: bytearray, rng: random.Random) -> None:
-    """A bomb, rubbish or a second member behind a gzip stream, or a damaged header or trailer of it."""
+    """Put a bomb, rubbish or a second member after a gzip stream, or damage its header or trailer."""
     how = rng.randrange(5)
     if how == 0:
         content += b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + bomb(3 * _GIB) + bytes(8)
@@ -151,7 +151,7 @@ def gzip_wrapper(content: bytearray, rng: random.Random) -> None:
 
 
 def header_line(content: bytearray, rng: random.Random) -> None:
-    """Change, drop, double or lengthen a line of a text header, and keep the voxels behind it."""
+    """Change, drop, double or lengthen a line of a text header; the voxels after it stay."""
     end = max(content.find(b"ElementDataFile"), content.find(b"\n\n"), 0)
     end = content.find(b"\n", end) + 1 or len(content)
     lines = bytes(content[:end]).split(b"\n")
@@ -179,7 +179,7 @@ def header_line(content: bytearray, rng: random.Random) -> None:
 
 
 def text_bomb(content: bytearray, rng: random.Random) -> None:
-    """Behind the header of a MetaImage or NRRD, voxels that unfold to 3 GiB; the header may promise as much."""
+    """Put voxels that expand to 3 GiB after the header of a MetaImage or NRRD; the header may claim as many."""
     meta = b"ElementDataFile" in content
     end = content.find(b"\n", content.find(b"ElementDataFile")) + 1 if meta else content.find(b"\n\n") + 2
     head = bytes(content[:end])
@@ -209,8 +209,8 @@ def _places(node: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def change_value(node: Any, rng: random.Random, leaves: tuple[Any, ...] = _LEAVES) -> Any:
-    """Exchange, drop, double, rename or wrap something inside of plain values; returns them."""
-    places = list(itertools.islice(_places(node), 10_000))  # without end where aliases multiply
+    """Replace, drop, double, rename or wrap something inside plain values; returns them."""
+    places = list(itertools.islice(_places(node), 10_000))  # would never end if aliases multiply
     if not places:
         return rng.choice(leaves)
     container, key = rng.choice(places)
@@ -254,7 +254,7 @@ def json_value(content: bytearray, rng: random.Random) -> None:
 
 
 def json_text(content: bytearray, rng: random.Random) -> None:
-    """What JSON's grammar allows or forbids: deep nesting, keys given twice, numbers without end, other encodings."""
+    """Odd or invalid JSON: deep nesting, keys given twice, endless numbers, other encodings."""
     text = bytes(content)
     made = (
         b"[" * rng.choice((100, 2000, 200_000)),
@@ -288,7 +288,7 @@ def yaml_value(content: bytearray, rng: random.Random) -> None:
 
 
 def yaml_text(content: bytearray, rng: random.Random) -> None:
-    """What only YAML has: aliases that multiply, tags, dates, sets, binaries, merge keys, keys that are lists."""
+    """Features that only YAML has: aliases that multiply, tags, dates, sets, binaries, merge keys, lists as keys."""
     lines = bytes(content).split(b"\n")
     place = rng.randrange(len(lines))
     name, _, _ = lines[place].partition(b":")
@@ -368,7 +368,7 @@ def csv_cell(content: bytearray, rng: random.Random) -> None:
 
 
 def npy_header(content: bytearray, rng: random.Random) -> None:
-    """Change what the header of a .npy file says of type, order and shape; its length stays true, or does not."""
+    """Change type, order and shape in the header of a .npy file; its length may or may not stay correct."""
     length = struct.unpack("<H", content[8:10])[0]
     header = bytes(content[10 : 10 + length]).decode("latin-1").strip()
     shape = header.partition("(")[2].partition(")")[0]

@@ -1,4 +1,4 @@
-"""The kinds of files that are damaged, each with a sound one to begin with and the function that reads it."""
+"""The kinds of files to damage, each with an undamaged file and the function that reads it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Make = Callable[[Path], Path]
 
 
 class Corpus:
-    """Builds kinds whose sound files lie in folders below `base`."""
+    """Builds kinds, with their undamaged files in folders below `base`."""
 
     def __init__(self, base: Path) -> None:
         self.base, self.kinds = base, list[Kind]()
@@ -54,7 +54,7 @@ class Corpus:
     def add(
         self, name: str, make: Make, read: Callable[[Path], object], knows: Sequence[Mutator], names: str = ""
     ) -> None:
-        """`make` writes into an empty folder and returns the file to be damaged."""
+        """Add a kind: `make` writes into an empty folder and returns the file to damage."""
         template = self.base / "sound" / name.replace(" ", "_")
         template.mkdir(parents=True)
         file = make(template).relative_to(template)
@@ -204,7 +204,7 @@ def read_dicom(path: Path) -> None:
 
 
 def table_kinds(corpus: Corpus) -> None:
-    """What a user writes: rules, tables of splits, subjects and attributes, dataset.json; and what ingest leaves."""
+    """Files that a user writes (rules, tables of splits, subjects and attributes, dataset.json), or ingest."""
     cases = tuple(
         Case(f"c{i}", (f"c{i}.nii.gz",), f"l{i}.nii.gz", f"s{i}", ("train", "val", "test")[i % 3]) for i in range(6)
     )

@@ -1,4 +1,4 @@
-"""Damage that knows DICOM's elements and the archives of torch; as `fuzz_formats`, which holds the simpler formats."""
+"""Damage for DICOM's elements and torch's archives; `fuzz_formats` is for simpler formats."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _UNDEFINED = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class Element:
-    """Where an element of explicit little endian lies: its tag, its length field (2 or 4 bytes) and its value."""
+    """Position of an element in explicit little endian: its tag, its length field (2 or 4 bytes) and its value."""
 
     start: int
     tag: int
@@ -35,7 +35,7 @@ class Element:
 
 
 def elements(content: bytes, start: int = 132, stop: int | None = None) -> Iterator[Element]:
-    """The elements of a file, those within sequences too, as far as it can be followed."""
+    """The elements of a file, including those within sequences, as far as they can be parsed."""
     at, stop = start, len(content) if stop is None else stop
     while at + 8 <= stop:
         group, number = struct.unpack_from("<HH", content, at)
@@ -44,7 +44,7 @@ def elements(content: bytes, start: int = 132, stop: int | None = None) -> Itera
             is_item = number == 0xE000
             end = at + 8 + (length if is_item and length != _UNDEFINED else 0)
             yield Element(at, 0xFFFE0000 + number, b"", at + 4, 4, at + 8, min(end, stop))
-            # What an item holds follows it, but a fragment of pixels holds no elements.
+            # The content of an item follows it, but a fragment of pixels has no elements.
             at = at + 8 if not is_item or _holds_elements(content, at + 8) else end
             continue
         vr = content[at + 4 : at + 6]
@@ -67,7 +67,7 @@ def _choose(content: bytearray, rng: random.Random) -> Element | None:
     found = list(elements(bytes(content)))
     if not found:
         return None
-    # The few that say how large things are, and what they are, as often as all the others.
+    # The few elements with sizes and types are chosen as often as all others together.
     weighty = {
         0x00020010,
         0x00080016,
@@ -95,14 +95,14 @@ def _choose(content: bytearray, rng: random.Random) -> Element | None:
 
 
 def dicom_border(content: bytearray, rng: random.Random) -> None:
-    """End at the border of an element: before it, behind its header, behind its value, or a byte off."""
+    """Truncate the file at the border of an element: before it, after its header, after its value, or a byte off."""
     if one := _choose(content, rng):
         at = rng.choice((one.start, one.length_at, one.value, one.end)) + rng.choice((0, 0, -1, 1))
         del content[max(at, 1) :]
 
 
 def dicom_length(content: bytearray, rng: random.Random) -> None:
-    """Another length of an element or item."""
+    """Change the length of an element or item."""
     if one := _choose(content, rng):
         most = 1 << 8 * one.width
         length = rng.choice(
@@ -112,7 +112,7 @@ def dicom_length(content: bytearray, rng: random.Random) -> None:
 
 
 def dicom_type(content: bytearray, rng: random.Random) -> None:
-    """Another VR or tag of an element."""
+    """Change the VR or the tag of an element."""
     if one := _choose(content, rng):
         if one.vr and rng.random() < 0.7:
             content[one.start + 4 : one.start + 6] = rng.choice(_VRS)
@@ -121,7 +121,7 @@ def dicom_type(content: bytearray, rng: random.Random) -> None:
 
 
 def dicom_value(content: bytearray, rng: random.Random) -> None:
-    """An extreme value, with the length that belongs to it."""
+    """Set an element to an extreme value of matching length."""
     one = _choose(content, rng)
     if one is None or one.vr in {b"", b"SQ"} or one.end == one.value and rng.random() < 0.5:
         return
@@ -141,7 +141,7 @@ def dicom_value(content: bytearray, rng: random.Random) -> None:
 
 
 def dicom_move(content: bytearray, rng: random.Random) -> None:
-    """An element or item away, twice, or elsewhere."""
+    """Remove, double or move an element or item."""
     one = _choose(content, rng)
     if one is None:
         return
@@ -154,7 +154,7 @@ def dicom_move(content: bytearray, rng: random.Random) -> None:
 
 
 def dicom_nest(content: bytearray, rng: random.Random) -> None:
-    """Sequences within sequences, without lengths, as deep as few expect."""
+    """Insert sequences within sequences, without lengths, unusually deep."""
     if one := _choose(content, rng):
         depth = rng.choice((10, 300, 2000, 20_000))
         open_ = b"\x08\x00\x15\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
@@ -163,7 +163,7 @@ def dicom_nest(content: bytearray, rng: random.Random) -> None:
 
 
 def dicom_deflated(content: bytearray, rng: random.Random) -> None:
-    """The same data deflated, with damage, an end or a bomb of 3 GiB in the stream."""
+    """Deflate the data, and damage or truncate the stream or put a bomb of 3 GiB into it."""
     found = [one for one in elements(bytes(content)) if one.tag >> 16 == 2]
     syntax = next((one for one in found if one.tag == 0x00020010), None)
     if syntax is None:
@@ -201,7 +201,7 @@ def _archive(members: list[tuple[zipfile.ZipInfo, bytes]], method: int = zipfile
 
 
 def zip_member(content: bytearray, rng: random.Random) -> None:
-    """A part of the archive damaged, cut, grown, doubled or gone, with check sums that hold."""
+    """Damage, cut, lengthen, double or remove a part of the archive; the checksums stay correct."""
     try:
         members = _members(bytes(content))
     except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError):
@@ -231,7 +231,7 @@ def zip_member(content: bytearray, rng: random.Random) -> None:
 
 
 def zip_directory(content: bytearray, rng: random.Random) -> None:
-    """Sizes, offsets, flags, methods and attributes of the archive's directory at their extremes."""
+    """Set sizes, offsets, flags, methods and attributes in the archive's directory to extremes."""
     places = [at for mark in (b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06") for at in _all(content, mark)]
     if places:
         at = rng.choice(places) + rng.randrange(4, 46)
@@ -250,7 +250,7 @@ def _all(content: bytearray, mark: bytes) -> Iterator[int]:
 
 @cache
 def _zeros_crc(start: bytes, size: int) -> int:
-    """Check sum of some bytes and so many zeros."""
+    """Checksum of some bytes followed by this many zeros."""
     crc = zlib.crc32(start)
     for _ in range(size >> 24):
         crc = zlib.crc32(bytes(1 << 24), crc)
@@ -258,7 +258,7 @@ def _zeros_crc(start: bytes, size: int) -> int:
 
 
 def zip_bomb(content: bytearray, rng: random.Random) -> None:
-    """A part of 2.25 GiB, packed: the pickle, the numbers of a tensor, or one that nothing names."""
+    """Make a compressed part of 2.25 GiB: the pickle, the numbers of a tensor, or a part that nothing uses."""
     members = _members(bytes(content))
     ending = rng.choice(("data.pkl", "data/0", "more"))
     name = next((part.filename for part, _ in members if part.filename.endswith(ending)), "archive/more")
@@ -280,7 +280,7 @@ def zip_bomb(content: bytearray, rng: random.Random) -> None:
 
 
 def tensor_value(content: bytearray, rng: random.Random) -> None:
-    """What is stored is whole, but something in it has another value, type, shape or name than it should."""
+    """Change a value, type, shape or name in the stored objects; the archive itself stays valid."""
     try:
         stored = torch.load(io.BytesIO(bytes(content)), map_location="cpu", weights_only=True)
     except Exception:

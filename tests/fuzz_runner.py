@@ -1,4 +1,4 @@
-"""Damaged files, each read in a process of its own: what became of it, how long it took, and how much memory.
+"""Reads each damaged file in a process of its own, and records the result, the time and the memory.
 
 The process is forked from one that has imported everything, so that a trial costs milliseconds. A limit on its
 address space ends what would take more memory than is allowed, another on its time what would never end.
@@ -59,7 +59,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a damaged file.
+    """The result of reading a damaged file.
 
     Attributes:
         kind: its name.
@@ -85,7 +85,7 @@ class Outcome:
 
 
 def damaged(kind: Kind, content: bytes, seed: int) -> tuple[bytes, str]:
-    """The content after the damage of a seed, and what it was: half by the format, a quarter by bits, or both."""
+    """Damage content by a seed: half of the time for its format, a quarter by bits, otherwise both; also says how."""
     rng = random.Random(zlib.crc32(kind.name.encode()) ^ seed)
     made = bytearray(content)
     done = []
@@ -125,7 +125,7 @@ def run_trial(kind: Kind, seed: int) -> Outcome:
 
 
 def run_all(kinds: Sequence[Kind], count: int, first_seed: int = 0) -> Iterator[Outcome]:
-    """`count` trials over the kinds in turn, seeds from `first_seed` on; what was made is removed."""
+    """Run `count` trials, taking the kinds in turn, with seeds from `first_seed` on; remove what they made."""
     for number in range(count):
         kind = kinds[number % len(kinds)]
         yield run_trial(kind, first_seed + number // len(kinds))
@@ -151,7 +151,7 @@ def table(outcomes: Iterable[Outcome]) -> str:
 
 
 def _forked(task: Callable[[], object], patience: float) -> tuple[object, int, resource.struct_rusage]:
-    """Do something in a process of its own.
+    """Call a function in a process of its own.
 
     Returns:
         what it returned, None where the process ended otherwise or was killed after `patience` seconds; the exit
@@ -181,7 +181,7 @@ def _forked(task: Callable[[], object], patience: float) -> tuple[object, int, r
 
 
 def _limit(kind: Kind) -> None:
-    """Hold this process to the memory and time of a trial, and keep what libraries print to ourselves."""
+    """Limit this process to the memory and time of a trial, and discard what libraries print."""
     with open(os.devnull, "r+b") as nothing:
         for stream in (0, 1, 2):
             os.dup2(nothing.fileno(), stream)

@@ -93,7 +93,7 @@ def record_kinds(corpus: Corpus) -> None:
         path.with_suffix(".sha256").write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
 
     def read_signed_scores(path: Path) -> None:
-        sign(path)  # as by somebody who edits the digest too
+        sign(path)  # as if somebody had edited the digest too
         read_scores(path)
 
     def read_scores(path: Path) -> None:
@@ -134,7 +134,7 @@ def record_kinds(corpus: Corpus) -> None:
     corpus.add("cache .npy", entry(".image.npy"), read_cached, NPY)
 
 
-# File of a run, the stage that reads it and its words, and what is taken away first so that the stage has work to do.
+# File of a run, the stage that reads it and its arguments, and what is removed first so that the stage has work to do.
 _FINISHED = "finished.json"
 STAGES: tuple[tuple[str, str, Sequence[Mutator], Sequence[str]], ...] = (
     ("train/last.ckpt", "generate", TORCH, ("synthetic", "train/best.ckpt")),
@@ -193,7 +193,7 @@ def stage_kinds(template: Path, home: Path, experiment: str) -> list[Kind]:
 
 
 class _Stage:
-    """Runs a stage on a damaged run; what it refuses is raised again as the one line that it printed."""
+    """Runs a stage on a damaged run; if it refuses something, raises the line that it printed."""
 
     def __init__(self, stage: str, words: Sequence[str], folder: Path, removed: Sequence[str]) -> None:
         self.stage, self.words, self.folder, self.removed = stage, list(words), folder, removed

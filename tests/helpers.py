@@ -1,4 +1,4 @@
-"""What tests of several rooms build or compare."""
+"""Objects and comparisons that several folders of tests use."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def model_options(process: dict[str, Any] | None = None, codec: str = "haar", **
 
 
 def assert_same_bits(a: dict[str, Any], b: dict[str, Any]) -> None:
-    """Two training checkpoints agree in weights, averaged weights, optimiser, scheduler and step, bit for bit."""
+    """Check that two checkpoints have the same weights, averages, optimiser, scheduler and step, bit for bit."""
     parts = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "global_step")
     for part in parts:
         one, two = leaves(a[part]), leaves(b[part])

@@ -23,7 +23,7 @@ _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 
 @dataclass(frozen=True)
 class Command:
-    """A stage with its words."""
+    """A stage with its arguments."""
 
     name: str
     stage: str
@@ -51,7 +51,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Kill:
-    """When a run is killed, in seconds after its first write or before a file operation, and whether alone."""
+    """When to kill a run: seconds after its first write, or before a file operation; and whether alone."""
 
     seconds: float | None = None
     operation: int | None = None
@@ -59,7 +59,7 @@ class Kill:
 
     @property
     def kind(self) -> str:
-        """Its name in the tally."""
+        """Name under which this kind of kill is counted."""
         return f"{'time' if self.operation is None else 'operation'}, {'alone' if self.alone else 'group'}"
 
 
@@ -74,7 +74,7 @@ def import_everything() -> None:
 
 @dataclass(frozen=True)
 class Running:
-    """A fork at work, with the ends of its pipes: one says when it first writes, one how often it changed files."""
+    """A running fork with its pipes: one reports its first write, one the number of its file operations."""
 
     process: int
     log: Path
@@ -83,11 +83,11 @@ class Running:
     counted: int
 
     def wait_for_a_write(self) -> None:
-        """Wait until it first writes, or ends."""
+        """Wait for the fork's first write, or its end."""
         os.read(self.started, 1)
 
     def end(self, begun: float, timeout: float) -> Run:
-        """Wait for its end; the times of the kill and of the timeout count from `begun`."""
+        """Wait for the fork to end; the times of the kill and of the timeout count from `begun`."""
         signals = [(timeout, os.killpg, signal.SIGABRT)]
         if self.kill is not None and self.kill.seconds is not None:
             signals.insert(0, (self.kill.seconds, os.kill if self.kill.alone else os.killpg, signal.SIGKILL))
@@ -126,7 +126,7 @@ def begin(command: Command, home: Path, log: Path, kill: Kill | None, **environm
 
 
 def _be_the_stage(command: Command, home: Path, kill: Kill | None, log: Path, started: int, counted: int) -> NoReturn:
-    """In the fork: leave the parent's session and files behind, run the stage, and end without unwinding the parent."""
+    """In the fork: leave the parent's session and files, run the stage, and exit without the parent's cleanup."""
     status, operations = 1, list[str]()
     try:
         os.setsid()
@@ -151,7 +151,7 @@ def _be_the_stage(command: Command, home: Path, kill: Kill | None, log: Path, st
 
 
 def _watch(home: Path, kill: Kill | None, started: int, operations: list[str]) -> None:
-    """Keep a list of the changes below `home`; tell the parent of the first, and die before the one that was drawn."""
+    """Count the file operations below `home`; report the first to the parent, and die before the chosen one."""
     process, inside = os.getpid(), f"{home}{os.sep}"
 
     def hook(event: str, args: tuple[Any, ...]) -> None:

@@ -52,13 +52,13 @@ _RULES = {
     "label": "**/label*",
     "labels": {0: "background", 1: "tumour"},
 }
-# Of an earlier ingest: a salt of its own would give every run other pseudonyms.
+# From an earlier ingest, because with a salt of its own every run would get other pseudonyms.
 _KEY = {"format": 1, "salt": "0123456789abcdef" * 4, "subjects": {}, "cases": {}, "problems": []}
 
 
 @dataclass
 class Tally:
-    """What happened to one command: kills by kind, how often it came to its end, and everything that was wrong."""
+    """What happened to one command: kills by kind, how often it finished, and everything that was wrong."""
 
     kills: Counter[str] = field(default_factory=Counter)
     repeats: int = 0
@@ -173,7 +173,7 @@ def _draw(rng: random.Random, number: int, whole: Run) -> Kill:
 
 
 def strays(sessions: Collection[int], patience: float = 60.0) -> list[str]:
-    """Command lines of processes of these sessions that do not end by themselves."""
+    """Command lines of processes in these sessions that have not ended by themselves."""
     end = time.monotonic() + patience
     while True:
         found = []
@@ -217,7 +217,7 @@ def _write_dicom(folder: Path) -> None:
 
 
 def undisturbed(command: Command, home: Path) -> tuple[dict[str, Any], Run]:
-    """The results of a command in `home` that nobody kills, and how the run went.
+    """The results of an undisturbed command in `home`, and how the run went.
 
     Raises:
         SystemExit: it fails.
@@ -229,7 +229,7 @@ def undisturbed(command: Command, home: Path) -> tuple[dict[str, Any], Run]:
 
 
 def main() -> int:
-    """Kill every stage and print what became of it; the exit status says whether all went well."""
+    """Kill every stage and print the results; the exit status says whether all went well."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100, help="per stage")
     parser.add_argument("--seed", default="kills", help="name of the seed of the moments")

@@ -66,7 +66,7 @@ def together(command: Command, home: Path, kills: Sequence[Kill | None], timeout
 
 
 def draw(rng: random.Random, whole: Run) -> Kill:
-    """A moment in the first part of a run; whoever waits for an operation that does not come is killed at its end."""
+    """A moment in the first part of a run; a process whose operation never comes is killed at the end."""
     end = SHARE * whole.worked
     if rng.random() < 0.5:
         return Kill(seconds=rng.uniform(0, end))
@@ -95,7 +95,7 @@ def torn(folder: Path, num: int) -> list[str]:
 
 
 def survive(command: Command, home: Path, num: int, kills: int, seed: str) -> list[str]:
-    """Kill, start again, compare with an undisturbed run; returns what was wrong, in words, and prints a summary."""
+    """Kill, restart, compare with an undisturbed run; returns what was wrong, in words, and prints a summary."""
     before, synthetic = home.with_name("before"), home / "runs/demo/synthetic"
     afresh(home, before)
     whole = together(command, home, [None] * RANKS, 600.0)
@@ -131,7 +131,7 @@ def survive(command: Command, home: Path, num: int, kills: int, seed: str) -> li
 
 
 def main() -> int:
-    """Kill as often as asked; the exit status says whether all went well."""
+    """Kill as often as requested; the exit status says whether all went well."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--num", type=int, default=40)

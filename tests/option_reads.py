@@ -1,4 +1,4 @@
-"""Which options the code of a stage reads: `Options` is followed through names, calls and constructors, unrun.
+"""Finds which options the code of a stage reads, by following `Options` through names, calls and constructors.
 
 Followed are assignments, `getattr`, `replace`, `partial`, arguments of functions and of classes of this package (whose
 attributes are then known in all their methods). Not followed are plain dictionaries made of the options.
@@ -60,7 +60,7 @@ def _methods(name: str) -> tuple[Place, ...]:
 
 
 def _owner(module: str, value: ast.AST) -> Place | None:
-    """The class that an expression names, or whose method it stands in as `cls`, or the module that it names."""
+    """The class or module that an expression names; for `cls`, the class of the method."""
     if not isinstance(value, ast.Name):
         return None
     if value.id == "cls":
@@ -73,7 +73,7 @@ def _owner(module: str, value: ast.AST) -> Place | None:
 
 @cache
 def _enclosing() -> dict[ast.AST, Place]:
-    """The class around every node that stands in one."""
+    """For every node within a class, that class."""
     return {
         node: (module, around)
         for module, tree in _trees().items()

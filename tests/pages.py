@@ -1,4 +1,4 @@
-"""A benchmark of known numbers, and its report taken apart."""
+"""A benchmark with known numbers, and a parser for its report."""
 
 from __future__ import annotations
 

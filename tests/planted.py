@@ -1,4 +1,4 @@
-"""Faults that can be planted in one case of the good cohort, and the finding that each must give."""
+"""Faults that can be planted in one case of the good cohort, and the finding that each must cause."""
 
 from __future__ import annotations
 

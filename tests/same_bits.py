@@ -1,4 +1,4 @@
-"""Compare what two versions of medaug make with the same seeds: weights, samples, scores.
+"""Compare what two versions of medaug compute with the same seeds: weights, samples, scores.
 
 python tests/same_bits.py --write FILE.json      run all stages for a few steps and write the digests
 python tests/same_bits.py --against FILE.json    the same, name what is new, differs or is gone; 1 if any is not new

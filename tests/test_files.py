@@ -1,4 +1,4 @@
-"""Atomic and durable writing of files and folders, without touching those of others."""
+"""Atomic and durable writing of files and folders; files of others are not touched."""
 
 from __future__ import annotations
 

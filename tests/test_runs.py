@@ -71,7 +71,7 @@ def test_values_that_yaml_does_not_distinguish_are_the_same_run(folder):
 
 
 def test_a_claim_without_results_can_be_replaced(folder):
-    """A stage that was refused for want of data must not stand in the way of the corrected command."""
+    """A stage that was refused because data are missing must not block the corrected command."""
     assert runs.claim(folder, IDENTITY, overwrite=False)
     assert runs.claim(folder, OTHER_SEED, overwrite=False)
     assert stored(folder) == OTHER_SEED
@@ -200,7 +200,7 @@ def test_a_finished_run_that_did_not_record_a_key_is_left_alone_with_a_warning(f
 
 def test_results_edited_after_the_run_finished_are_refused(folder, caplog):
     assert runs.claim(folder, IDENTITY, overwrite=False)
-    runs.refuse_edited(folder)  # unfinished: nothing to hold against
+    runs.refuse_edited(folder)  # unfinished, so there is nothing to compare with
     (folder / "jobs").mkdir()
     for name in ("scores.csv", "jobs/a.csv"):
         (folder / name).write_text("0.5")

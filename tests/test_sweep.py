@@ -138,7 +138,7 @@ def test_a_failing_job_is_named_and_the_others_continue(trained):
         sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,13,0.5"])
     assert str(caught.value) == "1 of 3 jobs failed: trainer.learning_rate=13.0 (status 2)"
     assert len(trained) == 3
-    sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,0.5"])  # of a former sweep's failure no word is left
+    sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,0.5"])  # the failure of an earlier sweep is no longer mentioned
 
 
 @pytest.mark.slow

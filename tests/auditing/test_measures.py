@@ -51,7 +51,7 @@ def test_sharpness_is_the_mean_gradient_of_each_set():
 
 
 def test_a_judge_that_copies_masks_scores_real_synthetic_and_shuffled_as_expected():
-    """All masks are equal here, so that chance is as good: what shuffling is for."""
+    """All masks are equal here, so shuffled masks score as well: this is what shuffling must reveal."""
     label = case("x", "X").label
     judge = SimpleNamespace(segment=lambda image: label)
     groups = {g.images: g.interval.mean for g in MEASURES["faithfulness"].function(material(judge=judge))}

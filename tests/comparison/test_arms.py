@@ -51,7 +51,7 @@ def test_an_arm_without_its_baseline_is_compared_with_the_next_one():
 
 
 def test_an_added_arm_names_its_own_baseline(monkeypatch):
-    """No ladder: two arms with the same baseline, in any order, one of them without real scans."""
+    """Arms need not form a chain: two arms with the same baseline, in any order, one of them without real scans."""
     monkeypatch.setitem(ARMS.own, "synthetic", lambda: Arm(baseline="real", real=False, synthetic=True))
     assert pairs_to_compare(["synthetic", "real+classical", "real"]) == [
         ("synthetic", "real"),
@@ -99,4 +99,4 @@ def test_a_share_that_leaves_no_room_for_both_is_refused(options, batch_size, sa
 def test_valid_arms_pass():
     check_arms(ArmsOptions(), 2)
     check_arms(ArmsOptions(synthetic_share=0.25), 4)
-    check_arms(ArmsOptions(names=["real", "real+classical"]), 1)  # nothing synthetic, nothing to share
+    check_arms(ArmsOptions(names=["real", "real+classical"]), 1)  # no synthetic volumes, so the share does not matter

@@ -1,4 +1,4 @@
-"""Pairs made by anything, for a cohort on which nothing was trained: run as a whole, and each leak planted."""
+"""Pairs from other generators, for a cohort on which nothing was trained: a whole run, and each leak planted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SPLITS = dict.fromkeys("ABC", "train") | {"V": "val"} | dict.fromkeys("TU", "tes
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Six subjects, and three pairs made by something else."""
+    """Six subjects, and three pairs made by another generator."""
     root = tmp_path_factory.mktemp("external")
     cases = [write_case(root, f"{s}_1", s, split, seed) for seed, (s, split) in enumerate(SPLITS.items())]
     cohort = Manifest("toy", "", ("T1",), SCHEMA, tuple(cases), str(root))
@@ -47,7 +47,7 @@ def world(tmp_path_factory):
 
 
 def check(world, tmp_path, cases=(), key=None, file=None, **changes):
-    """Guard the peer's set with further cases, a declaration in the manifest or in a file."""
+    """Guard the external pairs with further cases, and a declaration in the manifest or in a file."""
     root, cohort, peer = world
     path, declaration = tmp_path / "peer.json", None
     replace(peer, cases=(*peer.cases, *cases), **changes).save(path)

@@ -60,7 +60,7 @@ class Loop:
         self.finish()
 
     def finish(self) -> None:
-        """Finish the pairs as they are on record."""
+        """Finish the pairs with the records that exist."""
         manifest = Pairs.collect(self.card, self.synthetic, 2).manifest
         manifest.save(self.synthetic / "manifest.json")
         records = list(provenance.read_all(self.synthetic).values())
@@ -71,7 +71,7 @@ class Loop:
         return guarded_cohort(self.train, Pairs.load(self.synthetic), card or self.card, "sum")[1]
 
     def without_digests(self) -> None:
-        """As an earlier version left it."""
+        """A run as an earlier version wrote it."""
         path = self.synthetic / "provenance.jsonl"
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         path.write_text("".join(json.dumps({k: v for k, v in x.items() if k not in NEW}) + "\n" for x in lines))

@@ -98,7 +98,7 @@ def test_verdicts_respect_the_direction_of_each_metric(rows, tmp_path):
     [(0.59, set()), (0.65, set()), (0.72, {"Anterior"})],
 )
 def test_arms_that_are_not_above_a_trivial_baseline_get_no_verdict(rows, tmp_path, floor, silent):
-    """One of the two is enough: 0.6 against 0.7 is a gain over a baseline of 0.65."""
+    """It is enough if one arm is above the baseline: 0.6 against 0.7, with a baseline of 0.65, is a gain."""
     compare(rows, [(ARMS[1], ARMS[0])], SEEDS, SUBJECTS, CLASSES, 0, FLOOR | {"Anterior": floor}, tmp_path / "c.csv")
     result = pd.read_csv(tmp_path / "c.csv").set_index(["class", "metric"])
     assert set(result.index[result.verdict.str.startswith("no verdict")]) == {(n, m) for n in silent for m in METRICS}
@@ -143,7 +143,7 @@ def gathered(jobs, structures, folder):
 
 
 class FixedSegmenter:
-    """A segmenter that is no network: it gives label maps in model space, one after the other."""
+    """A segmenter that is not a network: it returns label maps in model space, one after the other."""
 
     def __init__(self, labels, space):
         self.labels, self.space = labels, space
@@ -241,7 +241,7 @@ def test_scores_that_were_edited_are_refused_by_the_job_that_wrote_them(bench, t
     path.unlink()
     run(job, tmp_path, bench)
     path.write_text("edited")
-    path.with_suffix(".sha256").unlink()  # as a job that was killed before its end: done again
+    path.with_suffix(".sha256").unlink()  # as if the job had been killed before its end: it is repeated
     run(job, tmp_path, bench)
     assert path.read_text() == content and path.with_suffix(".sha256").read_text() == line
 
@@ -265,7 +265,7 @@ def test_scores_come_back_from_their_file_with_folds_and_label_counts_if_there_a
 
 
 class MostFrequent:
-    """A segmenter that is no network: a voxel gets the label that is most frequent among voxels as bright as it is."""
+    """A segmenter that is not a network: a voxel gets the most frequent label among voxels of its brightness."""
 
     def __init__(self, problem: Problem, options: SegmenterOptions) -> None:
         self.problem = problem

@@ -29,7 +29,7 @@ SEEDS = (0, 1, 2)
 
 
 def scan(number: int) -> ModelCase:
-    """A box somewhere, of a brightness that varies from scan to scan, in noise."""
+    """A box at a random place in noise, with a brightness that varies from scan to scan."""
     rng = np.random.default_rng(number)
     label = np.zeros((SIDE,) * 3, np.uint8)
     x, y, z = rng.integers(1, 6, 3)

@@ -22,7 +22,7 @@ ARMS = ("real", "real+classical")
 
 
 def benchmark(folder: Path, worth: float, labelled=(4, 8, None), draws=(0, 1), noise: float = 0.0) -> Benchmark:
-    """Dice is 0.1 log2(labelled subjects) for one arm, and that of `worth` times as many subjects for the other."""
+    """Dice is 0.1 log2(labelled subjects) for one arm; the other has the Dice of `worth` times as many subjects."""
     rng = np.random.default_rng(0)
     values = {
         (Job(arm, seed, labelled=num, draw=draw), case, "lesion", "dice"): 0.1 * math.log2((num or 32) * factor)

@@ -74,7 +74,7 @@ def test_a_job_trains_on_the_labels_of_its_draw_and_has_the_other_scans_without(
 def test_pairs_are_refused_where_their_generator_saw_labels_that_the_draw_hides(inputs):
     scans = TrainingScans.find(inputs, [2])
     scans.refuse_seen(Job("arm", 0))
-    scans.refuse_seen(Job("arm", 0, labelled=2, draw=3))  # the very labels of its training
+    scans.refuse_seen(Job("arm", 0, labelled=2, draw=3))  # exactly the labels of its training
     scans.refuse_seen(Job("arm", 0, labelled=5, draw=3))  # more labels than it saw
     with pytest.raises(
         UserError, match=r"leak: arm, labelled 1, draw 3, seed 0 hides .* train it with data.labelled=1"

@@ -23,7 +23,7 @@ SHAPE = (12, 12, 10)
 
 
 def toy(number: int, centre: tuple[int, int, int], radius: float = 2.5) -> ModelCase:
-    """A bright ball with a core in a body of noise with air around it; every case has intensities of its own."""
+    """A bright ball with a core, in a noisy body surrounded by air; every case has its own intensities."""
     rng = np.random.default_rng(number)
     distance = np.linalg.norm(np.indices(SHAPE) - np.array(centre)[:, None, None, None], axis=0)
     label = np.where(distance < radius - 1, 1, np.where(distance < radius, 2, 0)).astype(np.uint8)

@@ -26,7 +26,7 @@ PROCESSES = [
 
 
 def mixture_denoiser(process: Process) -> Denoise:
-    """E[x_0 | x_t] for x_0 from two Gaussians of equal weight: each one's own, weighted by how likely it is."""
+    """E[x_0 | x_t] for x_0 from two Gaussians of equal weight: the mean of both, weighted by their likelihoods."""
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = process.alpha(t)[:, None, None], process.sigma(t)[:, None, None]

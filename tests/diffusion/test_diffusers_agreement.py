@@ -33,7 +33,7 @@ def of_steps(schedule: str, prediction: str, **options: Any) -> Process:
 
 
 def ours(name: str, process: Process, grid: Tensor, eta: float = 0.0) -> Tensor:
-    """A sample by this project; its noise stream is the one that `theirs` draws from."""
+    """A sample by medaug; it uses the same noise stream as `theirs`."""
     generator = torch.Generator().manual_seed(1)
     return sample(
         name,
@@ -77,7 +77,7 @@ def scheduler_and_grid(kind: str, steps: int, schedule: str, **options: object) 
 
 
 def assert_same(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    """Equal to a fraction of the largest value (epsilon prediction makes large ones)."""
+    """Check equality up to a fraction of the largest value, because epsilon prediction makes large values."""
     assert (actual - expected).abs().max() < tolerance * expected.abs().max()
 
 
@@ -177,7 +177,7 @@ def test_dpmpp_2m_sde(schedule: str, prediction: str, steps: int) -> None:
     )
     x, generator = start(), torch.Generator().manual_seed(1)
     for timestep, t in zip(scheduler.timesteps, grid, strict=False):
-        # handed over, because it would draw float32
+        # pass the noise in, because the scheduler would draw float32
         z = torch.randn(SHAPE, generator=generator, dtype=torch.float64)
         x = scheduler.step(network(x, t.expand(len(x))), timestep, x, variance_noise=z).prev_sample
     assert_same(ours("dpmpp_2m_sde", of_steps(schedule, prediction), grid), x, tolerance=1e-4)

@@ -32,7 +32,7 @@ def exact(process):
 
 
 def known_first_voxel(num=NUM, resample=1):
-    """What is not known is NaN: one look at it would spoil everything."""
+    """Unknown voxels are NaN, so that any use of them would show."""
     image = torch.full((num, 1, 2, 1, 1), float("nan"), dtype=torch.float64)
     image[:, :, 0] = KNOWN
     return Inpainting(image, REGION, resample)
@@ -86,7 +86,7 @@ def test_resampling_once_equals_the_plain_sampler(name):
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda p: p.schedule.name)
 def test_resampling_keeps_the_distribution_without_a_known_part(process):
-    """Without an imposed part the way back and forth must leave the data's own covariance."""
+    """Without a known part, going back and forth must keep the covariance of the data."""
     generator = torch.Generator().manual_seed(0)
 
     def noise():

@@ -176,7 +176,7 @@ def recursion_heun(schedule: str, steps: int) -> tuple[float, float]:
 
 
 def recursion(sampler: str, eta: float, schedule: str, steps: int) -> tuple[float, float]:
-    """The recursion that belongs to a sampler."""
+    """The recursion for a sampler."""
     if sampler.startswith("dpmpp_2m"):
         return recursion_multistep(sampler, schedule, steps)
     if sampler == "heun":
@@ -185,7 +185,7 @@ def recursion(sampler: str, eta: float, schedule: str, steps: int) -> tuple[floa
 
 
 def optimal_denoiser(process: Process) -> Denoise:
-    """The optimal network for N(MU, S^2), answering in the process's prediction type."""
+    """The optimal network for N(MU, S^2); its output has the process's prediction type."""
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]

@@ -71,7 +71,7 @@ def test_zero_terminal_snr_is_algorithm_1(shape: str, steps: int) -> None:
     )
     t = torch.arange(steps + 1, dtype=torch.float64) / steps
     alpha_bar = plain.alpha(t) ** 2
-    rescaled = rescale_zero_terminal_snr(1 - alpha_bar[1:] / alpha_bar[:-1])  # of betas, by diffusers
+    rescaled = rescale_zero_terminal_snr(1 - alpha_bar[1:] / alpha_bar[:-1])  # from betas, computed by diffusers
     expected = torch.cumprod(1 - rescaled, 0).sqrt()
     torch.testing.assert_close(process.alpha(t[1:]), expected, rtol=1e-9, atol=1e-12)
     assert process.alpha(ENDS).tolist() == [1, 0] and process.sigma(ENDS).tolist() == [0, 1]
@@ -80,7 +80,7 @@ def test_zero_terminal_snr_is_algorithm_1(shape: str, steps: int) -> None:
 
 
 def edm(**fields: Any) -> Process:
-    """As in the paper's table 1, but where said."""
+    """As in table 1 of the paper, except where stated."""
     values = {"sigma_data": 0.5, "log_sigma_mean": -1.2, "log_sigma_std": 1.2} | fields
     return build_process("edm", values.pop("prediction_type", "edm"), num_train_timesteps=None, **values)
 

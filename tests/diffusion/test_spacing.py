@@ -22,7 +22,7 @@ COMBINATIONS = list(product(NOISE_SCHEDULES, PREDICTIONS, (False, True), SAMPLER
 
 
 def works(schedule: str, prediction: str, zero_terminal_snr: bool, spacing: str) -> bool:
-    """The table: what the documentation says goes together."""
+    """The combinations that the documentation allows."""
     if zero_terminal_snr and schedule not in ("linear", "cosine"):
         return False
     if prediction == "epsilon" and (schedule, zero_terminal_snr) in PURE_NOISE:

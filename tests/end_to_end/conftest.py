@@ -46,7 +46,7 @@ class Loop:
         return run_stage(self.home, stage, *words, data=self.data)
 
     def extra(self, stage: str) -> tuple[str, ...]:
-        # One seed on 40 real test scans is enough to show that the numbers hang together.
+        # One seed on 40 real test scans is enough to show that the numbers are consistent.
         return ("seeds=[0]",) if stage == "benchmark" and self.experiment == "hippocampus" else ()
 
     def run_all(self) -> Loop:

@@ -1,4 +1,4 @@
-"""Every stage, killed in the middle of its work and started again; the scripts by themselves kill more often."""
+"""Every stage is killed in the middle of its work and started again; run by hand, the scripts kill more often."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TESTS = Path(__file__).parents[1]
 
 
 def kill(script: str, folder: Path, *words: str) -> str:
-    """Run a script that kills, check that it finds no fault, and return what it says."""
+    """Run a killing script, check that it finds no fault, and return its output."""
     environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
     command = [sys.executable, str(TESTS / script), *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)

@@ -58,8 +58,11 @@ def box(*corner):
     [
         ([box(2, 2, 2)] * 3, 1.0),  # always in the same place
         ([box(0, 0, 0), box(4, 4, 4), box(0, 4, 4)], 2 * 64 / (512 + 64)),  # never: everywhere is best
-        ([box(0, 0, 0)], 2 * 64 / (512 + 64)),  # nobody to learn the place from
-        ([box(0, 0, 0), *[np.zeros((8, 8, 8), np.uint8)] * 3], 0.75),  # rare: to mark nothing is right in three of four
+        ([box(0, 0, 0)], 2 * 64 / (512 + 64)),  # there is no other subject to learn the place from
+        (
+            [box(0, 0, 0), *[np.zeros((8, 8, 8), np.uint8)] * 3],
+            0.75,
+        ),  # rare: an empty mask is right in three of four cases
     ],
 )
 def test_known_cases(labels, expected):

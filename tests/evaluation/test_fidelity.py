@@ -47,7 +47,7 @@ def test_a_cosine_has_power_only_in_its_octave(cycles, band, axis):
 
 
 def test_an_octave_begins_at_its_lower_end():
-    """Of a cosine of 1/4 cycle per voxel the window keeps 4 of 6 parts in place and moves 1 to either side."""
+    """The window keeps 4 of 6 parts of a cosine of 1/4 cycle per voxel in place and moves 1 to either side."""
     power = octave_spectrum(cosine(8), crop=1) * np.bincount(_bands((32, 32, 32)))
     assert power[0] / power.sum() == pytest.approx(5 / 6)
 
@@ -119,7 +119,7 @@ def test_spectral_distance_is_in_standard_deviations():
 
 
 def test_the_discrepancy_is_the_transport_between_normals():
-    """In one dimension the cheapest transport pairs the sorted values."""
+    """In one dimension, the optimal transport pairs the sorted values."""
     rng = np.random.default_rng(12)
     real, other = rng.normal(3, 2, (200_000, 2)), rng.normal([4, 3], [1, 2], (200_000, 2))
     moved = np.sqrt(np.mean((np.sort(real, 0) - np.sort(other, 0)) ** 2, axis=0)) / real.std(0)

@@ -21,7 +21,7 @@ ATLAS = gaussian_filter(np.random.default_rng(99).normal(size=SHAPE), 4)
 
 
 def person(seed, modalities=1):
-    """What all share, and smooth structure of one's own, of which a quarter of the contrast is."""
+    """A pattern that all share, and a smooth structure of each one's own with a quarter of the contrast."""
     rng = np.random.default_rng(seed)
     own = np.stack([gaussian_filter(rng.normal(size=SHAPE), 2) for _ in range(modalities)])
     return 3 * ATLAS / ATLAS.std() + own / own.std()
@@ -117,7 +117,7 @@ def test_the_threshold_is_the_95th_percentile():
 
 @pytest.mark.parametrize("held_out", [1, 5, 22, 101])
 def test_the_expected_share_matches_new_scans(held_out):
-    """Of any distribution; here the similarities are uniform, so the share above a threshold is 1 less it."""
+    """It holds for any distribution; here similarities are uniform, so the share above a threshold s is 1 - s."""
     rng = np.random.default_rng(6)
     shares = [1 - near_copy_threshold(rng.random(held_out)) for _ in range(4000)]
     assert np.mean(shares) == pytest.approx(expected_near_copies(held_out), rel=0.05)
@@ -136,7 +136,7 @@ def test_the_alarm_is_rare_where_nothing_is_copied(held_out):
 
 
 def test_copies_raise_the_alarm_if_enough_scans_are_held_out():
-    """With 21 held-out scans the percentile is the 20th smallest: one of 16 is nothing, nine of 16 are an alarm."""
+    """With 21 held-out scans the percentile is the 20th smallest: one of 16 gives no alarm, nine of 16 do."""
     p = [near_copies_p(k, 16, 21) for k in range(17)]
     assert p == sorted(p, reverse=True)
     assert p[1] > 0.5 and p[9] < ALARM < p[5]

@@ -121,7 +121,7 @@ def test_the_isotonic_curve_is_scipys():
 
 
 def test_what_curve_and_target_share_cancels_in_label_equivalents():
-    """Subjects differ by 100 times the slope of the curve, but alike in every arm."""
+    """Subjects differ by 100 times the slope of the curve, but in the same way in every arm."""
     shared = np.random.default_rng(6).normal(0, 10, (3, 12))
     curve = [shared + 0.1 * step for step in range(3)]
     exact = label_equivalent((4, 8, 16), curve, shared + 0.15, NAMES, 0, num_resamples=200)

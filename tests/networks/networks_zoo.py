@@ -25,7 +25,7 @@ OPTIONS = {
 def make_net(
     name: str, planes: int = 2, attributes: int = 2, block: int = 1, randomised: bool = True, **options: Any
 ) -> ConditionalUNet:
-    """MONAI starts with zero output convolutions, so all weights are drawn, for outputs of about unit size."""
+    """A network with random weights and outputs of about unit size; MONAI's output convolutions start at zero."""
     torch.manual_seed(0)
     net = build_network(OPTIONS | {"name": name} | options, 3, planes, attributes, block)
     for parameter in net.parameters() if randomised else ():

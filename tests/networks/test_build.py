@@ -68,7 +68,7 @@ def test_unknown_network_and_control_without_condition_are_refused():
 
 
 class PeakMemory(TorchDispatchMode):
-    """The most bytes that tensors made inside held at once."""
+    """Peak number of bytes of all tensors that were made inside the block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ def test_gradient_checkpointing_keeps_all_bits_and_saves_memory(name, dims):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_attention_uses_the_flash_kernel(name, monkeypatch):
-    """The kernel of that name for processors is run here, forward and backward, and no other is allowed."""
+    """Run the CPU version of this kernel, forward and backward, with no other kernel allowed."""
     seen, attend = [], F.scaled_dot_product_attention
 
     def spy(query, key, value):

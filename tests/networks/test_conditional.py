@@ -25,7 +25,7 @@ def given(label: Tensor, known: Tensor, stride=(1, 1, 1)):
 @pytest.mark.parametrize("stride", STRIDES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_lesion_of_one_voxel_reaches_the_network(name: str, stride: tuple[int, int, int]) -> None:
-    """Wherever in its block it lies, the output moves, and so does the gradient with respect to that voxel."""
+    """Wherever in its block the voxel lies, the output depends on it, and its gradient is not zero."""
     block = stride[0] * stride[1] * stride[2]
     net = make_net(name, planes=block + 1, block=block)
     assert net.shape.stem == (32 if block > 8 else 0)

@@ -12,7 +12,7 @@ DIMS = [2, 3]
 
 
 def with_base(planes=2, randomised=False, **options):
-    """A base that is trained, as it were, and a control on it that is not."""
+    """A base with random weights, as if it were trained, and an untrained control on it."""
     base = make_net("unet", planes=0, attributes=0, **{key: options[key] for key in options if key != "stem"})
     net = make_net("controlnet", planes=planes, randomised=randomised, **options)
     net.load_state_dict(net.state_dict() | net.matching_weights(base.state_dict()))
@@ -31,7 +31,7 @@ def inputs(num=2, sides=(8, 8, 4), planes=2):
 @torch.no_grad()
 def test_controlnet_initially_equals_its_base(options):
     base, net = with_base(**options)
-    base.requires_grad_(False)  # torch has other kernels, that round otherwise, for weights in training
+    base.requires_grad_(False)  # for weights in training, torch uses other kernels, which round differently
     x, t, condition, nothing = inputs()
     expected = base(x, t, nothing)
     assert expected.std() > 0.1

@@ -83,7 +83,7 @@ def model_of(card):
 
 @pytest.fixture
 def run(tmp_path, cohort):
-    """Train nothing, but leave what a training leaves; then run the stage and return its folder."""
+    """Write the files of a training without training, then run the stage and return its folder."""
 
     def run_stage(task, space=SPACE, **options) -> Path:
         runs = tmp_path / f"runs_{len(list(tmp_path.glob('runs_*')))}" if "runs" not in options else options.pop("runs")

@@ -33,7 +33,7 @@ COLUMNS = ["arm", "baseline", "class", "metric", *NUMBERS, "verdict"]
 
 
 def _write_run(run, arms=ARMS, classes=CLASSES, phantom=False, seeds=(0, 1, 2), num_cases=8):
-    """A benchmark folder with drawn scores; two cases per subject."""
+    """A benchmark folder with random scores; two cases per subject."""
     folder = run / "benchmark"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)

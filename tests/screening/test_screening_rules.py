@@ -39,7 +39,7 @@ def anatomy(seed: int) -> np.ndarray:
 
 
 def paint(label: np.ndarray, seed: int) -> np.ndarray:
-    """A scan (1, X, Y, Z): what all share, texture of one's own, and a brighter ball with a darker core."""
+    """A scan (1, X, Y, Z): a shared pattern, its own texture, and a brighter ball with a darker core."""
     texture = gaussian_filter(np.random.default_rng(seed).normal(size=SHAPE), 1.2)
     image = 0.1 * ATLAS / ATLAS.std() + 0.15 * texture / texture.std() + np.array([-0.4, 0.3, 0.0])[label]
     return np.clip(image, -1, 1)[None].astype(np.float32)

@@ -125,7 +125,7 @@ def test_a_saved_segmenter_segments_as_before(tmp_path):
 
 
 def test_a_judge_of_any_backend_is_trained_once_and_one_that_cannot_judge_is_refused(tmp_path, monkeypatch):
-    """A judge that is no network: whatever is brighter than the mean of its training images is class 1."""
+    """A judge that is not a network: voxels brighter than the mean of the training images are class 1."""
 
     class Threshold:
         def __init__(self, problem, options):
@@ -205,7 +205,7 @@ def test_ignored_voxels_do_not_reach_the_loss(seed):
     assert torch.equal(touched, ~ignored)
     changed = torch.where(ignored[:, None], logits * 10 + 3, logits)
     assert torch.equal(dice_and_cross_entropy(changed, label.masked_fill(ignored, IGNORE)), loss)
-    # What is left is the loss of the judged voxels alone, as if there were no others.
+    # The loss must be that of the judged voxels, as if there were no others.
     judged = [logits.movedim(1, -1)[~ignored].T[None, :, :, None, None], label[~ignored][None, None, :, None, None]]
     monai = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)(*judged)
     torch.testing.assert_close(loss, monai)
@@ -227,7 +227,7 @@ def test_training_works_with_ignored_voxels():
 
 @pytest.mark.parametrize("channels", [[4, 8], [4, 8, 12]])
 def test_features_are_the_mean_of_the_coarsest_level(channels):
-    """An independent way down: the units before each skip connection, one after the other."""
+    """An independent encoder: the units before each skip connection, one after the other."""
     net = train_segmenter(
         TrainingSet(CASES), 3, SegmenterOptions(channels=channels, batch_size=2, num_workers=0), 1, 0, "toy"
     )

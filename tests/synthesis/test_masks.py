@@ -51,7 +51,7 @@ def test_no_value_appears_and_the_classes_stay_nested(seed):
     assert mask.dtype == np.uint8 and mask.shape == label.shape
     assert set(np.unique(mask)) <= set(np.unique(label))
     if rejection(mask, label) is None:
-        # What is smoothly displaced is not torn: one piece, its core inside.
+        # A smooth displacement tears nothing: one piece, with its core inside.
         assert ndimage.label(mask > 0)[1] == 1
         core = mask == 3
         assert not (ndimage.binary_dilation(core) & (mask == 0)).any()

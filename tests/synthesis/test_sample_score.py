@@ -38,7 +38,7 @@ REAL_MASKS = MasksOptions(source="real")
 
 
 def paint(label, seed):
-    """What a scan with that mask looks like: tissue of one's own, and a brighter box."""
+    """An image for that mask: tissue of its own, and a brighter box."""
     tissue = gaussian_filter(np.random.default_rng(seed).normal(size=SHAPE), 1.0, mode="wrap")
     return np.clip(0.2 * tissue / tissue.std() + 0.4 * (label == 1) - 0.2, -1, 1)[None].astype(np.float32)
 
@@ -96,7 +96,7 @@ def copying(label, seed):
 
 @pytest.fixture
 def by_threshold(monkeypatch):
-    """A selecting segmenter that needs no training: what is bright once it is smooth is the box."""
+    """A selecting segmenter that needs no training: after smoothing, the bright voxels are the box."""
 
     def segment(self, image):
         return (gaussian_filter(np.asarray(image)[0], 1.5) > 0.0).astype(np.uint8)

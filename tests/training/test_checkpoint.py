@@ -125,7 +125,7 @@ def without_weights(path):
 
 
 def part_marked_as_folder(path):
-    """One bit of the archive's table of contents, beside every check sum."""
+    """Flip one bit of the archive's table of contents, which no checksum covers."""
     damaged = bytearray(path.read_bytes())
     entry = damaged.rindex(b"PK\x01\x02", 0, damaged.rindex(b"/data/1"))
     damaged[entry + 38] ^= 0x10  # the external attributes
@@ -312,7 +312,7 @@ def test_a_part_above_two_gigabytes_is_not_read_into_memory(tmp_path, harm):
 
 
 class Zeros:
-    """Unpickling this sets aside 3 GiB."""
+    """Unpickling this allocates 3 GiB."""
 
     def __reduce__(self):
         return bytearray, (3 << 30,)

@@ -339,7 +339,7 @@ def test_a_run_cannot_resume_with_another_cohort(whole, tmp_path, card, budget, 
 
 
 def test_a_run_cannot_resume_if_a_scan_was_replaced(tmp_path):
-    """Nor is a run from before contents were recorded held against them."""
+    """A run from before contents were recorded may resume, too."""
     known = replace(CARD, contents={"a": ["1", "2"], "b": ["3"]})
     train(tmp_path, budget=replace(BUDGET, max_steps=2), card=known)
     train(tmp_path, budget=replace(BUDGET, max_steps=2), card=known)

@@ -40,7 +40,7 @@ def full_float32() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deterministic() -> Iterator[None]:
-    """Only kernels that add in one order."""
+    """Allow only kernels that sum in a fixed order."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.deterministic = True
     try:
@@ -51,7 +51,7 @@ def deterministic() -> Iterator[None]:
 
 
 def make_model(precision: str = "fp32", device: torch.device = DEVICE, **process) -> DiffusionModel:
-    """The same weights every time, none of them zero, so that every layer has a say in the output."""
+    """The same weights every time, none of them zero, so that every layer affects the output."""
     torch.manual_seed(0)
     model = DiffusionModel(model_options(process or None, **ATTENTION), 2, 3, precision)
     for weight in model.parameters():
@@ -158,7 +158,7 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path):
         train(tmp_path / "whole_constant", budget=replace(HERE, schedule="constant"))
         train(tmp_path / "parts", budget=replace(HERE, schedule="constant"))
     assert_same_bits(contents(tmp_path / "whole_constant"), contents(tmp_path / "parts"))
-    # and the schedule is in those bits, or the comparison would see nothing
+    # the bits include the schedule; otherwise the comparison would show nothing
     with pytest.raises(AssertionError):
         assert_same_bits(contents(tmp_path / "whole"), contents(tmp_path / "parts"))
 

@@ -108,7 +108,7 @@ def test_with_other_classes_training_starts_from_the_null_condition(tmp_path):
 @pytest.mark.parametrize("name", ["unet", "spade", "controlnet"])
 @torch.no_grad()
 def test_planes_of_another_meaning_are_not_copied(tmp_path, name):
-    """One class, then one image: 9 planes each. What the network says to the null condition stays."""
+    """One class, then one image: 9 planes each. The output for the null condition stays the same."""
     former = save(tmp_path / "a.ckpt", card_of(name=name))
     model = card_of(name=name, task=DENOISE).build()
     initialise(model, tmp_path / "a.ckpt")
@@ -138,7 +138,7 @@ def test_a_controlnet_starts_from_its_base(tmp_path):
     report = initialise(model, tmp_path / "a.ckpt")
     parts = ("cond_embedding", "down_blocks", "mid_block")
     assert report.new == tuple(f"control.controlnet_{part}" for part in parts)
-    former.network.requires_grad_(False)  # torch has other kernels, that round otherwise, for weights in training
+    former.network.requires_grad_(False)  # for weights in training, torch uses other kernels, which round differently
     with torch.no_grad():
         assert torch.equal(model.network(*inputs(model, 9)), former.network(*inputs(model, 0)))
 

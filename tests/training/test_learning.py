@@ -141,7 +141,7 @@ def test_generated_masks_have_volumes_and_positions_of_training_masks():
 
 
 def test_inpainting_continues_the_surroundings():
-    """The mask says nothing of the tissues: their border is known from beyond the region alone."""
+    """The mask says nothing about the tissues: their border is known only from outside the region."""
     model, fresh = trained({"modalities": ["T1"]}, 200), phantoms(FRESH, 1)
     region = torch.zeros(FRESH, 1, SIDE, SIDE, SIDE, dtype=torch.bool)
     region[..., 10:14, 4:12, 4:12] = True

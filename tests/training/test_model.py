@@ -142,7 +142,7 @@ def test_region_weight_multiplies_blocks_with_foreground(codec):
 
     for model in (plain, weighted):
         model.network.forward = lambda x, t, condition: torch.zeros_like(x)
-    # a network that says nothing: the error is the target, epsilon - x_0, which the two share
+    # the network's output is zero, so the error is the target, epsilon - x_0, which is the same for both
     x0 = plain.codec.encode(batch["image"])
     draws = [torch.Generator().manual_seed(named_seed(int(seed), "diffusion")) for seed in batch["seed"]]
     for draw in draws:

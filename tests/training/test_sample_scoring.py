@@ -26,7 +26,7 @@ class Crash(Exception):
 
 
 class Judge:
-    """A score that follows a plan, and keeps what the model it was given draws."""
+    """A score with given values, which also records the samples of the model."""
 
     def __init__(self, worth=WORTH, chance=None):
         self.worth = worth

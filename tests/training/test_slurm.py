@@ -99,7 +99,7 @@ def free_ports(number: int) -> list[int]:
 
 
 def environment() -> dict[str, str]:
-    """This one's, as of a process that no launcher started."""
+    """The environment of this process, as if no launcher had started it."""
     launchers = ("SLURM", "TORCHELASTIC", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(launchers)}
     return kept | {"OMP_NUM_THREADS": "1"}
@@ -118,7 +118,7 @@ def contents(home: Path):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Path:
-    """Where two processes that torchrun started have trained to the end, and what they said."""
+    """A folder in which two processes of torchrun have trained to the end, and their output."""
     home = tmp_path_factory.mktemp("torchrun")
     launch = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "medaug.train")
     command = [sys.executable, "-m", *launch, *WORDS, "trainer.devices=2"]
