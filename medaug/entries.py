@@ -58,6 +58,7 @@ OWN: dict[str, dict[str, str]] = {
         "deformed": "medaug.synthesis.deformed:DEFORMED",
         "population": "medaug.synthesis.population:POPULATION",
         "generated": "medaug.synthesis.generated:GENERATED",
+        "mixed": "medaug.synthesis.mixed:MIXED",
     },
     "screening_rules": {
         "integrity": "medaug.screening.integrity:INTEGRITY",

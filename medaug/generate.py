@@ -42,20 +42,26 @@ def main(options: Options) -> None:
         identity |= part(options, "screen", "segmenter", "scoring.lesions")
     growable = ("generate.num",)
     if options.generate.dry_run:
-        job.estimate(job.recipes(), folder, continues(folder, identity, growable))
+        job.estimate(_recipes(job), folder, continues(folder, identity, growable))
         log.info("dry_run: nothing was generated")
         return
     work = claim(folder, identity, options.overwrite, growable)
     if not work and not options.generate.strip:
         return
     join(folder, identity)
-    recipes = job.recipes()
+    recipes = _recipes(job)
     if options.generate.strip and process_rank() == 0:
         job.show_denoising(recipes, folder / "strip")
         log.info("%s and .gif show how pair 0 emerges from noise", folder / "strip.png")
     if work and (summary := _make(job, recipes, folder)) is not None:
         finish(folder, summary)
         log.info("%d pairs are in %s", summary["pairs"], folder)
+
+
+def _recipes(job: Job) -> Recipes:
+    recipes = job.recipes()
+    recipes.source_of(job.generate.num - 1)  # fails now if hosts or masks would be used too often
+    return recipes
 
 
 def _make(job: Job, recipes: Recipes, folder: Path) -> dict[str, Any] | None:

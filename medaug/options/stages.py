@@ -17,8 +17,8 @@ from medaug.options.declaration import (
     path_option,
 )
 
-_DEFORMED = (only_with("masks.source", "deformed"),)
-_POPULATION = (only_with("masks.source", "population"),)
+_DEFORMED = (only_with("masks.source", "deformed", "mixed"),)
+_POPULATION = (only_with("masks.source", "population", "mixed"),)
 _GUIDED = (not_with("generate.guidance_scale", 1.0),)
 _INPAINT = (only_with("predict.inpaint"),)
 _DOWNLOAD = (only_with("ingest.download"),)
@@ -58,14 +58,28 @@ class MasksOptions:
 
     source: str = option(
         "real: training masks; deformed: deformed training masks; population: drawn from the distribution of training "
-        "masks' shapes; generated: masks from a mask generator",
+        "masks' shapes; generated: masks from a mask generator; mixed: those in masks.mix",
         "deformed",
         choices=one_of(table="mask_sources"),
     )
     checkpoint: str | None = path_option(
         "checkpoint of a training with task=mask_generator",
         identity=False,
-        applies_when=(only_with("masks.source", "generated"),),
+        applies_when=(only_with("masks.source", "generated", "mixed"),),
+    )
+    mix: list[str] = option(
+        "sources and their weights, as in [real:0.2,deformed:0.5,population:0.3]",
+        [],
+        applies_when=(only_with("masks.source", "mixed"),),
+        identity=None,
+    )
+    max_per_host: int | None = option("most pairs of one host; null: any number", None, limits=_POSITIVE, identity=None)
+    max_per_mask: int | None = option(
+        "most pairs with the same unchanged training mask; null: any number",
+        None,
+        limits=_POSITIVE,
+        applies_when=(only_with("masks.source", "real", "mixed"),),
+        identity=None,
     )
     rotation: float = option(
         "standard deviation of the angle about each axis, degrees", 6.0, limits=at_least(0), applies_when=_DEFORMED
@@ -100,7 +114,7 @@ class MasksOptions:
     mirror: bool = option(
         "mirror half of the masks left to right; refused if a label names a side",
         False,
-        applies_when=(only_with("masks.source", "deformed", "population"),),
+        applies_when=(only_with("masks.source", "deformed", "population", "mixed"),),
         identity=None,
     )
 

@@ -53,6 +53,7 @@ class Job:
         masks: the source of masks.
         generate, sampler: options of these groups.
         source: name of the mask source.
+        max_per_host: most pairs of a host; None: any number.
         cache: folder with the cache of scans in model space.
         screen, segmenter, scoring: options of the screening.
     """
@@ -65,6 +66,7 @@ class Job:
     generate: GenerateOptions
     sampler: SamplerOptions
     source: str
+    max_per_host: int | None
     cache: Path
     screen: ScreenOptions
     segmenter: SegmenterOptions
@@ -102,6 +104,7 @@ class Job:
             generate=options.generate,
             sampler=options.sampler,
             source=options.masks.source,
+            max_per_host=options.masks.max_per_host,
             cache=cache,
             screen=options.screen,
             segmenter=options.segmenter,
@@ -131,7 +134,9 @@ class Job:
         hosts = load_cases(self.cohort, labelled, self.card.preprocessing, self.cache)
         masks = self.masks.fitted(TrainingMasks.of(hosts, self.cache))
         card, checkpoint = self.card, self.checkpoint
-        return Recipes(hosts, masks, self.generate, self.sampler, self.source, checkpoint, card.attributes)
+        return Recipes(
+            hosts, masks, self.generate, self.sampler, self.source, checkpoint, card.attributes, self.max_per_host
+        )
 
     def show_denoising(self, recipes: Recipes, stem: Path) -> None:
         """Write `stem`.png and .gif, which show pair 0 emerging from noise in `generate.strip` frames."""

@@ -94,6 +94,17 @@ class Masks(ABC):
         """Why a mask is not plausible; None if it is."""
         return None
 
+    def chosen(self, index: int, host_of: Callable[[int], int], hosts: int, seed: int) -> tuple[str | None, Masks]:
+        """The source of one pair's mask, with its name: for a mixture one of its sources, otherwise (None, self).
+
+        Args:
+            index: number of the pair.
+            host_of: function of a pair's number that returns the number of its host.
+            hosts: number of hosts, which are used equally often.
+            seed: root seed of the run.
+        """
+        return None, self
+
     def fitted(self, training: TrainingMasks) -> Masks:
         """Return this source after it has learned from the training masks, such as the limits of plausible volumes."""
         return self

@@ -113,6 +113,7 @@ class Recipes:
         source: name of the mask source, which is recorded.
         checkpoint: SHA-256 of the checkpoint that generates the images.
         attributes: attribute encoder of the model.
+        max_per_host: most pairs of a host; None: any number.
         rejected: for each pair and attempt, how many masks were rejected just before it, by kind of reason; filled
             while recipes are made.
     """
@@ -124,6 +125,7 @@ class Recipes:
     source: str
     checkpoint: str
     attributes: AttributeEncoder = NO_ATTRIBUTES
+    max_per_host: int | None = None
     rejected: dict[tuple[int, int], dict[str, int]] = field(default_factory=dict, compare=False, repr=False)
 
     def __call__(self, index: int, first_attempt: int = 0) -> tuple[Recipe, ModelCase, Label]:
@@ -134,19 +136,19 @@ class Recipes:
         `first_attempt` skips earlier attempts, whose images were rejected.
 
         Raises:
-            UserError: there is no plausible mask in `MOST_ATTEMPTS` attempts, or the model was not trained with an
-                attribute.
+            UserError: there is no plausible mask in `MOST_ATTEMPTS` attempts, the model was not trained with an
+                attribute, or the host or its mask was used as often as it may be.
         """
-        host = self.hosts[shuffled_index(index, len(self.hosts), named_seed(self.generate.seed, "host"))]
-        attempt, seed, mask = self._mask(index, host, first_attempt)
+        host, (source, masks) = self.hosts[self._host(index)], self.source_of(index)
+        attempt, seed, mask = self._mask(masks, index, host, first_attempt)
         generate, sampler = self.generate, self.sampler
         recipe = Recipe(
             index=index,
             attempt=attempt,
             host=host.case.name,
             host_subject=host.case.subject,
-            mask_source=self.source,
-            mask_parameters=dict(self.masks.parameters),
+            mask_source=source,
+            mask_parameters=dict(masks.parameters),
             guidance_scale=generate.guidance_scale,
             sampler=sampler.name,
             num_inference_steps=sampler.num_inference_steps,
@@ -162,23 +164,37 @@ class Recipes:
         )
         return recipe, host, mask
 
+    def source_of(self, index: int) -> tuple[str, Masks]:
+        """The mask source of a pair, with its name.
+
+        Raises:
+            UserError: the host of the pair, or its mask, was used as often as it may be.
+        """
+        hosts = len(self.hosts)
+        if self.max_per_host is not None and index >= self.max_per_host * hosts:
+            raise UserError(
+                f"masks.max_per_host={self.max_per_host}: {hosts} hosts give at most {self.max_per_host * hosts} pairs",
+                "make fewer pairs, or leave it out",
+            )
+        name, masks = self.masks.chosen(index, self._host, hosts, self.generate.seed)
+        return name or self.source, masks
+
+    def _host(self, index: int) -> int:
+        return shuffled_index(index, len(self.hosts), named_seed(self.generate.seed, "host"))
+
     def record(self, recipe: Recipe) -> dict[str, Any]:
         """Further content of a pair's record: whose data went into it, and which masks were rejected before it."""
-        subjects = {recipe.host_subject, *self.masks.subjects}
+        _, masks = self.source_of(recipe.index)
+        subjects = {recipe.host_subject, *masks.subjects}
         record: dict[str, Any] = {}
-        if self.masks.seen is not None:
-            subjects |= self.masks.seen.in_split("train")
-            record["mask_validation_subjects"] = sorted(self.masks.seen.in_split("val"))
+        if masks.seen is not None:
+            subjects |= masks.seen.in_split("train")
+            record["mask_validation_subjects"] = sorted(masks.seen.in_split("val"))
         if kinds := self.rejected.get((recipe.index, recipe.attempt)):
             record["mask_rejections"] = kinds
         return {"subjects": sorted(subjects), **record}
 
-    def _rejection(self, mask: Label, host: ModelCase, label: Label) -> str | None:
-        if self.masks.inside_scan and foreground(mask).sum() > foreground(mask[host.field_of_view]).sum():
-            return Reason("the mask reaches beyond its host's scan", "beyond the scan")
-        return self.masks.rejection(mask, label)
-
-    def _mask(self, index: int, host: ModelCase, first_attempt: int) -> tuple[int, int, Label]:
+    def _mask(self, masks: Masks, index: int, host: ModelCase, first_attempt: int) -> tuple[int, int, Label]:
         """The number and seed of the first attempt that gives a plausible mask, and the mask."""
         assert host.label is not None
         label = np.asarray(host.label)
@@ -186,12 +202,18 @@ class Recipes:
         kinds: Counter[str] = Counter()
         for attempt in range(first_attempt, first_attempt + MOST_ATTEMPTS):
             seed = named_seed(self.generate.seed, "pair", index, attempt)
-            mask = self.masks.make(label, named_seed(seed, "mask"))
-            if (reason := self._rejection(mask, host, label)) is None:
+            mask = masks.make(label, named_seed(seed, "mask"))
+            if (reason := _rejection(masks, mask, host)) is None:
                 self.rejected[index, attempt] = dict(sorted(kinds.items()))
                 return attempt, seed, mask
             kinds[getattr(reason, "kind", reason)] += 1
         raise UserError(
             f"pair {index}, host {host.case.name}: no plausible mask in {MOST_ATTEMPTS} attempts (the last: {reason})",
-            self.masks.remedy,
+            masks.remedy,
         )
+
+
+def _rejection(masks: Masks, mask: Label, host: ModelCase) -> str | None:
+    if masks.inside_scan and foreground(mask).sum() > foreground(mask[host.field_of_view]).sum():
+        return Reason("the mask reaches beyond its host's scan", "beyond the scan")
+    return masks.rejection(mask, np.asarray(host.label))

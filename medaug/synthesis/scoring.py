@@ -190,7 +190,9 @@ def _samples(data: TrainingData, trainer: TrainerOptions, masks: MasksOptions) -
     generate = GenerateOptions(guidance_scale=trainer.score_guidance_scale, seed=named_seed(trainer.seed, "scoring"))
     sampler = _sampler(build_process(**card.options["process"]), trainer)
     source = load_masks(masks).fitted(TrainingMasks.of(labelled))
-    recipes = Recipes(labelled, source, generate, sampler, masks.source, "", card.attributes)
+    recipes = Recipes(
+        labelled, source, generate, sampler, masks.source, "", card.attributes, max_per_host=masks.max_per_host
+    )
     plans = [recipes(i) for i in range(trainer.score_num)]
     return _Samples(plans, card, trainer.batch_size, generate.guidance_scale)
 

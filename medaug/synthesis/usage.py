@@ -24,12 +24,14 @@ class Usage:
         rejections: number of masks that were rejected before an image was made for them, by kind of reason.
         attempts: number of images that were made, including those that the screening rejected.
         hosts: numbers of pairs per host, largest first.
+        unchanged: most pairs with the same unchanged training mask.
     """
 
     sources: Mapping[str, int]
     rejections: Mapping[str, int]
     attempts: int
     hosts: Sequence[int]
+    unchanged: int
 
     @classmethod
     def of(cls, pairs: Sequence[Mapping[str, Any]], rejected: Sequence[Mapping[str, Any]] = ()) -> Usage:
@@ -38,11 +40,13 @@ class Usage:
         for record in (*pairs, *rejected):
             kinds.update(record.get("mask_rejections", {}))
         hosts = Counter(record["host"] for record in pairs)
+        real = Counter(record["host"] for record in pairs if record["mask_source"] == "real")
         return cls(
             sources=dict(sorted(Counter(record["mask_source"] for record in pairs).items())),
             rejections=dict(sorted(kinds.items())),
             attempts=len(pairs) + len(rejected),
             hosts=sorted(hosts.values(), reverse=True),
+            unchanged=max(real.values(), default=0),
         )
 
     @classmethod
@@ -60,6 +64,8 @@ class Usage:
             f"masks: {sources}",
             f"hosts: {len(self.hosts)}, each for {self.hosts[-1]} to {self.hosts[0]} pairs",
         ]
+        if self.unchanged:
+            lines.append(f"unchanged training masks: each for at most {self.unchanged} pairs")
         if self.rejections:
             number = sum(self.rejections.values())
             kinds = ", ".join(f"{kind} {count}" for kind, count in self.rejections.items())
@@ -77,4 +83,5 @@ class Usage:
             "mask_sources": dict(self.sources),
             "mask_rejections": dict(self.rejections),
             "most_per_host": self.hosts[0],
+            "most_per_mask": self.unchanged,
         }
