@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def main(options: Options) -> None:
-    """Train every arm's segmenters, score them on the test split, compare, and write the report."""
+    """Train every arm's segmenters, score them, compare, and write the report; or only print the plan."""
     from rich.console import Console
 
     from medaug.comparison.arms import check_arms, pairs_to_compare
@@ -26,12 +26,14 @@ def main(options: Options) -> None:
     from medaug.comparison.label_curve import label_equivalents
     from medaug.comparison.labels import TrainingScans, label_counts
     from medaug.comparison.looks import count_look
-    from medaug.comparison.plan import plan_benchmark
+    from medaug.comparison.plan import plan_benchmark, seconds_of
     from medaug.comparison.primary import declare, primary_of
     from medaug.comparison.results import Benchmark
+    from medaug.comparison.workers import Work, run_side_by_side
     from medaug.reporting.console import print_plan, print_table, print_verdicts
     from medaug.reporting.report import write_report
 
+    budget = seconds_of(options.benchmark.budget)
     check_arms(options.arms, options.segmenter.batch_size)
     own = "tuning" if options.benchmark.evaluate == "val" else "benchmark"
     folder, audit = (stage_folder(options, name) for name in (own, "audit"))
@@ -45,20 +47,19 @@ def main(options: Options) -> None:
     if options.benchmark.plan:
         started = folder if continues(folder, identity, growable) else None
         prepared = prepare_folds(inputs, scans, options)
-        print_plan(plan_benchmark(prepared, all_jobs(options), started), Console())
+        plans, question = plan_benchmark(prepared, all_jobs(options), started), (options.benchmark.primary or [])[:2]
+        print_plan(plans, Console(), options.benchmark.workers, budget, question)
         return
     work = claim(folder, identity, options.overwrite, growable, recorded=("cohort",))
     jobs = all_jobs(options)
     if not work:
         refuse_edited(folder)
-    if inputs.checkpoint is None:
-        inputs.cohort.save(folder / "manifest.json")
-    for fold, one in inputs.folds.items():
-        one.cohort.save(folder / "folds" / f"fold_{fold}.json")
+    inputs.save_splits(folder)
     declared = declare(folder, primary, sum(job.is_done(folder) for job in jobs))
     if work:
         counted = own == "benchmark" and not inputs.folds
         looks = count_look(folder.parent / "looks.json", identity) if counted else None
+        run_side_by_side(Work(options, checkpoint, folder, command("generate", options)), jobs)
         result = replace(run_benchmark(inputs, scans, options, folder), looks=looks)
     else:
         result = Benchmark.load(folder)
@@ -67,9 +68,8 @@ def main(options: Options) -> None:
     files = result.save(folder) if work else []
     refuse_edited(audit)
     report, equivalents = folder / "report.html", label_equivalents(result)
-    write_report(
-        result, equivalents, folder.parent, report
-    )  # also if finished: the audit may have been run in the meantime
+    # Also if finished: the audit may have been run in the meantime.
+    write_report(result, equivalents, folder.parent, report)
     if work:
         finish(folder, {"report": report.name}, [*files, *(job.scores(folder) for job in jobs)])
     console = Console()

@@ -73,6 +73,17 @@ class Inputs:
             return self.card.seen
         return self.external.seen or Seen({})
 
+    def save_splits(self, folder: Path) -> None:
+        """Write the manifests that no training has written: of a cohort that was not trained on, and of each fold.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        if self.checkpoint is None:
+            self.cohort.save(folder / "manifest.json")
+        for fold, one in self.folds.items():
+            one.cohort.save(folder / "folds" / f"fold_{fold}.json")
+
     def labelled(self, split: str) -> list[Case]:
         """The cases of a split that have a label."""
         return [case for case in self.cohort.split(split) if case.label is not None]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medaug.comparison.job import Job
 from medaug.comparison.jobs import TestSet
 from medaug.comparison.setting import Setting
+from medaug.errors import UserError
 
 FEW_STEPS = (2, 6)
 """Optimisation steps of the two short trainings that measure the time per step."""
@@ -37,6 +39,47 @@ class ArmPlan:
     def seconds_left(self) -> float:
         """Estimated time of the jobs that are left."""
         return (self.jobs - self.done) * self.seconds
+
+
+_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds_of(budget: str | None) -> float | None:
+    """Seconds of a time such as `90min`, `6h` or `2.5d`.
+
+    Raises:
+        UserError: it is not a positive number with one of these units.
+    """
+    if budget is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h|d)", budget.strip())
+    if found is None or float(found[1]) <= 0:
+        raise UserError(f"benchmark.budget={budget}", "write a number with s, min, h or d, as in 6h")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def cheapest_cuts(plans: Sequence[ArmPlan], kept: Collection[str], seconds: float) -> list[ArmPlan]:
+    """The arms to leave out so that the others fit a time: as few as possible, the most expensive first.
+
+    Args:
+        plans: all arms.
+        kept: arms that the question needs.
+        seconds: the time, in which the jobs of all arms run one after another.
+
+    Returns:
+        The arms; all that may be left out if even that does not suffice.
+    """
+    total, cuts = sum(one.seconds_left for one in plans), []
+    free = [one for one in plans if one.arm not in kept and one.seconds_left > 0]
+    for one in sorted(free, key=lambda one: -one.seconds_left):
+        if total <= seconds:
+            break
+        # The smallest arm that suffices by itself, if there is one, or else the largest.
+        enough = [other for other in free if other not in cuts and total - other.seconds_left <= seconds]
+        chosen = min(enough, key=lambda other: other.seconds_left) if enough else one
+        cuts.append(chosen)
+        total -= chosen.seconds_left
+    return cuts
 
 
 def plan_benchmark(settings: Mapping[int | None, Setting], jobs: Iterable[Job], folder: Path | None) -> list[ArmPlan]:

@@ -156,7 +156,24 @@ class BenchmarkOptions:
     cohort: str | None = path_option(
         "manifest of a cohort with splits, if nothing was trained; null: the cohort of the training", identity=False
     )
+    workers: int = option(
+        "number of processes, or of SLURM tasks, that run jobs at the same time",
+        1,
+        limits=_POSITIVE,
+        identity=False,
+    )
+    slurm: list[str] = option(
+        "run the workers as SLURM tasks with these parameters of sbatch, as in [partition:gpu,timeout_min:120]",
+        [],
+        identity=False,
+    )
     plan: bool = option("list the jobs, done or not, with the time that is left, and stop", False, identity=False)
+    budget: str | None = option(
+        "time that may be spent, as in 90min, 6h or 2d: with plan=true, says what can be dropped to fit",
+        None,
+        applies_when=(only_with("benchmark.plan"),),
+        identity=False,
+    )
     bootstrap_seed: int = option("seed of the bootstrap intervals", 0, limits=at_least(0))
     primary: list[str] | None = option(
         "the one comparison that counts, declared before the first job: [arm,baseline,metric,structure]; null: none",

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from medaug.comparison.label_curve import ArmEquivalent
-from medaug.comparison.plan import ArmPlan
+from medaug.comparison.plan import ArmPlan, cheapest_cuts
 from medaug.comparison.results import Benchmark, with_labels
 from medaug.errors import printable
 from medaug.evaluation.scores import MEAN_FOREGROUND
@@ -92,8 +92,22 @@ def print_verdicts(benchmark: Benchmark, equivalents: Sequence[ArmEquivalent], c
         console.print(Text(line), soft_wrap=True)
 
 
-def print_plan(plans: Sequence[ArmPlan], console: Console) -> None:
-    """Print the jobs of every arm, how many are done, and the time that the others take."""
+def print_plan(
+    plans: Sequence[ArmPlan],
+    console: Console,
+    workers: int = 1,
+    budget: float | None = None,
+    question: Sequence[str] = (),
+) -> None:
+    """Print the jobs of every arm, how many are done, and the time that the others take.
+
+    Args:
+        plans: all arms.
+        console: where to.
+        workers: jobs that run at the same time.
+        budget: seconds that may be spent; what can be left out to fit is printed. None: no limit.
+        question: the arms of the primary comparison, which are never left out.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption="estimated from a few steps, one job after another")
     table.add_column("arm", overflow="fold")
     for heading in ("jobs", "done", "time per job", "time left"):
@@ -103,8 +117,31 @@ def print_plan(plans: Sequence[ArmPlan], console: Console) -> None:
         table.add_row(printable(one.arm), str(one.jobs), str(one.done), each, format_duration(one.seconds_left))
     console.print(table)
     left = sum(one.jobs - one.done for one in plans)
-    total = format_duration(sum(one.seconds_left for one in plans))
-    console.print(Text(f"{left} of {sum(one.jobs for one in plans)} jobs left: about {total}"), soft_wrap=True)
+    seconds = sum(one.seconds_left for one in plans)
+    side = f", {format_duration(seconds / workers)} with {workers} workers" if workers > 1 else ""
+    words = f"{left} of {sum(one.jobs for one in plans)} jobs left: about {format_duration(seconds)}{side}"
+    console.print(Text(words), soft_wrap=True)
+    if budget is not None:
+        console.print(Text(_fit(plans, workers, budget, question)), soft_wrap=True)
+
+
+def _fit(plans: Sequence[ArmPlan], workers: int, budget: float, question: Sequence[str]) -> str:
+    """What to leave out so that a benchmark fits a time."""
+    seconds = sum(one.seconds_left for one in plans)
+    if seconds <= budget * workers:
+        return f"this fits the budget of {format_duration(budget)}"
+    kept = question or [one.arm for one in plans[:2]]
+    cuts = cheapest_cuts(plans, kept, budget * workers)
+    rest = (seconds - sum(one.seconds_left for one in cuts)) / workers
+    named = ", ".join(f"{one.arm} ({format_duration(one.seconds_left / workers)})" for one in cuts)
+    words = (
+        f"to fit the budget of {format_duration(budget)}, leave out {named or 'nothing'}: about {format_duration(rest)}"
+    )
+    if rest <= budget:
+        return words
+    return (
+        f"{words} remain, which is still too long; fewer draws, more workers or fewer steps (for all arms) shorten it"
+    )
 
 
 def format_duration(seconds: float) -> str:

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from medaug.comparison import plan
 from medaug.comparison.job import Job
-from medaug.comparison.plan import ArmPlan, plan_benchmark
+from medaug.comparison.plan import ArmPlan, cheapest_cuts, plan_benchmark, seconds_of
+from medaug.errors import UserError
 from medaug.options import BenchmarkOptions, Options
 from medaug.reporting.console import format_duration, print_plan
 from medaug.runs import claim, continues
@@ -83,6 +84,26 @@ def test_jobs_that_are_done_are_counted_and_not_timed(setting, tmp_path):
     print_plan([only, ArmPlan("taught", 3, 1, 120.0)], console)
     assert "2 of 5 jobs left: about 4 min" in console.export_text()
     assert [format_duration(s) for s in (7.4, 600, 9000)] == ["7 s", "10 min", "2.5 h"]
+
+
+def test_a_budget_keeps_the_question_and_leaves_out_as_little_as_suffices():
+    plans = [ArmPlan(name, 1, 0, hours * 3600.0) for name, hours in (("a", 2), ("b", 2), ("c", 1), ("d", 3), ("e", 5))]
+
+    def cut(hours, kept=("a", "b")):
+        return [one.arm for one in cheapest_cuts(plans, kept, hours * 3600)]
+
+    assert cut(13) == [] and cut(12) == ["c"] and cut(10) == ["d"] and cut(8) == ["e"]
+    assert cut(7.5) == ["e", "c"] and cut(1) == ["e", "d", "c"]  # the question alone takes 4 h
+    console = Console(record=True, width=200)
+    print_plan(plans, console, workers=2, budget=4 * 3600, question=("a", "b"))
+    assert "13.0 h, 6.5 h with 2 workers" in (text := console.export_text())
+    assert "to fit the budget of 4.0 h, leave out e (2.5 h): about 4.0 h" in text
+    print_plan(plans, console, budget=3600, question=("a", "b"))
+    assert "still too long; fewer draws" in console.export_text()
+    assert [seconds_of(word) for word in ("90min", "6h", "2.5 d", None)] == [5400, 21600, 216000, None]
+    for wrong in ("6", "h", "-1h", "0h"):
+        with pytest.raises(UserError, match="as in 6h"):
+            seconds_of(wrong)
 
 
 def test_a_folder_is_continued_only_with_its_own_configuration(tmp_path):

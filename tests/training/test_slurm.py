@@ -20,6 +20,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import assert_same_bits
+from small_cohort import SCHEMA, write_case
+
+from medaug.cohort.manifest import Manifest
 
 STEPS = 24
 WORDS = (
@@ -204,6 +207,22 @@ def test_a_requeued_job_on_two_nodes_ends_with_the_bits_of_an_uninterrupted_one(
     assert_same_bits(contents(uninterrupted), contents(home))
     assert sorted(path.name for path in home.iterdir()) == ["job.sh", log.name, "runs"]
     assert len(list((home / "runs").rglob("manifest.json"))) == 1
+
+
+@pytest.mark.slow
+def test_a_benchmark_runs_its_jobs_as_tasks_of_an_array(cluster, tmp_path):
+    home = tmp_path / "home"
+    cases = tuple(write_case(home, s, s, "test" if s in "tu" else "train", i) for i, s in enumerate("abtu"))
+    Manifest("toy", "", ("T1",), SCHEMA, cases, str(home)).save(home / "cohort.json")
+    words = ["experiment=cohort", "preset=smoke", f"cohort={home / 'cohort.json'}", "steps=1", "seeds=[0]"]
+    words += ["segmenter.channels=[4,8]", "segmenter.batch_size=2", "segmenter.num_workers=0"]
+    words += ["arms.names=[real,real+classical]", "workers=2", "slurm=[partition:all,timeout_min:5]"]
+    command = [sys.executable, "-m", "medaug.benchmark", *words]
+    done = subprocess.run(command, cwd=home, env=cluster, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"SLURM task \S+: done, 2 of 2", done.stderr)
+    folder = home / "runs" / "cohort" / "benchmark"
+    assert len(list(folder.glob("jobs/*/seed_0/scores.csv"))) == 2 and (folder / "finished.json").exists()
 
 
 ALONE = (
