@@ -1,8 +1,8 @@
-"""Synthetic pairs that the experiment did not make: of another generator, of another run of medaug, or made by hand.
+"""External pairs: synthetic pairs that the experiment did not make, but another generator, another run or a person.
 
-What made them cannot be inspected, so the leak guard relies on a declaration: which subjects the generator saw, in
-training or for selecting a model. For the pairs of another run of medaug, its checkpoint is the declaration. Without
-one, pairs are accepted, and the report begins with the sentence that a leak cannot be excluded.
+Their generator cannot be inspected, so the leak guard relies on a declaration of the subjects that the generator saw,
+in training or to select a model. For the pairs of another run of medaug, its checkpoint is the declaration. Without a
+declaration, pairs are accepted, and the report begins with the sentence that a leak cannot be excluded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from medaug.synthesis.pairs import Pairs
 from medaug.training.checkpoint import read_checkpoint
 
 KEY = "seen"
-"""Key of a manifest that declares what the generator of its pairs saw: subjects, or subjects by split."""
+"""Key of a manifest that declares which subjects the generator of its pairs saw: a list, or lists by split."""
 SOURCE = "external"
 """`mask_source` in the records of pairs whose masks may come from any subject that they name."""
 _DECLARE = 'declare them as "seen": ["subject", ...] in the manifest, or in the file of benchmark.pairs_seen'
@@ -43,8 +43,8 @@ class External:
         name: name of their manifest.
         pairs: the pairs.
         digests: SHA-256 of their files.
-        seen: what made them saw; None: it was not declared.
-        checkpoint: SHA-256 of the checkpoint that made them, if they are of another run of medaug.
+        seen: subjects and files that their generator saw; None: they were not declared.
+        checkpoint: SHA-256 of the checkpoint that made them, if another run of medaug did.
     """
 
     name: str
@@ -66,9 +66,9 @@ def read_external(path: Path, declaration: Path | None, cache: Path) -> External
     """Read a synthetic set.
 
     Args:
-        path: its manifest.
-        declaration: text file with the subjects that its generator saw, one per line; None: as the manifest says.
-        cache: folder in which digests of files are kept.
+        path: manifest of the set.
+        declaration: text file with the subjects that its generator saw, one per line; None: the manifest declares them.
+        cache: folder in which digests of files are stored.
 
     Raises:
         UserError: a file is missing, damaged, or not the one that another run of medaug made; or a pair has no label.
@@ -100,12 +100,12 @@ def refuse_external_leaks(cohort: Manifest, contents: Contents, external: Extern
 
     Args:
         cohort: real scans with splits.
-        contents: contents of all its cases.
+        contents: digests of the contents of all cases in the cohort.
         external: the synthetic set.
 
     Raises:
-        UserError: its classes or modalities are not those of the cohort; its generator saw a test subject, or trained
-            on a validation subject; or a pair is a validation or test scan, or names its subject.
+        UserError: the set's classes or modalities are not those of the cohort; its generator saw a test subject, or was
+            trained on a validation subject; or a pair is a validation or test scan, or names such a subject.
     """
     manifest, seen = external.pairs.manifest, external.seen or Seen({})
     _refuse_other_kind(cohort, manifest)
@@ -142,7 +142,7 @@ def refuse_held_out_masks(scored: Sequence[ModelCase], synthetic: Sequence[Model
         synthetic: pairs that the experiment did not make. Masks without foreground are not compared.
 
     Raises:
-        UserError: names both.
+        UserError: a mask is equal; names the pair and the scan.
     """
     owners = {np.asarray(case.label).tobytes(): case.case for case in scored if np.any(case.label)}
     for pair in synthetic:
@@ -152,7 +152,7 @@ def refuse_held_out_masks(scored: Sequence[ModelCase], synthetic: Sequence[Model
 
 
 def _declared(path: Path, declaration: Path | None) -> Seen | None:
-    """What the declarations say that the generator saw; None: nothing is declared."""
+    """The subjects that the generator saw, as declared; None if nothing is declared."""
     found = []
     stored = read_json(path).get(KEY)
     if stored is not None:
@@ -182,7 +182,7 @@ def _by_split(stored: Any, path: Path) -> Mapping[str, list[str]]:
 
 
 def _checkpoint(folder: Path, pairs: Pairs) -> tuple[str | None, Seen | None]:
-    """Digest of the checkpoint that made the pairs of another run, and what it saw; None if it is gone."""
+    """Digest of the checkpoint that made the pairs of another run, and what it saw; None if it no longer exists."""
     makers = {str(record["checkpoint"]) for record in pairs.records}
     for path in (folder.parent / "train" / name for name in ("best.ckpt", "last.ckpt")):
         if path.exists() and makers == {digest := file_sha256(path)}:

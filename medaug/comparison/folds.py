@@ -9,7 +9,9 @@ from medaug.cohort.manifest import Manifest
 
 
 def fold_cohort(cohort: Manifest, num: int, fold: int, seed: int) -> Manifest:
-    """The cohort of one fold: its subjects are the test split, those of the next fold validate, the others train.
+    """The cohort of one fold: its subjects form the test split, those of the next fold the validation split.
+
+    All others are training subjects.
 
     The folds are those of `medaug.cohort.folds.kfold`, and therefore of nnU-Net's splits_final.json that `ingest`
     writes with the same seed. Subjects of the cohort's own test split are left out.

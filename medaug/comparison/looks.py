@@ -1,8 +1,8 @@
-"""How often the test subjects of an experiment were looked at.
+"""Counts how often the test subjects of an experiment were looked at.
 
-Whoever tries several configurations on the same test subjects and keeps the best one reports a number that is too
-high. `looks.json`, beside the folders of the stages, therefore keeps a line for every configuration whose segmenters
-were scored on them. It stays when a benchmark is replaced.
+If several configurations are tried on the same test subjects and the best one is kept, its score is too high. Therefore
+`looks.json`, beside the folders of the stages, has a line for every configuration whose segmenters were scored on the
+test subjects. It stays when a benchmark is replaced.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _REMEDY = "restore it; if it is lost, remove it, and say in your report that ear
 def count_look(path: Path, identity: Mapping[str, Any]) -> int:
     """Record that a configuration is scored on the test subjects, unless it is the last one on record.
 
-    A benchmark that was interrupted and goes on is one look; one with an arm added, or with another model, is another.
+    A benchmark that was interrupted and resumed is one look. Adding an arm, or using another model, is another look.
 
     Args:
         path: `looks.json` of the experiment.

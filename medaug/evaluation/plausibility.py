@@ -17,13 +17,13 @@ from scipy.ndimage import distance_transform_edt, shift
 from medaug.cohort.schema import foreground
 
 REACH = 5.0
-"""Distances beyond this many voxels from a border count as this far."""
+"""Distances from a border are cut off at this many voxels."""
 LEAST_REST = 0.01
-"""Least variance in other directions, voxels squared: masks that differ by a tenth of a voxel do not differ."""
+"""Minimum variance in other directions, in voxels squared: a difference of a tenth of a voxel does not count."""
 STRIDE = 2
-"""Every second voxel along each axis is compared: distance maps are smooth."""
+"""Only every second voxel along each axis is compared, because distance maps are smooth."""
 FEWEST = 3
-"""Minimum number of subjects, so that leaving one out leaves a population."""
+"""Minimum number of subjects, so that a population is left when one of them is left out."""
 
 Vector = NDArray[np.float64]
 
@@ -44,12 +44,12 @@ class _Gaussian:
         return cls(mean, directions[kept], sizes[kept] ** 2 / (len(vectors) - 1))
 
     def rest(self, vector: Vector) -> float:
-        """Mean square of what the directions cannot express."""
+        """Mean square of the part of a vector that the directions cannot express."""
         away = vector - self.mean
         return max(float(away @ away - np.square(self.directions @ away).sum()), 0.0) / len(away)
 
     def distance(self, vector: Vector, rest: float) -> float:
-        """Mahalanobis distance over the root of D, with a variance of `rest` more than the directions have."""
+        """Mahalanobis distance divided by the root of D, where `rest` is added to the variance of all directions."""
         away = vector - self.mean
         along = np.square(self.directions @ away)
         squares = (along / (self.variances + rest)).sum() + (float(away @ away) - along.sum()) / rest
@@ -68,9 +68,9 @@ class Plausibility:
     def of(
         cls, labels: Sequence[NDArray[np.uint8]], subjects: Sequence[str], mirror: Sequence[int] = ()
     ) -> Plausibility:
-        """Learn what is usual from human labels.
+        """Learn from human labels which shapes are usual.
 
-        The variance of what a population of this size cannot express is found by leaving out each subject in turn.
+        Each subject is left out in turn to find the variance that a population of this size cannot express.
 
         Args:
             labels: class indices or IGNORE (X, Y, Z), all on one grid.
@@ -78,7 +78,7 @@ class Plausibility:
             mirror: axes along which shapes also occur mirrored, such as those of left and right structures.
 
         Raises:
-            ValueError: fewer than `FEWEST` subjects.
+            ValueError: there are fewer than `FEWEST` subjects.
         """
         if len(set(subjects)) < FEWEST:
             raise ValueError(f"{len(set(subjects))} subjects, at least {FEWEST} are needed")
@@ -96,24 +96,24 @@ class Plausibility:
         return cls(classes, _Gaussian.of(vectors), max(rest, LEAST_REST))
 
     def distance(self, label: NDArray[np.uint8]) -> float:
-        """Mahalanobis distance of a shape over the root of the dimension: about 1 for a new shape of the population."""
+        """Mahalanobis distance of a shape over the root of its dimension; about 1 for new shapes of the population."""
         return self.population.distance(distance_map(label, self.classes), self.rest)
 
     def weight(self, label: NDArray[np.uint8]) -> float:
-        """1 for a usual shape; falls with the fourth power of the distance beyond; 0 if there is no foreground."""
+        """1 for a usual shape; beyond, it falls with the fourth power of the distance; 0 if there is no foreground."""
         if not foreground(label).any():
             return 0.0
         return min(1.0, self.distance(label) ** -4)
 
 
 def distance_map(label: NDArray[np.uint8], classes: Sequence[int]) -> Vector:
-    """Signed distance to the border of each class in voxels, negative inside, moved to the centre of the grid, (D,).
+    """Signed distances (D,) to the border of each class in voxels, negative inside, after centring the mask.
 
-    A class that is absent is `REACH` away everywhere.
+    The distance to an absent class is `REACH` everywhere.
     """
     where = np.argwhere(foreground(label))
     centre = (np.array(label.shape) - 1) / 2
-    # Halves are rounded up, and not to even numbers, so that a mask that moves by a voxel is moved back by one.
+    # Round halves up, not to even numbers, so that a mask that was shifted by one voxel is shifted back by one.
     offset = np.floor(centre - (where.mean(axis=0) if len(where) else centre) + 0.5).astype(int)
     maps = []
     for value in classes:

@@ -93,7 +93,7 @@ class PseudoOptions:
         identity=None,
     )
     plausibility: bool = option(
-        "give scans less weight whose pseudo-label has an unusual shape, compared with the human labels",
+        "give less weight to scans whose pseudo-label has an unusual shape, compared with the human labels",
         False,
         identity=None,
     )
@@ -145,7 +145,7 @@ class BenchmarkOptions:
         identity=None,
     )
     pairs: str | None = path_option(
-        "manifest of synthetic pairs made by anything; {fold} is the number of the fold; null: the experiment's own",
+        "manifest of external synthetic pairs; {fold} stands for the fold's number; null: the experiment's own pairs",
         identity=False,
     )
     pairs_seen: str | None = path_option(
@@ -190,5 +190,5 @@ class BenchmarkOptions:
     )
     backend: str = option("backend that trains the segmenters", "unet", choices=one_of(table="backends"), identity=None)
     confidence: bool = option(
-        "ignore the voxels of pairs that their confidence maps doubt, where there are maps", True, identity=None
+        "ignore the voxels that the pairs' confidence maps doubt, if there are maps", True, identity=None
     )

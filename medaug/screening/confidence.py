@@ -15,10 +15,10 @@ from medaug.segmentation.unet import compute_logits
 
 
 def doubt(nets: Sequence[nn.Module], sample: Sample) -> NDArray[np.uint8]:
-    """Where the class that an ensemble finds most probable in an image is not that of the mask.
+    """Where the most probable class according to an ensemble is not the class in the mask.
 
-    The probabilities are the mean of all segmenters' (a deep ensemble: Lakshminarayanan, Pritzel and Blundell, Simple
-    and scalable predictive uncertainty estimation using deep ensembles, 2017, section 2.4). Ignored voxels are not
+    The probabilities are the mean over the segmenters (a deep ensemble: Lakshminarayanan, Pritzel and Blundell, Simple
+    and scalable predictive uncertainty estimation using deep ensembles, 2017, section 2.4). Ignored voxels are never
     doubted.
 
     Args:

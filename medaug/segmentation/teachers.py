@@ -32,18 +32,19 @@ Teach = Callable[[TrainingSet, int], SoftSegmenter]
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """What teachers predict for some scans.
+    """The predictions of teachers for some scans.
 
     Attributes:
-        probabilities: probability of every class in every voxel of each scan, (C, X, Y, Z) uint8 in 1/255.
-        weights: how far each scan is trusted, 0..1.
+        probabilities: for each scan, the probability of every class in every voxel, (C, X, Y, Z) uint8 in units of
+            1/255.
+        weights: weight of each scan, 0..1.
     """
 
     probabilities: Sequence[NDArray[np.uint8]]
     weights: Sequence[float]
 
     def save(self, path: Path) -> None:
-        """Write an .npz file; it is whole or absent."""
+        """Write an .npz file, atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, probabilities=np.stack(self.probabilities), weights=np.array(self.weights))
@@ -68,10 +69,10 @@ class Teachers:
 
     Attributes:
         teach: trains one teacher.
-        number: how many there are.
-        plausibility: whether scans with an unusual shape count less.
+        number: number of teachers.
+        plausibility: whether scans with an unusual shape get less weight.
         schema: label schema.
-        seed: seed from which those of the teachers are made.
+        seed: seed from which the seeds of the teachers are derived.
     """
 
     teach: Teach
@@ -81,12 +82,12 @@ class Teachers:
     seed: int
 
     def label(self, training_set: TrainingSet, scans: Sequence[ModelCase], path: Path | None = None) -> SoftLabels:
-        """Train the teachers and let them label scans; with a path, only if the file does not exist yet.
+        """Train the teachers and let them label scans; if the file `path` exists, read its labels instead.
 
         Args:
-            training_set: what the teachers train on: real scans with human labels.
+            training_set: the real scans with human labels that the teachers train on.
             scans: scans without labels.
-            path: file that keeps the result; None: it is not kept.
+            path: file to store the result in; None: it is not stored.
 
         Raises:
             UserError: a training failed, or the file is damaged.
@@ -102,7 +103,7 @@ class Teachers:
         return labels
 
     def _weights(self, real: Sequence[ModelCase], probabilities: Sequence[NDArray[np.uint8]]) -> list[float]:
-        """How plausible the shape of each pseudo-label is, from 0 to 1; without `plausibility`, 1."""
+        """The plausibility of the shape of each pseudo-label, from 0 to 1; always 1 without `plausibility`."""
         if not self.plausibility:
             return [1.0] * len(probabilities)
         subjects = [case.case.subject for case in real]
@@ -120,18 +121,19 @@ class Teachers:
 
 
 def with_soft_labels(data: TrainingData, options: Options, path: Path) -> TrainingData:
-    """The data of a training, with soft labels for its scans without labels.
+    """Add soft labels to the data of a training, for its scans without labels.
 
-    Teachers are trained on its labelled training scans. One process trains them; others wait, then read the file.
+    Teachers are trained on the labelled training scans. One process trains them; the others wait and read the file.
 
     Args:
-        data: scans and card.
-        options: `pseudo`, `segmenter` and, for the backend and the default number of steps, `trainer` are read.
-        path: file that keeps the labels.
+        data: scans and card of the training.
+        options: this function reads `pseudo`, `segmenter` and, for the backend and the default number of steps,
+            `trainer`.
+        path: file to store the labels in.
 
     Raises:
-        UserError: every training scan has a label or none has, the backend makes no teachers, a training failed, or the
-            file is damaged.
+        UserError: all training scans have a label or none has, segmenters of the backend cannot be teachers, a training
+            failed, or the file is damaged.
     """
     scans, backend = [case for case in data.train if case.label is None], options.trainer.selector_backend
     if not scans or not data.labelled:
@@ -162,6 +164,6 @@ def with_soft_labels(data: TrainingData, options: Options, path: Path) -> Traini
 
 
 def mean_probabilities(teachers: Sequence[SoftSegmenter], case: ModelCase) -> NDArray[np.uint8]:
-    """The mean of what the teachers predict for a case, (C, X, Y, Z) in 1/255."""
+    """The mean of the probabilities that the teachers predict for a case, (C, X, Y, Z), in units of 1/255."""
     mean = np.mean([teacher.soft_label(case.image) for teacher in teachers], axis=0)
     return np.rint(255 * mean).astype(np.uint8)

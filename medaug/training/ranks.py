@@ -1,4 +1,4 @@
-"""Ranks that Lightning starts on this machine: their port, and their end."""
+"""Ranks that Lightning starts on this machine: reserves their port, and ends them together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PARENT = "MEDAUG_FIRST_RANK"  # process id of the rank that started the others
 
 
 def prepare_ranks(trainer: Trainer) -> None:
-    """Reserve the ranks' port in the process that will start them; tie the others to that process.
+    """Reserve the ranks' port in the process that will start them, and make the others end when that process ends.
 
     Lightning looks for a free port, closes it, starts the other ranks, and opens it again seconds later. Meanwhile
     another program may open it, and then the first rank fails. If the first rank ends for any reason, the others would
