@@ -16,7 +16,7 @@ preset = $(if $(PRESET),preset=$(PRESET))
 data = $(if $(DATA),data=$(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo ingest train generate predict export audit benchmark verify test test-fast fuzz lint format notebooks docs clean help
+.PHONY: setup demo ingest train generate predict export gallery audit benchmark verify viewer test test-fast fuzz lint format notebooks docs clean help
 
 setup: $(STAMP) ## create the environment in .venv (updates it when requirements change)
 
@@ -58,6 +58,9 @@ predict: $(STAMP) ## apply a model to real scans: EXP=name [ARGS="split=test"]
 export: $(STAMP) ## write the pairs in another tool's layout: EXP=name ARGS="format=msd out=DIR"
 	@$(BIN)/python -m medaug.export $(experiment) $(preset) $(ARGS)
 
+gallery: $(STAMP) ## write pages to look at the pairs in a browser: EXP=name ARGS="out=DIR"
+	@$(BIN)/python -m medaug.gallery $(experiment) $(preset) $(ARGS)
+
 audit: $(STAMP) ## measure whether the images match their masks: EXP=name
 	@$(BIN)/python -m medaug.audit $(experiment) $(preset) $(ARGS)
 
@@ -66,6 +69,9 @@ benchmark: $(STAMP) ## measure whether the pairs help on held-out subjects: EXP=
 
 verify: $(STAMP) ## say whether files are synthetic and unchanged: ARGS=DIR
 	@$(BIN)/python -m medaug.verify $(ARGS)
+
+viewer: $(STAMP) ## get the viewer of the gallery (NiiVue, with npm); a wheel that is built then carries it
+	@$(BIN)/python -m medaug.viewing.viewer
 
 # All tests of a file run in one process because they share fixtures. One thread per process, so that processes do not compete.
 pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile

@@ -43,6 +43,7 @@ def main(options: Options) -> None:
     from medaug.marking.signing import Signer
     from medaug.synthesis.joining import beside_cohort
     from medaug.synthesis.pairs import Pairs
+    from medaug.viewing.reviews import Reviews
 
     write = WRITERS[wanted.format]
     signer = None if wanted.sign_key is None else Signer.load(Path(wanted.sign_key))
@@ -54,6 +55,8 @@ def main(options: Options) -> None:
     else:
         folder = stage_folder(options, "generate")
         pairs = Pairs.load(folder, command("generate", options))
+        if wanted.reviews is not None:
+            pairs = pairs.without(Reviews.load(wanted.reviews, [case.name for case in pairs.manifest.cases]).rejected)
         cohort, digest, record = pairs.manifest, pairs.digest, folder.parent / "exports.jsonl"
         if wanted.with_cohort:
             cohort, seen = beside_cohort(pairs, stage_folder(options, "train"))

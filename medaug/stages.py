@@ -108,6 +108,16 @@ STAGES = {
             continues=True,
         ),
         Stage(
+            "gallery",
+            "write pages to look at the pairs in a browser, or a blinded reading set",
+            "generate",
+            "the folder DIR",
+            "experiment=demo out=DIR",
+            _RUN,
+            experiment_needed=False,
+            continues=True,
+        ),
+        Stage(
             "audit",
             "measure how well the images match their masks",
             "generate",

@@ -18,6 +18,9 @@ from typing import Any
 
 import hypothesis
 import pytest
+from browser import Browser
+
+from medaug.viewing.viewer import SCRIPT
 
 # No deadline: the time of an example depends more on the machine's load than on the code.
 hypothesis.settings.register_profile("medaug", deadline=None, max_examples=50)
@@ -50,6 +53,16 @@ def chromium() -> str:
             return path
     _absent("no chromium on this machine")
     raise AssertionError("unreachable")
+
+
+@pytest.fixture
+def browser(chromium: str, tmp_path: Path) -> Iterator[Browser]:
+    """A browser that shows files, with the viewer of the gallery at hand."""
+    if not SCRIPT.is_file():
+        _absent("no viewer: run `make viewer`")
+    browser = Browser(chromium, tmp_path / "profile")
+    yield browser
+    browser.close()
 
 
 @pytest.fixture(scope="session")

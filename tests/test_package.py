@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from medaug.viewing.viewer import LICENCE, SCRIPT
+
 ROOT = Path(__file__).parents[1]
 TARGETS = (
-    "setup demo ingest train generate predict export audit benchmark verify "
+    "setup demo ingest train generate predict export gallery audit benchmark verify viewer "
     "test test-fast fuzz lint format notebooks docs clean help"
 )
 
@@ -111,7 +113,9 @@ def test_the_wheel_is_complete_and_works_from_any_folder(tmp_path):
     with zipfile.ZipFile(wheel) as content:
         names = set(content.namelist())
         content.extractall(tmp_path / "site")
-    assert shipped | modules | {"medaug/py.typed"} <= names
+    viewer = {f"medaug/viewing/{path.name}" for path in (ROOT / "medaug/viewing").glob("*.jinja")}
+    viewer |= {path.relative_to(ROOT).as_posix() for path in (LICENCE, SCRIPT) if path.exists()}
+    assert shipped | modules | viewer | {"medaug/py.typed"} <= names
     assert not [name for name in names if name.startswith("tests")]
     with tarfile.open(archive) as content:
         inside = {name.split("/", 1)[1] for name in content.getnames() if "/" in name}

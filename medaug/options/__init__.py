@@ -21,6 +21,7 @@ from medaug.options.measurement import (
 from medaug.options.model import CodecOptions, NetworkOptions, ProcessOptions, TaskOptions
 from medaug.options.stages import (
     ExportOptions,
+    GalleryOptions,
     GenerateOptions,
     IngestOptions,
     MasksOptions,
@@ -38,6 +39,7 @@ __all__ = [
     "CodecOptions",
     "DataOptions",
     "ExportOptions",
+    "GalleryOptions",
     "GenerateOptions",
     "IngestOptions",
     "LoggerOptions",
@@ -100,4 +102,5 @@ class Options:
     benchmark: BenchmarkOptions = field(default_factory=BenchmarkOptions)
     export: ExportOptions = field(default_factory=ExportOptions)
     ingest: IngestOptions = field(default_factory=IngestOptions)
+    gallery: GalleryOptions = field(default_factory=GalleryOptions)
     verify: VerifyOptions = field(default_factory=VerifyOptions)

@@ -268,6 +268,10 @@ class ExportOptions:
         True,
         applies_when=(only_with("export.format", "nnunet"),),
     )
+    reviews: str | None = path_option(
+        "file that a gallery saved; the pairs that it rejects are left out",
+        applies_when=(not_with("export.manifest"),),
+    )
     sign_key: str | None = path_option("private Ed25519 key (PEM) that signs the mark of every synthetic file")
     manifest: str | None = path_option("manifest of a cohort to export; null: the experiment's synthetic pairs")
     out: str | None = path_option("folder to write to; it must not exist yet")
@@ -331,6 +335,29 @@ class IngestOptions(SplitOptions):
     to: str | None = path_option("folder to unpack the download in", applies_when=_DOWNLOAD)
     mirror: str | None = option(
         "address of a folder with the archives; null: the official one", None, applies_when=_DOWNLOAD
+    )
+
+
+@dataclass
+class GalleryOptions:
+    """Pages to look at the pairs in a browser, and blinded reading sets."""
+
+    out: str | None = path_option("folder to write to; it must not exist yet")
+    num: int | None = option(
+        "pairs to show, or in a reading set images of each kind; null: all, in a reading set up to 20",
+        None,
+        limits=_POSITIVE,
+    )
+    blinded: bool = option("write a reading set: synthetic and real images in random order, the key beside it", False)
+    seed: int = option(
+        "seed of the choice and the order of a reading set",
+        0,
+        limits=at_least(0),
+        applies_when=(only_with("gallery.blinded"),),
+    )
+    answers: str | None = path_option("answers that a reader saved; they are scored, and nothing is written")
+    key: str | None = path_option(
+        "key of the reading set, which was written beside it", applies_when=(only_with("gallery.answers"),)
     )
 
 

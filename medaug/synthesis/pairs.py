@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,18 @@ class Pairs:
             licence=licence,
         )
         return cls(manifest, records)
+
+    def without(self, names: Collection[str]) -> Pairs:
+        """The pairs but those with these names.
+
+        Raises:
+            UserError: none is left.
+        """
+        kept = tuple(case for case in self.manifest.cases if case.name not in names)
+        if not kept:
+            raise UserError("no pair is left", "every pair was rejected", path=self.manifest.root)
+        records = tuple(record for record in self.records if record["name"] not in names)
+        return replace(self, manifest=replace(self.manifest, cases=kept), records=records)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write `manifest.json`; returns the values for the run's summary that `load` checks."""

@@ -1,0 +1,1 @@
+"""Pages to look at pairs in a browser, the reviews that they save, and blinded reading sets."""
