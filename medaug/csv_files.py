@@ -59,7 +59,7 @@ def number(text: str, path: str | os.PathLike[str], remedy: str, absent: str | N
     """A cell as a number; NaN if its text is `absent`.
 
     Raises:
-        UserError: it is not a finite number; names the file.
+        UserError: the cell is not a finite number; names the file.
     """
     if text == absent:
         return math.nan

@@ -58,7 +58,7 @@ def withdraw(subject: str, runs: Path, private: Path | None = None, manifest: Pa
         subject: its name in manifests; or a PatientID, if the private file is given.
         runs: the folder of all experiments.
         private: the private file that medaug.ingest wrote.
-        manifest: manifest of the cohort; its files of the subject are listed too.
+        manifest: manifest of the cohort; the subject's files in it are listed, too.
 
     Returns:
         The cohort's files first, then those of each experiment.
@@ -97,7 +97,7 @@ def _identify(subject: str, private: Path | None) -> tuple[_Who, list[Artefact]]
     if not names:
         return _Who(frozenset({subject}), frozenset()), []
     cases = frozenset(case for case, entry in known.cases.items() if entry["subject"] in names)
-    why = "says who the subject is and which files are its"
+    why = "says who the subject is and which files belong to it"
     return _Who(frozenset(names), cases), [Artefact("private", private, why)]
 
 

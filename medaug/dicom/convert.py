@@ -275,7 +275,7 @@ def _read_label(plan: Plan, planned: PlannedCase, grid: Header, findings: list[F
     except UserError as error:
         findings.append(_without_source(name, "dicom-label", error))
         return None
-    remedy = "nothing, if that is intended; else correct structures in the rules"
+    remedy = "nothing to do if that is intended; otherwise correct structures in the rules"
     findings += [Finding(name, "note", "dicom-label-names", note, remedy) for note in notes]
     return indices
 

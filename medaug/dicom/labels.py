@@ -68,7 +68,7 @@ def find_labels(
         elif studies[0] in images:
             labels[studies[0]].append(Label("file", path, "the label file"))
         else:
-            what, remedy = "the label file belongs to a study that is left out", "nothing, if that is intended"
+            what, remedy = "the label file belongs to a study that is left out", "nothing to do if that is intended"
             log.add(names[studies[0]].case, "warning", "dicom-label-unlinked", what, remedy, [path])
     for study, several in labels.items():
         if len(several) > 1 and any(label.kind == "file" for label in several):

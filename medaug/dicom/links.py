@@ -169,10 +169,12 @@ def _report_unlinked(drawing: Drawing, labelled: set[str], names: Mapping[str, N
     study = drawing.series.study_uid
     if drawing.drawn_on:
         what = f"{drawing.title} is left out: no rule matches the series that it was drawn on"
-        remedy = "nothing, if that is intended; else add a rule for that series, or select the file by the glob `label`"
+        remedy = (
+            "nothing to do if that is intended; otherwise add a rule for that series, or select the file with `label`"
+        )
     else:
         what = f"{drawing.title} belongs to no series that a rule matches"
-        remedy = "nothing, if that is intended; else widen the rules to the series that it was drawn on"
+        remedy = "nothing to do if that is intended; otherwise widen the rules to the series that it was drawn on"
     severity: Literal["note", "warning"] = "note" if drawing.drawn_on and study in labelled else "warning"
     log.add(names[study].case, severity, "dicom-label-unlinked", what, remedy, [drawing.label.path])
 

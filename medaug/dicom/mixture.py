@@ -37,7 +37,7 @@ def mixture_problems(slices: Sequence[Slice]) -> list[Problem]:
     count = len(set(acquisitions))
     if 1 < count <= len(slices) / _SLICES_EACH:
         what = f"consists of {count} acquisitions (AcquisitionNumber differs)"
-        remedy = f"nothing, if they belong to one scan; else {_remedy(slices, _unlike_most(acquisitions, 0.0))}"
+        remedy = f"nothing if they belong to one scan; otherwise {_remedy(slices, _unlike_most(acquisitions, 0.0))}"
         return [Problem("two-acquisitions", what, remedy, "warning")]
     return []
 

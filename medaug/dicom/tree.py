@@ -130,7 +130,7 @@ def _match_studies(
         if copied:
             what = f"{len(copied)} file(s) have identical copies, which are not read"
             files = [path for one in copied for path in one.paths]
-            log.add(names[study].case, "note", "dicom-copies", what, "nothing, if that is intended", files)
+            log.add(names[study].case, "note", "dicom-copies", what, "nothing to do if that is intended", files)
         images = [series for series in studies[study] if is_image(series)]
         if images:
             found = {name: [s for s in images if matches(s.attributes, pattern)] for name, pattern in patterns.items()}
@@ -211,7 +211,9 @@ def _without_excluded(tree: Tree, rules: Rules, names: Mapping[str, Name], log: 
         if excluded:
             what = f"{series.title}: exclude_series leaves out {len(excluded)} of its {len(series.instances)} files"
             files = [path for one in excluded for path in one.paths]
-            log.add(names[series.study_uid].case, "note", "dicom-excluded", what, "nothing, if that is intended", files)
+            log.add(
+                names[series.study_uid].case, "note", "dicom-excluded", what, "nothing to do if that is intended", files
+            )
         if instances:
             kept.append(series.with_instances(instances))
     for index, rule in enumerate(rules.exclude_series):
@@ -235,7 +237,7 @@ def _check_study(
             log.add(case, "warning", "dicom-study-not-used", what, remedy, files_of(unused))
             return False
         what = f"{listed}: no rule matches"
-        log.add(case, "note", "dicom-not-used", what, "nothing, if that is intended", files_of(unused))
+        log.add(case, "note", "dicom-not-used", what, "nothing to do if that is intended", files_of(unused))
     if len(patients := {series.patient_id for series in images}) > 1:
         what = f"one study has {len(patients)} PatientIDs"
         log.add(case, "error", "dicom-two-patients", what, "correct the headers, or leave it out", files_of(images))
@@ -259,7 +261,7 @@ def _check_study(
             solved = on_gap == "resample" and problem.code == "gap"
             what = f"{series.title}: {problem.what}"
             severity: Severity = "note" if solved else problem.severity
-            remedy = "nothing: the gap is interpolated" if solved else problem.remedy
+            remedy = "nothing to do: the gap is interpolated" if solved else problem.remedy
             log.add(case, severity, f"dicom-{problem.code}", what, remedy, files_of([series]))
     return True
 

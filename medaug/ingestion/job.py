@@ -117,4 +117,6 @@ def beside_dicom(root: Path, label: str | None, cohort: str) -> Iterator[Finding
         what = (
             f"{len(unused)} files ({kinds}) are not used: in a DICOM tree they can only be labels, named by the rules"
         )
-        yield Finding(cohort, "note", "unused-file", what, "nothing, or name them by the glob `label` in the rules")
+        yield Finding(
+            cohort, "note", "unused-file", what, "nothing to do, or name them by the glob `label` in the rules"
+        )

@@ -121,7 +121,7 @@ def read_brats(root: Path, rules: Rules, layout: str) -> Layout:
             found = [Finding(name, "error", "duplicate-file", what, "remove or rename one of them")]
             if os.path.samefile(root / earlier, root / folder):
                 what = f"{root / folder}: not used, because it is a link to {earlier}, where the case was read"
-                found = [Finding(name, "note", "unused-file", what, "nothing")]
+                found = [Finding(name, "note", "unused-file", what, "nothing to do")]
         problems += found
         if not found:
             images = tuple(files[suffix] for suffix in naming.modalities)

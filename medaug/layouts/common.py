@@ -106,7 +106,7 @@ def unused_files(root: Path, used: Collection[str], why: str) -> list[Finding]:
         Finding(root.name, "note", "unused-file", f"{root / path}: not used, {reason or why}", remedy)
         for path, reason in sorted(_walk(root))
         if os.path.normpath(root / path) not in used
-        for remedy in ["nothing, if it is not a scan of this cohort; else see the layout in docs/data.md"]
+        for remedy in ["nothing to do if it is not a scan of this cohort; otherwise see the layout in docs/data.md"]
     ]
 
 

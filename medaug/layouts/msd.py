@@ -37,7 +37,7 @@ def read_msd(root: Path, rules: Rules) -> Layout:
         if data["training"] != entries:
             what = f"{path}: lists images that are stored by channel (CASE_0000, ...), as nnU-Net version 1 does"
             problems.append(
-                Finding(root.name, "note", "nnunet-v1", what, "nothing: the channels are read as modalities")
+                Finding(root.name, "note", "nnunet-v1", what, "nothing to do: the channels are read as modalities")
             )
     manifest = Manifest.from_mapping(data | schema.to_mapping(), root, str(path))
     cases = sorted((replace(case, split="train") for case in manifest.cases), key=lambda case: case.name)

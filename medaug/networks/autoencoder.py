@@ -39,7 +39,7 @@ class Autoencoder(nn.Module):
             attention_levels=(False,) * len(channels),
             with_encoder_nonlocal_attn=False,  # quadratic in the number of voxels
             with_decoder_nonlocal_attn=False,
-            # Small groups: normalisation removes the mean and scale of a group.
+            # Use small groups, because normalisation removes the mean and the scale of each group.
             norm_num_groups=max(1, math.gcd(*channels) // 4),
         )
 

@@ -21,11 +21,11 @@ from medaug.training.checkpoint import Card
 
 @dataclass(frozen=True)
 class Scan:
-    """The modalities of one case that are input of a model.
+    """The modalities of one case that a model needs as input.
 
     Attributes:
         case: the case in the manifest.
-        inputs: indices of the model's modalities that are input.
+        inputs: indices of the input modalities among the model's modalities.
         host: (len(inputs), X, Y, Z) float32, on the scan's grid in its units.
         affine: affine of that grid, (4, 4) mm.
         image: (M, *model grid) float32 in [-1, 1]; modalities that are not input are 0.
@@ -86,7 +86,7 @@ def read_scan(
             training of super-resolution.
 
     Raises:
-        UserError: as `read_modalities`; or the label map does not match the images.
+        UserError: as for `read_modalities`; or the label map does not match the images.
     """
     image = read_modalities(manifest, case, [card.modalities[m] for m in inputs])
     host, affine = image.array, image.affine
@@ -110,7 +110,7 @@ def read_truth(manifest: Manifest, scan: Scan, card: Card, generated: Sequence[i
         (len(generated), *model grid) in [-1, 1].
 
     Raises:
-        UserError: as `read_modalities`; or they are on another grid than the scan.
+        UserError: as for `read_modalities`; or the images are on another grid than the scan.
     """
     host = read_modalities(manifest, scan.case, [card.modalities[m] for m in generated])
     if host.array.shape[1:] != scan.host.shape[1:] or not np.allclose(host.affine, scan.affine, atol=1e-3):

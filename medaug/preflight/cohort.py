@@ -164,7 +164,7 @@ def _check_classes(manifest: Manifest, facts: Sequence[CaseFacts]) -> Iterator[F
             yield Finding(manifest.name, "warning", "class-not-in-training", what, "split differently (split_seed)")
         elif splits.total() < len(found):
             what = f"class {name} is in {splits.total()} of {len(found)} labels"
-            yield Finding(manifest.name, "note", "class-in-some", what, "nothing, if not every subject has it")
+            yield Finding(manifest.name, "note", "class-in-some", what, "nothing to do if not every subject has it")
 
 
 def _find_copies(manifest: Manifest, facts: Sequence[CaseFacts]) -> tuple[list[Finding], dict[int, int]]:

@@ -13,7 +13,7 @@ from medaug.comparison.results import Benchmark, Comparison
 from medaug.reporting.text import declaration_notes, format_equivalent, primary_statement, warnings_of
 
 LEAST_JUDGE = 0.3
-"""Below this Dice on real scans the audit's judge is too weak for a headline ratio."""
+"""If the judge's Dice on real scans is below this, it is too weak for the report to show its ratio at the top."""
 
 
 def weak_judge(audit: Audit | None) -> float | None:

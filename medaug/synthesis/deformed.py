@@ -66,7 +66,7 @@ def deform(label: Label, options: MasksOptions, seed: int) -> Label:
     centre = (where.mean(axis=0) if len(where) else (np.array(label.shape) - 1) / 2)[:, None, None, None]
     positions = np.einsum("ij,j...->i...", matrix, grid - centre) + centre + shift[:, None, None, None] + displacement
     classes = np.unique(label)
-    # Outside the grid is background; "grid-constant" interpolates across the border, where "constant" would cut off.
+    # Outside the grid there is background. "grid-constant" interpolates across the border; "constant" would not.
     sampled = partial(map_coordinates, coordinates=positions, order=1, mode="grid-constant")
     shares = np.stack([sampled((label == value).astype(np.float32), cval=value == 0) for value in classes])
     return classes[shares.argmax(axis=0)].astype(np.uint8)

@@ -52,8 +52,8 @@ class PopulationMasks(Masks):
         labels = [label for label in training.labels if foreground(label).any()]
         if len(labels) < shapes.FEWEST:
             raise UserError(
-                f"masks=population: {len(labels)} training masks are too few to learn shapes from; at least "
-                f"{shapes.FEWEST} are needed",
+                f"masks=population: {len(labels)} training masks are too few to learn shapes from (at least "
+                f"{shapes.FEWEST} are needed)",
                 "use masks=deformed",
             )
         return PopulationMasks(self.options, _learned(labels, training), frozenset(training.subjects))

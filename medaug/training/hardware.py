@@ -28,14 +28,15 @@ def check_device(budget: TrainerOptions) -> None:
     if budget.precision == "fp16" and device != "cuda":
         raise UserError(f"trainer.precision=fp16: needs a CUDA device, and this is {device}", "use auto, bf16 or fp32")
     if budget.precision == "fp16" and budget.strategy == "fsdp":
-        raise UserError("trainer.precision=fp16: its loss scaling does not go with trainer.strategy=fsdp", "use bf16")
+        raise UserError("trainer.precision=fp16 cannot be used with trainer.strategy=fsdp", "use bf16")
     if budget.devices < 1 and (budget.devices != -1 or device == "cpu"):
         raise UserError(
-            f"trainer.devices={budget.devices}: on {device}, say how many" + (", or -1 for all" * (device != "cpu"))
+            f"trainer.devices={budget.devices}: on {device}, give their number"
+            + (", or -1 for all" * (device != "cpu"))
         )
     if device == "cuda" and budget.devices > (there := torch.cuda.device_count()):
         raise UserError(
-            f"trainer.devices={budget.devices}: this machine has {there}", "give at most that, or -1 for all"
+            f"trainer.devices={budget.devices}: this machine has {there}", f"give at most {there}, or -1 for all"
         )
 
 
@@ -48,7 +49,7 @@ def check_processes(budget: TrainerOptions) -> None:
     started, needed = process_count(), world_size(budget)
     if started > 1 and started != needed:
         way = "trainer=ddp (or fsdp), trainer.devices per node and trainer.num_nodes"
-        raise UserError(f"{started} processes were started, and the options are for {needed}", f"give {way} to match")
+        raise UserError(f"{started} processes were started, and the options are for {needed}", f"set {way} to match")
     if started == 1 and budget.num_nodes > 1 and "MASTER_ADDR" not in os.environ:
         raise UserError(
             f"trainer.num_nodes={budget.num_nodes}: nothing started this training on the other nodes",
@@ -93,10 +94,10 @@ def make_strategy(budget: TrainerOptions) -> str | Strategy:
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Split the weights over the mesh's data-parallel devices; those of a block are gathered while it computes."""
+    """Split the weights between the mesh's data-parallel devices; a block's weights are gathered while it computes."""
     units = [block for module in network.modules() if isinstance(module, nn.ModuleList) for block in module]
     for unit in (*reversed(units), network):  # inner ones first
-        # After validation too: the averaged weights are swapped with the split ones.
+        # Reshard after validation, too, because validation swaps the averaged weights with the split ones.
         fully_shard(unit, mesh=mesh["data_parallel"], reshard_after_forward=True)
 
 

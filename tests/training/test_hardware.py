@@ -25,8 +25,8 @@ CPU = TrainerOptions(accelerator="cpu")
     ("change", "complaint"),
     [
         ({"precision": "fp16"}, "needs a CUDA device"),
-        ({"devices": 0}, "say how many"),
-        ({"devices": -1}, "say how many"),
+        ({"devices": 0}, "give their number"),
+        ({"devices": -1}, "give their number"),
     ],
 )
 def test_impossible_hardware_options_are_refused_with_one_line(change, complaint):
@@ -39,7 +39,7 @@ def test_impossible_hardware_options_are_refused_with_one_line(change, complaint
 def test_options_that_are_valid_only_on_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     check_device(TrainerOptions(precision="fp16", devices=-1))
-    with pytest.raises(UserError, match="does not go with trainer.strategy=fsdp"):
+    with pytest.raises(UserError, match="fp16 cannot be used with trainer.strategy=fsdp"):
         check_device(TrainerOptions(precision="fp16", strategy="fsdp"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     check_device(TrainerOptions(devices=2))
