@@ -54,6 +54,7 @@ def main(options: Options) -> None:
     from medaug.pictures.samples import SamplePictures
     from medaug.synthesis.scoring import sample_score
     from medaug.training.experiment import Experiment
+    from medaug.training.model_card import write_model_card
 
     experiment = Experiment.load(options, identity, folder, base)
     experiment.show_plan(scored)
@@ -70,6 +71,8 @@ def main(options: Options) -> None:
         first = process_rank() == 0
         score = sample_score(experiment.data, options.trainer, options.segmenter, options.masks, folder, measures=first)
     result = experiment.train(SamplePictures(folder, experiment.task, experiment.manifest), score)
+    if process_rank() == 0:
+        write_model_card(experiment.data.card, experiment.manifest, result, folder)
     finish(folder, result.to_dict())
     best = "" if result.best is None else f"; the one with the best samples (step {result.best['step']}) is best.ckpt"
     log.info("the model is %s%s", folder / "last.ckpt", best)

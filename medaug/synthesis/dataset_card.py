@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -10,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from medaug.cohort.hub import FILE, licence_fields, page, plain, table
 from medaug.cohort.manifest import Manifest
 from medaug.files import atomic_write
 from medaug.screening.results import ScreeningResult
@@ -19,11 +18,6 @@ from medaug.screening.table import rule_words
 from medaug.synthesis.pairs import Pairs
 from medaug.training.checkpoint import Card
 
-FILE = "README.md"
-_HUB_LICENCES = {
-    *("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nd-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0"),
-    *("apache-2.0", "mit", "pddl", "odc-by", "odbl"),
-}
 _SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -48,10 +42,8 @@ def write_dataset_card(
 
 def dataset_card(card: Card, pairs: Pairs, cohort: Manifest, screening: ScreeningResult | None) -> str:
     """The card as Markdown with a YAML header; for the arguments see `write_dataset_card`."""
-    header = yaml.safe_dump(_header(card, pairs, cohort), sort_keys=False, allow_unicode=True)
-    parts = [f"---\n{header}---\n", f"# {_title(card)}\n"]
-    parts += [_contents(card, pairs, cohort), _screening(pairs, screening), _limits(card, cohort)]
-    return "\n".join(parts)
+    texts = (_contents(card, pairs, cohort), _screening(pairs, screening), _limits(card, cohort))
+    return page(_header(card, pairs, cohort), f"# {_title(card)}\n", *texts)
 
 
 def _title(card: Card) -> str:
@@ -62,19 +54,11 @@ def _header(card: Card, pairs: Pairs, cohort: Manifest) -> dict[str, Any]:
     number = len(pairs.manifest.cases)
     return {
         "pretty_name": _title(card),
-        **_licence(cohort.licence),
+        **licence_fields(cohort.licence),
         "task_categories": ["image-segmentation"],
         "size_categories": [next((name for limit, name in _SIZES if number < limit), "n>1M")],
         "tags": ["medical", "synthetic", "medaug", *(["phantom"] if card.phantom else [])],
     }
-
-
-def _licence(text: str) -> dict[str, str]:
-    """The licence fields of the hub, for a licence that the cohort's manifest names."""
-    identifier = re.sub(r"[\s_-]+", "-", text.strip().lower())
-    if identifier in _HUB_LICENCES:
-        return {"license": identifier}
-    return {"license": "other", "license_name": text} if text else {"license": "unknown"}
 
 
 def _contents(card: Card, pairs: Pairs, cohort: Manifest) -> str:
@@ -87,7 +71,7 @@ def _contents(card: Card, pairs: Pairs, cohort: Manifest) -> str:
         f"{len({r['host_subject'] for r in records})} subjects",
         "modalities": ", ".join(card.modalities),
         "classes": ", ".join(card.schema.foreground),
-        "cohort": f"{cohort.name}: {_plain(cohort.description)}" if cohort.description else cohort.name,
+        "cohort": f"{cohort.name}: {plain(cohort.description)}" if cohort.description else cohort.name,
         "licence": f"{cohort.licence or 'unknown'} (that of the cohort, which the pairs inherit)",
         "generator": f"checkpoint with SHA-256 `{recipe['checkpoint']}`, "
         + ", ".join(f"{number} {split} subjects" for split, number in trained.items()),
@@ -98,7 +82,7 @@ def _contents(card: Card, pairs: Pairs, cohort: Manifest) -> str:
     }
     return (
         "A mask-conditioned diffusion model made these pairs: every image was generated for the mask beside it. "
-        "`manifest.json` lists the pairs, and `provenance*.jsonl` says how each was made.\n\n" + _table(rows)
+        "`manifest.json` lists the pairs, and `provenance*.jsonl` says how each was made.\n\n" + table(rows)
     )
 
 
@@ -150,15 +134,6 @@ def _limits(card: Card, cohort: Manifest) -> str:
     if not cohort.licence:
         lines.append("- The cohort's manifest names no licence. Find out which one applies before you share the pairs.")
     return "\n".join(lines) + "\n"
-
-
-def _table(rows: Mapping[str, str]) -> str:
-    body = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
-    return f"| | |\n|---|---|\n{body}\n"
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.replace("|", "/").split())
 
 
 def _counted(values: Iterator[str]) -> str:
