@@ -3,6 +3,7 @@
 EXP =
 PRESET =
 DATA =
+STUDY = few_labels
 ARGS =
 PYTHON = python3
 JOBS = 2
@@ -16,7 +17,7 @@ preset = $(if $(PRESET),preset=$(PRESET))
 data = $(if $(DATA),data=$(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo ingest train generate predict export gallery audit benchmark verify viewer test test-fast fuzz lint format notebooks docs clean help
+.PHONY: setup demo ingest train generate predict export gallery audit benchmark study verify viewer test test-fast fuzz lint format notebooks docs clean help
 
 setup: $(STAMP) ## create the environment in .venv (updates it when requirements change)
 
@@ -66,6 +67,9 @@ audit: $(STAMP) ## measure whether the images match their masks: EXP=name
 
 benchmark: $(STAMP) ## measure whether the pairs help on held-out subjects: EXP=name
 	@$(BIN)/python -m medaug.benchmark $(experiment) $(preset) $(ARGS)
+
+study: $(STAMP) ## run or continue a study over several draws of labels: STUDY=few_labels
+	@$(BIN)/python benchmarks/study.py $(STUDY) $(ARGS)
 
 verify: $(STAMP) ## say whether files are synthetic and unchanged: ARGS=DIR
 	@$(BIN)/python -m medaug.verify $(ARGS)
