@@ -17,7 +17,7 @@ preset = $(if $(PRESET),preset=$(PRESET))
 data = $(if $(DATA),data=$(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo ingest train generate predict export gallery audit benchmark study verify viewer test test-fast fuzz lint format notebooks docs clean help
+.PHONY: setup demo ingest train generate predict export gallery audit benchmark study status verify viewer test test-fast fuzz lint format notebooks docs clean help
 
 setup: $(STAMP) ## create the environment in .venv (updates it when requirements change)
 
@@ -70,6 +70,9 @@ benchmark: $(STAMP) ## measure whether the pairs help on held-out subjects: EXP=
 
 study: $(STAMP) ## run or continue a study over several draws of labels: STUDY=few_labels
 	@$(BIN)/python benchmarks/study.py $(STUDY) $(ARGS)
+
+status: $(STAMP) ## say how far the experiments are: [ARGS="runs=DIR"]
+	@$(BIN)/python -m medaug.status $(ARGS)
 
 verify: $(STAMP) ## say whether files are synthetic and unchanged: ARGS=DIR
 	@$(BIN)/python -m medaug.verify $(ARGS)

@@ -208,6 +208,10 @@ def load_options(stage_name: str, arguments: Sequence[str]) -> Options:
         raise UserError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
     expand_paths(options)
     check_values(options, stage.name, values)
+    for path in (*chosen, *values):
+        needed = stage.only_with.get(path.split(".")[0])
+        if needed is not None and value_of(options, needed) is None:
+            raise UserError(f"{path}: has no effect without {needed}", f"set {needed}, or leave {path} out")
     return options
 
 

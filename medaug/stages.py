@@ -5,7 +5,8 @@ Like `medaug.options`, this module does not import torch or numpy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 
 from medaug.options import Options
 
@@ -26,6 +27,7 @@ class Stage:
         continues: whether it works on the experiment's training; it then uses the preset of that training unless the
             command line names one.
         positional: the key that a word without `=` sets.
+        only_with: nodes that it reads only if a key is set, by node.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Stage:
     experiment_needed: bool = True
     shared: bool = False
     continues: bool = False
+    only_with: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -132,8 +135,18 @@ STAGES = {
             "generate (audit adds its figures to the report)",
             "runs/EXP/benchmark",
             "experiment=demo",
-            (*_RUN, "overwrite", "checkpoint", "segmenter", "arms", "pseudo", "scoring"),
+            (*_RUN, "overwrite", "checkpoint", "segmenter", "arms", "pseudo", "scoring", "data"),
             continues=True,
+            only_with={"data": "benchmark.cohort"},
+        ),
+        Stage(
+            "status",
+            "say of every experiment in a folder what is finished, running, stopped and left",
+            "a folder of experiments",
+            "a line per stage, with the time that is left",
+            "runs=DIR",
+            ("runs", "umask"),
+            experiment_needed=False,
         ),
         Stage(
             "verify",

@@ -48,6 +48,16 @@ class Work:
     folder: Path
     command: str
 
+    @property
+    def workers(self) -> int:
+        """How many run at the same time."""
+        return self.options.benchmark.workers
+
+    @property
+    def slurm(self) -> list[str]:
+        """Parameters of sbatch; empty: the workers are processes of this machine."""
+        return self.options.benchmark.slurm
+
     def prepare(self) -> dict[int | None, Setting]:
         """The setting of each fold.
 
@@ -76,11 +86,11 @@ def run_side_by_side(work: Work, jobs: Sequence[Job]) -> None:
         UserError: a job failed, or a worker was killed.
     """
     left = [job for job in jobs if not job.is_done(work.folder)]
-    if not left or not (work.options.benchmark.workers > 1 or work.options.benchmark.slurm):
+    if not left or not (work.workers > 1 or work.slurm):
         return
-    count = min(work.options.benchmark.workers, len(left))
-    log.info("%d jobs in %d %s", len(left), count, "SLURM tasks" if work.options.benchmark.slurm else "processes")
-    if work.options.benchmark.slurm:
+    count = min(work.workers, len(left))
+    log.info("%d jobs in %d %s", len(left), count, "SLURM tasks" if work.slurm else "processes")
+    if work.slurm:
         _run_on_cluster(work, [left[start::count] for start in range(count)])
     else:
         _run_here(work, left, count)
@@ -126,7 +136,7 @@ def _run_on_cluster(work: Work, chunks: Sequence[Sequence[Job]]) -> None:
         raise UserError("benchmark.slurm needs submitit", "pip install 'medaug[cluster]'") from None
     logs = work.folder / "slurm"
     executor = submitit.AutoExecutor(folder=logs, cluster="slurm")
-    executor.update_parameters(slurm_array_parallelism=len(chunks), **_parameters(work.options.benchmark.slurm))
+    executor.update_parameters(slurm_array_parallelism=len(chunks), **_parameters(work.slurm))
     tasks = executor.map_array(work, chunks)
     log.info("SLURM job %s; its logs are in %s", tasks[0].job_id.split("_")[0], logs)
     waiting = list(tasks)

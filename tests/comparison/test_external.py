@@ -132,6 +132,8 @@ def test_pairs_of_another_generator_are_compared_on_a_cohort_without_a_training(
 
     printed, found = run("arms.names=[real,real+classical]")
     assert "leak cannot be excluded" not in printed and found.num_synthetic == 0 and found.leak_excluded
+    with pytest.raises(UserError, match=r"data\.crop: has no effect without benchmark\.cohort"):
+        load_options("benchmark", ["experiment=cohort", "data.crop=body"])
     done = tmp_path / "runs/cohort/benchmark/jobs/real/seed_0/scores.csv"
     before = done.stat().st_mtime_ns
     arms = "arms.names=[real,real+classical,real+classical+synthetic]"
@@ -146,3 +148,5 @@ def test_pairs_of_another_generator_are_compared_on_a_cohort_without_a_training(
     printed, declared = run(arms, f"pairs={root / 'peer' / 'manifest.json'}", f"pairs_seen={tmp_path / 'seen.txt'}")
     assert declared.leak_excluded and declared.scores.values == found.scores.values
     assert "leak cannot be excluded" not in printed and done.stat().st_mtime_ns == before
+    printed, _ = run("arms.names=[real,real+classical]", "overwrite=true")  # knows all files of its folder as its own
+    assert done.stat().st_mtime_ns != before
