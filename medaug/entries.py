@@ -57,6 +57,7 @@ OWN: dict[str, dict[str, str]] = {
         "real": "medaug.synthesis.real:REAL",
         "deformed": "medaug.synthesis.deformed:DEFORMED",
         "population": "medaug.synthesis.population:POPULATION",
+        "composed": "medaug.synthesis.composed:COMPOSED",
         "generated": "medaug.synthesis.generated:GENERATED",
         "mixed": "medaug.synthesis.mixed:MIXED",
     },

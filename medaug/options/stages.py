@@ -18,6 +18,8 @@ from medaug.options.declaration import (
 )
 
 _DEFORMED = (only_with("masks.source", "deformed", "mixed"),)
+_COMPOSED = (only_with("masks.source", "composed", "mixed"),)
+_MOVED = (only_with("masks.source", "deformed", "composed", "mixed"),)
 _POPULATION = (only_with("masks.source", "population", "mixed"),)
 _GUIDED = (not_with("generate.guidance_scale", 1.0),)
 _INPAINT = (only_with("predict.inpaint"),)
@@ -58,7 +60,8 @@ class MasksOptions:
 
     source: str = option(
         "real: training masks; deformed: deformed training masks; population: drawn from the distribution of training "
-        "masks' shapes; generated: masks from a mask generator; mixed: those in masks.mix",
+        "masks' shapes; composed: a lesion of one training mask in another; generated: masks from a mask generator; "
+        "mixed: those in masks.mix",
         "deformed",
         choices=one_of(table="mask_sources"),
     )
@@ -82,10 +85,10 @@ class MasksOptions:
         identity=None,
     )
     rotation: float = option(
-        "standard deviation of the angle about each axis, degrees", 6.0, limits=at_least(0), applies_when=_DEFORMED
+        "standard deviation of the angle about each axis, degrees", 6.0, limits=at_least(0), applies_when=_MOVED
     )
     scaling: float = option(
-        "standard deviation of the logarithm of the scale", 0.06, limits=at_least(0), applies_when=_DEFORMED
+        "standard deviation of the logarithm of the scale", 0.06, limits=at_least(0), applies_when=_MOVED
     )
     translation: float = option(
         "standard deviation of the shift along each axis, voxels", 1.0, limits=at_least(0), applies_when=_DEFORMED
@@ -95,6 +98,12 @@ class MasksOptions:
     )
     elastic_smoothness: float = option(
         "correlation length of that displacement, voxels", 8.0, limits=at_least(0), applies_when=_DEFORMED
+    )
+    lesions: list[str] = option(
+        "classes that make up a lesion", [], items=Items(distinct=True), applies_when=_COMPOSED, identity=None
+    )
+    replace: bool = option(
+        "remove the lesions that the host's mask has itself", True, applies_when=_COMPOSED, identity=None
     )
     spread: float = option(
         "how far shapes may deviate from the mean shape along each principal component, standard deviations",
@@ -114,7 +123,7 @@ class MasksOptions:
     mirror: bool = option(
         "mirror half of the masks left to right; refused if a label names a side",
         False,
-        applies_when=(only_with("masks.source", "deformed", "population", "mixed"),),
+        applies_when=(only_with("masks.source", "deformed", "population", "composed", "mixed"),),
         identity=None,
     )
 

@@ -133,7 +133,7 @@ def test_invalid_mask_options_are_refused(change):
 
 
 def test_an_unknown_mask_source_is_named_with_all_that_there_are():
-    with pytest.raises(UserError, match="atlas: no such mask source.*all: real, deformed, population, gen"):
+    with pytest.raises(UserError, match="atlas: no such mask source.*all: real, deformed, population, composed"):
         load_masks(MasksOptions(source="atlas"))
 
 
