@@ -18,8 +18,8 @@ from medaug.viewing.viewer import LICENCE, SCRIPT
 
 ROOT = Path(__file__).parents[1]
 TARGETS = (
-    "setup demo ingest train generate predict export gallery audit benchmark study verify viewer "
-    "test test-fast fuzz lint format notebooks docs clean help"
+    "setup demo ingest train generate predict export gallery audit benchmark study status verify "
+    "viewer test test-fast fuzz lint format notebooks docs clean help"
 )
 
 
