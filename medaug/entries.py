@@ -84,6 +84,7 @@ OWN: dict[str, dict[str, str]] = {
         "real+classical+synthetic_x2": "medaug.comparison.arms:SYNTHETIC_2",
         "real+classical+synthetic_x4": "medaug.comparison.arms:SYNTHETIC_4",
         "self_training+synthetic": "medaug.comparison.arms:SELF_TRAINING_SYNTHETIC",
+        "self_training+synthetic+copy_paste": "medaug.comparison.arms:ALL_TOGETHER",
     },
     "augmentations": {
         "classical": "medaug.data.augmentations:make_classical",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from medaug.comparison.deformations import warp
-from medaug.comparison.made_pairs import contrast_random, copy_paste
+from medaug.comparison.made_pairs import alternating, contrast_random, copy_paste
 from medaug.comparison.material import Material
 from medaug.comparison.self_training import with_pseudo_labels
 from medaug.data.augmentations import AUGMENTATIONS
@@ -30,7 +30,8 @@ class Arm:
         real: whether it trains on the labelled real scans.
         augment: augmentation of every volume, real and synthetic alike, by its name in `AUGMENTATIONS`; None: none.
         synthetic: whether it trains on the generator's pairs.
-        made: function that makes pairs without a generator; None: no such pairs.
+        made: function that makes pairs without a generator; None: no such pairs. With `synthetic`, one half of the
+            synthetic volumes are these and the other half the generator's.
         ratio: synthetic volumes per real one, on average over the steps; None: the share `arms.synthetic_share` of each
             batch is synthetic.
         pseudo_labels: whether it also trains on scans without labels, labelled by teachers.
@@ -51,7 +52,9 @@ class Arm:
             UserError: the material lacks something that this arm needs.
         """
         augment = None if self.augment is None else AUGMENTATIONS[self.augment](material.schema)
-        pairs = self.made(material) if self.made is not None else material.synthetic if self.synthetic else ()
+        pairs: Sequence[ModelCase] = material.synthetic if self.synthetic else ()
+        if self.made is not None:
+            pairs = alternating(self.made(material), pairs) if self.synthetic else self.made(material)
         share = material.synthetic_share if self.ratio is None else self.ratio / (1 + self.ratio)
         real = material.real if self.real else ()
         exact, finish = self.ratio is not None, material.synthetic_finish
@@ -72,6 +75,7 @@ SYNTHETIC_QUARTER, SYNTHETIC_HALF, SYNTHETIC_1, SYNTHETIC_2, SYNTHETIC_4 = (
     replace(REAL_CLASSICAL_SYNTHETIC, ratio=ratio) for ratio in (0.25, 0.5, 1.0, 2.0, 4.0)
 )
 SELF_TRAINING_SYNTHETIC = Arm(baseline="self_training", augment="strong", synthetic=True, pseudo_labels=True)
+ALL_TOGETHER = replace(SELF_TRAINING_SYNTHETIC, baseline="self_training+synthetic", made=copy_paste)
 ARMS: Table[Arm] = Table("arms", "arm", Arm, key="arms.names")
 
 

@@ -58,6 +58,17 @@ class MadePairs(Sequence[ModelCase]):
         return self.make(index)
 
 
+def alternating(first: Sequence[ModelCase], second: Sequence[ModelCase]) -> MadePairs:
+    """Pairs of two kinds in turn; the kind that has fewer is repeated."""
+    kinds = (first, second)
+
+    def make(index: int) -> ModelCase:
+        kind = kinds[index % 2]
+        return kind[index // 2 % len(kind)]
+
+    return MadePairs(2 * max(len(first), len(second)), make)
+
+
 def pair_of(host: ModelCase, name: str, image: Volume, label: Label) -> ModelCase:
     """The host, with its image and label replaced by those of a pair that was made from it."""
     case = replace(host.case, name=f"{name}_{host.case.name}")

@@ -132,3 +132,16 @@ def test_every_arm_that_makes_pairs_is_compared_with_classical_augmentation():
         training_set = ARMS[name].training_set(material(STRUCTURES))
         assert len(training_set.real) == 4 and training_set.num_synthetic(4) == 2 and len(training_set.synthetic) > 1000
         assert ARMS[name].baseline == "real+classical"
+
+
+def test_the_arm_with_all_ingredients_uses_both_kinds_of_pairs_in_turn():
+    pairs = [replace(toy(9, (6, 6, 5)), content=f"synthetic {i}") for i in range(3)]
+    both = replace(ARMS["self_training+synthetic+copy_paste"], pseudo_labels=False)
+    alone, chosen = (
+        arm.training_set(replace(material(STRUCTURES, seed=4), synthetic=pairs)).synthetic
+        for arm in (ARMS["copy_paste"], both)
+    )
+    assert len(chosen) == 2 * len(alone)
+    for index in (0, 1, 7):
+        np.testing.assert_array_equal(chosen[2 * index].image, alone[index].image)
+        assert chosen[2 * index + 1].content == f"synthetic {index % 3}", "the smaller kind is repeated"
