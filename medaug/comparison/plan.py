@@ -115,8 +115,11 @@ def estimate(setting: Setting, job: Job) -> float:
 
 def _training_seconds(setting: Setting, job: Job, steps: int) -> tuple[float, float]:
     """Seconds of a training of a few steps, and of scoring all test cases."""
-    benchmark = replace(setting.options.benchmark, steps=steps)
-    shortened = replace(setting, options=replace(setting.options, benchmark=benchmark))
+    benchmark, pseudo = setting.options.benchmark, setting.options.pseudo
+    if pseudo.steps is not None:  # shortened in proportion, so that the time of the teachers is extrapolated with it
+        pseudo = replace(pseudo, steps=max(1, round(pseudo.steps * steps / benchmark.steps)))
+    benchmark = replace(benchmark, steps=steps)
+    shortened = replace(setting, options=replace(setting.options, benchmark=benchmark, pseudo=pseudo))
     test = TestSet(setting.test.cohort, setting.test.cases[:FEW_CASES], setting.test.scoring)
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from medaug.comparison import plan
 from medaug.comparison.job import Job
 from medaug.comparison.plan import ArmPlan, cheapest_cuts, plan_benchmark, seconds_of
 from medaug.errors import UserError
-from medaug.options import BenchmarkOptions, Options
+from medaug.options import BenchmarkOptions, Options, PseudoOptions
 from medaug.reporting.console import format_duration, print_plan
 from medaug.runs import claim, continues
 
@@ -53,7 +53,8 @@ class Toy:
         return Segmenter()
 
     def training_set(self, job, folder):
-        CLOCK.now += 0.25 * self.options.benchmark.steps * (job.arm == "taught")
+        steps = self.options.pseudo.steps or self.options.benchmark.steps
+        CLOCK.now += 0.25 * steps * (job.arm == "taught")
 
 
 @pytest.fixture
@@ -69,6 +70,9 @@ def test_time_is_extrapolated_from_a_few_steps_and_a_few_cases(setting):
     assert (plain.arm, plain.jobs, plain.done) == ("plain", 2, 0)
     assert plain.seconds == pytest.approx(1 + 0.5 * 100 + 2 * 10) and plain.seconds_left == 2 * plain.seconds
     assert taught.seconds == pytest.approx(1 + 0.75 * 100 + 2 * 10)
+    longer = replace(setting, options=replace(setting.options, pseudo=PseudoOptions(steps=400)))
+    (taught,) = plan_benchmark({None: longer}, jobs[1:2], None)
+    assert taught.seconds == pytest.approx(1 + 0.5 * 100 + 0.25 * 400 + 2 * 10), "teachers have steps of their own"
 
 
 def test_jobs_that_are_done_are_counted_and_not_timed(setting, tmp_path):
