@@ -7,6 +7,7 @@ Every word is checked before anything is composed, because a key that is silentl
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import os
@@ -177,11 +178,13 @@ def _usual_preset(stage: Stage, experiment: str, values: dict[str, Any]) -> str:
 
 
 @functools.cache
-def _composed(conf: Path, choices: tuple[str, ...]) -> DictConfig:
-    """Compose the configuration files below `conf` for these choices of groups; cached in the process."""
+def _composed(conf: Path, choices: tuple[str, ...], experiment: str, preset: str) -> DictConfig:
+    """Compose the configuration files below `conf` for these choices of groups; cached in the process, so copy it."""
     ConfigStore.instance().store(name="schema", node=Options)
     with initialize_config_dir(str(conf), version_base="1.3"):
-        return compose("config", overrides=list(choices))
+        composed = compose("config", overrides=list(choices))
+    names = {"experiment": experiment, "preset": preset}
+    return cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Options), composed, names))
 
 
 def load_options(stage_name: str, arguments: Sequence[str]) -> Options:
@@ -192,12 +195,12 @@ def load_options(stage_name: str, arguments: Sequence[str]) -> Options:
     """
     stage = STAGES[stage_name]
     chosen, values = parse_arguments(stage, arguments)
-    names = {"experiment": chosen.get("experiment", ""), "preset": chosen.get("preset", "")}
-    if names["experiment"] and not names["preset"]:
-        names["preset"] = chosen["preset"] = _usual_preset(stage, names["experiment"], values)
+    experiment = chosen.get("experiment", "")
+    if experiment and not chosen.get("preset"):
+        chosen["preset"] = _usual_preset(stage, experiment, values)
     try:
-        composed = _composed(conf_dir(), tuple(f"{group}={name}" for group, name in chosen.items()))
-        config = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Options), composed, names))
+        words = tuple(f"{group}={name}" for group, name in chosen.items())
+        config = copy.deepcopy(_composed(conf_dir(), words, experiment, chosen.get("preset", "")))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
         raise UserError(" ".join(str(error).split()), "correct that file", path=conf_dir()) from error
     for path, value in values.items():

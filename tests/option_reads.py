@@ -35,6 +35,15 @@ def _trees() -> dict[str, ast.Module]:
 
 
 @cache
+def _definitions() -> Mapping[str, list[Function | ast.ClassDef]]:
+    """All functions, methods and classes of each module, outer ones first."""
+    return {
+        module: [node for node in ast.walk(tree) if isinstance(node, Function | ast.ClassDef)]
+        for module, tree in _trees().items()
+    }
+
+
+@cache
 def _imported(module: str) -> Mapping[str, tuple[str, str]]:
     found = (node for node in ast.walk(_trees()[module]) if isinstance(node, ast.ImportFrom))
     return {name.asname or name.name: (node.module or "", name.name) for node in found for name in node.names}
@@ -46,16 +55,15 @@ def _definition(module: str, name: str) -> Place | None:
         module += ".__init__"
     if module not in _trees():
         return None
-    for node in ast.walk(_trees()[module]):
-        if isinstance(node, Function | ast.ClassDef) and node.name == name:
-            return module, node
+    if node := next((node for node in _definitions()[module] if node.name == name), None):
+        return module, node
     origin = _imported(module).get(name)
     return None if origin is None else _definition(*origin)
 
 
 @cache
 def _methods(name: str) -> tuple[Place, ...]:
-    classes = ((m, c) for m, tree in _trees().items() for c in ast.walk(tree) if isinstance(c, ast.ClassDef))
+    classes = ((m, c) for m, nodes in _definitions().items() for c in nodes if isinstance(c, ast.ClassDef))
     return tuple((m, f) for m, c in classes for f in c.body if isinstance(f, Function) and f.name == name)
 
 
@@ -76,8 +84,8 @@ def _enclosing() -> dict[ast.AST, Place]:
     """For every node within a class, that class."""
     return {
         node: (module, around)
-        for module, tree in _trees().items()
-        for around in ast.walk(tree)
+        for module, nodes in _definitions().items()
+        for around in nodes
         if isinstance(around, ast.ClassDef)
         for node in ast.walk(around)
     }
@@ -88,8 +96,8 @@ def _takers(annotation: str) -> tuple[tuple[Place, str], ...]:
     """Every function and method with a parameter of this type, and the parameter's name."""
     return tuple(
         ((module, node), argument.arg)
-        for module, tree in _trees().items()
-        for node in ast.walk(tree)
+        for module, nodes in _definitions().items()
+        for node in nodes
         if isinstance(node, Function)
         for argument in node.args.posonlyargs + node.args.args
         if argument.annotation is not None and ast.unparse(argument.annotation) == annotation

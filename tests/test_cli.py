@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -49,13 +50,28 @@ def test_an_unknown_stage_is_refused_with_the_nearest(monkeypatch, capsys):
     assert capsys.readouterr().err == "medaug: error: trian: no such stage; did you mean train?\n"
 
 
+ANSWERS = ((["--help"], 0, ""), (["no_such_key=1"], 2, "no_such_key"))
+
+
 @pytest.mark.parametrize("stage", STAGES)
-def test_console_script_and_module_give_the_same_output(stage):
+def test_console_script_and_module_give_the_same_output(monkeypatch, capsys, stage):
+    for words, status, said in ANSWERS:
+        answers = []
+        for door in (cli.main, lambda: runpy.run_module(f"medaug.{stage}", run_name="__main__", alter_sys=True)):
+            monkeypatch.setattr(sys, "argv", ["medaug", *[stage] * (door is cli.main), *words])
+            with pytest.raises(SystemExit) as left:
+                door()
+            answers.append((left.value.code, *capsys.readouterr()))
+        assert answers[0] == answers[1]
+        assert answers[0][0] == status and said in answers[0][2]
+
+
+def test_as_processes_they_give_the_same_output_too():
     console = "from medaug.cli import main; main()"
-    doors = ([sys.executable, "-m", f"medaug.{stage}"], [sys.executable, "-c", console, stage])
-    for words, status in ((["--help"], 0), (["no_such_key=1"], 2)):
+    doors = ([sys.executable, "-m", "medaug.verify"], [sys.executable, "-c", console, "verify"])
+    for words, status, said in ANSWERS:
         answers = [subprocess.run([*door, *words], cwd=ROOT, capture_output=True, text=True) for door in doors]
         assert answers[0].returncode == answers[1].returncode == status
         assert answers[0].stdout == answers[1].stdout
         assert answers[0].stderr == answers[1].stderr
-    assert "no_such_key" in answers[0].stderr and "Traceback" not in answers[0].stderr
+        assert said in answers[0].stderr and "Traceback" not in answers[0].stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 from option_reads import KEYS, Reader, _trees, reads
 
@@ -13,10 +15,13 @@ BY_SWEEPS = {"train.objective"}
 BY_LAUNCHER = {"umask"}  # of the whole process, before a stage begins
 
 
-def names(module):
-    """Every word in a module, as an attribute or a text."""
+@cache
+def names():
+    """Every word in the package, as an attribute or a text, apart from the declarations of options and stages."""
     reader = Reader()
-    reader.follow(module, _trees()[module], {})
+    for module, tree in _trees().items():
+        if not module.startswith(("medaug.options", "medaug.stages")):
+            reader.follow(module, tree, {})
     return reader.words
 
 
@@ -31,12 +36,9 @@ def test_a_stage_accepts_what_it_reads(stage):
 def test_a_stage_reads_what_it_accepts(stage):
     """What a model is made of is read from plain dictionaries, so of these keys only the name is looked for."""
     made_of = {path for path in KEYS if path.split(".")[0] in MODEL_NODES}
-    by_name = set().union(
-        *(names(module) for module in _trees() if not module.startswith(("medaug.options", "medaug.stages")))
-    )
     accepted = {path for path in KEYS if STAGES[stage].accepts(path)} - COMPOSED - BY_SWEEPS - BY_LAUNCHER
     unread = accepted - reads(stage).read
-    assert not [path for path in sorted(unread) if path not in made_of or path.split(".")[-1] not in by_name]
+    assert not [path for path in sorted(unread) if path not in made_of or path.split(".")[-1] not in names()]
 
 
 def test_what_is_read_is_found_through_names_calls_and_constructors():
