@@ -52,6 +52,8 @@ from faults import (
 from scipy import ndimage
 
 from medaug.cohort import Case
+from medaug.cohort.findings import Finding
+from medaug.preflight import Report
 
 FAULTS: dict[str, Fault] = {
     # files
@@ -282,3 +284,9 @@ def plant(root: Path, name: str, fault: Fault, seed: int) -> Case:
     case = write_case(root, name, seed)
     changed = fault.plant(root, case)
     return changed if isinstance(changed, Case) else case
+
+
+def only(report: Report) -> Finding:
+    """The one finding of a report."""
+    (finding,) = report.findings
+    return finding

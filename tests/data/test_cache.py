@@ -8,76 +8,21 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from six_scans import NAMES, PREPROCESSING, SHAPE, entries, same
 
-from medaug.cohort.manifest import Case, Manifest
+from medaug.cohort.manifest import Case
 from medaug.cohort.schema import LabelSchema
 from medaug.data import cache as files
 from medaug.data import cases as module
 from medaug.data.cache import read_entry
 from medaug.data.cases import load_cases, read_case
-from medaug.data.preprocessing import Preprocessing
 from medaug.errors import UserError
 from medaug.imaging.nifti import write_volume
-
-SHAPE = (6, 5, 4)
-PREPROCESSING = Preprocessing((8, 8, 8), None, (0.0, 100.0))
-NAMES = "abcdef"
-
-
-@pytest.fixture
-def manifest(tmp_path):
-    """Six scans of two modalities, every second one labelled; the files are old enough to store their digests."""
-    root, rng, cases = tmp_path / "data", np.random.default_rng(0), []
-    for i, name in enumerate(NAMES):
-        images = tuple(f"{name}_{m}.nii.gz" for m in (0, 1))
-        for image in images:
-            write_volume(root / image, rng.integers(0, 900, SHAPE).astype(np.int16), np.diag([-1.0, 2.0, 1.5, 1.0]))
-        label = f"{name}_seg.nii.gz" if i % 2 == 0 else None
-        if label:
-            write_volume(root / label, rng.choice([0, 1, 4], SHAPE).astype(np.uint8), np.diag([-1.0, 2.0, 1.5, 1.0]))
-        cases.append(Case(name, images, label, f"subject_{name}", "train"))
-    for path in root.iterdir():
-        os.utime(path, (1e9, 1e9))
-    schema = LabelSchema(((0, "background"), (1, "core"), (4, "rim")))
-    return Manifest("six", "", ("T1", "T2"), schema, tuple(cases), str(root))
-
-
-@pytest.fixture
-def reads(monkeypatch):
-    """The names of the cases that were read from the cohort's files."""
-    names = []
-
-    def counted(manifest, case):
-        names.append(case.name)
-        return read_case(manifest, case)
-
-    monkeypatch.setattr(module, "read_case", counted)
-    return names
-
-
-def entries(cache: Path) -> list[Path]:
-    return sorted(cache.glob("*.json"))
-
-
-def same(a, b) -> bool:
-    return all(
-        np.array_equal(one.image, two.image)
-        and (one.label is None) == (two.label is None)
-        and (one.label is None or np.array_equal(one.label, two.label))
-        and one.placement == two.placement
-        and np.array_equal(one.affine, two.affine)
-        and one.dtype == two.dtype
-        for one, two in zip(a, b, strict=True)
-    )
 
 
 def test_entries_are_found_by_content_not_by_time_or_path(manifest, tmp_path, reads):
@@ -282,104 +227,6 @@ def test_a_failing_case_leaves_no_valid_entry(manifest, tmp_path, monkeypatch):
     monkeypatch.setattr(files.np, "save", save)
     (found,) = load_cases(manifest, [case], PREPROCESSING, cache)
     assert np.ptp(found.image) == 2
-
-
-RANK = """
-import json, os, sys, time
-from pathlib import Path
-import numpy as np
-from medaug.cohort.manifest import Manifest
-from medaug.data import cases as module
-from medaug.data.preprocessing import Preprocessing
-
-root, cache, delay, hang = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
-read, save, done = module.read_case, np.save, []
-
-def slow(manifest, case):
-    done.append(case.name)
-    time.sleep(delay)
-    return read(manifest, case)
-
-def hanging(path, array):
-    save(path, array)
-    if len(done) == 3 and hang in Path(path).name:
-        Path(path).write_bytes(Path(path).read_bytes()[:100])
-        print("hanging", flush=True)
-        time.sleep(60)
-
-module.read_case = slow
-if hang:
-    np.save = hanging
-print("ready", flush=True)
-sys.stdin.readline()
-manifest = Manifest.load(root / "manifest.json")
-loaded = module.load_cases(manifest, manifest.cases, Preprocessing((8, 8, 8), None, (0.0, 100.0)), cache)
-print(json.dumps([done, [float(case.image.astype(float).sum()) for case in loaded]]), flush=True)
-"""
-
-
-def start_rank(manifest, cache, delay=0.0, hang=""):
-    manifest.save(Path(manifest.root, "manifest.json"))
-    words = [sys.executable, "-c", RANK, manifest.root, str(cache), str(delay), hang]
-    rank = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert rank.stdout.readline() == "ready\n"
-    return rank
-
-
-def go(rank):
-    rank.stdin.write("\n")
-    rank.stdin.flush()
-
-
-@pytest.mark.slow
-def test_two_ranks_share_the_work(manifest, tmp_path):
-    cache = tmp_path / "cache"
-    ranks = [start_rank(manifest, cache, delay=0.2) for _ in range(2)]
-    for rank in ranks:
-        go(rank)
-    (one, sums), (two, others) = (json.loads(rank.communicate(timeout=60)[0]) for rank in ranks)
-    assert sorted(one + two) == list(NAMES), "each case once"
-    assert one and two
-    expected = load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "alone")
-    assert sums == others == [float(case.image.astype(float).sum()) for case in expected]
-    assert same(expected, load_cases(manifest, manifest.cases, PREPROCESSING, cache))
-    assert len(entries(cache)) == len(NAMES) and not list(cache.glob("*.lock"))
-
-
-@pytest.mark.parametrize("hang", [".image.npy", ".label.npy"])
-def test_a_killed_process_leaves_no_wrong_entry(manifest, tmp_path, reads, hang):
-    cache = tmp_path / "cache"
-    rank = start_rank(manifest, cache, hang=hang)
-    go(rank)
-    assert rank.stdout.readline() == "hanging\n"
-    rank.send_signal(signal.SIGKILL)
-    rank.communicate()
-    assert len(entries(cache)) == 2 and len(list(cache.glob(".tmp-*"))) == 1
-    started = time.monotonic()
-    found = load_cases(manifest, manifest.cases, PREPROCESSING, cache)
-    assert time.monotonic() - started < 20, "no stale lock"
-    assert reads == list(NAMES)[2:]
-    assert same(found, load_cases(manifest, manifest.cases, PREPROCESSING, tmp_path / "alone"))
-    assert not list(cache.glob(".tmp-*")) and len(entries(cache)) == len(NAMES)
-
-
-@pytest.mark.slow
-def test_a_waiting_process_takes_over_from_a_killed_one(manifest, tmp_path):
-    cache = tmp_path / "cache"
-    killed = start_rank(manifest, cache, hang=".image.npy")
-    go(killed)
-    assert killed.stdout.readline() == "hanging\n"
-    waiting = start_rank(manifest, cache)
-    go(waiting)
-    until = time.monotonic() + 30
-    while len(entries(cache)) < len(NAMES) - 1 and time.monotonic() < until:
-        time.sleep(0.05)
-    assert len(entries(cache)) == len(NAMES) - 1 and waiting.poll() is None, "all but the held one"
-    killed.send_signal(signal.SIGKILL)
-    done, _ = json.loads(waiting.communicate(timeout=60)[0])
-    assert done == ["d", "e", "f", "c"]
-    killed.communicate()
-    assert len(entries(cache)) == len(NAMES)
 
 
 def test_an_unwritable_cache_gives_one_line(manifest, tmp_path):
