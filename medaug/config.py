@@ -13,6 +13,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from medaug.entries import OWN
 from medaug.errors import UserError
 from medaug.inputs import read_yaml
 from medaug.keys import Key, check_values, fits, keys, refuse, type_name, value_of
@@ -59,6 +61,15 @@ def _store_entry(group: str, name: str) -> None:
     known = [path.partition(".")[2] for path in keys() if path.startswith(f"{group}.")]
     node = {key.path.partition(".")[2]: name, **entry_defaults(key.choices.table, name, known)}
     ConfigStore.instance().store(group=group, name=name, node=node)
+
+
+def store_schema() -> None:
+    """Let Hydra find the schema, and medaug's entries of the tables that have no file in `conf`."""
+    ConfigStore.instance().store(name="schema", node=Options)
+    for group in (field.name for field in fields(Options)):
+        if (key := _entry_key(group)) is not None:
+            for name in OWN[key.choices.table]:
+                _store_entry(group, name)
 
 
 def _full_path(stage: Stage, word: str, known: Mapping[str, Key]) -> str:
@@ -180,7 +191,7 @@ def _usual_preset(stage: Stage, experiment: str, values: dict[str, Any]) -> str:
 @functools.cache
 def _composed(conf: Path, choices: tuple[str, ...], experiment: str, preset: str) -> DictConfig:
     """Compose the configuration files below `conf` for these choices of groups; cached in the process, so copy it."""
-    ConfigStore.instance().store(name="schema", node=Options)
+    store_schema()
     with initialize_config_dir(str(conf), version_base="1.3"):
         composed = compose("config", overrides=list(choices))
     names = {"experiment": experiment, "preset": preset}

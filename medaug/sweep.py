@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra import initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -34,7 +33,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from medaug.config import load_options, parse_arguments
+from medaug.config import load_options, parse_arguments, store_schema
 from medaug.errors import UserError
 from medaug.files import write_json
 from medaug.inputs import read_json
@@ -263,7 +262,7 @@ def run_sweep(arguments: Sequence[str]) -> None:
     ]
     words = [*swept, *settings, *sweep.hydra]  # the user's words come last and override our settings
     task = functools.partial(run_job, sweep.fixed, sweep.folder, sweep.objective)
-    ConfigStore.instance().store(name="schema", node=Options)
+    store_schema()
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="medaug"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None

@@ -59,6 +59,7 @@ def test_cfg_prints_what_would_run(capsys):
         "seed": 5,
         "batch_size": 4,
         "strip": 0,
+        "dry_run": False,
     }
     assert set(shown) == {path.split(".")[0] for path in STAGES["generate"].reads} | {"generate"}
 

@@ -62,7 +62,7 @@ class CodecOptions:
     """The change of variables that the diffusion runs in, and the training of `kl`."""
 
     name: str = option(
-        "identity, haar (wavelets) or kl (an autoencoder, trained before the diffusion)",
+        "the codec: the change of variables that the diffusion runs in",
         "haar",
         choices=one_of(table="codecs"),
     )
@@ -110,9 +110,7 @@ class NetworkOptions:
     """The denoising U-Net (MONAI), and how the mask enters it."""
 
     name: str = option(
-        "unet (mask as input channels), spade (mask in the decoder), controlnet (on a frozen base)",
-        "unet",
-        choices=one_of(table="networks"),
+        "the network; networks differ in where the mask enters", "unet", choices=one_of(table="networks")
     )
     spatial_dims: int = option("3: whole volumes; 2: each axial slice by itself", 3, choices=one_of(2, 3))
     channels: list[int] = option("features per level", [32, 64, 96], limits=at_least(1), items=Items(fewest=1))

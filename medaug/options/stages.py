@@ -59,9 +59,7 @@ class MasksOptions:
     """Where the masks of synthetic pairs come from: training masks, or shapes learned from them."""
 
     source: str = option(
-        "real: training masks; deformed: deformed training masks; population: drawn from the distribution of training "
-        "masks' shapes; composed: a lesion of one training mask in another; generated: masks from a mask generator; "
-        "mixed: those in masks.mix",
+        "how masks are made; mixed: by the sources in masks.mix",
         "deformed",
         choices=one_of(table="mask_sources"),
     )

@@ -127,7 +127,7 @@ class LoggerOptions:
     """Where training curves go."""
 
     name: str = option(
-        "where to log; wandb and mlflow need the extra of the same name",
+        "where to log; a logger that is not installed needs the extra of its name",
         "tensorboard",
         choices=one_of(table="loggers"),
     )
