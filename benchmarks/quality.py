@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from plain import PlainDDPM
-from torch import Tensor, nn
+from torch import Tensor
 
 from medaug.cohort.manifest import Manifest
 from medaug.config import load_options, part
@@ -38,8 +38,8 @@ from medaug.evaluation.statistics import Interval, bootstrap_mean, paired_compar
 from medaug.files import atomic_write
 from medaug.options import Options, SegmenterOptions
 from medaug.runs import claim, finish
-from medaug.segmentation.protocol import TrainingSet
-from medaug.segmentation.unet import load_segmenter, save_segmenter, segment, train_segmenter
+from medaug.segmentation.backends import trained_judge
+from medaug.segmentation.protocol import Judge, Problem, TrainingSet
 from medaug.train import MODEL_NODES
 from medaug.training.checkpoint import Card
 from medaug.training.model import DiffusionModel
@@ -100,12 +100,11 @@ def untrained(options: Options, cohort: Cohort) -> DiffusionModule:
     return module
 
 
-def load_judge(path: Path, cohort: Cohort, steps: int, seed: int = 0) -> nn.Module:
+def load_judge(path: Path, cohort: Cohort, steps: int, seed: int = 0) -> Judge:
     """The segmenter in `path` (such as the audit's judge.pt), trained on all labelled training scans if absent."""
-    options, num_classes = SegmenterOptions(), cohort.manifest.schema.num_classes
-    if not path.exists():
-        save_segmenter(train_segmenter(TrainingSet(cohort.train), num_classes, options, steps, seed, "judge"), path)
-    return load_segmenter(path, len(cohort.manifest.modalities), num_classes, options.channels)
+    problem = Problem(cohort.manifest.modalities, cohort.manifest.schema, cohort.preprocessing)
+    options, training_set = SegmenterOptions(), TrainingSet(cohort.train)
+    return trained_judge("unet", problem, options, training_set, steps, seed, "judge", path)
 
 
 def sampled(
@@ -142,7 +141,7 @@ class Scorer:
     gradient_deviation  of the mean absolute gradient from the real validation scans' mean, in their standard deviations
     """
 
-    def __init__(self, judge: nn.Module, cohort: Cohort) -> None:
+    def __init__(self, judge: Judge, cohort: Cohort) -> None:
         self.judge = judge
         self.cohort = cohort
         rows = np.array([_textures(case.image) for case in cohort.val])
@@ -151,7 +150,7 @@ class Scorer:
     def __call__(self, volumes: Sequence[Volume]) -> Scores:
         """Score volumes (M, X, Y, Z), in the order of the validation scans."""
         masks = (np.array(case.label) for case in self.cohort.val)
-        dice = agreement((segment(self.judge, volume) for volume in volumes), masks, self.cohort.manifest.schema)
+        dice = agreement((self.judge.segment(volume) for volume in volumes), masks, self.cohort.manifest.schema)
         rows = (np.array([_textures(volume) for volume in volumes]) - self.mean) / self.std
         return {
             "faithfulness": dice,

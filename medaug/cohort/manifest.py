@@ -87,7 +87,7 @@ class Manifest:
         """
         entries = data.get("training")
         if not isinstance(entries, list) or not entries:
-            raise UserError(f"{source}: the manifest is empty", 'list cases under "training"')
+            raise UserError("the manifest is empty", 'list cases under "training"', path=source)
         manifest = cls(
             name=str(data.get("name", "")) or Path(source).stem,
             description=str(data.get("description", "")),
@@ -245,25 +245,27 @@ def attributes_from(value: Any, where: str) -> dict[str, str | float]:
 
 def _modalities(value: Any, source: str) -> tuple[str, ...]:
     if not isinstance(value, dict) or set(value) != {str(index) for index in range(len(value))} or not value:
-        raise UserError(f"{source}: modality must number the modalities from 0", 'write {"0": "T1", "1": "T2"}')
+        raise UserError("modality must number the modalities from 0", 'write {"0": "T1", "1": "T2"}', path=source)
     return tuple(str(value[str(index)]) for index in range(len(value)))
 
 
 def _case(entry: Any, source: str) -> Case:
     if not isinstance(entry, dict):
-        raise UserError(f'{source}: "training" holds {entry!r:.60}', 'each case is an object with "image" and "label"')
+        raise UserError(
+            f'"training" holds {entry!r:.60}', 'each case is an object with "image" and "label"', path=source
+        )
     images = entry.get("image")
     images = [images] if isinstance(images, str) else images
     if not isinstance(images, list) or not images or not all(isinstance(i, str) and i for i in images):
         raise UserError(
-            f"{source}: case {entry.get('name', 'without name')} has no image", 'add "image": "file.nii.gz"'
+            f"case {entry.get('name', 'without name')} has no image", 'add "image": "file.nii.gz"', path=source
         )
     texts = {
         key: entry[key] for key in ("name", "label", "confidence", "subject", "split") if entry.get(key) is not None
     }
     for key, text in texts.items():
         if not isinstance(text, str) or not text:
-            raise UserError(f"{source}: {key} {text!r:.60} of {images[0]} is not a text", "correct or remove it")
+            raise UserError(f"{key} {text!r:.60} of {images[0]} is not a text", "correct or remove it", path=source)
     name = texts.get("name", case_name(images[0]))
     label, confidence, attributes = texts.get("label"), texts.get("confidence"), entry.get("attributes")
     return Case(

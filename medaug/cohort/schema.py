@@ -192,8 +192,9 @@ class LabelSchema:
             known += [] if self.ignore is None else [f"{self.ignore} ignored"]
             known += [f"{old} read as {new}" for old, new in self.remap]
             raise UserError(
-                f"{source}: label values {shown} are not in the schema ({', '.join(known)})",
+                f"label values {shown} are not in the schema ({', '.join(known)})",
                 "correct the file, or add or remap them in the manifest or the rules file",
+                path=source,
             )
         return indices
 
@@ -290,14 +291,14 @@ def _classes(schema: LabelSchema) -> str:
 def _mapping(content: Any, key: str, example: str, source: str) -> Mapping[Any, Any]:
     found = content.get(key, {}) if isinstance(content, Mapping) else content
     if not isinstance(found, Mapping):
-        raise UserError(f"{source}: {key} is not a mapping", f"write it as {example}")
+        raise UserError(f"{key} is not a mapping", f"write it as {example}", path=source)
     return found
 
 
 def _value(text: Any, where: str, source: str) -> int:
     # ASCII digits only: int() also accepts "1_0" and digits of other scripts.
     if not (str(text).isascii() and str(text).isdigit()):
-        raise UserError(f'{source}: {where} holds the value "{text}", not a whole number', 'write {"1": "name"}')
+        raise UserError(f'{where} holds the value "{text}", not a whole number', 'write {"1": "name"}', path=source)
     return int(text)
 
 

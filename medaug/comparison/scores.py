@@ -92,8 +92,9 @@ class Scores:
         except KeyError as error:
             job, case, *_ = error.args[0]
             raise UserError(
-                f"{self.source}: no {metric} of arm {job.arm}, class {structure}, seed {job.seed}, case {case}",
+                f"no {metric} of arm {job.arm}, class {structure}, seed {job.seed}, case {case}",
                 self.remedy,
+                path=self.source,
             ) from None
         return np.abs(values) if absolute else values
 

@@ -86,7 +86,7 @@ class Ingested:
             put_folder(Path(self.manifest.root), self.folder)
         elif not same_files(Path(self.manifest.root), self.folder):
             raise UserError(
-                f"{self.folder}: holds scans that differ from those converted now", "remove it, or choose another out"
+                "holds scans that differ from those converted now", "remove it, or choose another out", path=self.folder
             )
         else:
             shutil.rmtree(self.manifest.root)  # before the manifest exists: after that no ingest would clean up here
@@ -148,8 +148,9 @@ def _converted(
         if names or rules.label is not None:
             found = f"the tree holds segments: {names}" if names else f"label is {rules.label}"
             raise UserError(
-                f"{rules.source}: no labels, but {found}",
+                f"no labels, but {found}",
                 "give labels (value: class), and structures (class: pattern for names of segments)",
+                path=rules.source,
             )
         schema = LabelSchema(((0, "background"),))
     # Images come last and win, because segmentation tools often write another PatientID, or none.

@@ -96,7 +96,9 @@ def read_layout(root: str | os.PathLike[str], layout: str = "auto", rules: Rules
     entry = LAYOUTS[layout]
     for key in ("structures", "modalities", "label", "case"):
         if key not in entry.rule_keys and getattr(rules, key):
-            raise UserError(f"{rules.source}: layout {layout} does not use {key}", "remove it, or name another layout")
+            raise UserError(
+                f"layout {layout} does not use {key}", "remove it, or name another layout", path=rules.source
+            )
     result = entry.read(root, rules)
     # Phantoms must never be mistaken for patients, in any layout.
     manifest = replace(result.manifest, phantom=(root / PHANTOM_MARK).is_file())

@@ -182,19 +182,19 @@ def _cases_from_list(
 def _schema(labels: Any, source: str) -> dict[str, Any]:
     """Convert nnU-Net's labels (name -> value or list of values) to the form that `LabelSchema.from_mapping` reads."""
     if not isinstance(labels, dict):
-        raise UserError(f"{source}: labels is not a mapping", 'write {"background": 0, "tumour": 1}')
+        raise UserError("labels is not a mapping", 'write {"background": 0, "tumour": 1}', path=source)
     values: dict[str, list[int]] = {}
     for name, value in labels.items():
         values[name] = value if isinstance(value, list) else [value]
         if not values[name] or not all(type(v) is int for v in values[name]):
-            raise UserError(f"{source}: label {name} is {value!r:.60}", "write a whole number, or a list of them")
+            raise UserError(f"label {name} is {value!r:.60}", "write a whole number, or a list of them", path=source)
     ignore = values.pop("ignore", None)
     if ignore is not None and len(ignore) != 1:
-        raise UserError(f"{source}: label ignore is {ignore}", "write one whole number")
+        raise UserError(f"label ignore is {ignore}", "write one whole number", path=source)
     names: dict[int, str] = {}
     for name, members in values.items():
         if len(members) == 1 and names.setdefault(members[0], name) != name:
-            raise UserError(f"{source}: labels {names[members[0]]} and {name} are both {members[0]}", "remove one")
+            raise UserError(f"labels {names[members[0]]} and {name} are both {members[0]}", "remove one", path=source)
     for value in sorted({v for members in values.values() for v in members} - names.keys()):
         names[value] = f"label {value}"
     regions = {name: members for name, members in values.items() if members != [0]}

@@ -43,7 +43,7 @@ def read_pairs(root: Path, rules: Rules) -> Layout:
     for modality, glob in rules.modalities.items():
         if not isinstance(glob, str):
             raise UserError(
-                f"{rules.source}: modality {modality} is not a glob", f"write {modality}: 'images/*.nii.gz'"
+                f"modality {modality} is not a glob", f"write {modality}: 'images/*.nii.gz'", path=rules.source
             )
         found = _select(root, rest, modality, glob, rules)
         claimed.update(found)

@@ -77,15 +77,16 @@ class Rules:
                 groups = re.compile(pattern).groups
             except re.error as error:
                 raise UserError(
-                    f"{self.source}: {key}: {pattern} is not a regular expression ({error})", "correct it"
+                    f"{key}: {pattern} is not a regular expression ({error})", "correct it", path=self.source
                 ) from error
             if key == "case" and not groups:
                 option = f"case_pattern={pattern}" if self.source == COMMAND_LINE else f"{self.source}: case: {pattern}"
                 raise UserError(f"{option} has no group", "put the part that is the case in parentheses ( )")
         if len({isinstance(rule, str) for rule in self.modalities.values()}) > 1:
             raise UserError(
-                f"{self.source}: modalities are named partly by globs, partly by DICOM tags",
+                "modalities are named partly by globs, partly by DICOM tags",
                 "use globs for layout pairs, tags for layout dicom",
+                path=self.source,
             )
 
 
