@@ -23,7 +23,7 @@ from browser import Browser
 from medaug.viewing.viewer import SCRIPT
 
 # No deadline: the time of an example depends more on the machine's load than on the code.
-hypothesis.settings.register_profile("medaug", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("medaug", deadline=None, max_examples=20)
 hypothesis.settings.load_profile("medaug")
 
 

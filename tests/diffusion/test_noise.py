@@ -12,7 +12,7 @@ from medaug.diffusion.noise import generators, named_seed, standard_normal
 SHAPE = (2, 3, 4, 5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seeds=st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=8), draws=st.integers(1, 3))
 def test_a_seed_gives_the_same_noise_alone_and_in_a_batch(seeds: list[int], draws: int) -> None:
     together = generators(seeds)

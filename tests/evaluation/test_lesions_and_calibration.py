@@ -30,7 +30,7 @@ def _blob(seed, share=0.2, shape=(13, 11, 9)):
     return smooth > np.quantile(smooth, 1 - share)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(SEEDS, st.sampled_from([0.0, 0.8, 1.0, 2.0]))
 def test_surface_dice_equals_all_pairs_of_surface_voxels_and_monai(seed, tolerance):
     p, t = _blob(seed), _blob(seed + 1)
@@ -44,7 +44,7 @@ def test_surface_dice_equals_all_pairs_of_surface_voxels_and_monai(seed, toleran
     assert surface_dice(p, t, SPACING, tolerance) == pytest.approx(float(monai), abs=1e-6)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(SEEDS)
 def test_volume_error_is_simpleitks_volume_similarity(seed):
     p, t = _blob(seed, 0.1), _blob(seed + 1, 0.3)
@@ -54,7 +54,7 @@ def test_volume_error_is_simpleitks_volume_similarity(seed):
     assert volume_error(p, t) < 0 < volume_error(t, p)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(SEEDS)
 def test_lesions_are_those_of_simpleitk(seed):
     p, t = _blob(seed, 0.08), _blob(seed + 1, 0.08)

@@ -35,7 +35,7 @@ def _surface_distances_by_brute_force(p, t):
     return distance.min(1), distance.min(0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(SEEDS)
 def test_dice_equals_monai_and_simpleitk(seed):
     a, b = _blobs(seed), _blobs(seed + 1)
@@ -50,7 +50,7 @@ def test_dice_equals_monai_and_simpleitk(seed):
     assert mean_foreground_dice(a, b, SCHEMA) == pytest.approx(float(monai.mean()), abs=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(SEEDS)
 def test_hd95_equals_brute_force_over_all_surface_voxels(seed):
     p, t = _blobs(seed) == 1, _blobs(seed + 1) == 1
@@ -58,7 +58,7 @@ def test_hd95_equals_brute_force_over_all_surface_voxels(seed):
     assert hd95(p, t, SPACING) == pytest.approx(expected, rel=1e-5)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(SEEDS)
 def test_hd95_equals_simpleitk_contours_and_distance_maps(seed):
     images = [sitk.GetImageFromArray((np.pad(_blobs(s), 1) == 1).astype(np.uint8)) for s in (seed, seed + 1)]
@@ -105,7 +105,7 @@ def test_masks_on_different_grids_are_refused():
         mean_foreground_dice(np.zeros((1, 4, 4)), np.zeros((4, 4, 4)), ONE)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(SEEDS)
 def test_ignored_voxels_count_in_neither_mask(seed):
     prediction, truth = _blobs(seed), _blobs(seed + 1)
@@ -120,7 +120,7 @@ def test_ignored_voxels_count_in_neither_mask(seed):
     assert mean_foreground_dice(other, blind, SCHEMA) == mean_foreground_dice(prediction, blind, SCHEMA)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(SEEDS)
 def test_regions_are_scored_in_place_of_the_classes(seed):
     prediction, truth = _blobs(seed), _blobs(seed + 1)

@@ -64,7 +64,7 @@ def test_voxels_type_and_geometry_are_those_of_simpleitk(tmp_path: Path, dtype: 
     np.testing.assert_array_equal(header.affine, volume.affine)
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     spacing=st.tuples(*[st.floats(0.2, 8)] * 3),
     origin=st.tuples(*[st.floats(-500, 500)] * 3),

@@ -73,7 +73,7 @@ def test_files_of_other_tools_are_read_correctly(tmp_path: Path) -> None:
         np.testing.assert_allclose((volume.affine @ [*index, 1])[:3], _world(image, index), atol=1e-5)
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     spacing=st.tuples(*[st.floats(0.2, 8)] * 3),
     angle=st.floats(-3, 3),
@@ -329,7 +329,7 @@ def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         read_volume(tmp_path / "a.nii.gz")
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from([nib.Nifti1Image, nib.Nifti2Image]),
     position=st.integers(0, 539),

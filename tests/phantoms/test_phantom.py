@@ -57,7 +57,7 @@ def test_subjects_differ() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 10**9), st.integers(0, 999), st.tuples(*[st.integers(32, 56)] * 3))
 def test_any_shape(seed: int, index: int, shape: tuple[int, int, int]) -> None:
     """Types, ranges and the head inside the grid hold for every seed and shape; every class is there."""

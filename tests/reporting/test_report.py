@@ -20,6 +20,7 @@ from medaug.comparison.results import Benchmark
 from medaug.errors import UserError
 from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.evaluation.statistics import Interval, paired_comparison
+from medaug.pictures import figures
 from medaug.pictures.figures import guidance_plot, save_figure
 from medaug.reporting.console import print_table, print_verdicts
 from medaug.reporting.report import write_report
@@ -30,6 +31,18 @@ ARMS = ["real", "real+classical", "real+classical+synthetic"]
 CLASSES = ["Anterior", "Posterior"]
 NUMBERS = ["mean_difference", "low", "high", "num_subjects", "num_seeds"]
 COLUMNS = ["arm", "baseline", "class", "metric", *NUMBERS, "verdict"]
+
+
+@pytest.fixture
+def drawn():
+    """For tests whose report needs its plots."""
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch, request):
+    """Most tests read only the text of the report, and its plots take most of the time."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(figures, "png", lambda figure: b"")
 
 
 def _write_run(run, arms=ARMS, classes=CLASSES, phantom=False, seeds=(0, 1, 2), num_cases=8):
@@ -196,17 +209,17 @@ def test_the_screening_of_the_pairs_is_one_table(tmp_path):
     assert "34 of 40 generated images passed" in " ".join(page.text.split())
 
 
-def test_the_file_is_self_contained(tmp_path):
+def test_the_file_is_self_contained(tmp_path, drawn):
     folder = _write_run(tmp_path)
     names = [
         "audit/b.png",
         "synthetic/contact_sheet.png",
         *(f"train/pictures/step-{s}.png" for s in range(0, 1100, 100)),
     ]
+    picture = figures.png(guidance_plot({0: Interval(0.5, 0.4, 0.6, 9, 9), 1: Interval(0.6, 0.5, 0.7, 9, 9)}))
     for name in names:
-        save_figure(
-            guidance_plot({0: Interval(0.5, 0.4, 0.6, 9, 9), 1: Interval(0.6, 0.5, 0.7, 9, 9)}), tmp_path / name
-        )
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(picture)
     html = _render(folder)
     page = Page(html)
     assert len(page.sources) == 2 + 2 + 4
@@ -267,7 +280,7 @@ def test_an_audit_of_other_pairs_is_left_out(tmp_path, caplog):
         assert ("are not those of the benchmark, so the report leaves it out" in caplog.text) is not shown
 
 
-def test_hostile_names_stay_text(tmp_path):
+def test_hostile_names_stay_text(tmp_path, drawn):
     hostile = "<script>alert(1)</script>&\"'"
     folder = _write_run(tmp_path, arms=["real", hostile], classes=[hostile, "b"])
     page = Page(_render(folder))
@@ -275,7 +288,7 @@ def test_hostile_names_stay_text(tmp_path):
     assert page.text.count(hostile) >= 4
 
 
-def test_one_arm_one_class_one_subject(tmp_path):
+def test_one_arm_one_class_one_subject(tmp_path, drawn):
     folder = _write_run(tmp_path, arms=["real"], classes=["tumour"], num_cases=2)
     _write_csv(folder / "comparison.csv", COLUMNS, [])
     page = Page(_render(folder))
