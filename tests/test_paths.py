@@ -38,7 +38,14 @@ def test_every_key_that_names_a_file_or_folder_is_known_as_a_path():
     words = re.compile(r"\b(file|folder|folders|manifest|checkpoint|ckpt|CSV|YAML|json)\b")
     described = {path for path, key in config.keys().items() if words.search(key.help) and "str" in str(key.hint)}
     described -= {path for path, key in config.keys().items() if names(key.choices)}
-    others = {"ingest.mirror", "ingest.name", "data.attributes", "predict.name", "train.objective"}  # address and names
+    others = {
+        "ingest.mirror",
+        "ingest.name",
+        "ingest.case_pattern",
+        "data.attributes",
+        "predict.name",
+        "train.objective",
+    }
     assert described - others <= IS_PATH
 
 
