@@ -28,6 +28,7 @@ NEEDED = {
     "ingest.to": ["download=Task04_Hippocampus"],
     "codec.checkpoint": ["codec=kl"],
     "masks.checkpoint": ["masks=generated"],
+    "benchmark.pairs_seen": ["pairs=x"],
 }
 
 
