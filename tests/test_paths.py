@@ -29,6 +29,7 @@ NEEDED = {
     "codec.checkpoint": ["codec=kl"],
     "masks.checkpoint": ["masks=generated"],
     "benchmark.pairs_seen": ["pairs=x"],
+    "gallery.key": ["answers=x"],
 }
 
 

@@ -192,9 +192,8 @@ class LabelSchema:
             known += [] if self.ignore is None else [f"{self.ignore} ignored"]
             known += [f"{old} read as {new}" for old, new in self.remap]
             raise UserError(
-                f"label values {shown} are not in the schema ({', '.join(known)})",
+                f"{source}: label values {shown} are not in the schema ({', '.join(known)})",
                 "correct the file, or add or remap them in the manifest or the rules file",
-                path=source,
             )
         return indices
 
