@@ -88,9 +88,9 @@ class Model:
 
         Args:
             masks: label values (B, X, Y, Z) on the model's grid (`shape`); (X, Y, Z) is one mask.
-            seed: image i depends on its mask, the seed and i alone.
-            guidance: its scale (0 ignores the mask, 1 is the plain conditional model, more exaggerates the mask), or a
-                `Guidance`.
+            seed: image i depends only on its mask, the seed and i.
+            guidance: the guidance scale (0 ignores the mask, 1 is the plain conditional model, more exaggerates the
+                mask), or a `Guidance`.
             sampling: sampler and number of steps.
             attributes: values of attributes by name, if the model was trained with any; the others are unknown.
 
@@ -151,12 +151,12 @@ def _generate_options(
     """The options that a command line would have.
 
     Raises:
-        UserError: guidance leads away from a class that the schema does not have.
+        UserError: the guidance names a class to lead away from that the schema does not have.
     """
     given = guidance if isinstance(guidance, Guidance) else Guidance(float(guidance))
     if unknown := [index for index in given.negative if not 0 < index < schema.num_classes]:
         raise UserError(
-            f"guidance: {unknown[0]} is no class index of the foreground",
+            f"guidance: {unknown[0]} is not the index of a foreground class",
             f"choose from 1 to {schema.num_classes - 1}",
         )
     return GenerateOptions(
@@ -249,7 +249,7 @@ class SyntheticPairs(IterableDataset[Pair]):
             `MOST_ATTEMPTS` times.
         seed: root seed from which the seed of every pair is derived.
         num: number of pairs; None: no limit.
-        guidance: its scale, or a `Guidance`.
+        guidance: the guidance scale, or a `Guidance`.
         sampling: sampler and number of steps.
         attributes: values of attributes by name, in place of the host's own.
 

@@ -42,7 +42,7 @@ def main(options: Options) -> None:
     primary = primary_of(options.benchmark, options.arms, list(inputs.cohort.schema.structures()))
     scans = TrainingScans.find(inputs, label_counts(options.benchmark))
     identity = part(options, "benchmark", "arms", "pseudo", "segmenter", "scoring") | inputs.identity | scans.identity
-    # Each job has its own result; none depends on pairs before they exist, or on what was declared about them.
+    # A finished job does not depend on these keys: new arms, draws, pairs or declarations do not change its result.
     growable = ("arms.names", "benchmark.labelled", "benchmark.draws", "declared", *new_keys(folder, ("pairs",)))
     if options.benchmark.plan:
         started = folder if continues(folder, identity, growable) else None
@@ -68,7 +68,7 @@ def main(options: Options) -> None:
     files = result.save(folder) if work else []
     refuse_edited(audit)
     report, equivalents = folder / "report.html", label_equivalents(result)
-    # Also if finished: the audit may have been run in the meantime.
+    # The report is written even if the benchmark was finished before: an audit may have been added since.
     write_report(result, equivalents, folder.parent, report)
     if work:
         finish(folder, {"report": report.name}, [*files, *(job.scores(folder) for job in jobs)])

@@ -26,8 +26,9 @@ log = logging.getLogger(__name__)
 def main(options: Options) -> None:
     """Write pairs, their provenance, a manifest and a contact sheet; with `strip`, also a picture of the denoising.
 
-    With `screen`, pairs that fail a rule are tried again, and `screening.json` says what was rejected and why. Disk and
-    time are estimated first; with `dry_run` that is all, and only the cohort's cache is written.
+    With `screen`, pairs that fail a rule are tried again, and `screening.json` says what was rejected and why. The disk
+    space and time needed are estimated first. With `dry_run` nothing is generated, and only the cohort's cache is
+    written.
 
     Processes started by torchrun or srun share the pairs without waiting for each other; the first that finds all pairs
     recorded writes the manifest and the contact sheet.
@@ -38,7 +39,7 @@ def main(options: Options) -> None:
 
     job = Job.load(checkpoint, options, folder.parent / "cache")
     identity = part(options, "generate", "masks", "sampler") | job.identity
-    if options.screen.rules:  # runs from before there was a screening have the identity of those without
+    if options.screen.rules:  # without rules, the identity is that of runs made before screening existed
         identity |= part(options, "screen", "segmenter", "scoring.lesions")
     growable = ("generate.num",)
     if options.generate.dry_run:
@@ -65,7 +66,7 @@ def _recipes(job: Job) -> Recipes:
 
 
 def _make(job: Job, recipes: Recipes, folder: Path) -> dict[str, Any] | None:
-    """Make the pairs if the disk has room for them; after an interruption, say what is there and how to go on."""
+    """Make the pairs if the disk has room for them; if interrupted, say how many exist and how to make the rest."""
     if process_rank() == 0:
         job.estimate(recipes, folder, True)
     try:

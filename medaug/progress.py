@@ -65,16 +65,16 @@ def track_bytes(chunks: Iterable[bytes], description: str, total: int, done: int
 
 @contextlib.contextmanager
 def counting(description: str, unit: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Show how many of `total` are done, the throughput and the time left; yields a function that counts more as done.
+    """Show how many of `total` are done, the throughput and the time left.
 
-    On a terminal this is a bar. Elsewhere it is a line in the log whenever something was done, at most every
-    `QUIET_SECONDS`, and one when all is done.
+    Yields a function; calling it with n counts n more as done. On a terminal this is a bar. Elsewhere it is a line in
+    the log whenever something was done, at most every `QUIET_SECONDS`, and a last line when everything is done.
 
     Args:
         description: what is being done, such as "generating".
         unit: what is counted, in the plural, such as "pairs".
-        total: how many there will be.
-        done: how many of them were there before.
+        total: how many there will be in the end.
+        done: how many of them exist already.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn

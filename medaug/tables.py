@@ -120,7 +120,7 @@ def entry_names(table: str) -> list[str]:
 
 
 def entry_defaults(table: str, name: str, known: Collection[str]) -> dict[str, Any]:
-    """What an entry of an installed package wants other keys of its group to be when it is chosen by `group=name`.
+    """Values that an entry of an installed package gives to other keys of its group when `group=name` chooses it.
 
     This is its attribute `defaults`, if it has one. For the package's own entries, a file below conf/ says it.
 

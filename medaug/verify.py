@@ -19,7 +19,7 @@ _MOST_SHOWN = 20  # lines on files that are as they should be
 
 
 def main(options: Options) -> None:
-    """Print what a file, or every file of a folder, is; refuse if one is not what its mark says.
+    """Print what a file, or every file of a folder, is; refuse if a file does not match its mark.
 
     Raises:
         UserError: no path, no such file, or a file was changed, is missing, damaged or wrongly signed; with

@@ -125,7 +125,7 @@ class Audit:
 
     @classmethod
     def load(cls, folder: Path) -> Audit:
-        """Read what `save` wrote, by this or an earlier version; the values of single images are not read.
+        """Read what `save` of this or an earlier version wrote, except the values of single images.
 
         Raises:
             UserError: the file is missing or damaged.

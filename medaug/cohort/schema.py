@@ -18,7 +18,7 @@ IGNORE = 255
 """Class index of voxels that nobody labelled: they count in no loss and in no score."""
 
 ROUNDING = 0.01
-"""Label values this close to a whole number are read as it: scaling by a header's slope causes such rounding errors."""
+"""Label values this close to a whole number are rounded to it: a header's slope causes such rounding errors."""
 
 _LARGEST = 255  # largest value in a file; class indices end below IGNORE
 _MOST_SHOWN = 5  # unknown values listed in a message
@@ -177,7 +177,7 @@ class LabelSchema:
             buffersize=_CHUNK,
         )
         for chunk, target in chunks:
-            with np.errstate(invalid="ignore"):  # NaN becomes some byte, and its distance to that is NaN
+            with np.errstate(invalid="ignore"):  # NaN becomes an arbitrary byte, but its distance to that byte is NaN
                 rounded = np.clip(np.rint(chunk), 0, _LARGEST).astype(np.uint8)
                 near = np.abs(chunk - rounded) <= ROUNDING if chunk.dtype.kind == "f" else chunk == rounded
             mapped = lookup[rounded]

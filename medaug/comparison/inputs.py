@@ -173,8 +173,8 @@ def benchmark_inputs(options: Options, checkpoint: Path | None, run: Path, comma
         command: the command that makes the experiment's own pairs, for messages.
 
     Raises:
-        UserError: as `read_inputs`, `read_trained`, `read_untrained` and `read_external`; arms need pairs that do not
-            exist; or there is a leak.
+        UserError: as for `read_inputs`, `read_trained`, `read_untrained` and `read_external`; arms need pairs that do
+            not exist; or there is a leak.
     """
     settings, wanted = options.benchmark, [name for name in options.arms.names if ARMS[name].synthetic]
     own = settings.pairs is None and checkpoint is not None
@@ -221,7 +221,7 @@ def _with_external(inputs: Inputs, settings: BenchmarkOptions, fold: int | None 
     """The same with the pairs that `benchmark.pairs` names, checked for leaks.
 
     Raises:
-        UserError: as `read_external` and `refuse_external_leaks`.
+        UserError: as for `read_external` and `refuse_external_leaks`.
     """
     number = "" if fold is None else str(fold)
     path, seen = (

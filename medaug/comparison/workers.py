@@ -1,7 +1,7 @@
 """Runs jobs of a benchmark side by side: in processes of this machine, or as tasks of a SLURM array.
 
-Every worker prepares the benchmark by itself, including the leak guard, and saves each job when it is done. Whatever
-ends a worker therefore costs the job that it was at, and the same command goes on with the jobs that are left.
+Every worker prepares the benchmark by itself, including the leak guard, and saves each job when it is done. If a worker
+is killed, only the job that it was running is lost, and the same command runs the jobs that are left.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Work:
 
 
 def run_side_by_side(work: Work, jobs: Sequence[Job]) -> None:
-    """Run the jobs that are not done yet with as many workers as `benchmark.workers` says; nothing if that is one here.
+    """Run the jobs left with `benchmark.workers` workers. Does nothing for one worker without SLURM.
 
     Args:
         work: the benchmark.
@@ -116,7 +116,7 @@ def _run_one(job: Job) -> Job:
 
 
 def _run_here(work: Work, jobs: Sequence[Job], count: int) -> None:
-    work.prepare()  # what is wrong is said once, in this process
+    work.prepare()  # an invalid benchmark fails here, once, rather than in every worker
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(work, count)) as pool:
         futures = [pool.submit(_run_one, job) for job in jobs]

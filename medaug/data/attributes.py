@@ -184,7 +184,7 @@ def fit_attributes(names: Sequence[str], scans: Sequence[Scan]) -> AttributeEnco
     """Fit an encoder of these attributes to the training scans.
 
     Raises:
-        UserError: as `check_attributes`, or an attribute has the same value in all scans.
+        UserError: as for `check_attributes`, or an attribute has the same value in all scans.
     """
     check_attributes(names, [case for case, _ in scans])
     return AttributeEncoder(tuple(_fit(name, scans) for name in names))

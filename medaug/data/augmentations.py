@@ -52,7 +52,7 @@ class Strong:
     use elastic deformation.
 
     Attributes:
-        axes: that may be mirrored.
+        axes: axes along which samples may be mirrored.
     """
 
     axes: tuple[int, ...] = ()

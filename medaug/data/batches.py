@@ -79,9 +79,10 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
 class SoftBatches(TrainingBatches):
     """Batches in which scans without a human label have soft labels of teachers (`ModelCase.soft`), if they have any.
 
-    Beside the entries of `TrainingBatches`: soft (B, num_classes - 1, X, Y, Z) float32, 1 inside a foreground class, -1
-    outside, 0 where ignored; trust (B, X, Y, Z) float32, how far each of its voxels can be trusted, 0..1; scan_trust
-    (B,), how far the scan can. A human label has a trust of 1. A scan with soft labels counts as labelled.
+    A batch has three entries more than those of `TrainingBatches`: soft (B, num_classes - 1, X, Y, Z) float32, 1 inside
+    a foreground class, -1 outside, 0 where ignored; trust (B, X, Y, Z) float32, how far each voxel of `soft` can be
+    trusted, 0..1; scan_trust (B,), the same for the whole scan. A human label has a trust of 1. A scan with soft labels
+    counts as labelled.
 
     Args:
         arguments: those of `TrainingBatches`.

@@ -48,7 +48,7 @@ class ModelCase:
         dtype: voxel type on disk.
         placement: how to return to the scan's own grid.
         soft: what teachers predict for a scan without a label: probability of every class, (C, X, Y, Z) uint8 in 1/255.
-        trust: how far that is trusted, 0..1.
+        trust: how far `soft` is trusted, 0..1.
         content: digest of the image in model space; "" if it was not cached.
     """
 
@@ -103,7 +103,7 @@ def load_cases(
         memory: keep the arrays in memory; otherwise memory-map them. The values are the same.
 
     Raises:
-        UserError: as `read_case`; the cache cannot be written, or another program wrote into it.
+        UserError: as for `read_case`; the cache cannot be written, or another program wrote into it.
     """
     cases = list(cases)
     files = {case.name: [*manifest.image_paths(case), manifest.label_path(case)] for case in cases}
@@ -134,9 +134,9 @@ def without_doubt(manifest: Manifest, cases: Sequence[ModelCase], preprocessing:
     """Cases whose labels are ignored where their confidence maps doubt them; cases without a map are left as they are.
 
     Args:
-        manifest: that lists the cases.
-        cases: in model space.
-        preprocessing: of that model space.
+        manifest: the manifest that lists the cases.
+        cases: the cases in model space.
+        preprocessing: the preprocessing that defines the model space.
 
     Raises:
         UserError: as for `read_doubt`.

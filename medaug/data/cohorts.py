@@ -65,7 +65,7 @@ def require_data(options: DataOptions) -> None:
     """Check that the files that `data` names can exist, before anything is written.
 
     Raises:
-        UserError: as `find_root` and `check_attributes`, or the manifest cannot be read.
+        UserError: as for `find_root` and `check_attributes`, or the manifest cannot be read.
     """
     if options.manifest is not None:
         cases = _stored_manifest(options, options.manifest).cases
@@ -109,7 +109,7 @@ def name_subjects(manifest: Manifest, options: DataOptions | IngestOptions) -> M
     """Name the subjects by the pattern or table in the options; without either they stay as they are.
 
     Raises:
-        UserError: as `subject_of` and `read_subjects`; or both a pattern and a table are given.
+        UserError: as for `subject_of` and `read_subjects`; or both a pattern and a table are given.
     """
     pattern = options.subject_pattern
     table = options.subjects if isinstance(options, IngestOptions) else None
@@ -136,7 +136,7 @@ def split_cohort(manifest: Manifest, options: DataOptions | IngestOptions, strat
         strata: see `medaug.cohort.splits.ranked_strata`.
 
     Raises:
-        UserError: as `read_splits` and `assign_splits`.
+        UserError: as for `read_splits` and `assign_splits`.
     """
     if isinstance(options, IngestOptions) and options.splits is not None:
         if options.splits_fold and not options.splits.endswith(".json"):

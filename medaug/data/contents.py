@@ -15,7 +15,7 @@ from medaug.data.cache import content_digests
 from medaug.data.cases import ModelCase
 from medaug.errors import UserError
 
-_WORDS = {"name", "description", "licence"}  # of a manifest: no result depends on them
+_WORDS = {"name", "description", "licence"}  # fields of a manifest that no result depends on
 
 
 def case_contents(manifest: Manifest, cases: Iterable[Case], cache: Path) -> dict[str, list[str]]:

@@ -177,7 +177,7 @@ def convert(
     """Write the cases of a plan as NIfTI: `images/<case>_<modality>.nii.gz`, `labels/<case>.nii.gz`.
 
     Args:
-        plan: from `plan_cohort`.
+        plan: the result of `plan_cohort`.
         folder: target folder; created if it does not exist.
         workers: processes, as for `isolated`.
         name: name of the cohort.

@@ -32,7 +32,7 @@ def find_labels(
     """Find the labels of each study that will become a case.
 
     Args:
-        tree: from `scan_tree`.
+        tree: what `scan_tree` found.
         rules: the glob `label` selects from all SEG and RTSTRUCT, and adds other files; `structures` maps names to
             classes.
         schema: schema of the labels.

@@ -85,7 +85,7 @@ def link_objects(
 
     Args:
         objects: SEG and RTSTRUCT instances with their series.
-        tree: from `scan_tree`.
+        tree: what `scan_tree` found.
         used: study UID to the series that rules match.
         are_chosen: the user selected the label files.
         names: study UID to its names.

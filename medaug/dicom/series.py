@@ -67,7 +67,7 @@ def read_series(series: Series, on_gap: str = "refuse") -> Volume:
     """Read a series as one volume.
 
     Args:
-        series: from `scan_tree`.
+        series: a series that `scan_tree` found.
         on_gap: "refuse" a series with missing slices, or "resample": interpolate them linearly between neighbours.
 
     Returns:

@@ -42,7 +42,7 @@ class Plan:
     """The cohort that a tree will become.
 
     Attributes:
-        modalities: in the order of the rules.
+        modalities: names of the modalities, in the order of the rules.
         schema: schema of the labels.
         structures: class to the pattern for the names of its segments.
         cases: the complete cases.
@@ -74,7 +74,7 @@ def plan_cohort(
     """Decide how every series is used, without reading voxels: one case per study that has all modalities.
 
     Args:
-        tree: from `scan_tree`.
+        tree: what `scan_tree` found.
         rules: modalities, structures, and the glob of label files (NIfTI, SEG or RTSTRUCT; None: all SEG and RTSTRUCT).
         schema: schema of the labels.
         names: study UID to its names (`name_studies`).

@@ -83,7 +83,7 @@ def sample_from_noise(
         progress: called after each step with the number of steps done.
 
     Raises:
-        UserError, ValueError: as `Sampling.times` and `sample`.
+        UserError, ValueError: as for `Sampling.times` and `sample`.
     """
     name, options = sampling.name, sampling.options
     x, times = process.schedule.initial_std * noise(), sampling.times(process)

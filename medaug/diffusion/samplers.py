@@ -37,7 +37,7 @@ class Sampler:
             each step from one time to the next. `times` are float64 (N + 1,), strictly decreasing, the last one 0;
             `noise()` returns a new standard normal tensor like x.
         options: the keyword arguments of `steps`, all numbers, each with its valid range.
-        defaults: what other keys of `sampler` are if the sampler is chosen by sampler=NAME.
+        defaults: values that sampler=NAME gives to other keys of `sampler`.
         evaluations: the number of evaluations of the denoiser in N steps.
     """
 
@@ -149,7 +149,7 @@ def sample(
         progress: called after each step with the number of steps done.
 
     Raises:
-        UserError, ValueError: as `check_options`.
+        UserError, ValueError: as for `check_options`.
     """
     options = options or {}
     check_options(name, options)

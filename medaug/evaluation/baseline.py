@@ -30,7 +30,7 @@ def trivial_dice(labels: Sequence[NDArray[np.uint8]], subjects: Sequence[str], s
         schema: label schema.
 
     Returns:
-        Dice in 0..1 by structure, and their mean as `MEAN_FOREGROUND`.
+        The Dice of each structure, 0..1, and the mean over structures as `MEAN_FOREGROUND`.
 
     Raises:
         ValueError: there are no labels, or the numbers of labels and subjects differ.

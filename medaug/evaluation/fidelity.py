@@ -97,7 +97,7 @@ def spectral_discrepancy(
 
     Args:
         log_spectra: `log_spectrum` of each volume, (n, bands).
-        reference_log_mean, reference_log_std: as `spectral_distance`.
+        reference_log_mean, reference_log_std: as for `spectral_distance`.
     """
     mean = (log_spectra.mean(0) - reference_log_mean) / reference_log_std
     std = log_spectra.std(0) / reference_log_std - 1
@@ -186,7 +186,7 @@ def deviations(
         real: (n, columns).
         real_subjects: subject of each row of `real`.
         names: names of the columns.
-        seed, num_splits: as `differences_of_halves`.
+        seed, num_splits: as for `differences_of_halves`.
     """
     halves = differences_of_halves(real, real_subjects, seed, num_splits)
     columns = zip(names, real.mean(0), synthetic.mean(0), halves.mean(0), halves.std(0), strict=True)

@@ -74,7 +74,7 @@ def read_indices(manifest: Manifest, case: Case, grid: Header) -> NDArray[np.uin
 
 
 def read_doubt(manifest: Manifest, case: Case, grid: Header) -> NDArray[np.uint8] | None:
-    """Read where the screening of a case doubts its mask: (X, Y, Z), 1 there and 0 elsewhere; None if it has no map.
+    """Read where screening doubts a case's mask: (X, Y, Z), 1 where in doubt, else 0; None if there is no map.
 
     Args:
         manifest: the manifest that lists the case.

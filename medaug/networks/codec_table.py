@@ -20,7 +20,7 @@ class CodecType:
         build: function of stride, image channels and options that returns a codec, neither trained nor fitted.
         halvings: function of the options that returns how often the codec halves the sides.
         options: range of the codec's own options, which `codec.parameters` sets and both functions get by name.
-        defaults: what other keys of `codec` are if the codec is chosen by codec=NAME.
+        defaults: values that codec=NAME gives to other keys of `codec`.
     """
 
     build: Callable[..., Codec]

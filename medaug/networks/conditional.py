@@ -110,7 +110,7 @@ class ConditionalUNet(nn.Module, ABC):
 
     Attributes:
         options: range of further arguments, all numbers, which `network.parameters` sets.
-        defaults: what other keys of `network` are if the network is chosen by network=NAME.
+        defaults: values that network=NAME gives to other keys of `network`.
     """
 
     options: ClassVar[Ranges] = {}

@@ -69,8 +69,8 @@ def print_verdicts(benchmark: Benchmark, equivalents: Sequence[ArmEquivalent], c
 
     Args:
         benchmark: results.
-        equivalents: what the benchmark's arms are worth in labels; shown for the arms of the primary comparison.
-        console: where to.
+        equivalents: for each arm, how many labelled subjects it is worth; only the primary arm's is shown.
+        console: the console to print to.
     """
     for warning in warnings_of(benchmark):
         console.print(Text(f"{warning}\n", style="bold"), soft_wrap=True)
@@ -103,7 +103,7 @@ def print_plan(
 
     Args:
         plans: all arms.
-        console: where to.
+        console: the console to print to.
         workers: jobs that run at the same time.
         budget: seconds that may be spent; what can be left out to fit is printed. None: no limit.
         question: the arms of the primary comparison, which are never left out.

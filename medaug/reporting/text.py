@@ -67,7 +67,7 @@ def format_detectable(comparison: Comparison) -> str:
 
 
 def format_evidence(comparison: Comparison) -> str:
-    """What a comparison is based on, such as `20 subjects, 3 seeds`."""
+    """The amount of data behind a comparison, such as `20 subjects, 3 seeds`."""
     return f"{_count(comparison.difference.clusters, 'subject')}, {_count(comparison.num_seeds, 'seed')}"
 
 
@@ -89,7 +89,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def primary_statement(benchmark: Benchmark) -> list[str]:
-    """The result of the primary comparison in words: the answer first, then what it rests on, one sentence per item."""
+    """The result of the primary comparison in words, one sentence per item: the answer, then the evidence."""
     one = benchmark.primary
     if one is None:
         return ["No comparison was made."]

@@ -23,8 +23,8 @@ class MixedMasks(Masks):
     """Several sources with weights.
 
     Attributes:
-        members: sources by name.
-        weights: by name, not negative.
+        members: the sources by name.
+        weights: weights of the sources by name, none negative.
         most: how often the source "real" may use the mask of a host; None: any number of times.
     """
 

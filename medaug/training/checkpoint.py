@@ -194,7 +194,7 @@ def load_model(path: Path, device: torch.device) -> tuple[Card, DiffusionModel]:
     """Load the averaged (EMA) model of a checkpoint, ready to sample.
 
     Raises:
-        UserError: as `read_checkpoint`.
+        UserError: as for `read_checkpoint`.
     """
     card, contents = read_checkpoint(path)
     model = card.build()
@@ -212,7 +212,7 @@ def load_experiment(path: Path, experiment: str, device: torch.device) -> tuple[
     """Load the SHA-256, card and averaged model of an experiment's checkpoint.
 
     Raises:
-        UserError: as `read_checkpoint`; or the checkpoint belongs to another experiment.
+        UserError: as for `read_checkpoint`; or the checkpoint belongs to another experiment.
     """
     digest = file_sha256(path)
     card, model = load_model(path, device)

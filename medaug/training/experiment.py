@@ -76,7 +76,7 @@ class Experiment:
             score: scores samples; None: no scoring.
 
         Raises:
-            UserError: as `fit`, or the device is out of memory.
+            UserError: as for `fit`, or the device is out of memory.
         """
         if process_rank() == 0:
             self.manifest.save(self.folder / "manifest.json")

@@ -46,7 +46,7 @@ def initialise(model: DiffusionModel, path: Path) -> Initialised:
     The network's method `matching_weights` decides which weights fit.
 
     Raises:
-        UserError: as `read_checkpoint`; codec, target or coordinates option differ; no weights fit; or, for a
+        UserError: as for `read_checkpoint`; codec, target or coordinates option differ; no weights fit; or, for a
             ControlNet, process or U-Net differ or the base is incomplete.
     """
     card, contents = read_checkpoint(path)

@@ -274,7 +274,7 @@ class DiffusionModel(nn.Module):
             watch: called at each evaluation of the network with its time and the current estimate of the result.
 
         Raises:
-            ValueError: as `Sampling.check`; or images are missing that the task needs.
+            ValueError: as for `Sampling.check`; or images are missing that the task needs.
             UserError: an unknown sampler or spacing; or the samples are NaN or infinite.
         """
         sampling.check(self.process)

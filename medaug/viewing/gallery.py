@@ -26,8 +26,8 @@ class Gallery:
     """Pairs and the cohort of their generator.
 
     Attributes:
-        pairs: of a finished run.
-        cohort: with the hosts of the pairs.
+        pairs: the pairs of a finished run.
+        cohort: the cohort that has the hosts of the pairs.
     """
 
     pairs: Pairs
@@ -67,7 +67,7 @@ class Gallery:
         Args:
             out: the folder, which must not exist yet.
             num: images of each kind; None: `READ`, or as many as there are.
-            seed: of the choice and the order.
+            seed: seed of the choice of images and of their order.
 
         Returns:
             The key, a file beside the folder that says which images are synthetic.

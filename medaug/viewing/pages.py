@@ -80,7 +80,7 @@ def write_pages(out: Path, book: Book, names: Sequence[str], items: Iterable[Ite
     Args:
         out: the folder, which must not exist yet.
         book: what all pages share.
-        names: of the items, in their order.
+        names: names of the items, in the order of the pages.
         items: made one by one, so that only one is in memory.
 
     Raises:

@@ -40,7 +40,7 @@ class Key:
         """Read a key.
 
         Raises:
-            UserError: the file is no key, or it was changed.
+            UserError: the file is not a key, or it was changed.
         """
         path, remedy = Path(path), "restore it, or make the reading set again"
         stored = read_json(path, remedy)

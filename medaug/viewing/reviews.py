@@ -1,4 +1,4 @@
-"""What was said of pairs in a gallery: accepted or rejected, and a note."""
+"""Reviews of pairs made in a gallery: each pair is accepted or rejected, and can have a note."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Reviews:
 
         Args:
             path: the file.
-            names: of the pairs that there are.
+            names: names of all pairs of the run.
 
         Raises:
-            UserError: the file is not one of reviews, or it names pairs that are not there.
+            UserError: the file is not a file of reviews, or it names pairs that the run does not have.
         """
         path = Path(path)
         stored = read_json(path, _REMEDY)
@@ -49,9 +49,9 @@ class Reviews:
             if wrong := set(verdicts.values()) - {ACCEPTED, REJECTED}:
                 raise ValueError(f"verdict {min(wrong)!r:.40}")
         if unknown := sorted(entries.keys() - set(names)):
-            more = f" and {len(unknown) - 1} others" if len(unknown) > 1 else ""
+            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise UserError(
-                f"names {unknown[0]}{more}, which {'is' if len(unknown) == 1 else 'are'} no pair of this run",
+                f"names {unknown[0]}{more}, not among the pairs of this run",
                 "give the reviews of these pairs",
                 path=path,
             )

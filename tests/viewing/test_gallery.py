@@ -172,7 +172,7 @@ def test_files_that_do_not_belong_are_refused_in_one_line(runs, tmp_path, monkey
 
     reviews = {"format": "medaug reviews 1", "pairs": {"x": {"note": "good"}, "w": {}, "v": {}}}
     foreign, damaged = saved("foreign.json", reviews), saved("damaged.json", reviews | {"format": "other"})
-    with pytest.raises(UserError, match=r"foreign.json: names v and 1 others, which are no pair of this run; give the"):
+    with pytest.raises(UserError, match=r"foreign.json: names v and 1 more, not among the pairs of this run; give the"):
         exported(runs, tmp_path / "out", foreign)
     with pytest.raises(UserError, match="damaged.json: is damaged .*; save it again in the gallery"):
         exported(runs, tmp_path / "out", damaged)
