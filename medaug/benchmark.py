@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medaug.config import part
 from medaug.launcher import launch
 from medaug.options import Options
 from medaug.runs import claim, command, continues, finish, new_keys, refuse_edited, stage_folder, trained_checkpoint
+
+if TYPE_CHECKING:
+    from medaug.comparison.inputs import Inputs
+    from medaug.comparison.labels import TrainingScans
 
 log = logging.getLogger(__name__)
 
@@ -21,16 +27,17 @@ def main(options: Options) -> None:
     from rich.console import Console
 
     from medaug.comparison.arms import check_arms, pairs_to_compare
-    from medaug.comparison.benchmark import all_jobs, prepare_folds, run_benchmark
+    from medaug.comparison.benchmark import all_jobs, run_benchmark
+    from medaug.comparison.breakdown import break_down, save_groups
     from medaug.comparison.inputs import benchmark_inputs
     from medaug.comparison.label_curve import label_equivalents
     from medaug.comparison.labels import TrainingScans, label_counts
     from medaug.comparison.looks import count_look
-    from medaug.comparison.plan import plan_benchmark, seconds_of
+    from medaug.comparison.plan import seconds_of
     from medaug.comparison.primary import declare, primary_of
     from medaug.comparison.results import Benchmark
     from medaug.comparison.workers import Work, run_side_by_side
-    from medaug.reporting.console import print_plan, print_table, print_verdicts
+    from medaug.reporting.console import print_table, print_verdicts
     from medaug.reporting.report import write_report
 
     budget = seconds_of(options.benchmark.budget)
@@ -45,10 +52,7 @@ def main(options: Options) -> None:
     # A finished job does not depend on these keys: new arms, draws, pairs or declarations do not change its result.
     growable = ("arms.names", "benchmark.labelled", "benchmark.draws", "declared", *new_keys(folder, ("pairs",)))
     if options.benchmark.plan:
-        started = folder if continues(folder, identity, growable) else None
-        prepared = prepare_folds(inputs, scans, options)
-        plans, question = plan_benchmark(prepared, all_jobs(options), started), (options.benchmark.primary or [])[:2]
-        print_plan(plans, Console(), options.benchmark.workers, budget, question)
+        show_plan(inputs, scans, options, folder if continues(folder, identity, growable) else None, budget)
         return
     work = claim(folder, identity, options.overwrite, growable, recorded=("cohort",))
     jobs = all_jobs(options)
@@ -65,17 +69,40 @@ def main(options: Options) -> None:
         result = Benchmark.load(folder)
     if declared != result.declared:  # the question is asked of the scores, which do not depend on it
         result, work = replace(result, declared=declared).compare(pairs_to_compare(options.arms.names)), True
-    files = result.save(folder) if work else []
+    groups = break_down(result)
+    files = [*result.save(folder), save_groups(folder / "breakdown.csv", result, groups)] if work else []
     refuse_edited(audit)
     report, equivalents = folder / "report.html", label_equivalents(result)
     # The report is written even if the benchmark was finished before: an audit may have been added since.
-    write_report(result, equivalents, folder.parent, report)
+    write_report(result, equivalents, folder.parent, report, groups)
     if work:
         finish(folder, {"report": report.name}, [*files, *(job.scores(folder) for job in jobs)])
     console = Console()
     print_table(result, console)
     print_verdicts(result, equivalents, console)
     log.info("the report, with all metrics and comparisons, is %s", report.resolve())
+
+
+def show_plan(
+    inputs: Inputs, scans: TrainingScans, options: Options, folder: Path | None, budget: float | None
+) -> None:
+    """Print the jobs and how long they take.
+
+    Args:
+        inputs: cohort and pairs.
+        scans: the training scans with their labels.
+        options: options of the stage.
+        folder: of the benchmark, with the jobs that are done; None: none is.
+        budget: seconds that may be spent; None: no limit.
+    """
+    from rich.console import Console
+
+    from medaug.comparison.benchmark import all_jobs, prepare_folds
+    from medaug.comparison.plan import plan_benchmark
+    from medaug.reporting.console import print_plan
+
+    plans = plan_benchmark(prepare_folds(inputs, scans, options), all_jobs(options), folder)
+    print_plan(plans, Console(), options.benchmark.workers, budget, (options.benchmark.primary or [])[:2])
 
 
 if __name__ == "__main__":

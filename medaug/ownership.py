@@ -28,6 +28,7 @@ _RESULTS = (
         "jobs",
         "scores.csv",
         "comparison.csv",
+        "breakdown.csv",
         "summary.json",
         "report.html",
         "report.json",

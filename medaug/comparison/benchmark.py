@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from medaug.comparison.arms import pairs_to_compare
+from medaug.comparison.breakdown import case_groups
 from medaug.comparison.inputs import Inputs
 from medaug.comparison.job import Job
 from medaug.comparison.jobs import gather
@@ -102,6 +103,9 @@ def run_benchmark(inputs: Inputs, scans: TrainingScans, options: Options, folder
         evaluated=settings.evaluate,
         pairs_of=next((one.name for one in sets), ""),
         leak_excluded=all(one.seen is not None for one in sets),
+        groups=case_groups(
+            [c for one in settings_of.values() for c in one.test.cases], first.problem.preprocessing.spacing
+        ),
         folds={c.case.name: k for k, one in settings_of.items() if k is not None for c in one.test.cases},
     )
     return result.compare(pairs_to_compare(options.arms.names))

@@ -98,6 +98,7 @@ class Benchmark:
         pairs_of: name of the synthetic set, if the experiment's own generator did not make it.
         leak_excluded: whether it is known what the generator of the pairs saw.
         folds: the fold in which each case was scored, of a cross-validation; empty: there is none.
+        groups: what test cases can be grouped by, such as a site: case to group, by what.
         looks: how many configurations were scored on these test subjects so far; None: not counted.
     """
 
@@ -123,6 +124,7 @@ class Benchmark:
     pairs_of: str = ""
     leak_excluded: bool = True
     looks: int | None = None
+    groups: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     folds: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -247,6 +249,7 @@ class Benchmark:
             "pairs_of": self.pairs_of,
             "leak_excluded": self.leak_excluded,
             "looks": self.looks,
+            "groups": {by: dict(groups) for by, groups in self.groups.items()},
             "folds": dict(self.folds),
             "primary": [one.to_mapping() for one in self.declared],
             "config": dict(self.config),
@@ -291,6 +294,7 @@ class Benchmark:
                 pairs_of=str(summary.get("pairs_of", "")),
                 leak_excluded=bool(summary.get("leak_excluded", True)),
                 looks=summary.get("looks"),
+                groups={by: {c: str(g) for c, g in of.items()} for by, of in (summary.get("groups") or {}).items()},
                 folds={case: int(fold) for case, fold in (summary.get("folds") or {}).items()},
             )
 

@@ -162,6 +162,7 @@ class Metric:
         function: computes a finite value from the prediction and the truth, both (X, Y, Z), the voxel sides in mm, and
             the keyword arguments in `needs`.
         needs: attributes of `Context` that the function takes as keyword arguments.
+        beware: what the metric does not show, for the report; after Metrics Reloaded (Maier-Hein et al. 2024).
     """
 
     title: str
@@ -171,6 +172,7 @@ class Metric:
     note: str
     function: Callable[..., float]
     needs: tuple[str, ...] = ()
+    beware: str = ""
 
     @property
     def heading(self) -> str:
@@ -214,6 +216,7 @@ DICE = Metric(
     digits=3,
     higher_is_better=True,
     note="1 if prediction and truth are both empty, 0 if only one is",
+    beware="Small structures score lower for the same boundary error: compare within a structure only",
     function=lambda p, t, spacing: dice(p, t),
 )
 HD95 = Metric(
@@ -223,6 +226,7 @@ HD95 = Metric(
     higher_is_better=False,
     note="the larger of the two directed 95th percentiles of distances between surface voxels; 0 if both masks are "
     "empty, the diagonal of the volume if only one is",
+    beware="One stray voxel far away does not show, a twentieth of the surface does",
     function=hd95,
 )
 NSD = Metric(
@@ -232,6 +236,7 @@ NSD = Metric(
     higher_is_better=True,
     note="normalised surface Dice: share of both surfaces that lies within scoring.tolerance of the other one; 1 if "
     "both masks are empty, 0 if only one is",
+    beware="It has a meaning only with a tolerance that suits the use",
     function=surface_dice,
     needs=("tolerance",),
 )
@@ -242,6 +247,7 @@ VOLUME_ERROR = Metric(
     higher_is_better=None,
     note="predicted minus true volume, relative to their mean: below 0 if the prediction is too small, -200 if only "
     "the prediction is empty, 200 if only the truth is empty, 0 if both are",
+    beware="It says nothing about the place",
     function=lambda p, t, spacing: volume_error(p, t),
 )
 LESION_F1 = Metric(
@@ -252,6 +258,7 @@ LESION_F1 = Metric(
     note="harmonic mean of two shares: true lesions that the prediction overlaps, and predicted lesions that overlap "
     "the truth, by at least one voxel; voxels that share a face, an edge or a corner belong to one lesion; 1 if both "
     "masks are empty, 0 if only one is",
+    beware="Touching with one voxel is enough: read it beside Dice",
     function=lambda p, t, spacing, connectivity: lesion_f1(p, t, connectivity),
     needs=("connectivity",),
 )
@@ -261,6 +268,7 @@ LESION_SENSITIVITY = Metric(
     digits=3,
     higher_is_better=True,
     note="share of true lesions that the prediction overlaps by at least one voxel; 1 if there are none",
+    beware="False lesions do not lower it: read it beside lesion F1",
     function=lambda p, t, spacing, connectivity: lesion_sensitivity(p, t, connectivity),
     needs=("connectivity",),
 )
@@ -270,6 +278,7 @@ ECE = Metric(
     digits=3,
     higher_is_better=False,
     note="expected calibration error in 15 bins, in a box that reaches 10 mm beyond the true structure",
+    beware="It does not reward accuracy: read it beside Dice",
     function=_in_box(calibration_error),
     needs=("probability", "judged"),
 )
@@ -279,6 +288,7 @@ BRIER = Metric(
     digits=4,
     higher_is_better=False,
     note="mean squared difference between probability and truth, in the same box",
+    beware="It also falls when the segmentation gets better",
     function=_in_box(brier),
     needs=("probability", "judged"),
 )

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from medaug.auditing.measures import MEASURES, Measure
 from medaug.auditing.results import FAITHFULNESS, Audit
+from medaug.comparison.breakdown import Group
 from medaug.comparison.label_curve import ArmEquivalent
 from medaug.comparison.results import Benchmark, Comparison, with_labels
 from medaug.evaluation.scores import MEAN_FOREGROUND
@@ -54,7 +55,13 @@ JUDGED = {
 }
 
 
-def write_report(benchmark: Benchmark, equivalents: Sequence[ArmEquivalent], run: Path, out: Path) -> None:
+def write_report(
+    benchmark: Benchmark,
+    equivalents: Sequence[ArmEquivalent],
+    run: Path,
+    out: Path,
+    groups: Sequence[Group] = (),
+) -> None:
     """Render a benchmark, and results of other stages of the run, to one HTML file.
 
     Apart from the benchmark, the report shows these if they exist: the audit, pictures of the audit and of the
@@ -65,6 +72,7 @@ def write_report(benchmark: Benchmark, equivalents: Sequence[ArmEquivalent], run
         equivalents: what its arms are worth in labels (`label_equivalents`).
         run: folder of the experiment.
         out: HTML file to write, in the folder of the benchmark.
+        groups: the primary comparison in groups of test scans.
 
     Raises:
         UserError: a result file is damaged, or scores are missing.
@@ -80,13 +88,7 @@ def write_report(benchmark: Benchmark, equivalents: Sequence[ArmEquivalent], run
         )
     audited = Audit.load(audit) if shown and (audit / "faithfulness.json").exists() else None
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"interval": format_interval, "difference": format_difference, "evidence": format_evidence}
-    environment.filters |= {"metric": metric_of, "detectable": format_detectable, "equivalent": format_equivalent}
-    environment.globals["verdict_class"] = _verdict_class
-    environment.filters["arm"] = lambda one: with_labels(one.arm, one.labelled)
-    template = environment.from_string((files("medaug.reporting") / "report.html.jinja").read_text("utf-8"))
-    html = template.render(
+    html = _template().render(
         benchmark=benchmark,
         metrics={name: metric_of(name) for name in benchmark.scores.metrics},
         warnings=warnings_of(benchmark, audited is not None and audited.smoke),
@@ -97,6 +99,7 @@ def write_report(benchmark: Benchmark, equivalents: Sequence[ArmEquivalent], run
         dice_plot=_dice_plot(benchmark),
         equivalents=equivalents,
         forest_plot=_forest_plot(benchmark),
+        groups=groups,
         statement=primary_statement(benchmark),
         notes=declaration_notes(benchmark),
         weak_judge=weak_judge(audited),
@@ -109,6 +112,15 @@ def write_report(benchmark: Benchmark, equivalents: Sequence[ArmEquivalent], run
     with atomic_write(out) as temporary:
         temporary.write_text(html, "utf-8")
     write_json(out.with_suffix(".json"), report_contents(benchmark, equivalents, audited))
+
+
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"interval": format_interval, "difference": format_difference, "evidence": format_evidence}
+    environment.filters |= {"metric": metric_of, "detectable": format_detectable, "equivalent": format_equivalent}
+    environment.globals["verdict_class"] = _verdict_class
+    environment.filters["arm"] = lambda one: with_labels(one.arm, one.labelled)
+    return environment.from_string((files("medaug.reporting") / "report.html.jinja").read_text("utf-8"))
 
 
 def _verdict_class(comparison: Comparison | None) -> str:
