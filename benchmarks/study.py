@@ -4,13 +4,14 @@ python benchmarks/study.py few_labels [--plan] [--gather] [--out DIR]
 
 A study is a file in benchmarks/studies. Its commands are stages of medaug, which continue where they stopped, so the
 same command continues a study that was stopped. The results are those of all jobs that are done: `results.csv`,
-`README.md` and `waterfall.png` in docs/results/STUDY.
+`README.md` and `shares.png` in docs/results/STUDY.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import shlex
 import subprocess
 import sys
 import time
@@ -150,12 +151,11 @@ def share(
 
 
 def write(study: dict[str, Any], name: str, rows: Sequence[Row], out: Path) -> None:
-    """Write `results.csv`, `README.md` and `waterfall.png`."""
+    """Write `results.csv`, `README.md` and `shares.png`."""
     out.mkdir(parents=True, exist_ok=True)
     write_csv(out / "results.csv", COLUMNS, (tuple(vars(row).values()) for row in rows))
-    head = (
-        f"| arm | labels | draws x seeds | Dice | SD of draws | share of the gap, {study['start']} to {study['goal']} |"
-    )
+    start, goal = (f"`{arm}` with {labelled} labels" for arm, labelled in (study["start"], study["goal"]))
+    head = f"| arm | labels | draws x seeds | Dice | SD of draws | share of the gap from {start} to {goal} |"
     lines = [f"# Results of the study {name}", "", head, "|---|---|---|---|---|---|"]
     for row in rows:
         part = f"{row.share:.0%} [{row.low:.0%}, {row.high:.0%}]" if np.isfinite(row.share) else "-"
@@ -167,32 +167,28 @@ def write(study: dict[str, Any], name: str, rows: Sequence[Row], out: Path) -> N
         f"Scored on {subjects} subjects of the {study['split']} split; {len(study['draws'])} draws are planned.",
     ]
     lines += ["", "Commands:", ""]
-    lines += [
-        "    " + " ".join(["python -m", *(f"'{w}'" if " " in w or "[" in w else w for w in words)])
-        for _, words in commands(study)
-    ]
+    lines += [f"    python -m {shlex.join(words)}" for _, words in commands(study)]
     with atomic_write(out / "README.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n")
-    draw_waterfall(rows, out / "waterfall.png")
+    draw_dots(rows, out / "shares.png")
 
 
-def draw_waterfall(rows: Sequence[Row], path: Path) -> None:
-    """Bars of the mean Dice of every arm and number of labels, with the share of the gap beside them."""
+def draw_dots(rows: Sequence[Row], path: Path) -> None:
+    """Mean Dice of every arm and number of labels with the standard deviation of draws, and the share of the gap."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 0.8 + 0.35 * max(len(rows), 1)), layout="constrained")
+    figure = Figure(figsize=(8, 1.0 + 0.35 * len(rows)), layout="constrained")
     axes = figure.subplots()
     ordered = sorted(rows, key=lambda row: row.dice)
-    places, values = np.arange(len(ordered)), [row.dice for row in ordered]
-    errors = [0 if not np.isfinite(row.sd_draws) else row.sd_draws for row in ordered]
-    axes.barh(places, values, xerr=errors, color="#4878a8", ecolor="#333333", height=0.65)
+    places, errors = np.arange(len(ordered)), np.nan_to_num([row.sd_draws for row in ordered])
+    axes.errorbar([row.dice for row in ordered], places, xerr=errors, fmt="o", color="#2a5a8a", capsize=3)
     axes.set_yticks(places, [f"{row.arm}, {row.labelled} labels" for row in ordered])
-    if values:
-        axes.set_xlim(min(values) - 0.02, max(values) + 0.02)
-    for place, row in zip(places, ordered, strict=True):
-        if np.isfinite(row.share):
-            axes.text(axes.get_xlim()[0], place, f" {row.share:.0%}", va="center", color="white")
-    axes.set_xlabel("mean foreground Dice (bars: standard deviation of draws); in white: share of the gap")
+    axes.set_ylim(-0.6, len(ordered) - 0.4)
+    axes.grid(axis="x", color="#dddddd")
+    axes.set_xlabel("mean foreground Dice, with the standard deviation of draws")
+    beside = axes.secondary_yaxis("right")
+    beside.set_yticks(places, [f"{row.share:.0%}" if np.isfinite(row.share) else "" for row in ordered])
+    beside.set_ylabel("share of the gap")
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 
@@ -213,7 +209,7 @@ def main() -> int:
     study = yaml.safe_load(path.read_text())
     if arguments.plan:
         for _, words in commands(study):
-            print("python -m", *words)
+            print("python -m", shlex.join(words))
         return 0
     status = 0 if arguments.gather else run(study)
     rows = compare(study, *read_tables(study, ROOT))

@@ -41,7 +41,7 @@ def main(options: Options) -> None:
     from medaug.reporting.report import write_report
 
     budget = seconds_of(options.benchmark.budget)
-    check_arms(options.arms, options.segmenter.batch_size)
+    check_arms(options.arms, options.segmenter.batch_size, options.pseudo.share)
     own = "tuning" if options.benchmark.evaluate == "val" else "benchmark"
     folder, audit = (stage_folder(options, name) for name in (own, "audit"))
     checkpoint = None if options.benchmark.cohort is not None else trained_checkpoint(options)

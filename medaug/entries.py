@@ -76,6 +76,7 @@ OWN: dict[str, dict[str, str]] = {
         "copy_paste": "medaug.comparison.arms:COPY_PASTE",
         "contrast_random": "medaug.comparison.arms:CONTRAST_RANDOM",
         "warp": "medaug.comparison.arms:WARP",
+        "volume_matched": "medaug.comparison.arms:VOLUME_MATCHED",
         "self_training": "medaug.comparison.arms:SELF_TRAINING",
         "synthetic_only": "medaug.comparison.arms:SYNTHETIC_ONLY",
         "real+classical+synthetic_x0.25": "medaug.comparison.arms:SYNTHETIC_QUARTER",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from medaug.comparison.deformations import warp
-from medaug.comparison.made_pairs import alternating, contrast_random, copy_paste
+from medaug.comparison.made_pairs import alternating, contrast_random, copy_paste, volume_matched
 from medaug.comparison.material import Material
 from medaug.comparison.self_training import with_pseudo_labels
 from medaug.data.augmentations import AUGMENTATIONS
@@ -67,6 +67,7 @@ REAL_CLASSICAL = Arm(baseline="real", augment="classical")
 REAL_STRONG = Arm(baseline="real+classical", augment="strong")
 COPY_PASTE = Arm(baseline="real+classical", augment="classical", made=copy_paste)
 CONTRAST_RANDOM = Arm(baseline="real+classical", augment="classical", made=contrast_random)
+VOLUME_MATCHED = Arm(baseline="real+classical", augment="classical", made=volume_matched)
 WARP = Arm(baseline="real+classical", augment="classical", made=warp)
 SELF_TRAINING = Arm(baseline="real+strong", augment="strong", pseudo_labels=True)
 SYNTHETIC_ONLY = Arm(baseline="real+classical", real=False, augment="classical", synthetic=True)
@@ -79,7 +80,7 @@ ALL_TOGETHER = replace(SELF_TRAINING_SYNTHETIC, baseline="self_training+syntheti
 ARMS: Table[Arm] = Table("arms", "arm", Arm, key="arms.names")
 
 
-def check_arms(options: ArmsOptions, batch_size: int) -> None:
+def check_arms(options: ArmsOptions, batch_size: int, pseudo_share: float = 0.5) -> None:
     """Refuse arms that cannot be compared, and a share that leaves a batch without real or without synthetic volumes.
 
     Raises:
@@ -94,6 +95,13 @@ def check_arms(options: ArmsOptions, batch_size: int) -> None:
             f"arms.synthetic_share={options.synthetic_share:g} of segmenter.batch_size={batch_size} leaves no room for "
             "both real and synthetic volumes",
             "raise segmenter.batch_size or move the share towards 0.5",
+        )
+    room = batch_size * (1 - pseudo_share)
+    if any(arm.pseudo_labels for arm in mixed) and not 0 < round(room * options.synthetic_share) < room:
+        raise UserError(
+            f"arms.synthetic_share={options.synthetic_share:g} of what pseudo.share={pseudo_share:g} leaves of "
+            f"segmenter.batch_size={batch_size} leaves no room for both real and synthetic volumes",
+            "raise segmenter.batch_size, or leave out the arms with both pseudo-labels and synthetic volumes",
         )
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt, gaussian_filter, shift
+from scipy.ndimage import affine_transform, distance_transform_edt, gaussian_filter, shift
 
 from medaug.cohort.schema import IGNORE, foreground
 from medaug.comparison.material import Material
@@ -24,6 +25,8 @@ from medaug.evaluation.scores import MEAN_FOREGROUND
 
 NUM_PAIRS = 10_000
 """Number of pairs; more than any job uses, so that pairs do not repeat."""
+SCALES = (0.5, 2.0)
+"""Limits of the factor by which lengths are scaled to match a volume."""
 SAME_PLACE = 0.3
 """If the Dice of the trivial baseline is at least this, foreground lies in the same place in everyone: a structure."""
 
@@ -183,6 +186,41 @@ def random_contrast(host: ModelCase, rng: np.random.Generator) -> Volume:
         volume = gaussian_filter(volume, rng.uniform(0.3, 1.0)) * np.exp(0.15 * field / (field.std() + 1e-9))
         made.append(np.where(air, -1.0, np.clip(volume, 0, 1) * 2 - 1))
     return np.stack(made).astype(np.float32)
+
+
+def volume_matched(material: Material) -> MadePairs:
+    """Labelled scans, scaled so that their foreground has the volumes of the synthetic pairs' masks.
+
+    It shows what the sizes of the masks are worth by themselves, without a generated image.
+
+    Raises:
+        UserError: there are no synthetic pairs, or no labelled scan has foreground.
+    """
+    volumes = [volume for case in material.synthetic if (volume := int(foreground(np.asarray(case.label)).sum()))]
+    hosts = [case for case in material.real if foreground(np.asarray(case.label)).any()]
+    if not volumes or not hosts:
+        raise UserError(
+            "arm volume_matched: needs synthetic pairs and labelled scans with foreground",
+            "run medaug.generate first, or leave the arm out",
+        )
+
+    def make(index: int) -> ModelCase:
+        rng = np.random.default_rng(named_seed(material.seed, "volume_matched", index))
+        host, volume = hosts[int(rng.integers(len(hosts)))], volumes[int(rng.integers(len(volumes)))]
+        own = int(foreground(np.asarray(host.label)).sum())
+        return scaled(host, float(np.clip((volume / own) ** (1 / 3), *SCALES)))
+
+    return MadePairs(NUM_PAIRS, make)
+
+
+def scaled(host: ModelCase, factor: float) -> ModelCase:
+    """A scan whose foreground is `factor` times as long along every axis, about the foreground's centre."""
+    label = np.asarray(host.label)
+    centre = np.argwhere(foreground(label)).mean(axis=0)
+    matrix = np.full(3, 1 / factor)
+    move = partial(affine_transform, matrix=matrix, offset=centre - matrix * centre, mode="nearest")
+    image = np.stack([move(volume, order=1) for volume in np.asarray(host.image)])
+    return pair_of(host, "scaled", image, move(label, order=0))
 
 
 def two_subjects(material: Material, arm: str) -> Sequence[ModelCase]:

@@ -89,6 +89,11 @@ def test_arms_that_cannot_be_compared_are_refused(word, said):
         (ArmsOptions(synthetic_share=0.2), 2, "synthetic_share=0.2 of segmenter.batch_size=2 leaves no room"),
         (ArmsOptions(synthetic_share=0.9), 4, "synthetic_share=0.9 of segmenter.batch_size=4 leaves no room"),
         (ArmsOptions(), 1, "segmenter.batch_size=1 leaves no room"),
+        (
+            ArmsOptions(names=["self_training", "self_training+synthetic"]),
+            2,
+            "what pseudo.share=0.5 leaves of segmenter",
+        ),
     ],
 )
 def test_a_share_that_leaves_no_room_for_both_is_refused(options, batch_size, said):
@@ -99,4 +104,5 @@ def test_a_share_that_leaves_no_room_for_both_is_refused(options, batch_size, sa
 def test_valid_arms_pass():
     check_arms(ArmsOptions(), 2)
     check_arms(ArmsOptions(synthetic_share=0.25), 4)
+    check_arms(ArmsOptions(names=["self_training", "self_training+synthetic"]), 4)
     check_arms(ArmsOptions(names=["real", "real+classical"]), 1)  # no synthetic volumes, so the share does not matter

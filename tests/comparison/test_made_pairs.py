@@ -11,7 +11,7 @@ from medaug.cohort.manifest import Case
 from medaug.cohort.schema import LabelSchema
 from medaug.comparison.arms import ARMS
 from medaug.comparison.deformations import register, warp, warped
-from medaug.comparison.made_pairs import carved, contrast_random, copy_paste, moved_lesion
+from medaug.comparison.made_pairs import carved, contrast_random, copy_paste, moved_lesion, scaled
 from medaug.comparison.material import Material
 from medaug.data.cases import ModelCase
 from medaug.data.preprocessing import Preprocessing
@@ -145,3 +145,23 @@ def test_the_arm_with_all_ingredients_uses_both_kinds_of_pairs_in_turn():
     for index in (0, 1, 7):
         np.testing.assert_array_equal(chosen[2 * index].image, alone[index].image)
         assert chosen[2 * index + 1].content == f"synthetic {index % 3}", "the smaller kind is repeated"
+
+
+def test_scans_are_scaled_to_the_volumes_of_the_pairs():
+    host = STRUCTURES[2]
+    same, half = scaled(host, 1.0), scaled(host, 0.5)
+    np.testing.assert_array_equal(same.label, host.label)
+    np.testing.assert_array_equal(same.image, host.image)
+    centre = np.argwhere(host.label > 0).mean(axis=0)
+    assert np.abs(np.argwhere(half.label > 0).mean(axis=0) - centre).max() < 0.5
+    bright = half.image[0] > 0.1 * 2 + 0.15  # the body is 0.2, the foreground 0.5 or more
+    assert dice(bright, half.label > 0) > 0.85, "image and mask are scaled alike"
+    pairs = [toy(20 + i, (6, 6, 5), radius) for i, radius in enumerate((2.2, 4.4))]
+    wanted = sorted(int((pair.label > 0).sum()) for pair in pairs)
+    made = ARMS["volume_matched"].training_set(replace(material(STRUCTURES, seed=3), synthetic=pairs)).synthetic
+    found = np.array([int((made[i].label > 0).sum()) for i in range(24)])
+    nearest = np.array([min(wanted, key=lambda volume, own=own: abs(volume - own)) for own in found])
+    assert (np.abs(found / nearest - 1) < 0.35).all() and len(set(nearest)) == 2, "up to the voxels' coarseness"
+    assert np.abs(found / nearest - 1).mean() < 0.2
+    with pytest.raises(UserError, match="arm volume_matched: needs synthetic pairs"):
+        ARMS["volume_matched"].training_set(material(STRUCTURES))

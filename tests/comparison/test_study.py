@@ -86,7 +86,7 @@ def test_shares_of_the_gap_are_those_that_were_planted(tmp_path):
     assert "primary=[self_training+synthetic,self_training,dice,mean foreground]" in shlex.split(line)
     rows = list(read_csv(tmp_path / "out" / "results.csv", study.COLUMNS, ""))
     assert [row["arm"] for row in rows].count("base") == 2
-    assert (tmp_path / "out" / "waterfall.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "out" / "shares.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_study_stops_at_the_first_command_that_fails(tmp_path, monkeypatch):
