@@ -1,4 +1,4 @@
-"""Parts of the cards of data sets and models, which are Markdown with a YAML header, the Hugging Face hub's format."""
+"""Parts of dataset cards and model cards: Markdown with a YAML header, as on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -36,5 +36,5 @@ def table(rows: Mapping[str, str]) -> str:
 
 
 def plain(text: str) -> str:
-    """A text that can stand in a table: on one line, without the mark that separates columns."""
+    """The text on one line and without `|`, so that it fits in a table cell."""
     return " ".join(text.replace("|", "/").split())

@@ -17,10 +17,10 @@ def write_model_card(card: Card, cohort: Manifest, result: TrainingResult, folde
     """Write README.md beside the checkpoints.
 
     Args:
-        card: of the model.
-        cohort: that it was trained on.
-        result: of the training.
-        folder: of the run.
+        card: the checkpoint's card.
+        cohort: the cohort that the model was trained on.
+        result: the result of the training.
+        folder: the folder of the training.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -47,8 +47,9 @@ def _contents(card: Card, cohort: Manifest, result: TrainingResult) -> str:
         rows["best.ckpt"] = f"step {result.best['step']}, chosen by the score {result.best['score']:.3f} of its samples"
     rows["made with"] = f"medaug {version('medaug')}"
     return (
-        "The weights are in `last.ckpt`, which also holds the preprocessing, the label schema and whom the training "
-        "saw. `config.yaml` has every option, `manifest.json` the cohort with its splits.\n\n" + table(rows)
+        "The weights are in `last.ckpt`, which also holds the preprocessing, the label schema and the subjects that "
+        "the training used. `config.yaml` has every option, `manifest.json` the cohort with its splits.\n\n"
+        + table(rows)
     )
 
 
@@ -57,7 +58,7 @@ def _model_rows(card: Card, result: TrainingResult) -> dict[str, str]:
     task, network, process, trainer = (options[name] for name in ("task", "network", "process", "trainer"))
     grid, spacing = "x".join(map(str, card.preprocessing.shape)), card.preprocessing.grid.spacing
     sides = "" if spacing is None else f" of {' x '.join(f'{side:g}' for side in spacing)} mm"
-    devices = f"{trainer['batch_size'] * trainer['accumulate']} per device and step"
+    devices = f"{trainer['batch_size'] * trainer['accumulate']} samples per device and step"
     return {
         "generates": _generated(card),
         "from": ", ".join(_conditions(card, task)) or "noise alone",
@@ -104,18 +105,18 @@ def _use(card: Card) -> str:
     return (
         "## Use\n\n"
         f"    medaug {stage} experiment={card.experiment}\n\n"
-        "The checkpoint is read without running code from it. In Python: `medaug.load(FILE)`.\n"
+        "Reading the checkpoint runs no code from it. In Python: `medaug.load(FILE)`.\n"
     )
 
 
 def _limits(card: Card, cohort: Manifest, result: TrainingResult) -> str:
     lines = [
         "## Limits\n",
-        "- Not for clinical use. Whether its images help a segmenter is a question for `medaug benchmark`.",
+        "- Not for clinical use. `medaug benchmark` measures whether the images that it generates help a segmenter.",
         "- It may reproduce scans that it was trained on. Do not treat it, or what it generates, as anonymous.",
         "- The checkpoint lists the subjects that it was trained and validated on. Do not evaluate a model that was "
         "trained with its images on them.",
-        "- It knows scanners, protocols and anatomies of this cohort alone.",
+        "- It knows only the scanners, protocols and anatomies of this cohort.",
     ]
     if card.phantom:
         lines.insert(1, "- The cohort consists of phantoms, not of patients.")
@@ -124,5 +125,5 @@ def _limits(card: Card, cohort: Manifest, result: TrainingResult) -> str:
     if result.validation_cases == 0:
         lines.append("- No scan was held back for validation.")
     if not cohort.licence:
-        lines.append("- The cohort's manifest names no licence. Find out which one holds before you share the model.")
+        lines.append("- The cohort's manifest names no licence. Find out which one applies before you share the model.")
     return "\n".join(lines) + "\n"

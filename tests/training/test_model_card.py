@@ -49,7 +49,7 @@ def test_the_card_says_what_from_whom_and_under_which_licence(tmp_path):
     found = rows(text)
     assert found["generates"] == "T1, T2" and found["from"] == "masks" and found["classes"] == "anterior, posterior"
     assert found["grid"] == "48x56x40 voxels of 1 x 1 x 1.2 mm" and "1.23 M parameters" in found["network"]
-    assert found["training"] == "600 steps, 8 per device and step" and found["validation loss"] == "0.1235"
+    assert found["training"] == "600 steps, 8 samples per device and step" and found["validation loss"] == "0.1235"
     assert found["training scans"] == "30, of which 20 have a label" and found["validation scans"] == "5"
     assert found["subjects seen"] == "2 in train, 1 in val" and found["cohort"] == "hippo: two / parts"
     assert (
