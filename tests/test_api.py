@@ -80,6 +80,7 @@ def test_every_public_name_exists_and_others_do_not():
         medaug.nothing  # noqa: B018
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_documentation_run(home, monkeypatch):
     monkeypatch.chdir(home)
     page = str(ROOT / "docs" / "api.md")

@@ -268,7 +268,7 @@ def test_real_volumes_come_back_voxel_for_voxel(medaug_data: Path):
 
 def test_inverse_error_lies_below_that_of_plain_interpolation(medaug_data: Path):
     """Resampling to 1.5 mm and back, compared with scipy's cubic splines between the same grids."""
-    files = sorted((medaug_data / "Task04_Hippocampus" / "imagesTr").glob("[!.]*.nii*"))[:20]
+    files = sorted((medaug_data / "Task04_Hippocampus" / "imagesTr").glob("[!.]*.nii*"))[:8]
     ours, plain = [], []
     for file in files:
         image = read_volume(file)

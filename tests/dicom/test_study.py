@@ -25,6 +25,7 @@ def canonical(array, affine):
     return np.asarray(image.dataobj), image.affine
 
 
+@pytest.mark.slow
 def test_study_equals_dcm2niix(study, tool, tmp_path):
     command = [tool("dcm2niix"), "-z", "n", "-b", "n", "-f", "%j", "-o", str(tmp_path), str(study)]
     subprocess.run(command, check=True, capture_output=True)

@@ -109,6 +109,7 @@ class Crash(Exception):
     """The machine went down."""
 
 
+@pytest.mark.slow
 def test_reconstruction_is_learned(tmp_path):
     train(tmp_path, replace(CODEC, max_steps=50), budget=replace(BUDGET, validate_every=1000, augment=False))
     images = np.stack([case.image for case in make_cases(2, 1)])
