@@ -17,7 +17,7 @@ preset = $(if $(PRESET),preset=$(PRESET))
 data = $(if $(DATA),data=$(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo ingest train generate predict export gallery audit benchmark study status verify viewer test test-fast fuzz lint format notebooks docs clean help
+.PHONY: setup demo ingest train generate predict export bundle gallery audit benchmark study status verify viewer test test-fast fuzz lint format notebooks docs clean help
 
 setup: $(STAMP) ## create the environment in .venv (updates it when requirements change)
 
@@ -58,6 +58,9 @@ predict: $(STAMP) ## apply a model to real scans: EXP=name [ARGS="split=test"]
 
 export: $(STAMP) ## write the pairs in another tool's layout: EXP=name ARGS="format=msd out=DIR"
 	@$(BIN)/python -m medaug.export $(experiment) $(preset) $(ARGS)
+
+bundle: $(STAMP) ## write the generator as a MONAI bundle: EXP=name ARGS="out=DIR"
+	@$(BIN)/python -m medaug.bundle $(experiment) $(preset) $(ARGS)
 
 gallery: $(STAMP) ## write pages to look at the pairs in a browser: EXP=name ARGS="out=DIR"
 	@$(BIN)/python -m medaug.gallery $(experiment) $(preset) $(ARGS)

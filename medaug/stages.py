@@ -111,6 +111,15 @@ STAGES = {
             continues=True,
         ),
         Stage(
+            "bundle",
+            "write the generator as a MONAI bundle, which runs without medaug",
+            "train",
+            "the folder DIR",
+            "experiment=demo out=DIR",
+            (*_RUN, "checkpoint"),
+            continues=True,
+        ),
+        Stage(
             "gallery",
             "write pages to look at the pairs in a browser, or a blinded reading set",
             "generate",

@@ -20,6 +20,7 @@ from medaug.options.measurement import (
 )
 from medaug.options.model import CodecOptions, NetworkOptions, ProcessOptions, TaskOptions
 from medaug.options.stages import (
+    BundleOptions,
     ExportOptions,
     GalleryOptions,
     GenerateOptions,
@@ -36,6 +37,7 @@ __all__ = [
     "ArmsOptions",
     "AuditOptions",
     "BenchmarkOptions",
+    "BundleOptions",
     "CodecOptions",
     "DataOptions",
     "ExportOptions",
@@ -102,5 +104,6 @@ class Options:
     benchmark: BenchmarkOptions = field(default_factory=BenchmarkOptions)
     export: ExportOptions = field(default_factory=ExportOptions)
     ingest: IngestOptions = field(default_factory=IngestOptions)
+    bundle: BundleOptions = field(default_factory=BundleOptions)
     gallery: GalleryOptions = field(default_factory=GalleryOptions)
     verify: VerifyOptions = field(default_factory=VerifyOptions)

@@ -346,6 +346,13 @@ class IngestOptions(SplitOptions):
 
 
 @dataclass
+class BundleOptions:
+    """The generator as a MONAI bundle."""
+
+    out: str | None = path_option("folder to write to; it must not exist yet")
+
+
+@dataclass
 class GalleryOptions:
     """Pages to look at the pairs in a browser, and blinded reading sets."""
 
