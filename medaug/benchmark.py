@@ -6,6 +6,7 @@ python -m medaug.benchmark experiment=hippocampus [seeds=[0,1,2]] [steps=600]
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +17,10 @@ from medaug.options import Options
 from medaug.runs import claim, command, continues, finish, new_keys, refuse_edited, stage_folder, trained_checkpoint
 
 if TYPE_CHECKING:
+    from medaug.comparison.breakdown import Group
     from medaug.comparison.inputs import Inputs
     from medaug.comparison.labels import TrainingScans
+    from medaug.comparison.results import Benchmark
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +31,7 @@ def main(options: Options) -> None:
 
     from medaug.comparison.arms import check_arms, pairs_to_compare
     from medaug.comparison.benchmark import all_jobs, run_benchmark
-    from medaug.comparison.breakdown import break_down, save_groups
+    from medaug.comparison.breakdown import break_down
     from medaug.comparison.inputs import benchmark_inputs
     from medaug.comparison.label_curve import label_equivalents
     from medaug.comparison.labels import TrainingScans, label_counts
@@ -70,7 +73,7 @@ def main(options: Options) -> None:
     if declared != result.declared:  # the question is asked of the scores, which do not depend on it
         result, work = replace(result, declared=declared).compare(pairs_to_compare(options.arms.names)), True
     groups = break_down(result)
-    files = [*result.save(folder), save_groups(folder / "breakdown.csv", result, groups)] if work else []
+    files = save(result, groups, inputs, folder) if work else []
     refuse_edited(audit)
     report, equivalents = folder / "report.html", label_equivalents(result)
     # The report is written even if the benchmark was finished before: an audit may have been added since.
@@ -81,6 +84,15 @@ def main(options: Options) -> None:
     print_table(result, console)
     print_verdicts(result, equivalents, console)
     log.info("the report, with all metrics and comparisons, is %s", report.resolve())
+
+
+def save(result: Benchmark, groups: Sequence[Group], inputs: Inputs, folder: Path) -> list[Path]:
+    """Save scores, comparisons, groups and the picture of some scans; returns the files that must not be edited."""
+    from medaug.comparison.breakdown import save_groups
+    from medaug.comparison.shown_cases import show_cases
+
+    show_cases(result, inputs.cohort, folder)
+    return [*result.save(folder), save_groups(folder / "breakdown.csv", result, groups)]
 
 
 def show_plan(

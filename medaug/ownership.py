@@ -24,20 +24,8 @@ _RESULTS = (
     *("rejected", "screening.json", "screener.json", "screener*.pt", "README.md"),
     *("metrics.csv", "metrics.json"),
     *("judge.pt", "faithfulness.json", "faithfulness.csv", "measures.csv", "guidance.png"),
-    *(
-        "jobs",
-        "scores.csv",
-        "comparison.csv",
-        "breakdown.csv",
-        "summary.json",
-        "report.html",
-        "report.json",
-        "primary.json",
-        "folds",
-        "slurm",
-        "deformations",
-        "pseudo_labels*",
-    ),
+    *("jobs", "folds", "slurm", "scores.csv", "comparison.csv", "breakdown.csv", "summary.json", "primary.json"),
+    *("report.html", "report.json", "cases.png", "deformations", "pseudo_labels*"),
 )
 # Removed last, so that an interrupted removal can be repeated.
 _KEPT = ("config.yaml", MARKER, ".lock*")

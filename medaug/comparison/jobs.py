@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medaug.cohort.manifest import Manifest
 from medaug.comparison.job import REMOVE, Job
+from medaug.comparison.planes import save_planes
 from medaug.comparison.scores import Scores
 from medaug.data.cases import ModelCase, read_case
 from medaug.evaluation.scores import segmentation_scores
 from medaug.options import ScoringOptions
+from medaug.pictures.figures import busiest_slice
 from medaug.segmentation.protocol import Segmenter, TrainingSet
 
 log = logging.getLogger(__name__)
@@ -36,13 +39,16 @@ class TestSet:
     cases: Sequence[ModelCase]
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
 
-    def score(self, job: Job, segmenter: Segmenter, path: Path) -> Scores:
+    def score(
+        self, job: Job, segmenter: Segmenter, path: Path, planes: dict[str, NDArray[np.uint8]] | None = None
+    ) -> Scores:
         """Score a trained segmenter.
 
         Args:
             job: job of the segmenter.
             segmenter: trained segmenter.
             path: file that the scores will be saved to; messages name it.
+            planes: gets a slice of every prediction, that with the most true foreground.
         """
         values, probabilities_of = {}, getattr(segmenter, "probabilities", None)
         for case in self.cases:
@@ -54,6 +60,8 @@ class TestSet:
             scored = segmentation_scores(prediction, truth, spacing, self.cohort.schema, self.scoring, probabilities)
             for structure, metric, value in scored:
                 values[job, case.case.name, structure, metric] = value
+            if planes is not None:
+                planes[case.case.name] = prediction[..., busiest_slice(truth)].astype(np.uint8)
         return Scores(values, tuple(self.cohort.schema.structures()), path, REMOVE)
 
 
@@ -79,7 +87,9 @@ def run_job(
         log.info("%s: already done", job)
         return
     segmenter.fit(make(), steps, job.seed, str(job))
-    scores = test.score(job, segmenter, path)
+    planes: dict[str, NDArray[np.uint8]] = {}
+    scores = test.score(job, segmenter, path, planes)
+    save_planes(path.with_name("planes.npz"), planes)
     scores.save(path)
     job.mark_done(folder)
     dice = np.mean([value for (*_, metric), value in scores.values.items() if metric == "dice"])

@@ -34,6 +34,9 @@ INK, ACCENT, NEUTRAL = "#222222", "#0072B2", "#8a8a8a"
 Array = NDArray[Any]
 Window = tuple[float, float]
 
+CaseRow = tuple[str, Sequence[float], Array, Sequence[Array]]
+"""(caption, voxel sides in mm, image plane (X, Y), planes of class indices (X, Y) to outline)."""
+
 
 def class_colour(index: int) -> str | tuple[float, float, float]:
     """The colour of foreground class `index` (from 1), the same in every picture."""
@@ -139,6 +142,31 @@ def guidance_picture(
             _outline(axis, label[..., z])
         _row_name(left, caption)
     for axis, name in zip(axes[0], ("mask", *(f"scale {scale:g}" for scale in guidance_scales)), strict=True):
+        axis.set_title(name, fontsize=9, pad=3)
+    _legend(figure, classes)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def outlined_cases(rows: Sequence[CaseRow], panels: Sequence[str], classes: Sequence[str], title: str = "") -> Figure:
+    """A row per scan: the plain image, then the image with the outline of each segmentation.
+
+    Args:
+        rows: the scans, each with its own grid and grey scale.
+        panels: names of the columns, the first for the plain image.
+        classes: foreground names for the legend.
+        title: heading.
+    """
+    largest = max((plane.shape for _, _, plane, _ in rows), key=np.prod)
+    axes, figure = _grid(len(rows), len(panels), (*largest, 1), rows[0][1])
+    for line, (caption, spacing, image, labels) in zip(axes, rows, strict=True):
+        window = _window([image])
+        for axis, label in zip(line, [None, *labels], strict=True):
+            _show(axis, image, spacing, window)
+            if label is not None:
+                _outline(axis, label)
+        _row_name(line[0], caption)
+    for axis, name in zip(axes[0], panels, strict=True):
         axis.set_title(name, fontsize=9, pad=3)
     _legend(figure, classes)
     figure.suptitle(title, fontsize=11)

@@ -100,6 +100,7 @@ def write_report(
         equivalents=equivalents,
         forest_plot=_forest_plot(benchmark),
         groups=groups,
+        cases=_cases(out.parent / "cases.png"),
         statement=primary_statement(benchmark),
         notes=declaration_notes(benchmark),
         weak_judge=weak_judge(audited),
@@ -229,6 +230,10 @@ def _pictures(run: Path, audited: bool) -> list[tuple[str, str]]:
         *((f"During training: {_words(training[place])}", training[place]) for place in places),
     ]
     return [(caption, _png_uri(read_bytes(path))) for caption, path in found]
+
+
+def _cases(path: Path) -> str | None:
+    return _png_uri(read_bytes(path)) if path.exists() else None
 
 
 def _png_uri(content: bytes) -> str:
