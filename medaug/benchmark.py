@@ -104,8 +104,8 @@ def show_plan(
         inputs: cohort and pairs.
         scans: the training scans with their labels.
         options: options of the stage.
-        folder: of the benchmark, with the jobs that are done; None: none is.
-        budget: seconds that may be spent; None: no limit.
+        folder: the folder of the benchmark, which has the jobs done so far; None: no job is done.
+        budget: the time that the jobs may take, in seconds; None: no limit.
     """
     from rich.console import Console
 

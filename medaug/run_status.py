@@ -20,7 +20,7 @@ from medaug.ownership import finished, is_marked
 
 STAGES = ("train", "synthetic", "audit", "benchmark")
 """Folders of the stages that an experiment goes through, in order."""
-_PACE = 10  # the last results from which the pace is taken
+_PACE = 10  # number of latest results that the pace is computed from
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Standing:
     Attributes:
         experiment: path of the experiment below the folder of runs.
         stage: name of the stage's folder.
-        state: "finished", "running", "stopped" (killed or failed; the same command goes on) or "not started".
-        done, total: jobs, pairs or steps, see `unit`; None if the stage does not count, or the total is open.
+        state: "finished", "running", "stopped" (killed or failed; the same command continues it) or "not started".
+        done, total: numbers of jobs, pairs or steps, see `unit`; None if nothing is counted or the total is unknown.
         unit: what is counted.
-        seconds_left: at the pace of the latest results; None if it is unknown or nothing is left.
+        seconds_left: time left at the pace of the latest results; None if it is unknown or nothing is left.
     """
 
     experiment: str
@@ -91,7 +91,7 @@ def _standing(experiment: str, stage: str, folder: Path) -> Standing:
 
 
 def _jobs(folder: Path, config: Mapping[str, Any]) -> tuple[list[float], int, str]:
-    """When each job of a benchmark was done, and how many jobs there are."""
+    """The times at which jobs of a benchmark were done, the number of all jobs, and the unit."""
     settings = config["benchmark"]
     folds = settings.get("folds")
     counts = [None if word == "all" else int(word) for word in settings.get("labelled", ["all"])]
@@ -107,7 +107,7 @@ def _pairs(folder: Path, config: Mapping[str, Any]) -> tuple[list[float], int, s
 
 
 def _steps(folder: Path, config: Mapping[str, Any]) -> tuple[Sequence[float], int | None, str]:
-    """Steps up to the last validation, evenly spread over the time since the configuration was written."""
+    """See `_jobs`; steps up to the last validation count, spread evenly over the time since config.yaml was written."""
     total, path = config["trainer"]["max_steps"], folder / "validation.csv"
     rows = read_csv(path, ("step",), "train again") if path.exists() else []
     done = int(rows[-1]["step"]) if rows else 0

@@ -150,7 +150,7 @@ STAGES = {
         ),
         Stage(
             "status",
-            "say of every experiment in a folder what is finished, running, stopped and left",
+            "show what is finished, running, stopped and left in every experiment of a folder",
             "a folder of experiments",
             "a line per stage, with the time that is left",
             "runs=DIR",

@@ -1,4 +1,4 @@
-"""Stage: say of every experiment in a folder what is finished, running, stopped and left, and how long it will take.
+"""Stage: show what is finished, running, stopped and left in every experiment of a folder, and the time it will take.
 
 python -m medaug.status [runs=DIR]
 """

@@ -19,9 +19,9 @@ from medaug.evaluation.scores import METRICS
 from medaug.evaluation.statistics import Interval, paired_comparison
 
 FEWEST_CASES = 6
-"""With fewer test scans there are no thirds."""
+"""Least number of test scans that are divided into thirds."""
 MOST_GROUPS = 12
-"""An attribute with more different texts, such as a date, is left out."""
+"""A text attribute with more distinct values, such as a date, is left out."""
 SIZE, DIFFICULTY = "size of the foreground", "difficulty"
 _COLUMNS = (
     *("by", "group", "arm", "baseline", "class", "metric"),
@@ -40,9 +40,9 @@ class Group:
     Attributes:
         by: what the scans are grouped by.
         name: name of the group.
-        num_cases: its test scans.
+        num_cases: number of test scans in the group.
         mean, mean_baseline: mean scores of arm and baseline.
-        difference: arm minus baseline, with its interval; of absolute values if the metric has a sign.
+        difference: arm minus baseline, with its interval; absolute values are compared if the metric has a sign.
     """
 
     by: str
@@ -54,17 +54,18 @@ class Group:
 
 
 def thirds(values: Sequence[float], names: tuple[str, str, str]) -> list[str]:
-    """The third in which each value lies, by rank; equal values keep their order."""
+    """The name of the third in which each value lies, by rank; equal values keep their order."""
     ranks = np.empty(len(values), int)
     ranks[np.argsort(np.asarray(values, float), kind="stable")] = np.arange(len(values))
     return [names[3 * int(rank) // len(values)] for rank in ranks]
 
 
 def case_groups(cases: Sequence[ModelCase], spacing: tuple[float, float, float] | None) -> dict[str, dict[str, str]]:
-    """What the test scans can be grouped by without any score: case to group, by what.
+    """The groups of test scans that need no score: for each way to group, the group of each case.
 
-    Texts among the attributes give a group each, numbers and the size of the foreground (volume of all foreground
-    classes in model space) three thirds. What has one group only is left out.
+    Scans are grouped by the values of each text attribute, by thirds of each numeric attribute, and by thirds of the
+    size of the foreground (volume of all foreground classes in model space). A way that gives only one group is left
+    out.
 
     Args:
         cases: the test scans, with labels.
@@ -95,10 +96,10 @@ def case_groups(cases: Sequence[ModelCase], spacing: tuple[float, float, float] 
 
 
 def break_down(benchmark: Benchmark) -> list[Group]:
-    """The primary comparison in every group; nothing without a comparison.
+    """The primary comparison in every group; no group if there is no primary comparison.
 
-    Difficulty is the mean score over all arms, seeds and draws. It treats arm and baseline alike: by the baseline
-    alone, scans on which the baseline was unlucky would look as if the arm helped them.
+    Difficulty is the mean score over all arms, seeds and draws, which treats arm and baseline alike. If only the
+    baseline's score counted, the arm would seem to help scans on which the baseline was unlucky.
     """
     primary = benchmark.primary
     if primary is None:

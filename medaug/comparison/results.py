@@ -98,7 +98,7 @@ class Benchmark:
         pairs_of: name of the synthetic set, if the experiment's own generator did not make it.
         leak_excluded: whether it is known what the generator of the pairs saw.
         folds: the fold in which each case was scored, of a cross-validation; empty: there is none.
-        groups: what test cases can be grouped by, such as a site: case to group, by what.
+        groups: for each way to group test cases, such as by site, the group of each case.
         looks: how many configurations were scored on these test subjects so far; None: not counted.
     """
 

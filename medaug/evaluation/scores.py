@@ -258,7 +258,7 @@ LESION_F1 = Metric(
     note="harmonic mean of two shares: true lesions that the prediction overlaps, and predicted lesions that overlap "
     "the truth, by at least one voxel; voxels that share a face, an edge or a corner belong to one lesion; 1 if both "
     "masks are empty, 0 if only one is",
-    beware="Touching with one voxel is enough: read it beside Dice",
+    beware="An overlap of one voxel is enough: read it beside Dice",
     function=lambda p, t, spacing, connectivity: lesion_f1(p, t, connectivity),
     needs=("connectivity",),
 )

@@ -16,7 +16,7 @@ from medaug.errors import UserError
 from medaug.options import MasksOptions
 from medaug.synthesis.masks import ImageModel, Label, Masks, MaskSource, Reason, TrainingMasks, check_mirror
 
-_PLACES = 50  # tried for a lesion before the mask is given up
+_PLACES = 50  # places tried for a lesion before the mask is given up
 _USUAL = 0.05  # share of the voxels around lesions that a class must have to be tissue in which lesions occur
 _OVERLAP = 0.75  # share of a lesion that must lie where lesions occur, if no class says which tissue that is
 _ALL = np.ones((3, 3, 3), bool)
@@ -31,7 +31,7 @@ class Lesions:
         crops: (x, y, z) class indices of each lesion in its bounding box, 0 around it.
         tissue: class indices, background included, in which lesions lie; empty if the masks have no class but lesions.
         places: (X, Y, Z) voxels that lie in a lesion of some training mask.
-        subjects: of the lesions.
+        subjects: the subjects whose masks have the lesions.
     """
 
     classes: tuple[int, ...]
@@ -87,11 +87,11 @@ class Lesions:
 
 
 class ComposedMasks(Masks):
-    """The host's mask with a lesion of a training mask in it.
+    """Masks of hosts, each with a lesion of a training mask placed in it.
 
     Attributes:
         classes: class indices that make up a lesion.
-        lesions: of the training masks; None before `fitted`.
+        lesions: the lesions of the training masks; None before `fitted`.
     """
 
     remedy = "scale lesions less (masks.scaling), or use masks=deformed"
@@ -108,7 +108,7 @@ class ComposedMasks(Masks):
         return ComposedMasks(self.options, self.classes, Lesions.of(training, self.classes))
 
     def make(self, label: Label, seed: int) -> Label:
-        """Place one lesion, chosen at random, wholly in the host's room for lesions; none if no place is found."""
+        """Place one lesion, chosen at random, as a whole where the host has room; place none if no room is found."""
         assert self.lesions is not None
         rng = np.random.default_rng(seed)
         mask = np.array(self.lesions.without(label) if self.options.replace else label)
@@ -128,7 +128,7 @@ class ComposedMasks(Masks):
         return mask
 
     def rejection(self, mask: Label, label: Label) -> Reason | None:
-        """A mask is rejected if the lesion found no place."""
+        """A mask is rejected if no place was found for the lesion."""
         own = 0 if self.options.replace else int(np.isin(label, self.classes).sum())
         if int(np.isin(mask, self.classes).sum()) <= own:
             return Reason("the host has no room for the lesion", "no room")
