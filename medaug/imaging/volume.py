@@ -245,3 +245,17 @@ def check_affine(path: str | os.PathLike[str], affine: NDArray[np.float64]) -> N
 def shape_text(shape: Sequence[int]) -> str:
     """Format a shape: 40x56x40."""
     return "x".join(str(side) for side in shape)
+
+
+def as_stored(volume: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Convert a volume to the host's voxel type; for integer types, values are rounded and clipped to their range.
+
+    Raises:
+        UserError: there are NaN or infinite values, which an integer type would turn into numbers.
+    """
+    if not np.isfinite(volume).all():
+        raise UserError("a synthetic volume holds NaN or infinite values in its host's units", "leave that host out")
+    if dtype.kind == "f":
+        return volume.astype(dtype)
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(volume), limits.min, limits.max).astype(dtype)

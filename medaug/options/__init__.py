@@ -23,14 +23,11 @@ from medaug.options.stages import (
     BundleOptions,
     ExportOptions,
     GalleryOptions,
-    GenerateOptions,
     IngestOptions,
-    MasksOptions,
     PredictOptions,
-    SamplerOptions,
-    ScreenOptions,
     VerifyOptions,
 )
+from medaug.options.synthesis import GenerateOptions, MasksOptions, SamplerOptions, ScreenOptions
 from medaug.options.training import LoggerOptions, TrainerOptions, TrainOptions
 
 __all__ = [

@@ -80,8 +80,10 @@ def _contents(card: Card, pairs: Pairs, cohort: Manifest) -> str:
         f"{recipe['guidance_scale']:g}",
         "made with": f"medaug {version('medaug')}",
     }
+    edits = {"insert": "is a real scan with a lesion put into it", "remove": "is a real scan without its lesions"}
+    made = edits.get(recipe["mask_parameters"].get("mode", ""), "was generated for the mask beside it")
     return (
-        "A mask-conditioned diffusion model made these pairs: every image was generated for the mask beside it. "
+        f"A mask-conditioned diffusion model made these pairs: every image {made}. "
         "`manifest.json` lists the pairs, and `provenance*.jsonl` says how each was made.\n\n" + table(rows)
     )
 

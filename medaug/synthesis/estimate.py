@@ -100,7 +100,7 @@ def estimate_pairs(
         model, card: model and card of the checkpoint.
         recipes: recipes of the run.
         missing: number of pairs that are still to be made.
-        options: this function reads `batch_size` and `num`.
+        options: this function reads `batch_size`, `mode`, `resample` and `dry_run`.
         screened: whether the pairs are screened.
 
     Raises:
@@ -108,10 +108,11 @@ def estimate_pairs(
     """
     worth_timing = missing > 2 * options.batch_size or (options.dry_run and missing)
     batch = min(options.batch_size, missing)
+    repeats = 1 if options.mode == "pairs" else options.resample  # how often each step is done
     return Estimate(
         missing=missing,
         pair_bytes=_pair_bytes(card, recipes),
-        pair_seconds=_pair_seconds(model, card, recipes, batch) if worth_timing else None,
+        pair_seconds=repeats * _pair_seconds(model, card, recipes, batch) if worth_timing else None,
         processes=process_count(),
         uncounted=("the screening segmenter", "rejected pairs") if screened else (),
     )

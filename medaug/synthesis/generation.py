@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +18,12 @@ from medaug.cohort import provenance
 from medaug.cohort.provenance import REJECTED_FOLDER, Recipe
 from medaug.cohort.schema import LabelSchema
 from medaug.data.cases import ModelCase
+from medaug.data.geometry import Box
+from medaug.diffusion.inpainting import Inpainting
 from medaug.errors import UserError
 from medaug.files import file_sha256
 from medaug.imaging.nifti import write_volume
+from medaug.imaging.volume import as_stored
 from medaug.marking.mark import synthetic_note
 from medaug.processes import process_count, process_rank
 from medaug.progress import counting
@@ -28,6 +31,7 @@ from medaug.screening.confidence import doubt
 from medaug.screening.rules import Sample, passed, verdicts_to_mapping
 from medaug.screening.screen import Screen
 from medaug.synthesis.attempts import Attempts
+from medaug.synthesis.insertion import Insertion
 from medaug.synthesis.recipes import recipe_guidance, recipe_sampling
 from medaug.training.checkpoint import Card
 from medaug.training.model import Context, DiffusionModel
@@ -46,12 +50,13 @@ def sample_images(
     masks: Sequence[NDArray[np.uint8]],
     guidance_scale: float,
     watch: Callable[[float, NDArray[np.float32]], None] | None = None,
+    inpainting: Inpainting | None = None,
 ) -> NDArray[np.float32]:
     """Sample images (B, M, X, Y, Z) in [-1, 1] for masks (X, Y, Z), each with the seed of its recipe.
 
     The recipes must have the same sampler and guidance; their attributes may differ. `guidance_scale` is used instead
     of the recipes' scale. `schema` is that of the model. `watch` is called at each evaluation of the model, with the
-    time and the images that the model expects at that time.
+    time and the images that the model expects at that time. With `inpainting`, only its region is sampled.
     """
     device = model.codec.mean.device
     label = torch.from_numpy(np.stack(masks)).long().to(device)
@@ -65,6 +70,7 @@ def sample_images(
             recipe_guidance(recipes[0], schema, guidance_scale),
             Context(attributes=attributes),
             watch=None if watch is None else lambda t, images: watch(t, images.cpu().numpy()),
+            inpainting=inpainting,
         )
     except ValueError as error:
         raise UserError(f"sampler: {error}") from error
@@ -90,6 +96,19 @@ class Screening:
     ensemble: Sequence[nn.Module] = ()
 
 
+@dataclass(frozen=True)
+class Manner:
+    """What is special about the pairs of a run.
+
+    Attributes:
+        record: returns further content of a pair's record, see `Recipes.record`; None: there is none.
+        insertion: edits the hosts; None: whole images are generated.
+    """
+
+    record: Callable[[Recipe], Mapping[str, Any]] | None = None
+    insertion: Insertion | None = None
+
+
 def generate_pairs(
     model: DiffusionModel,
     card: Card,
@@ -97,15 +116,14 @@ def generate_pairs(
     num: int,
     batch_size: int,
     folder: Path,
-    record: Callable[[Recipe], Mapping[str, Any]] | None = None,
+    manner: Manner | None = None,
     screening: Screening | None = None,
 ) -> None:
     """Write pairs 0..num-1 below `folder` (imagesTr, labelsTr, provenance.jsonl); recorded pairs are left as they are.
 
     Each pair is on its host's grid, in the host's units and voxel type. A pair is finished once its record is on disk,
-    and the record is written after both files. `record` returns further content of a record, see `Recipes.record`. With
-    `screening`, a rejected pair gets a record in the folder of rejected pairs and is tried again with the next attempt
-    number.
+    and the record is written after both files. With `screening`, a rejected pair gets a record in the folder of
+    rejected pairs and is tried again with the next attempt number.
 
     The composition of a batch changes the last digits of floating-point results, so it depends only on the pairs'
     indices and the verdicts. An interrupted batch is sampled again as a whole, and only its missing pairs are written.
@@ -114,7 +132,7 @@ def generate_pairs(
     With several processes, each makes the pairs rank, rank + count, ... and keeps its own records.
     """
     rank, count = process_rank(), process_count()
-    writer = _Writer(folder, card, rank, record, screening)
+    writer = _Writer(folder, card, rank, manner or Manner(), screening)
     if count > 1:  # create it early: NFS clients may see new files with a delay
         writer.file.open("ab").close()
     attempts = Attempts.read(folder, 0 if screening is None else screening.retries)
@@ -137,7 +155,9 @@ def _take_turn(
     if not missing:
         return
     recipes, hosts, masks = zip(*(plan(*member) for member in members), strict=True)
-    images = sample_images(model, writer.card.schema, recipes, masks, recipes[0].guidance_scale)
+    insertion, scale = writer.manner.insertion, recipes[0].guidance_scale
+    known = None if insertion is None else insertion.inpainting(hosts, masks, model.codec.mean.device)
+    images = sample_images(model, writer.card.schema, recipes, masks, scale, None, known)
     for pair in zip(recipes, hosts, masks, images, strict=True):
         if (recipe := pair[0]).index not in missing:
             continue
@@ -154,7 +174,7 @@ class _Writer:
     folder: Path
     card: Card
     rank: int
-    record: Callable[[Recipe], Mapping[str, Any]] | None
+    manner: Manner
     screening: Screening | None
 
     @property
@@ -170,14 +190,23 @@ class _Writer:
             folder, name = folder / REJECTED_FOLDER, f"{name}_attempt_{recipe.attempt:02d}"
         files: dict[str, Any] = {"name": name}
         if accepted or self._keeps(image):
-            files = _write_pair(folder, name, self.card, recipe, host, mask, image, self._doubt(host, mask, image))
+            stored = self._stored(host, mask, image)
+            files = _write_pair(folder, name, self.card, recipe, host, stored, self._doubt(host, mask, image))
         line = {**recipe.to_mapping(), **files, "subjects": [recipe.host_subject], "version": version("medaug")}
-        if self.record is not None:
-            line |= self.record(recipe)
+        if self.manner.record is not None:
+            line |= self.manner.record(recipe)
         if self.screening is not None and verdicts is not None:
             line |= {"screening": verdicts_to_mapping(verdicts), "screener": self.screening.screener}
         provenance.append(self.file if accepted else provenance.rank_file(folder, self.rank), line)
         return accepted
+
+    def _stored(self, host: ModelCase, mask: NDArray[np.uint8], image: NDArray[np.float32]) -> _Stored:
+        insertion = self.manner.insertion
+        if insertion is None:
+            return _Stored(*on_host_grid(self.card, host, mask, image), self.card.preprocessing.region(host.placement))
+        volumes, values = insertion.on_host_grid(self.card, host, mask, image)
+        x, y, z = values.shape
+        return _Stored(volumes, values, ((0, x), (0, y), (0, z)))
 
     def _doubt(self, host: ModelCase, mask: NDArray[np.uint8], image: NDArray[np.float32]) -> NDArray[np.uint8] | None:
         if self.screening is None or not self.screening.ensemble:
@@ -189,14 +218,21 @@ class _Writer:
         return self.screening is not None and self.screening.keep_rejected and bool(np.isfinite(image).all())
 
 
+class _Stored(NamedTuple):
+    """A pair on its host's grid: image (M, X, Y, Z), label values (X, Y, Z), the box beyond which all is background."""
+
+    volumes: NDArray[Any]
+    values: NDArray[np.uint8]
+    region: Box
+
+
 def _write_pair(
     folder: Path,
     name: str,
     card: Card,
     recipe: Recipe,
     host: ModelCase,
-    mask: NDArray[np.uint8],
-    image: NDArray[np.float32],
+    stored: _Stored,
     doubted: NDArray[np.uint8] | None,
 ) -> dict[str, Any]:
     """Write one pair; returns its name, its files with their digests, and the host voxels that the model generated.
@@ -204,19 +240,18 @@ def _write_pair(
     `doubted` is 1 where the segmenters doubt the mask; None: the pair has no confidence map.
     """
     description = synthetic_note(recipe.to_mapping(), card.phantom)
-    volumes, values = on_host_grid(card, host, mask, image)
-    images = [f"imagesTr/{name}_{m:04d}.nii.gz" for m in range(len(volumes))]
-    for file, volume in zip(images, volumes, strict=True):
+    images = [f"imagesTr/{name}_{m:04d}.nii.gz" for m in range(len(stored.volumes))]
+    for file, volume in zip(images, stored.volumes, strict=True):
         write_volume(folder / file, volume, host.affine, description)
     label = f"labelsTr/{name}.nii.gz"
-    write_volume(folder / label, values, host.affine, description)
+    write_volume(folder / label, stored.values, host.affine, description)
     further = {}
     if doubted is not None:
         further["confidence"] = f"confidenceTr/{name}.nii.gz"
         confidence = 1 - card.preprocessing.invert_label(doubted, host.placement)
         write_volume(folder / further["confidence"], confidence, host.affine, description)
     # Beyond this box of the host's grid, [start, stop) along each axis, the files hold background.
-    region = [list(ends) for ends in card.preprocessing.region(host.placement)]
+    region = [list(ends) for ends in stored.region]
     contents = {file: file_sha256(folder / file) for file in (*images, label, *further.values())}
     return {"name": name, "images": images, "label": label, **further, "region": region, "contents": contents}
 
@@ -238,19 +273,5 @@ def on_host_grid(
     Raises:
         UserError: the host's intensities cannot be restored.
     """
-    volumes = [_as_stored(volume, host.dtype) for volume in card.preprocessing.invert_image(image, host.placement)]
+    volumes = [as_stored(volume, host.dtype) for volume in card.preprocessing.invert_image(image, host.placement)]
     return np.stack(volumes), card.schema.to_values(card.preprocessing.invert_label(mask, host.placement))
-
-
-def _as_stored(volume: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Convert a volume to the host's voxel type; for integer types, values are rounded and clipped to their range.
-
-    Raises:
-        UserError: there are NaN or infinite values, which an integer type would turn into numbers.
-    """
-    if not np.isfinite(volume).all():
-        raise UserError("a synthetic volume holds NaN or infinite values in its host's units", "leave that host out")
-    if dtype.kind == "f":
-        return volume.astype(dtype)
-    limits = np.iinfo(dtype)
-    return np.clip(np.rint(volume), limits.min, limits.max).astype(dtype)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from medaug.cohort.manifest import Manifest
-from medaug.data.cases import load_cases
+from medaug.data.cases import ModelCase, load_cases
 from medaug.data.contents import case_contents
 from medaug.errors import UserError
 from medaug.options import (
@@ -27,7 +27,8 @@ from medaug.processes import choose_device, process_count, process_rank
 from medaug.synthesis.attempts import Attempts
 from medaug.synthesis.dataset_card import write_dataset_card
 from medaug.synthesis.estimate import estimate_pairs
-from medaug.synthesis.generation import generate_pairs, sample_images
+from medaug.synthesis.generation import Manner, generate_pairs, sample_images
+from medaug.synthesis.insertion import PAIRS, REMOVE, EditedMasks, Insertion, edited_masks, unlabelled_host
 from medaug.synthesis.masks import ImageModel, Masks, TrainingMasks
 from medaug.synthesis.pairs import Pairs
 from medaug.synthesis.recipes import Recipes, check_options, check_task
@@ -95,6 +96,7 @@ class Job:
         check_options(model.process, card.schema, options.generate, options.sampler, card.attributes)
         cohort = Manifest.load(checkpoint.parent / "manifest.json")
         masks = load_masks(options.masks, ImageModel(card, cohort, options.sampler, model.codec.mean.device))
+        masks = edited_masks(masks, options.generate, options.screen.rules)
         return cls(
             model=model,
             card=card,
@@ -133,10 +135,31 @@ class Job:
             self.masks.seen.refuse_test_scans("the mask generator", self.cohort, tested)
         hosts = load_cases(self.cohort, labelled, self.card.preprocessing, self.cache)
         masks = self.masks.fitted(TrainingMasks.of(hosts, self.cache))
+        if self.generate.mode != PAIRS:
+            hosts = self._edited_hosts(hosts)
         card, checkpoint = self.card, self.checkpoint
         return Recipes(
             hosts, masks, self.generate, self.sampler, self.source, checkpoint, card.attributes, self.max_per_host
         )
+
+    def _edited_hosts(self, labelled: list[ModelCase]) -> list[ModelCase]:
+        """The hosts of edited scans: with lesions to remove, or all, those without a label included if possible."""
+        if self.generate.mode == REMOVE:
+            assert isinstance(self.masks, EditedMasks)
+            classes = self.masks.composed.classes
+            # Not empty: a cohort without lesions is refused when the masks are fitted.
+            return [host for host in labelled if np.isin(np.asarray(host.label), classes).any()]
+        others = [case for case in self.cohort.split("train") if case.label is None]
+        if others and self.card.schema.ignore is None:
+            log.warning(
+                "%d training scans without a label are no hosts, because the labels have no value for unknown voxels; "
+                'with "ignore": 255 beside "labels" in the manifest (and a new training) they are',
+                len(others),
+            )
+            return labelled
+        refuse_changed_scans(self.card, case_contents(self.cohort, others, self.cache))
+        unlabelled = load_cases(self.cohort, others, self.card.preprocessing, self.cache)
+        return [*labelled, *map(unlabelled_host, unlabelled)]
 
     def show_denoising(self, recipes: Recipes, stem: Path) -> None:
         """Write `stem`.png and .gif, which show pair 0 emerging from noise in `generate.strip` frames."""
@@ -198,7 +221,10 @@ class Job:
             seed=self.generate.seed,
             cache=self.cache,
         ).load(folder)
-        generate_pairs(self.model, self.card, recipes, num, size, folder, recipes.record, screening)
+        edited, generate = self.generate.mode != PAIRS, self.generate
+        insertion = Insertion(self.cohort, generate.margin, generate.resample) if edited else None
+        manner = Manner(recipes.record, insertion)
+        generate_pairs(self.model, self.card, recipes, num, size, folder, manner, screening)
         if missing := self._attempts(folder).missing(num):
             log.info(
                 "process %d of %d has made its pairs. The other processes still have %d to make; the last one writes "

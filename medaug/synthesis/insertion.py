@@ -1,0 +1,159 @@
+"""Lesions put into real scans, or removed from them: only a region of the host is generated.
+
+The region is sampled with the rest of the host known (`medaug.diffusion.inpainting`; Lugmayr et al. 2022, RePaint; Wang
+et al. 2023, DDNM), brought to the host's grid and blended into the host's own voxels. All other voxels are copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
+
+from medaug.cohort.manifest import Manifest
+from medaug.cohort.schema import IGNORE
+from medaug.data.cases import ModelCase, read_case
+from medaug.diffusion.inpainting import Inpainting
+from medaug.errors import UserError
+from medaug.imaging.volume import as_stored
+from medaug.options import GenerateOptions
+from medaug.synthesis.composed import ComposedMasks
+from medaug.synthesis.masks import Label, Masks, Reason, TrainingMasks
+from medaug.training.checkpoint import Card
+
+PAIRS, INSERT, REMOVE = "pairs", "insert", "remove"
+_COPIES = ("near_copies", "duplicates")  # rules that would reject every edited scan, because it is one by intention
+
+
+class EditedMasks(Masks):
+    """The host's own mask with one more lesion, or without its lesions.
+
+    Attributes:
+        composed: places the lesions.
+        options: mode, margin and resample.
+    """
+
+    inside_scan = True
+    remedy = "scale lesions less (masks.scaling), or leave out hosts without room"
+
+    def __init__(self, composed: ComposedMasks, options: GenerateOptions) -> None:
+        self.composed, self.options, self.subjects = composed, options, composed.subjects
+        edit = {"mode": options.mode, "margin": options.margin, "resample": options.resample}
+        self.parameters = {**composed.parameters, **edit}
+
+    def fitted(self, training: TrainingMasks) -> EditedMasks:
+        """See `ComposedMasks.fitted`."""
+        return EditedMasks(self.composed.fitted(training), self.options)
+
+    def make(self, label: Label, seed: int) -> Label:
+        """Insert a lesion at random, or replace the lesions by the nearest other class."""
+        if self.options.mode == INSERT:
+            return self.composed.make(label, seed)
+        assert self.composed.lesions is not None
+        return self.composed.lesions.without(label)
+
+    def rejection(self, mask: Label, label: Label) -> Reason | None:
+        """See `ComposedMasks.rejection`; nothing is rejected if lesions are removed."""
+        return self.composed.rejection(mask, label) if self.options.mode == INSERT else None
+
+
+def edited_masks(masks: Masks, options: GenerateOptions, rules: Sequence[str]) -> Masks:
+    """The mask source for `generate.mode`; the source itself if whole pairs are made.
+
+    Args:
+        masks: the chosen mask source.
+        options: mode, margin and resample.
+        rules: chosen screening rules.
+
+    Raises:
+        UserError: the mode needs another source, or excludes a rule.
+    """
+    if options.mode == PAIRS:
+        return masks
+    if not isinstance(masks, ComposedMasks):
+        raise UserError(f"mode={options.mode}: needs masks=composed", "set it, and masks.lesions")
+    if wrong := [rule for rule in rules if rule in _COPIES]:
+        raise UserError(
+            f"mode={options.mode}: screen.rules has {', '.join(wrong)}, which rejects copies of training scans, and "
+            "edited scans are such copies",
+            "leave it out, as in screen.rules=[integrity,faithfulness]",
+        )
+    return EditedMasks(ComposedMasks(replace(masks.options, replace=False), masks.classes), options)
+
+
+def unlabelled_host(host: ModelCase) -> ModelCase:
+    """The host with a label map that is ignored everywhere: what nobody labelled is unknown, and not background."""
+    return replace(host, label=np.full(host.image.shape[1:], IGNORE, np.uint8))
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """Edits hosts where a mask differs from the host's own.
+
+    Attributes:
+        cohort: the cohort of the hosts.
+        margin: width of the band around the changed voxels in which host and sample are blended, in voxels of the
+            model's grid.
+        resample: how often each sampling step is done, see `Inpainting`.
+    """
+
+    cohort: Manifest
+    margin: int
+    resample: int
+
+    def inpainting(
+        self, hosts: Sequence[ModelCase], masks: Sequence[NDArray[np.uint8]], device: torch.device
+    ) -> Inpainting:
+        """The known part of each host and the region to sample, on the model's grid."""
+        regions = np.stack([self._weight(host, mask) > 0 for host, mask in zip(hosts, masks, strict=True)])
+        known = np.stack([np.asarray(host.image) for host in hosts])
+        return Inpainting(
+            torch.from_numpy(known).to(device), torch.from_numpy(regions)[:, None].to(device), self.resample
+        )
+
+    def _weight(self, host: ModelCase, mask: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """1 where the mask differs from the host's, falling to 0 beyond the margin and outside the scan."""
+        distance = distance_transform_edt(mask == np.asarray(host.label))
+        weight = np.zeros(mask.shape)
+        weight[host.field_of_view] = np.clip(1 - distance / (self.margin + 1), 0, 1)[host.field_of_view]
+        return weight
+
+    def on_host_grid(
+        self, card: Card, host: ModelCase, mask: NDArray[np.uint8], image: NDArray[np.float32]
+    ) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """The edited scan and its label, on the host's grid.
+
+        The sample is shifted by a constant per modality, so that its mean in the outer half of the band is that of the
+        host. Voxels beyond the band are the host's own.
+
+        Args:
+            card: card of the model.
+            host: host of the pair.
+            mask: (X, Y, Z) class indices or IGNORE, in model space.
+            image: (M, X, Y, Z) in [-1, 1], in model space.
+
+        Returns:
+            Image (M, *host shape) in the host's voxel type, and label values (*host shape) as in the cohort's files.
+
+        Raises:
+            UserError: the host's files cannot be read.
+        """
+        real, own = read_case(self.cohort, host.case)
+        space, weight = card.preprocessing, self._weight(host, mask)
+        within = space.invert_label((weight > 0).astype(np.uint8), host.placement).astype(bool)
+        share = np.where(within, space.grid.restore(weight, host.placement, 0.0).clip(0, 1), 0.0)
+        ring = within & (share < 0.5)
+        volumes = []
+        for before, made in zip(real.array, space.invert_image(image, host.placement), strict=True):
+            shift = float((before - made)[ring].mean()) if ring.any() else 0.0
+            blended = before + share * (made + shift - before)
+            volumes.append(np.where(within, as_stored(blended, real.dtype), before.astype(real.dtype)))
+        changed = space.invert_label((mask != host.label).astype(np.uint8), host.placement).astype(bool)
+        label = np.full(within.shape, IGNORE, np.uint8) if own is None else own
+        label = np.where(changed, space.invert_label(mask, host.placement), label).astype(np.uint8)
+        return np.stack(volumes), card.schema.to_values(label)
