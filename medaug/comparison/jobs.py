@@ -48,7 +48,7 @@ class TestSet:
             job: job of the segmenter.
             segmenter: trained segmenter.
             path: file that the scores will be saved to; messages name it.
-            planes: gets a slice of every prediction, that with the most true foreground.
+            planes: receives a slice of every prediction, the one with the most foreground in the human label.
         """
         values, probabilities_of = {}, getattr(segmenter, "probabilities", None)
         for case in self.cases:

@@ -1,4 +1,4 @@
-"""A slice of each prediction of a job, kept for pictures: that with the most true foreground."""
+"""A slice of each prediction of a job, kept for pictures: the one with the most foreground in the human label."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def save_planes(path: Path, planes: Planes) -> None:
 
 
 def load_planes(path: Path) -> Planes:
-    """Read what `save_planes` wrote; nothing if the job is older than these files or the file is damaged."""
+    """Read what `save_planes` wrote; {} if the file is damaged, or absent as in jobs of earlier versions."""
     try:
         with np.load(path) as stored:
             return {name: stored[name] for name in stored.files}

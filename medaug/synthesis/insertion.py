@@ -27,7 +27,7 @@ from medaug.synthesis.masks import Label, Masks, Reason, TrainingMasks
 from medaug.training.checkpoint import Card
 
 PAIRS, INSERT, REMOVE = "pairs", "insert", "remove"
-_COPIES = ("near_copies", "duplicates")  # rules that would reject every edited scan, because it is one by intention
+_COPIES = ("near_copies", "duplicates")  # rules that would reject every edited scan, which is meant to be a copy
 
 
 class EditedMasks(Masks):
