@@ -27,6 +27,12 @@ hypothesis.settings.register_profile("medaug", deadline=None, max_examples=20)
 hypothesis.settings.load_profile("medaug")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that have slow tests, so that no process works on one alone at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def _absent(reason: str) -> None:
     if os.environ.get("MEDAUG_CI") == "1" and os.environ.get("MEDAUG_DATA"):
         pytest.fail(f"may not be skipped here: {reason}")
