@@ -276,10 +276,10 @@ def test_headers_are_read_without_the_voxels(tmp_path: Path) -> None:
     content = (tmp_path / "a.nii.gz").read_bytes()
     (tmp_path / "cut.nii.gz").write_bytes(content[:20_000])
     assert read_header(tmp_path / "cut.nii.gz").shape == (90, 90, 90)
-    start = time.monotonic()
-    for _ in range(1000):
+    start = time.process_time()
+    for _ in range(200):
         read_header(tmp_path / "a.nii.gz")
-    assert time.monotonic() - start < 5  # 0.4 s; reading them whole takes minutes
+    assert time.process_time() - start < 2  # 0.1 s; reading them whole takes 20 s
 
 
 def test_faults_of_the_header_are_refused_by_both_readers(tmp_path: Path) -> None:

@@ -81,8 +81,8 @@ def test_an_interruption_says_how_many_pairs_are_there_and_how_to_go_on(
     monkeypatch.setattr(provenance, "append", interrupted)
     options = Options(generate=GenerateOptions(num=5, batch_size=2))
     job = Job(
-        *(model, card, "sum", cohort, recipes.masks, options.generate, options.sampler, "real", tmp_path / "cache"),
-        *(options.screen, options.segmenter, options.scoring),
+        *(model, card, "sum", cohort, recipes.masks, options.generate, options.sampler, "real", None),
+        *(tmp_path / "cache", options.screen, options.segmenter, options.scoring),
     )
     with pytest.raises(KeyboardInterrupt), caplog.at_level(logging.INFO):
         generate._make(job, recipes, tmp_path)

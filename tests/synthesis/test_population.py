@@ -170,7 +170,7 @@ def test_ignored_voxels_stay_and_an_empty_mask_stays_empty(monkeypatch, model):
 
 
 def test_what_the_source_refuses():
-    with pytest.raises(UserError, match="masks=population: 9 training masks are too few .* 10 are needed; use"):
+    with pytest.raises(UserError, match="masks=population: 9 training masks are too few .* 10 are needed.; use"):
         PopulationMasks(MasksOptions()).fitted(TrainingMasks(LABELS[:9]))
 
     class Model:
