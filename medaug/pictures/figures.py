@@ -217,6 +217,34 @@ def forest_plot(rows: Sequence[tuple[str, Interval]], xlabel: str) -> Figure:
     return figure
 
 
+def curve_plot(lines: Mapping[str, Sequence[tuple[float, Interval]]], xlabel: str, ylabel: str) -> Figure:
+    """Means with their intervals over a dose, a line per arm; the points of different arms stand beside each other.
+
+    Args:
+        lines: points (dose, mean with its interval), by arm.
+        xlabel, ylabel: names of the axes.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 3.6), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    doses = sorted({dose for line in lines.values() for dose, _ in line})
+    for number, (name, line) in enumerate(lines.items()):
+        places = [doses.index(dose) + 0.08 * (number - (len(lines) - 1) / 2) for dose, _ in line]
+        colour = class_colour(number + 1)
+        axis.plot(
+            places, [point.mean for _, point in line], "o-", color=colour, linewidth=1.2, markersize=5, label=name
+        )
+        for place, (_, point) in zip(places, line, strict=True):
+            axis.plot([place, place], [point.low, point.high], color=colour, linewidth=1.8, solid_capstyle="butt")
+    axis.set_xticks(range(len(doses)), [f"{dose:g}" for dose in doses])
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+    axis.legend(frameon=False, fontsize=8)
+    _bare(axis, grid="y")
+    return figure
+
+
 def guidance_plot(points: Mapping[float, Interval]) -> Figure:
     """Faithfulness (mean foreground Dice of the judge) against guidance scale, with intervals.
 

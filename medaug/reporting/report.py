@@ -26,6 +26,7 @@ from medaug.files import atomic_write, write_json
 from medaug.inputs import read_bytes, read_yaml
 from medaug.pictures import figures
 from medaug.reporting.contents import LEAST_JUDGE, report_contents, weak_judge
+from medaug.reporting.curves import dose_curves
 from medaug.reporting.text import (
     declaration_notes,
     format_detectable,
@@ -100,6 +101,7 @@ def write_report(
         equivalents=equivalents,
         forest_plot=_forest_plot(benchmark),
         groups=groups,
+        curves=_curves(benchmark),
         cases=_cases(out.parent / "cases.png"),
         statement=primary_statement(benchmark),
         notes=declaration_notes(benchmark),
@@ -230,6 +232,23 @@ def _pictures(run: Path, audited: bool) -> list[tuple[str, str]]:
         *((f"During training: {_words(training[place])}", training[place]) for place in places),
     ]
     return [(caption, _png_uri(read_bytes(path))) for caption, path in found]
+
+
+def _curves(benchmark: Benchmark) -> list[dict[str, str]]:
+    """Pictures of the score over each dose, with their titles and the same in words."""
+    primary, shown = benchmark.primary, []
+    name, structure = ("dice", MEAN_FOREGROUND) if primary is None else (primary.metric, primary.structure)
+    metric = metric_of(name)
+    label = f"{structure} {metric.heading}"
+    for curves in dose_curves(benchmark):
+        points = {
+            arm: ", ".join(f"{dose:g}: {format_interval(one, metric.digits)}" for dose, one in line)
+            for arm, line in curves.lines.items()
+        }
+        said = "; ".join(f"{arm} at {words}" for arm, words in points.items())
+        uri = _png_uri(figures.png(figures.curve_plot(curves.lines, curves.dose, label)))
+        shown.append({"uri": uri, "title": f"{label} over {curves.dose}", "alt": f"{label} over {curves.dose}. {said}"})
+    return shown
 
 
 def _cases(path: Path) -> str | None:
