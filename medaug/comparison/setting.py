@@ -110,7 +110,7 @@ class Setting:
             self.scans.unlabelled(job),
             job.seed,
             folder / "deformations",
-            Teachers(partial(self._teach, job), pseudo.teachers, pseudo.plausibility, schema, job.seed),
+            Teachers(partial(self._teach, job), pseudo.teachers, pseudo.plausibility, schema, job.seed, pseudo.rounds),
             pseudo.share,
             pseudo.finish,
             job.folder(folder / "pseudo_labels"),

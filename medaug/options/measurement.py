@@ -92,6 +92,12 @@ class PseudoOptions:
         limits=at_least(1),
         identity=None,
     )
+    rounds: int = option(
+        "how often the scans are labelled; each round's teachers also train on the labels of the round before",
+        1,
+        limits=at_least(1),
+        identity=None,
+    )
     plausibility: bool = option(
         "give less weight to scans whose pseudo-label has an unusual shape, compared with the human labels",
         False,

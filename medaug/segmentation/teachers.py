@@ -21,7 +21,7 @@ from medaug.evaluation.plausibility import FEWEST, Plausibility
 from medaug.files import atomic_write
 from medaug.options import Options
 from medaug.segmentation.backends import BACKENDS
-from medaug.segmentation.protocol import Problem, SoftSegmenter, TrainingSet
+from medaug.segmentation.protocol import Problem, PseudoLabels, SoftSegmenter, TrainingSet
 from medaug.training.data import TrainingData
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,8 @@ class Teachers:
         plausibility: whether scans with an unusual shape get less weight.
         schema: label schema.
         seed: seed from which the seeds of the teachers are derived.
+        rounds: how often scans are labelled; from the second round on, new teachers also train on the labels of the
+            round before.
     """
 
     teach: Teach
@@ -80,6 +82,7 @@ class Teachers:
     plausibility: bool
     schema: LabelSchema
     seed: int
+    rounds: int = 1
 
     def label(self, training_set: TrainingSet, scans: Sequence[ModelCase], path: Path | None = None) -> SoftLabels:
         """Train the teachers and let them label scans; if the file `path` exists, read its labels instead.
@@ -94,13 +97,22 @@ class Teachers:
         """
         if path is not None and path.is_file():
             return SoftLabels.load(path)
-        seeds = [named_seed(self.seed, "teacher", number) for number in range(self.number)]
-        teachers = [self.teach(training_set, seed) for seed in seeds]
-        probabilities = [mean_probabilities(teachers, scan) for scan in scans]
-        labels = SoftLabels(probabilities, self._weights(training_set.real, probabilities))
+        labels = self._labels(training_set, scans, 0)
+        for number in range(1, self.rounds):
+            strong = Strong(mirror_axes(self.schema))
+            pseudo = PseudoLabels(scans, labels.probabilities, strong, weights=labels.weights)
+            labels = self._labels(replace(training_set, pseudo=pseudo), scans, number)
         if path is not None:
             labels.save(path)
         return labels
+
+    def _labels(self, training_set: TrainingSet, scans: Sequence[ModelCase], number: int) -> SoftLabels:
+        """Train the teachers of a round and let them label scans."""
+        names = ("teacher",) if number == 0 else ("teacher", number)
+        seeds = [named_seed(self.seed, *names, teacher) for teacher in range(self.number)]
+        teachers = [self.teach(training_set, seed) for seed in seeds]
+        probabilities = [mean_probabilities(teachers, scan) for scan in scans]
+        return SoftLabels(probabilities, self._weights(training_set.real, probabilities))
 
     def _weights(self, real: Sequence[ModelCase], probabilities: Sequence[NDArray[np.uint8]]) -> list[float]:
         """The plausibility of the shape of each pseudo-label, from 0 to 1; always 1 without `plausibility`."""
@@ -151,7 +163,8 @@ def with_soft_labels(data: TrainingData, options: Options, path: Path) -> Traini
         teacher.fit(training_set, steps, seed, "teacher")
         return teacher
 
-    teachers = Teachers(teach, options.pseudo.teachers, options.pseudo.plausibility, card.schema, options.trainer.seed)
+    pseudo, seed = options.pseudo, options.trainer.seed
+    teachers = Teachers(teach, pseudo.teachers, pseudo.plausibility, card.schema, seed, pseudo.rounds)
     with locked(path, wait=True):
         labels = teachers.label(TrainingSet(data.labelled, augment=Strong(mirror_axes(card.schema))), scans, path)
     log.info("%d scans without a label have soft labels: %s", len(scans), path)

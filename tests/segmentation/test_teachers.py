@@ -11,6 +11,7 @@ from test_soft_labels import SCHEMA
 from test_unet_backend import SIDE, toy
 
 from medaug.data.augmentations import Strong
+from medaug.diffusion.noise import named_seed
 from medaug.errors import UserError
 from medaug.segmentation.batches import training_batches
 from medaug.segmentation.protocol import PseudoLabels, TrainingSet
@@ -50,6 +51,32 @@ def test_teachers_work_once_and_unusual_shapes_count_less(tmp_path):
         SoftLabels.load(path)
     with pytest.raises(UserError, match="pseudo.plausibility: 2 subjects have labels"):
         teachers.label(TrainingSet(REAL[:2]), UNLABELLED)
+
+
+def test_teachers_of_a_second_round_train_on_the_labels_of_the_first():
+    sets, seeds = [], []
+
+    class Nth(Fixed):
+        def __init__(self):
+            self.share = 0.1 * len(sets)
+
+        def soft_label(self, image):
+            one = np.full(image.shape[1:], self.share, np.float32)
+            return np.stack([one, 1 - one, 0 * one])
+
+    def teach(training_set, seed):
+        sets.append(training_set)
+        seeds.append(seed)
+        return Nth()
+
+    labels = Teachers(teach, 2, False, SCHEMA, 7, rounds=2).label(TrainingSet(REAL), UNLABELLED)
+    assert len(set(seeds)) == 4 and seeds[:2] == [named_seed(7, "teacher", number) for number in range(2)]
+    assert all(one.pseudo is None for one in sets[:2]) and all(list(one.real) == REAL for one in sets)
+    first, second = (np.rint(255 * np.mean(shares)) for shares in ([0.1, 0.2], [0.3, 0.4]))
+    for taught in sets[2:]:
+        assert taught.pseudo is not None and taught.pseudo.cases == UNLABELLED
+        assert all(np.unique(one[0]).tolist() == [first] for one in taught.pseudo.probabilities)
+    assert all(np.unique(one[0]).tolist() == [second] for one in labels.probabilities)
 
 
 def test_synthetic_volumes_end_before_pseudo_labels_and_those_before_the_last_steps():
