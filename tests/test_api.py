@@ -153,7 +153,7 @@ def test_pairs_are_those_that_generate_writes(run, tmp_path):
         assert np.array_equal(np.asarray(written.dataobj), pair["label"][0].numpy())
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_number_of_workers_changes_no_pair(run, workers):
     pairs = medaug.SyntheticPairs(run, sampling=FAST, num=9)
     assert_equal_pairs(by_index(pairs), by_index(DataLoader(pairs, batch_size=None, num_workers=workers)))

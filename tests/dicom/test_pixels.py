@@ -93,7 +93,9 @@ def test_jpeg_of_12_bits_is_named(tmp_path, tool):
     refused(tmp_path / "copy", "is compressed in a way that no installed decoder reads (JPEG Extended")
 
 
-@pytest.mark.parametrize("name", ["jpeg-lossless", "jpeg-ls", "rle", "jpeg-2000"])
+@pytest.mark.parametrize(
+    "name", ["jpeg-2000", *(pytest.param(name, marks=pytest.mark.slow) for name in ("jpeg-lossless", "jpeg-ls", "rle"))]
+)
 def test_study_survives_compression(medaug_data, tmp_path, tool, name):
     source = medaug_data / "dicom" / "PGBM-002" / "13_HCropVolume"
     convert(tool, name, source, tmp_path / "copy")

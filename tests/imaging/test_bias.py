@@ -34,6 +34,7 @@ def test_a_planted_field_is_found(shaded):
     assert np.std(error) < 0.25 * np.std(np.log(field)[inside])
 
 
+@pytest.mark.slow
 def test_the_estimate_is_the_same_every_time(shaded):
     volume = shaded[0][:18, :18, :18]
     assert np.array_equal(estimate_bias(volume, (1, 1, 1)), estimate_bias(volume, (1, 1, 1)))

@@ -165,6 +165,7 @@ def test_a_gzip_bomb_is_refused_before_it_expands(tmp_path: Path) -> None:
     assert read_header(path).shape == (10, 10, 10)
 
 
+@pytest.mark.slow
 def test_a_bomb_in_a_metaimage(tmp_path: Path) -> None:
     path = tmp_path / "bomb.mha"
     header = "NDims = 3\nBinaryData = True\nCompressedData = True\nDimSize = 9 9 9\nElementType = MET_UCHAR\n"

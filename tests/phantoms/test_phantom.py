@@ -38,6 +38,7 @@ def same(a: PhantomSubject, b: PhantomSubject) -> bool:
     return all(np.array_equal(x, y) and x.dtype == y.dtype for x, y in arrays)
 
 
+@pytest.mark.slow
 def test_a_subject_depends_only_on_its_arguments() -> None:
     """Neither earlier calls nor the state of numpy's global generator matter."""
     np.random.seed(1)

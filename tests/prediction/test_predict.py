@@ -138,6 +138,7 @@ def test_translation_writes_the_missing_modality_on_each_scans_grid_in_usual_uni
     assert (folder / "contact_sheet.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [TRANSLATION, SEGMENTATION], ids=["translation", "segmentation"])
 def test_predictions_do_not_depend_on_the_truth(run, cohort, tmp_path, task):
     """Another truth, or none, gives the same bytes."""

@@ -303,6 +303,7 @@ def test_an_unknown_depth_is_refused(good: Manifest) -> None:
         check(good, "everything")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_progress_goes_to_standard_error(good: Manifest, capsys: pytest.CaptureFixture[str]) -> None:
     check(good, "headers")
     assert capsys.readouterr().out == ""

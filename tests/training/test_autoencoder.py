@@ -137,7 +137,7 @@ def test_latents_of_the_training_scans_are_standard(whole):
     torch.testing.assert_close(code.std((0, 2, 3, 4), correction=0), torch.ones(2), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("at", [3, 6])
+@pytest.mark.parametrize("at", [pytest.param(3, marks=pytest.mark.slow), 6])
 def test_a_crash_loses_only_the_steps_since_the_checkpoint(whole, tmp_path, at):
     def crash(step, *_):
         if step == at:
@@ -149,7 +149,7 @@ def test_a_crash_loses_only_the_steps_since_the_checkpoint(whole, tmp_path, at):
     assert_same(train(tmp_path, ADVERSARIAL), whole[1])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_stops_and_the_run_can_resume(whole, tmp_path, number):
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:

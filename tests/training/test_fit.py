@@ -93,7 +93,7 @@ def test_weights_and_their_average_both_change(whole):
     assert not any("codec" in key for key in moved), "measured statistics are not averaged"
 
 
-@pytest.mark.parametrize("at", [3, 6])
+@pytest.mark.parametrize("at", [pytest.param(3, marks=pytest.mark.slow), 6])
 def test_a_crash_loses_only_the_steps_since_the_checkpoint(whole, tmp_path, at):
     """A crash in the validation of step 3 goes on from step 2; one at step 6 from step 6."""
 
@@ -108,7 +108,7 @@ def test_a_crash_loses_only_the_steps_since_the_checkpoint(whole, tmp_path, at):
     assert_same_bits(whole, contents(tmp_path))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_stops_and_the_run_can_resume(whole, tmp_path, number):
     pictured = []
 
