@@ -96,6 +96,7 @@ class ComposedMasks(Masks):
 
     remedy = "scale lesions less (masks.scaling), or use masks=deformed"
     inside_scan = True
+    inside_body = True
 
     def __init__(self, options: MasksOptions, classes: tuple[int, ...], lesions: Lesions | None = None) -> None:
         self.options, self.classes, self.lesions = options, classes, lesions

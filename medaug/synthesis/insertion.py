@@ -39,7 +39,8 @@ class EditedMasks(Masks):
     """
 
     inside_scan = True
-    remedy = "scale lesions less (masks.scaling), or leave out hosts without room"
+    inside_body = True
+    remedy = "scale lesions less (masks.scaling)"
 
     def __init__(self, composed: ComposedMasks, options: GenerateOptions) -> None:
         self.composed, self.options, self.subjects = composed, options, composed.subjects

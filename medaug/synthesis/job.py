@@ -25,13 +25,14 @@ from medaug.pictures.figures import busiest_slice, contact_sheet, save_figure
 from medaug.pictures.strip import denoising_strip, evenly
 from medaug.processes import choose_device, process_count, process_rank
 from medaug.synthesis.attempts import Attempts
+from medaug.synthesis.composed import ComposedMasks
 from medaug.synthesis.dataset_card import write_dataset_card
 from medaug.synthesis.estimate import estimate_pairs
 from medaug.synthesis.generation import Manner, generate_pairs, sample_images
 from medaug.synthesis.insertion import PAIRS, REMOVE, EditedMasks, Insertion, edited_masks, unlabelled_host
 from medaug.synthesis.masks import ImageModel, Masks, TrainingMasks
 from medaug.synthesis.pairs import Pairs
-from medaug.synthesis.recipes import Recipes, check_options, check_task
+from medaug.synthesis.recipes import Recipes, check_options, check_task, with_room
 from medaug.synthesis.screened import Conclusion, Preparation
 from medaug.synthesis.sources import load_masks
 from medaug.synthesis.usage import Usage
@@ -137,6 +138,8 @@ class Job:
         masks = self.masks.fitted(TrainingMasks.of(hosts, self.cache))
         if self.generate.mode != PAIRS:
             hosts = self._edited_hosts(hosts)
+        if isinstance(masks, ComposedMasks | EditedMasks):
+            hosts = _with_room(masks, hosts)
         card, checkpoint = self.card, self.checkpoint
         return Recipes(
             hosts, masks, self.generate, self.sampler, self.source, checkpoint, card.attributes, self.max_per_host
@@ -253,3 +256,13 @@ class Job:
             rows.append((f"pair {i}, {card.modalities[m]}", case.image[m], np.array(case.label)))
         title = f"{card.experiment}: synthetic pairs" + (" (phantoms, not patients)" if card.phantom else "")
         save_figure(contact_sheet(rows, title, card.schema.foreground, window=(-1.0, 1.0)), path)
+
+
+def _with_room(masks: Masks, hosts: list[ModelCase]) -> list[ModelCase]:
+    kept = with_room(masks, hosts)
+    if not kept:
+        raise UserError("no training scan has room for a lesion (masks.lesions)", masks.remedy)
+    if left_out := sorted({host.case.name for host in hosts} - {host.case.name for host in kept}):
+        names = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
+        log.warning("%d of %d hosts are left out, because lesions rarely fit: %s", len(left_out), len(hosts), names)
+    return kept

@@ -75,6 +75,7 @@ class Masks(ABC):
         remedy: what a user can do if no mask is plausible.
         subjects: subjects, besides the host's, whose masks go into every mask.
         inside_scan: whether masks that reach beyond their host's scan, into the padding of the grid, are rejected.
+        inside_body: whether masks whose new foreground lies in the air around their host's body are rejected.
         seen: the subjects and files that the training of the mask model saw; None: the source uses no model.
         checkpoint: SHA-256 of the mask model's checkpoint; None: the source uses no model.
     """
@@ -83,6 +84,7 @@ class Masks(ABC):
     remedy: str
     subjects: frozenset[str] = frozenset()
     inside_scan: bool = False
+    inside_body: bool = False
     seen: Seen | None = None
     checkpoint: str | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from medaug.diffusion.noise import named_seed
 from medaug.diffusion.process import Process
 from medaug.diffusion.samplers import Sampling
 from medaug.errors import UserError
+from medaug.imaging.body import body_mask
 from medaug.options import GenerateOptions, SamplerOptions
 from medaug.synthesis.masks import Label, Masks, Reason
 from medaug.tables import parse_parameters
@@ -28,6 +30,7 @@ from medaug.training.sampling import check_sampling
 from medaug.training.tasks import Task
 
 MOST_ATTEMPTS = 100
+_IN_BODY = 0.98  # share of a new lesion that must lie in the body, whose border is uncertain by a voxel
 
 
 def check_options(
@@ -213,7 +216,21 @@ class Recipes:
         )
 
 
+def with_room(masks: Masks, hosts: Sequence[ModelCase]) -> list[ModelCase]:
+    """The hosts for which at least 3 of 30 masks are plausible; with fewer, `MOST_ATTEMPTS` might not be enough."""
+
+    def has_room(host: ModelCase) -> bool:
+        tries = (masks.make(np.asarray(host.label), named_seed(0, "room", i)) for i in range(30))
+        return len(list(islice((mask for mask in tries if _rejection(masks, mask, host) is None), 3))) == 3
+
+    return [host for host in hosts if has_room(host)]
+
+
 def _rejection(masks: Masks, mask: Label, host: ModelCase) -> str | None:
     if masks.inside_scan and foreground(mask).sum() > foreground(mask[host.field_of_view]).sum():
         return Reason("the mask reaches beyond its host's scan", "beyond the scan")
+    if masks.inside_body and (new := foreground(mask) & (mask != host.label)).any():
+        body = np.any([body_mask(volume) for volume in np.asarray(host.image)], axis=0)
+        if body[new].mean() < _IN_BODY:
+            return Reason("the lesion lies outside its host's body", "outside the body")
     return masks.rejection(mask, np.asarray(host.label))

@@ -20,7 +20,7 @@ from medaug.synthesis.generation import Manner, generate_pairs
 from medaug.synthesis.insertion import EditedMasks, Insertion, edited_masks, unlabelled_host
 from medaug.synthesis.masks import TrainingMasks
 from medaug.synthesis.real import RealMasks
-from medaug.synthesis.recipes import Recipes
+from medaug.synthesis.recipes import Recipes, with_room
 
 CORE, SHELL = 2, 1
 MARGIN = 2
@@ -150,3 +150,23 @@ def test_the_known_part_is_all_but_the_band(hosts, cohort):
     away = np.sqrt(((np.indices(mask.shape) - 7) ** 2).sum(0))
     np.testing.assert_array_equal(inpainting.region[0, 0].numpy(), away < MARGIN + 1)
     assert inpainting.resample == 3 and inpainting.known.shape == (1, *host.image.shape)
+
+
+def test_hosts_in_which_lesions_do_not_fit_are_left_out(hosts):
+    source = edited_masks(ComposedMasks(MasksOptions(), (CORE,)), options("insert"), ()).fitted(TRAINING)
+    full = dataclasses.replace(hosts[0], label=np.full_like(hosts[0].label, CORE))
+    assert with_room(source, [full, *hosts]) == hosts and with_room(source, [full]) == []
+
+
+def test_no_lesion_is_put_into_the_air_around_the_body(hosts):
+    source = edited_masks(ComposedMasks(MasksOptions(), (CORE,)), options("insert"), ()).fitted(TRAINING)
+    side = TRAINING.labels[0].shape[0]
+    body = np.zeros((1, side, side, side), np.float32) - 1
+    body[:, 7:, 2:14, 2:14] = np.random.default_rng(0).uniform(0, 0.3, body[:, 7:, 2:14, 2:14].shape)
+    label = np.where(TRAINING.labels[0] == CORE, SHELL, TRAINING.labels[0])
+    host = dataclasses.replace(hosts[0], image=body, label=label)
+    recipes = Recipes([host], source, options("insert"), SamplerOptions(), "composed", "sum")
+    made = [recipes(i)[2] for i in range(15)]
+    assert all(np.argwhere(mask == CORE)[:, 0].min() >= 6 for mask in made)
+    kinds = {kind for counts in recipes.rejected.values() for kind in counts}
+    assert "outside the body" in kinds
