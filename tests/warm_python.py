@@ -32,26 +32,79 @@ def run_module(
     Raises:
         subprocess.TimeoutExpired: it took longer than `timeout` seconds; it was killed.
     """
-    command = [sys.executable, "-m", module, *words]
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        request = {"module": module, "words": list(words), "cwd": str(cwd), "env": dict(env)}
-        server = _server()
-        assert server.stdin and server.stdout
-        server.stdin.write(json.dumps(request | {"out": str(out), "err": str(err)}) + "\n")
-        server.stdin.flush()
-        pid = int(server.stdout.readline())
-        if not select.select([server.stdout], [], [], timeout)[0]:
-            os.kill(pid, signal.SIGKILL)
-            server.stdout.readline()
-            raise subprocess.TimeoutExpired(command, timeout, out.read_text(), err.read_text())
-        status = int(server.stdout.readline())
-        return subprocess.CompletedProcess(command, status, out.read_text(), err.read_text())
+    running = Running(module, words, cwd, env, own_session=False)
+    output, errors = running.communicate(timeout)
+    return subprocess.CompletedProcess(running.args, running.wait(), output, errors)
+
+
+class Running:
+    """A program that was started in this way: what `subprocess.Popen` with text output captured offers, in part.
+
+    One program runs at a time: a further one waits for it.
+
+    Args:
+        module, words, cwd, env: `python -m MODULE WORDS` in this folder and environment.
+        own_session: whether it leads a session and a process group of its own.
+    """
+
+    def __init__(
+        self, module: str, words: Sequence[str], cwd: Path, env: Mapping[str, str], own_session: bool = True
+    ) -> None:
+        self.args = [sys.executable, "-m", module, *words]
+        self.returncode: int | None = None
+        self._folder = tempfile.TemporaryDirectory()
+        self._files = [Path(self._folder.name, name) for name in ("out", "err")]
+        self._server = _server()
+        request = {"module": module, "words": list(words), "cwd": str(cwd), "env": dict(env), "session": own_session}
+        out, err = map(str, self._files)
+        assert self._server.stdin and self._server.stdout
+        self._server.stdin.write(json.dumps(request | {"out": out, "err": err}).encode() + b"\n")
+        self._answers = self._server.stdout
+        self.pid = int(self._answers.readline())
+
+    def poll(self) -> int | None:
+        """The exit status; None while it runs."""
+        return self._status(0)
+
+    def _status(self, seconds: float | None) -> int | None:
+        if self.returncode is None and select.select([self._answers], [], [], seconds)[0]:
+            self.returncode = int(self._answers.readline())
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end and return the exit status; after `timeout` seconds, kill it and raise `TimeoutExpired`."""
+        status = self._status(timeout)
+        if status is None:
+            self.kill()
+            self._status(None)
+            raise subprocess.TimeoutExpired(self.args, timeout or 0.0, *(path.read_text() for path in self._files))
+        return status
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the program alone."""
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for its end; return what it wrote to standard output and standard error."""
+        self.wait(timeout)
+        output, errors = (path.read_text() for path in self._files)
+        return output, errors
 
 
 @cache
-def _server() -> subprocess.Popen[str]:
-    server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def _server() -> subprocess.Popen[bytes]:
+    # One thread, so that sums are taken in one order. Unbuffered, so that `select` sees what has not been read.
+    server = subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     atexit.register(server.kill)
     return server
 
@@ -73,6 +126,10 @@ def serve() -> dict:
 
 def become(request: dict) -> None:
     """Take on folder, environment, arguments and standard streams of the requested program."""
+    if request["session"]:
+        os.setsid()
+    # A shell that starts the tests in the background has them, and what they start, ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])

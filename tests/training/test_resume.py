@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import assert_same_bits
+from warm_python import Running
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).parents[2]
 STEPS = 12
 SMALL = (
     "experiment=demo",
@@ -53,18 +55,21 @@ runpy.run_module("medaug.train", run_name="__main__")
 """
 
 
-def start(runs: Path, *words: str, code: str | None = None, **variables: str) -> subprocess.Popen[str]:
-    """The stage as a process of its own, on one thread, so that sums are taken in one order."""
+def start(runs: Path, *words: str, code: str | None = None, **variables: str) -> Running | subprocess.Popen[str]:
+    """The stage as a process of its own, on one thread, so that sums are taken in one order.
+
+    It starts with its libraries imported, unless `code` or variables are given.
+    """
     environment = {key: value for key, value in os.environ.items() if key not in {"RANK", "LOCAL_RANK", "SLURM_PROCID"}}
+    environment |= {"OMP_NUM_THREADS": "1"} | variables
     given = dict(word.split("=", 1) for word in (*SMALL, f"trainer.max_steps={STEPS}", *words))  # the last one counts
+    arguments = [f"runs={runs}", *(f"{key}={value}" for key, value in given.items())]
+    if code is None and not variables and "trainer=ddp" not in words:
+        return Running("medaug.train", arguments, ROOT, environment | {"PYTHONPATH": str(ROOT)})
     return subprocess.Popen(
-        [
-            sys.executable,
-            *(["-c", code] if code else ["-m", "medaug.train"]),
-            f"runs={runs}",
-            *(f"{key}={value}" for key, value in given.items()),
-        ],
-        env=environment | {"OMP_NUM_THREADS": "1"} | variables,
+        [sys.executable, *(["-c", code] if code else ["-m", "medaug.train"]), *arguments],
+        cwd=ROOT,
+        env=environment | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -90,7 +95,7 @@ def contents(runs: Path):
     return torch.load(checkpoint(runs), weights_only=True)
 
 
-def at_step_four(process: subprocess.Popen[str], runs: Path) -> None:
+def at_step_four(process: Running | subprocess.Popen[str], runs: Path) -> None:
     """Wait for the first checkpoint; the run has eight more steps to go."""
     while not checkpoint(runs).exists():
         assert process.poll() is None, "ended before its first checkpoint"
