@@ -11,6 +11,7 @@ from helpers import model_options, samples
 from test_fit import BUDGET, CARD, contents, make_cases, train
 
 from medaug.errors import UserError
+from medaug.imaging.volume import as_stored
 from medaug.networks.finite import not_finite
 from medaug.options import SegmenterOptions
 from medaug.segmentation.nets import build_unet
@@ -21,7 +22,6 @@ from medaug.segmentation.unet import (
     segment,
     train_segmenter,
 )
-from medaug.synthesis.generation import _as_stored
 from medaug.training.callbacks import StopAtDivergence
 from medaug.training.checkpoint import load_model, read_checkpoint
 from medaug.training.data import TrainingData
@@ -128,8 +128,8 @@ def test_non_finite_samples_are_refused():
 
 
 def test_a_volume_of_nan_does_not_become_integers():
-    np.testing.assert_array_equal(_as_stored(np.float32([-1e9, 1.6]), np.dtype(np.int16)), [-(2**15), 2])
-    assert "NaN or infinite" in refused(_as_stored, np.float32([0, np.nan]), np.dtype(np.int16))
+    np.testing.assert_array_equal(as_stored(np.float32([-1e9, 1.6]), np.dtype(np.int16)), [-(2**15), 2])
+    assert "NaN or infinite" in refused(as_stored, np.float32([0, np.nan]), np.dtype(np.int16))
 
 
 def test_a_codec_that_diverges_is_not_saved(tmp_path):
