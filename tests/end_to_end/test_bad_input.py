@@ -86,7 +86,7 @@ def leftovers(folder: Path) -> list[str]:
 
 def test_an_unknown_experiment_names_the_nearest(stage, tmp_path):
     done = stage("train", "experiment=hippocampos", start_new_session=False)  # without starting a warm interpreter
-    assert_refused(done, "train", "did you mean hippocampus?", "brats, cohort, demo")
+    assert_refused(done, "train", "did you mean hippocampus or hippocampus_few?", "brats, cohort, demo")
     assert not list(tmp_path.iterdir())
 
 
