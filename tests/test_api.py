@@ -88,6 +88,7 @@ def test_the_examples_of_the_documentation_run(home, monkeypatch):
     assert result.attempted > 15 and result.failed == 0
 
 
+@pytest.mark.slow
 def test_a_sample_depends_on_its_mask_and_the_seed_alone(run):
     model = medaug.load(run)
     masks = np.zeros((2, 32, 32, 32), np.uint8)
@@ -113,6 +114,7 @@ def test_masks_that_the_model_cannot_use(run, masks, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_missing_checkpoints_and_invalid_options_are_refused(run, tmp_path):
     with pytest.raises(medaug.UserError, match="holds no checkpoint"):
         medaug.load(tmp_path)
@@ -138,6 +140,7 @@ def test_missing_checkpoints_and_invalid_options_are_refused(run, tmp_path):
         medaug.load(run).sample(np.zeros((32, 32, 32)), attributes={"site": "A"})
 
 
+@pytest.mark.slow
 def test_pairs_are_those_that_generate_writes(run, tmp_path):
     pairs = medaug.SyntheticPairs(run, sampling=FAST, num=5, seed=3)
     job, recipes = pairs._load()
@@ -153,12 +156,14 @@ def test_pairs_are_those_that_generate_writes(run, tmp_path):
         assert np.array_equal(np.asarray(written.dataobj), pair["label"][0].numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_number_of_workers_changes_no_pair(run, workers):
     pairs = medaug.SyntheticPairs(run, sampling=FAST, num=9)
     assert_equal_pairs(by_index(pairs), by_index(DataLoader(pairs, batch_size=None, num_workers=workers)))
 
 
+@pytest.mark.slow
 def test_processes_share_the_pairs(run, monkeypatch):
     pairs = medaug.SyntheticPairs(run, sampling=FAST, num=9)
     found = []
@@ -169,6 +174,7 @@ def test_processes_share_the_pairs(run, monkeypatch):
     assert found == [[0, 1, 2, 3, 8], [4, 5, 6, 7]]
 
 
+@pytest.mark.slow
 def test_a_refused_pair_is_made_again_and_the_others_are_unchanged(run):
     plain = by_index(medaug.SyntheticPairs(run, sampling=FAST, num=4))
     refused = plain[1]["recipe"]
@@ -178,6 +184,7 @@ def test_a_refused_pair_is_made_again_and_the_others_are_unchanged(run):
     assert_equal_pairs(plain, screened)
 
 
+@pytest.mark.slow
 def test_a_screen_that_refuses_everything_ends_with_a_message(run, monkeypatch):
     monkeypatch.setattr("medaug.api.MOST_ATTEMPTS", 3)
     seen = []

@@ -29,6 +29,7 @@ def test_the_overview_lists_what_each_stage_needs_and_writes(monkeypatch, capsys
         assert stage.purpose in text and stage.needs in text and stage.result in text
 
 
+@pytest.mark.slow
 def test_the_examples_are_valid_command_lines():
     for name in STAGES:
         assert f"medaug {name} {STAGES[name].example}" in cli.overview()
@@ -66,6 +67,7 @@ def test_console_script_and_module_give_the_same_output(monkeypatch, capsys, sta
         assert answers[0][0] == status and said in answers[0][2]
 
 
+@pytest.mark.slow
 def test_as_processes_they_give_the_same_output_too():
     console = "from medaug.cli import main; main()"
     doors = ([sys.executable, "-m", "medaug.verify"], [sys.executable, "-c", console, "verify"])

@@ -28,6 +28,7 @@ def refused(stage: str, *words: str) -> str:
     return message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "experiment, preset", itertools.product(config.choices("experiment"), config.choices("preset"))
 )
@@ -68,6 +69,7 @@ def test_every_choice_of_every_group_is_what_its_file_says():
     assert not unseen
 
 
+@pytest.mark.slow
 def test_command_line_overrides_preset_and_preset_overrides_experiment():
     load = config.load_options
     assert load("train", ["experiment=demo"]).preset == "demo"
@@ -80,6 +82,7 @@ def test_command_line_overrides_preset_and_preset_overrides_experiment():
     assert dataclasses.replace(multi.trainer, strategy="auto", devices=1) == single.trainer
 
 
+@pytest.mark.slow
 def test_a_stages_own_keys_need_no_prefix():
     generate = config.load_options("generate", ["experiment=demo", "num=5", "seed=7", "generate.batch_size=3"])
     assert (generate.generate.num, generate.generate.seed, generate.generate.batch_size) == (5, 7, 3)
@@ -290,6 +293,7 @@ def test_the_identity_of_a_run_leaves_out_what_changes_no_result():
     assert a.data.percentiles == Options().data.percentiles
 
 
+@pytest.mark.slow
 def test_a_broken_configuration_file_is_named(tmp_path, monkeypatch):
     shutil.copytree(config.conf_dir(), tmp_path / "conf")
     (tmp_path / "conf" / "preset" / "smoke.yaml").write_text("# @package _global_\ntrainer:\n  max_stepz: 3\n")

@@ -88,6 +88,7 @@ def sampled(*words: str) -> torch.Tensor:
     return model.sample(LABEL, [1], check_sampling(model.process, sampler))
 
 
+@pytest.mark.slow
 def test_an_installed_sampler_is_used_by_the_command_line(installed: None) -> None:
     ddim = sampled("sampler=ddim")
     torch.testing.assert_close(sampled("sampler.name=halving"), ddim, atol=1e-4, rtol=1e-4)  # at strength 1 the same
@@ -95,6 +96,7 @@ def test_an_installed_sampler_is_used_by_the_command_line(installed: None) -> No
     assert weak.isfinite().all() and (weak - ddim).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_choosing_an_installed_entry_by_its_group_sets_its_defaults(installed: None) -> None:
     words = ["experiment=demo", "preset=cpu"]
     sampler = load_options("generate", [*words, "sampler=halving"]).sampler
@@ -115,6 +117,7 @@ def test_defaults_that_no_key_of_the_group_has_are_refused(install: Callable[...
         load_options("generate", ["experiment=demo", "sampler=slow"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -213,6 +216,7 @@ def test_an_installed_metric_and_measure_are_measured(installed: None) -> None:
     assert means == {"real_validation": 0.5, "synthetic": 0.25}
 
 
+@pytest.mark.slow
 def test_an_installed_mask_source_makes_masks(installed: None) -> None:
     options = load_options("generate", ["experiment=demo", "masks=mirrored"]).masks
     label = toy_case(1.0).label

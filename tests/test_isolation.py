@@ -74,6 +74,7 @@ def _all_end(pids: list[int], seconds: float = 5) -> bool:
     return not any(map(_is_running, pids))
 
 
+@pytest.mark.slow
 def test_results_come_in_order_whatever_takes_longest() -> None:
     items = [0.3, 0.0, 0.1, *range(40)]
     assert list(isolated(misbehave, items, "", workers=3)) == items
@@ -94,6 +95,7 @@ def test_only_the_crashing_item_fails() -> None:
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hang", ["hang", "hang in C"])
 def test_an_item_that_takes_too_long_fails(hang: str) -> None:
     start = time.monotonic()
@@ -102,10 +104,12 @@ def test_an_item_that_takes_too_long_fails(hang: str) -> None:
     assert time.monotonic() - start < 8
 
 
+@pytest.mark.slow
 def test_the_time_of_an_item_does_not_count_for_the_next() -> None:
     assert list(isolated(misbehave, [0.4] * 4, "", workers=1, timeout=1)) == [0.4] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("item", "kind"), [("user", UserError), ("odd", RuntimeError), ("unpicklable", TypeError)])
 def test_what_the_function_raises_reaches_the_caller(item: str, kind: type[Exception]) -> None:
     with pytest.raises(kind) as error:
@@ -115,11 +119,13 @@ def test_what_the_function_raises_reaches_the_caller(item: str, kind: type[Excep
         assert str(error.value) == "a.nii: is bad; correct it"
 
 
+@pytest.mark.slow
 def test_workers_print_nothing_read_nothing_and_use_one_thread(capfd: pytest.CaptureFixture[str]) -> None:
     assert list(isolated(misbehave, ["noise", "threads"], "", workers=1)) == ["", ["1", "1"]]
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_items_are_consumed_only_as_needed() -> None:
     consumed = 0
 
@@ -136,6 +142,7 @@ def test_items_are_consumed_only_as_needed() -> None:
     results.close()  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_no_worker_outlives_the_iterator() -> None:
     results = isolated(misbehave, ["pid", 0.1, "pid", "hang", "hang"], "", workers=2)
     pids = [next(results), next(results), next(results)]
@@ -150,6 +157,7 @@ def test_processes_start_fast() -> None:
     assert time.monotonic() - start < 2  # 0.05 s on an idle machine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["stdin", "file", "-c", "-m"])
 def test_the_main_script_is_not_run_again(tmp_path: Path, how: str) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)

@@ -44,6 +44,7 @@ def test_help_names_every_key_that_the_stage_takes_and_no_other(stage):
         assert known[path].help in text
 
 
+@pytest.mark.slow
 def test_cfg_prints_what_would_run(capsys):
     def body(options):
         raise AssertionError("the stage must not run")
@@ -87,6 +88,7 @@ def test_exit_statuses_and_messages(capsys, restored_logging):
         launcher.run("train", broken, ["experiment=demo"])
 
 
+@pytest.mark.slow
 def test_only_medaug_logs_below_warnings(capsys, restored_logging):
     def body(options):
         logging.getLogger("medaug.room").info("ours")
@@ -104,6 +106,7 @@ def test_only_medaug_logs_below_warnings(capsys, restored_logging):
     assert lines == ["ours", "the stage's", "their warning", "UserWarning: said by warnings"]
 
 
+@pytest.mark.slow
 def test_starting_up_imports_nothing_heavy():
     code = (
         "import sys; from medaug import config, launcher, runs, cli\n"
@@ -149,6 +152,7 @@ def test_disk_errors_in_libraries_are_reported_in_one_line(capsys, restored_logg
         launcher.run("train", defect, ["experiment=demo"])
 
 
+@pytest.mark.slow
 def test_umask_applies_to_the_process_and_its_workers(tmp_path):
     def body(options):
         write_volume(tmp_path / "scans" / "a.nii.gz", np.zeros((2, 2, 2), np.uint8), np.eye(4))

@@ -102,6 +102,7 @@ def test_a_path_that_cannot_be_expanded_is_refused(places, text, said):
         paths.expanded("runs", text)
 
 
+@pytest.mark.slow
 def test_a_path_in_a_file_of_conf_is_expanded_too(tmp_path, monkeypatch):
     shutil.copytree(config.conf_dir(), tmp_path / "conf")
     file = tmp_path / "conf" / "data" / "hippocampus.yaml"

@@ -256,6 +256,7 @@ def hold(folder, claimed, release):
     release.wait(60)
 
 
+@pytest.mark.slow
 def test_two_processes_cannot_work_in_one_folder(folder):
     context = multiprocessing.get_context("spawn")
     claimed, release = context.Event(), context.Event()

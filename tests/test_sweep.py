@@ -155,6 +155,7 @@ def test_optuna_minimises_what_the_jobs_report_and_finds_the_same_jobs_again(tra
     assert trained[3:] == first
 
 
+@pytest.mark.slow
 def test_optuna_takes_another_objective_and_its_direction(trained):
     words = ("objective=best_score", "hydra.sweeper.direction=maximize", "hydra/sweeper/sampler=grid")
     sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,0.2,0.9", OPTUNA, *words])
@@ -163,6 +164,7 @@ def test_optuna_takes_another_objective_and_its_direction(trained):
     assert best.best_value == pytest.approx(-0.01)
 
 
+@pytest.mark.slow
 def test_an_objective_that_no_run_has_ends_the_search_at_its_first_job(trained):
     with pytest.raises(UserError, match="objective=dice: a run has no such number; it has validation_loss, best_score"):
         sweep.run_sweep([*DEMO, "trainer.learning_rate=0.1,0.2", OPTUNA, "objective=dice", "hydra.sweeper.n_jobs=1"])
@@ -205,6 +207,7 @@ def test_a_missing_plugin_is_named_with_its_extra():
     assert sweep._describe(error) == "submitit is not installed; pip install 'medaug[cluster]'"
 
 
+@pytest.mark.slow
 def test_a_signal_reaches_the_job_and_then_ends_the_sweep(home):
     job = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(9)); print(flush=True); time.sleep(60)"
     code = f"import sys; from medaug.sweep import _wait; _wait([sys.executable, '-c', {job!r}])"
@@ -216,6 +219,7 @@ def test_a_signal_reaches_the_job_and_then_ends_the_sweep(home):
     assert process.returncode == 128 + signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_job_is_started_reaches_it_too(home):
     code = (
         "import os, signal, subprocess, sys; from medaug import sweep\n"

@@ -25,13 +25,14 @@ def prepare_ranks(trainer: Trainer) -> None:
     another program may open it, and then the first rank fails. If the first rank ends for any reason, the others would
     wait for it for half an hour.
     """
-    if PARENT in os.environ and local_rank() > 0:
-        threading.Thread(target=_end_with, args=(int(os.environ[PARENT]),), daemon=True).start()
-        return
     environment = trainer.strategy.cluster_environment if isinstance(trainer.strategy, ParallelStrategy) else None
-    if isinstance(environment, LightningEnvironment) and not environment.creates_processes_externally:
+    if not isinstance(environment, LightningEnvironment):  # torchrun and SLURM end what they started
+        return
+    if not environment.creates_processes_externally:
         os.environ[PARENT] = str(os.getpid())
         os.environ.setdefault("MASTER_PORT", str(_store().port))
+    elif PARENT in os.environ and local_rank() > 0:
+        threading.Thread(target=_end_with, args=(int(os.environ[PARENT]),), daemon=True).start()
 
 
 @cache

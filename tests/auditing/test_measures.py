@@ -73,6 +73,7 @@ def brightness(material: Material):
     yield Group.of_set("two_halves", 0.25, 2)
 
 
+@pytest.mark.slow
 def test_a_new_measure_is_one_entry_and_one_function(tmp_path, monkeypatch):
     entry = Measure("Brightness", "units", 2, None, "mean intensity", brightness)
     monkeypatch.setitem(MEASURES.own, "brightness", lambda: entry)

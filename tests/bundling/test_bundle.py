@@ -106,6 +106,7 @@ def test_a_bundle_gives_the_images_of_the_model_without_medaug(trained, tmp_path
     assert {"einops", "safetensors", "nibabel"} <= about["required_packages_version"].keys()
 
 
+@pytest.mark.slow
 def test_a_bundle_carries_only_what_the_generator_imports():
     sources = needed_sources("medaug.bundling.generator")
     names = sources.keys()

@@ -52,6 +52,7 @@ def plant(root, folder, draw, names, seeds=2):
             job.mark_done(run / "benchmark")
 
 
+@pytest.mark.slow
 def test_every_command_of_a_study_is_one_that_its_stage_accepts():
     found = list(study.commands(FEW))
     assert len(found) == 2 + 3 * len(FEW["draws"]) and found[0][0] == "all"

@@ -54,6 +54,7 @@ def bench(tmp_path) -> Benchmark:
     return replace(toy, scores=scores, groups={"site": site}).compare([("good", "bad")])
 
 
+@pytest.mark.slow
 def test_the_groups_show_where_a_gain_comes_from(bench, tmp_path):
     groups = break_down(bench)
     at_a, at_b = (one for one in groups if one.by == "site")

@@ -207,6 +207,7 @@ def test_regions_are_scored_and_compared_by_name(bench, tmp_path):
     assert set(pd.read_csv(tmp_path / "c.csv")["class"]) == {"mean foreground", *SETS}
 
 
+@pytest.mark.slow
 def test_finished_jobs_are_kept_and_unfinished_ones_repeated(bench, tmp_path):
     jobs = [Job(arm, seed) for seed in (0, 1) for arm in ARMS[1:]]
     for job in jobs[:3]:
@@ -227,6 +228,7 @@ def test_finished_jobs_are_kept_and_unfinished_ones_repeated(bench, tmp_path):
     assert {(r["arm"], r["seed"]) for r in rows} == {(job.arm, str(job.seed)) for job in jobs}
 
 
+@pytest.mark.slow
 def test_scores_that_were_edited_are_refused_by_the_job_that_wrote_them(bench, tmp_path):
     job = Job(ARMS[0], 0)
     run(job, tmp_path, bench)

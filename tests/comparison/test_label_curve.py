@@ -41,6 +41,7 @@ def benchmark(folder: Path, worth: float, labelled=(4, 8, None), draws=(0, 1), n
     return made.compare([("real+classical", "real")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draws", [(0,), (0, 1)])
 def test_an_arm_that_doubles_the_labels_is_worth_twice_as_many(tmp_path, draws):
     found = label_equivalents(benchmark(tmp_path, 2.0, draws=draws))
@@ -63,6 +64,7 @@ def test_one_number_of_labels_or_an_unknown_one_gives_nothing(tmp_path):
     assert label_equivalents(benchmark(tmp_path, 2.0, labelled=(None,))) == []
 
 
+@pytest.mark.slow
 def test_console_report_and_json_show_them(tmp_path):
     folder = tmp_path / "benchmark"
     folder.mkdir()

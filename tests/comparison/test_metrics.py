@@ -33,6 +33,7 @@ def added(monkeypatch):
     monkeypatch.setitem(METRICS.own, "missed", lambda: entry)
 
 
+@pytest.mark.slow
 def test_a_new_metric_appears_everywhere(added, tmp_path):
     folder = tmp_path / "benchmark"
     found = toy_benchmark(folder).compare([("good", "bad")])
@@ -62,6 +63,7 @@ def test_a_new_metric_appears_everywhere(added, tmp_path):
     assert "HD95" not in printed
 
 
+@pytest.mark.slow
 def test_nearer_to_0_is_better_for_a_signed_metric(tmp_path, monkeypatch):
     """Predictions are too small: by 1 ml in the good arm, by 5 ml in the bad one."""
 
@@ -92,6 +94,7 @@ def test_absolute_values_are_taken_before_structures_are_averaged(tmp_path):
     assert scores.table([job], ["case"], MEAN_FOREGROUND, "volume", absolute=True) == 2.0
 
 
+@pytest.mark.slow
 def test_results_come_back_from_their_files(tmp_path):
     found = toy_benchmark(tmp_path).compare([("good", "bad")])
     found.save(tmp_path)
@@ -100,6 +103,7 @@ def test_results_come_back_from_their_files(tmp_path):
     assert {**vars(again), "scores": None} == {**vars(found), "scores": None}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_older_than_a_metric_is_read_without_it(tmp_path, monkeypatch):
     toy_benchmark(tmp_path).compare([("good", "bad")]).save(tmp_path)
     entry = Metric("Missed volume", "ml", 1, False, "difference of volumes", missed_volume)
@@ -107,6 +111,7 @@ def test_a_run_that_is_older_than_a_metric_is_read_without_it(tmp_path, monkeypa
     assert Benchmark.load(tmp_path).scores.metrics == list(MEASURED)
 
 
+@pytest.mark.slow
 def test_a_metric_of_a_package_that_is_gone_is_left_out(added, tmp_path, monkeypatch):
     toy_benchmark(tmp_path).compare([("good", "bad")]).save(tmp_path)
     monkeypatch.delitem(METRICS.own, "missed")

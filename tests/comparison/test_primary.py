@@ -48,6 +48,7 @@ def test_a_question_that_this_benchmark_cannot_answer_is_refused(changes, messag
         _primary(**changes)
 
 
+@pytest.mark.slow
 def test_the_primary_comparison_is_the_declared_one_and_has_its_margin(tmp_path):
     found = toy_benchmark(tmp_path).compare([("good", "bad")])
     assert (found.primary.metric, found.primary.structure) == ("dice", "mean foreground")

@@ -48,6 +48,7 @@ def test_gain_middle_and_loss_are_chosen_whatever_the_direction_of_the_metric(be
     assert [name for _, name, *_ in chosen_cases(alone)] == ["c2"]
 
 
+@pytest.mark.slow
 def test_the_picture_needs_the_slices_of_both_arms(bench, tmp_path):
     cases = tuple(write_case(tmp_path, f"c{i}", f"s{i}", "test", i) for i in range(7))
     cohort = Manifest("toy", "", ("T1",), SCHEMA, cases, str(tmp_path))

@@ -251,6 +251,7 @@ def test_a_file_system_without_locks_is_warned_about_once(manifest, tmp_path, mo
     assert caplog.text.count("No locks available") == 1
 
 
+@pytest.mark.slow
 def test_placements_survive_the_disk(manifest, tmp_path):
     space = replace(PREPROCESSING, spacing=(1.0, 1.0, 4.0), crop="body", bias_correction=True)
     (found,) = load_cases(manifest, manifest.cases[:1], space, tmp_path / "cache")

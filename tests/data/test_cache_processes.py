@@ -76,6 +76,7 @@ def test_two_ranks_share_the_work(manifest, tmp_path):
     assert len(entries(cache)) == len(NAMES) and not list(cache.glob("*.lock"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hang", [".image.npy", ".label.npy"])
 def test_a_killed_process_leaves_no_wrong_entry(manifest, tmp_path, reads, hang):
     cache = tmp_path / "cache"

@@ -34,6 +34,7 @@ def test_the_first_existing_folder_is_used(tmp_path):
     assert find_root(options) == tmp_path / "second"
 
 
+@pytest.mark.slow
 def test_phantoms_are_marked_split_by_subject_and_made_once(tmp_path):
     options = DataOptions(
         name="phantom",

@@ -117,6 +117,7 @@ def centroid(volume, affine):
     return affine[:3, :3] @ (weights @ places / weights.sum()) + affine[:3, 3]
 
 
+@pytest.mark.slow
 @given(
     axes,
     flips,
@@ -266,6 +267,7 @@ def test_real_volumes_come_back_voxel_for_voxel(medaug_data: Path):
         assert np.array_equal(back, label.array)
 
 
+@pytest.mark.slow
 def test_inverse_error_lies_below_that_of_plain_interpolation(medaug_data: Path):
     """Resampling to 1.5 mm and back, compared with scipy's cubic splines between the same grids."""
     files = sorted((medaug_data / "Task04_Hippocampus" / "imagesTr").glob("[!.]*.nii*"))[:8]

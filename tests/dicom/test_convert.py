@@ -64,6 +64,7 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "made" / "cohort.json"
 
 
+@pytest.mark.slow
 def test_scans_and_labels_keep_their_grid(root: Path, out: Path) -> None:
     images = write_series(root / "a", ramp(), oblique(), SeriesDescription="T1", PatientID="P1")
     write_series(root / "b", 2 * ramp(), oblique(), number=2, SeriesDescription="T2", PatientID="P1")

@@ -71,6 +71,7 @@ def test_renaming_and_moving_changes_nothing(tmp_path):
     assert without_paths(a) == without_paths(b)
 
 
+@pytest.mark.slow
 def test_many_files_in_workers_equal_one_process(tmp_path, monkeypatch):
     monkeypatch.setattr(headers, "_FILES_PER_ITEM", 5)
     write_series(tmp_path, ramp((3, 3, 12)))
@@ -149,6 +150,7 @@ def test_planted_names_are_not_logged(tmp_path, capfd, caplog, recwarn):
     assert "PLANTED" not in out.out + out.err + caplog.text + "".join(str(one.message) for one in recwarn)
 
 
+@pytest.mark.slow
 def test_damaged_headers_give_a_reason_without_values(tmp_path):
     """300 files with flipped bits or a missing end: each gives a record, a reason, or is not DICOM."""
     draw = random.Random("headers")

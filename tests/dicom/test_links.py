@@ -82,6 +82,7 @@ def test_the_frame_of_reference_decides_for_a_label_whose_series_is_not_in_the_t
     assert codes_of(made) == [("note", "dicom-not-used")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("modality", "name"), [("MR", "MR_T1"), ("CT", "CT"), ("PT", "PET")])
 def test_three_structure_sets_of_a_sarcoma_patient(medaug_data: Path, modality: str, name: str) -> None:
     root = medaug_data / "STS" / "dicom" / "STS_018"

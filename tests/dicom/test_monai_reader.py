@@ -115,6 +115,7 @@ def test_verify_suffix(tmp_path):
     assert not reader.verify_suffix(tmp_path / "notes.txt")
 
 
+@pytest.mark.slow
 def test_study_as_dcm2niix_converts_it(medaug_data, tool, tmp_path):
     for folder in sorted((medaug_data / "dicom" / "PGBM-002").iterdir()):
         command = [tool("dcm2niix"), "-z", "n", "-b", "n", "-f", folder.name, "-o", str(tmp_path), str(folder)]

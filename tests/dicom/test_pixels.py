@@ -93,6 +93,7 @@ def test_jpeg_of_12_bits_is_named(tmp_path, tool):
     refused(tmp_path / "copy", "is compressed in a way that no installed decoder reads (JPEG Extended")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["jpeg-2000", *(pytest.param(name, marks=pytest.mark.slow) for name in ("jpeg-lossless", "jpeg-ls", "rle"))]
 )
@@ -246,6 +247,7 @@ def test_one_frame_too_few(tmp_path, syntax):
     refused(tmp_path, "cut short or damaged")
 
 
+@pytest.mark.slow
 def test_damaged_pixels_only_raise_user_errors(tmp_path, tool, capfd):
     """Bits flipped after the header, for decoders in Python; C decoders would need a worker process."""
     draw = random.Random("pixels")

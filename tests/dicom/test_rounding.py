@@ -31,6 +31,7 @@ def rounded(decimals: int, jitter: float):
     return edit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("decimals", "jitter"), [(4, 1e-4), (3, 0)])
 def test_files_have_right_angles_and_other_readers_accept_them(
     root: Path,  # noqa: F811

@@ -354,6 +354,7 @@ def test_damaged_files_only_raise_user_errors(tmp_path: Path, series: list[Path]
     assert refused_copies(path, 120, read, "segmentation: ") > 60  # every truncation at least
 
 
+@pytest.mark.slow
 def test_the_real_oblique_series(tmp_path: Path, medaug_data: Path) -> None:
     files = sorted((medaug_data / "dicom" / "PGBM-002" / "12-T1post-05670").glob("*.dcm"))
     images = [pydicom.dcmread(file) for file in files]

@@ -80,6 +80,7 @@ def test_spacing_comes_from_positions_alone(tmp_path):
     assert read_folder(tmp_path).spacing == pytest.approx((0.4, 0.9, 6.5))
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     angles=st.tuples(*[st.floats(-3.1, 3.1)] * 3),

@@ -41,6 +41,7 @@ def test_study_equals_dcm2niix(study, tool, tmp_path):
         assert corner_distance(array.shape, affine, other_affine) < 5e-3
 
 
+@pytest.mark.slow
 def test_study_without_a_slice(study):
     (series,) = scan_in_process(study / "12-T1post-05670").series
     whole = read_series(series)

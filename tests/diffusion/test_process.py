@@ -75,6 +75,7 @@ def test_signal_to_noise_hardly_depends_on_the_number_of_levels(schedule: str) -
     torch.testing.assert_close(coarse, fine, rtol=0.02, atol=0)
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(
     pair=st.sampled_from(PAIRS),

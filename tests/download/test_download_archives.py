@@ -135,6 +135,7 @@ def put_whole(folder: Path, data: bytes) -> None:
     part(folder).with_suffix(".json").write_text(json.dumps({"validator": None, "size": len(data)}))
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.lists(st.tuples(st.integers(0, 2600), st.integers(0, 255)), max_size=8), st.integers(0, 20_000))
 def test_random_damage_is_an_error_in_one_line(

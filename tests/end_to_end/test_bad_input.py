@@ -84,6 +84,7 @@ def leftovers(folder: Path) -> list[str]:
     return [str(p.relative_to(folder)) for p in found]
 
 
+@pytest.mark.slow
 def test_an_unknown_experiment_names_the_nearest(stage, tmp_path):
     done = stage("train", "experiment=hippocampos", start_new_session=False)  # without starting a warm interpreter
     assert_refused(done, "train", "did you mean hippocampus or hippocampus_few?", "brats, cohort, demo")

@@ -33,6 +33,7 @@ def test_a_hundred_files_and_a_dozen_stages(demo, tmp_path):
     fuzz("--count", "12", "--seed", "1", "--run", str(demo.home), "--only", ":")
 
 
+@pytest.mark.slow
 def test_a_fault_is_counted_as_one(tmp_path):
     code = (
         "import sys, time; sys.path.insert(0, sys.argv[1])\n"

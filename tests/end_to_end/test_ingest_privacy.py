@@ -177,6 +177,16 @@ def traces(tmp_path_factory) -> Iterator[Traces]:
     yield made
 
 
+def png_chunks(raw: bytes, kind: bytes) -> Iterator[bytes]:
+    """The data of all chunks of a kind: a chunk is its length, its kind, the data and a checksum."""
+    at = 8
+    while at < len(raw):
+        length = int.from_bytes(raw[at : at + 4])
+        if raw[at + 4 : at + 8] == kind:
+            yield raw[at + 8 : at + 8 + length]
+        at += 12 + length
+
+
 def contents(path: Path) -> Iterator[tuple[str, bytes]]:
     """The bytes of a file, and its content after decompression."""
     raw = path.read_bytes()
@@ -188,8 +198,7 @@ def contents(path: Path) -> Iterator[tuple[str, bytes]]:
             for name in archive.namelist():
                 yield f"{path} {name}", archive.read(name)
     elif path.suffix == ".png":
-        for part in raw.split(b"IDAT")[1:]:
-            yield f"{path} pixels", zlib.decompressobj().decompress(part)
+        yield f"{path} pixels", zlib.decompress(b"".join(png_chunks(raw, b"IDAT")))
 
 
 def betrayed(where: str, content: bytes) -> list[str]:

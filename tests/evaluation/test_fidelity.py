@@ -29,6 +29,7 @@ def cosine(cycles, axis=1, shape=(32, 32, 32)):
     return np.cos(2 * np.pi * cycles * x / shape[axis] + 0.7)
 
 
+@pytest.mark.slow
 def test_white_noise_is_flat_at_its_variance():
     power = np.mean([octave_spectrum(white(seed, 0.3), crop=1) for seed in range(100)], axis=0)
     assert power.shape == (4,)
@@ -205,6 +206,7 @@ def test_kernel_distance_is_the_double_sum():
         kernel_distance(x, y[:1])
 
 
+@pytest.mark.slow
 def test_one_distribution_is_at_zero_on_average_at_any_size():
     rng = np.random.default_rng(9)
     values = np.array([kernel_distance(rng.normal(size=(3, 4)), rng.normal(size=(9, 4))) for _ in range(4000)])

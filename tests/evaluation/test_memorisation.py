@@ -124,6 +124,7 @@ def test_the_expected_share_matches_new_scans(held_out):
     assert expected_near_copies(1) == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_out", [1, *(pytest.param(num, marks=pytest.mark.slow) for num in (3, 21, 101))])
 def test_the_alarm_is_rare_where_nothing_is_copied(held_out):
     rng = np.random.default_rng(7)

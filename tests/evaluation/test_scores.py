@@ -35,6 +35,7 @@ def _surface_distances_by_brute_force(p, t):
     return distance.min(1), distance.min(0)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(SEEDS)
 def test_dice_equals_monai_and_simpleitk(seed):
@@ -50,6 +51,7 @@ def test_dice_equals_monai_and_simpleitk(seed):
     assert mean_foreground_dice(a, b, SCHEMA) == pytest.approx(float(monai.mean()), abs=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(SEEDS)
 def test_hd95_equals_brute_force_over_all_surface_voxels(seed):
@@ -58,6 +60,7 @@ def test_hd95_equals_brute_force_over_all_surface_voxels(seed):
     assert hd95(p, t, SPACING) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(SEEDS)
 def test_hd95_equals_simpleitk_contours_and_distance_maps(seed):
@@ -105,6 +108,7 @@ def test_masks_on_different_grids_are_refused():
         mean_foreground_dice(np.zeros((1, 4, 4)), np.zeros((4, 4, 4)), ONE)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(SEEDS)
 def test_ignored_voxels_count_in_neither_mask(seed):
@@ -120,6 +124,7 @@ def test_ignored_voxels_count_in_neither_mask(seed):
     assert mean_foreground_dice(other, blind, SCHEMA) == mean_foreground_dice(prediction, blind, SCHEMA)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(SEEDS)
 def test_regions_are_scored_in_place_of_the_classes(seed):

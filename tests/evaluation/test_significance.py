@@ -80,6 +80,7 @@ def test_with_subjects_that_agree_the_crossed_test_is_the_t_test_over_seeds():
     assert crossed_p(np.repeat(seeds[:, None], 9, axis=1)) == pytest.approx(expected.pvalue)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("between_seeds", [0.0, 1.0])
 def test_under_the_null_the_crossed_test_errs_as_often_as_it_says(between_seeds):
     """400 of the 2,000 repeats of benchmarks/null_calibration.py; where seeds differ Wilcoxon's test errs too often."""

@@ -49,6 +49,7 @@ def out(manifest, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_bids_validator_finds_no_error(out, tool):
     """Version 3 of the validator, whose schema knows derivatives; it needs no network."""
     places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -77,6 +77,7 @@ def half_steps(array: np.ndarray) -> float:
     return 0.0 if array.dtype.kind == "i" else 1.001 * max(np.ptp(array), 2 * np.abs(array).max()) / 65534 / 2
 
 
+@pytest.mark.slow
 def test_medaug_reads_voxels_and_geometry_back(manifest, out):
     for name, path in zip(MODALITIES, manifest.image_paths(manifest.cases[0]), strict=True):
         volume, original = read_folder(out / "pair" / name), read_nifti(path)[0]
@@ -137,6 +138,7 @@ def test_headers_say_what_the_files_are_and_contain_no_name(out):
         assert list(first.ImageType) == ["DERIVED", "SECONDARY", "OTHER"]
 
 
+@pytest.mark.slow
 def test_the_same_pair_gives_the_same_bytes_and_another_recipe_other_uids(manifest, tmp_path):
     pairs = only_t1(manifest)
     one, again = export(pairs, tmp_path / "one"), export(pairs, tmp_path / "again")

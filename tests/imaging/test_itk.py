@@ -274,6 +274,7 @@ def test_images_that_are_not_volumes_of_numbers(tmp_path: Path) -> None:
     assert "is not a NRRD file" in _refusal((tmp_path / "a.nii").rename(tmp_path / "nifti.nrrd"))
 
 
+@pytest.mark.slow
 def test_simpleitk_is_imported_only_when_needed() -> None:
     code = "import sys, medaug.imaging.reading; print('SimpleITK' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"

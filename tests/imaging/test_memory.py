@@ -60,6 +60,7 @@ def headers(path: Path) -> str:
     return str(result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reader", "dtype"), [(nifti, "f4"), (nifti, "i2"), (images, "u1")])
 def test_a_small_file_of_a_huge_volume_is_refused_before_it_is_decompressed(tmp_path, reader, dtype):
     path = write(tmp_path / "a.nii.gz", (8, 8, 8), dtype, 2.0)
@@ -113,6 +114,7 @@ def deflated(path: Path, size: int) -> None:
     path.write_bytes(start + rest[:length] + packed + packer.flush())
 
 
+@pytest.mark.slow
 def test_a_deflated_dicom_file_that_expands_a_thousandfold_is_refused(tmp_path):
     path = tmp_path / "a.dcm"
     deflated(path, 1000)

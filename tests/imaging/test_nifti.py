@@ -271,6 +271,7 @@ def test_scaled_values_are_those_of_nibabel(tmp_path: Path, name: str) -> None:
             np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_headers_are_read_without_the_voxels(tmp_path: Path) -> None:
     write_volume(tmp_path / "a.nii.gz", np.random.default_rng(0).normal(size=(90, 90, 90)), np.eye(4))
     content = (tmp_path / "a.nii.gz").read_bytes()
@@ -329,6 +330,7 @@ def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         read_volume(tmp_path / "a.nii.gz")
 
 
+@pytest.mark.slow
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from([nib.Nifti1Image, nib.Nifti2Image]),

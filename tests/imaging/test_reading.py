@@ -101,6 +101,7 @@ def test_pipes_and_folders_are_refused_without_waiting(tmp_path: Path, suffix: s
         read_volumes(tmp_path / f"pipe{suffix}")
 
 
+@pytest.mark.slow
 def test_headers_of_real_volumes_are_those_of_the_full_read(medaug_data: Path) -> None:
     files = sorted((Path(medaug_data) / "Task04_Hippocampus").glob("*/*.nii.gz"))
     assert len(files) > 300
@@ -154,6 +155,7 @@ def _nifti(shape: tuple[int, int, int]) -> bytes:
     return header.binaryblock + bytes(4)
 
 
+@pytest.mark.slow
 def test_a_gzip_bomb_is_refused_before_it_expands(tmp_path: Path) -> None:
     path = tmp_path / "bomb.nii.gz"
     zeros = gzip.compress(bytes(1 << 24))
@@ -175,6 +177,7 @@ def test_a_bomb_in_a_metaimage(tmp_path: Path) -> None:
     assert memory < 30
 
 
+@pytest.mark.slow
 def test_memory_is_not_allocated_for_voxels_that_are_missing(tmp_path: Path) -> None:
     # 500 kB could expand to the 512 MB that the header claims, but these are random and do not.
     path = tmp_path / "a.nii.gz"
@@ -184,6 +187,7 @@ def test_memory_is_not_allocated_for_voxels_that_are_missing(tmp_path: Path) -> 
     assert memory < 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mha"])
 def test_a_volume_that_does_not_fit_in_memory(tmp_path: Path, name: str) -> None:
     path, voxels = tmp_path / name, 400**3

@@ -81,6 +81,7 @@ def states(path: Path, key: str | None = None) -> set[tuple[str, str, str]]:
     return {(one.origin, one.state, one.signature) for one in verify(path, key)}
 
 
+@pytest.mark.slow
 def test_every_exported_file_says_that_it_is_synthetic_and_by_which_recipe(made):
     for file in (*made.glob("msd/*Tr/a.nii.gz"), *made.glob("nnunet/*Tr/*.nii.gz")):
         note = bytes(nib.load(file).header["descrip"].item()).decode()

@@ -41,6 +41,7 @@ def test_controlnet_initially_equals_its_base(options):
             assert torch.equal(value, base.unet.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_training_changes_the_control_but_not_the_base():
     base, net = with_base()
     net.train()
@@ -74,6 +75,7 @@ def test_a_conditional_network_as_base_acts_as_under_the_null_condition():
         torch.testing.assert_close(net(x, t, condition), base(x, t, null), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_control_of_another_controlnet_is_copied_only_if_all_of_it_fits():
     former = make_net("controlnet")

@@ -47,6 +47,7 @@ def test_a_subject_depends_only_on_its_arguments() -> None:
     assert not same(make_subject(8, 3, (48, 48, 48)), cohort()[3])
 
 
+@pytest.mark.slow
 def test_subjects_differ() -> None:
     """No two subjects have equal brain masks or labels."""
     for i, a in enumerate(cohort()):
@@ -127,6 +128,7 @@ def test_contrasts_order_tissues_as_in_glioma_mr() -> None:
         assert mean("FLAIR", fluid) < mean("FLAIR", white) and mean("T2", fluid) > mean("T2", white)
 
 
+@pytest.mark.slow
 def test_tumours_lie_mostly_in_white_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the given tissue fractions; oedema more often than chance, which is about 0.4."""
     fractions = []
@@ -143,6 +145,7 @@ def test_tumours_lie_mostly_in_white_matter(monkeypatch: pytest.MonkeyPatch) -> 
     assert tumour > 0.6 and oedema > 0.65 and anywhere < 0.5
 
 
+@pytest.mark.slow
 def test_growth_in_uniform_tissue_is_a_ball() -> None:
     """Closed form: at constant speed the classes are concentric shells of the requested volumes."""
     shape, spacing = (61, 61, 61), np.ones(3)
@@ -189,6 +192,7 @@ def test_smooth_field_statistics_and_resolution() -> None:
     np.testing.assert_allclose(fine[::4, ::4, ::4], draws[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_cohort_files(tmp_path: Path) -> None:
     """Two independent readers get the expected arrays and geometry."""
     shape = (32, 36, 34)
@@ -211,6 +215,7 @@ def test_cohort_files(tmp_path: Path) -> None:
             np.testing.assert_allclose(corner, (subject.affine @ [3, 5, 7, 1])[:3], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_cohort_resumes_grows_and_refuses(tmp_path: Path) -> None:
     """A missing file is made again with the same content; other seeds, shapes and smaller cohorts are refused."""
     shape = (32, 32, 32)

@@ -75,6 +75,7 @@ def test_a_sheet_stops_at_its_largest_number_of_pairs(tmp_path):
     assert (imread(tmp_path / "full.png") == imread(tmp_path / "more.png")).all()
 
 
+@pytest.mark.slow
 def test_guidance_columns_show_their_own_images(tmp_path):
     _, label = _square((12, 12, 6))
     images = [np.full((12, 12, 6), value, np.float32) for value in (0.25, 0.5, 0.75)]
@@ -88,6 +89,7 @@ def test_guidance_columns_show_their_own_images(tmp_path):
     assert places[0].max() < places[1].min() and places[1].max() < places[2].min()
 
 
+@pytest.mark.slow
 def test_plots_draw_one_series_per_arm_without_interval_too(tmp_path):
     nan = float("nan")
     arms = {
@@ -106,11 +108,13 @@ def test_colours_of_many_classes_differ():
     assert len({figures.class_colour(i) for i in range(1, 30)}) == 29
 
 
+@pytest.mark.slow
 def test_matplotlib_is_not_imported_with_the_module():
     code = "import sys, medaug.pictures.figures; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_ignored_voxels_are_grey_without_outline_and_do_not_affect_the_slice(tmp_path):
     image, label = _square()
     label[..., 1] = IGNORE  # far more than the foreground, in a slice without any

@@ -121,6 +121,7 @@ def on_the_grid_of(image, name):
     return image.shape == shape and np.allclose(image.affine, matrix)
 
 
+@pytest.mark.slow
 def test_translation_writes_the_missing_modality_on_each_scans_grid_in_usual_units(run):
     folder = run(TRANSLATION)
     written = volumes(folder)
@@ -158,6 +159,7 @@ def test_predictions_do_not_depend_on_the_truth(run, cohort, tmp_path, task):
     assert not (other / "metrics.csv").exists()
 
 
+@pytest.mark.slow
 def test_segmentation_writes_majority_label_and_uncertainty(run, cohort):
     folder = run(SEGMENTATION, num_samples=5, probabilities=True)
     written = volumes(folder)
@@ -197,6 +199,7 @@ def test_segmentation_writes_majority_label_and_uncertainty(run, cohort):
     }
 
 
+@pytest.mark.slow
 def test_enhancement_measures_against_the_scan_that_it_degraded(run):
     folder = run(DENOISE, degrade=True, num_samples=2)
     scores = metrics(folder)
@@ -211,12 +214,14 @@ def test_enhancement_measures_against_the_scan_that_it_degraded(run):
     assert content(run(DENOISE, degrade=True, num_samples=2)) == content(folder)
 
 
+@pytest.mark.slow
 def test_without_degrade_scans_are_enhanced_as_they_are(run):
     folder = run(DENOISE)
     assert set(volumes(folder)) == {f"{name}_{m}.nii.gz" for name in HOSTS for m in MODALITIES}
     assert not (folder / "metrics.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_coarse_scan_comes_back_on_a_finer_grid_of_the_same_field_of_view(run):
     finer = Preprocessing((32, 32, 40), None)
     for name, image in volumes(run(COARSE, space=finer)).items():
@@ -240,6 +245,7 @@ def test_a_refined_scan_is_what_super_resolution_was_trained_to_see(cohort):
     np.testing.assert_allclose(coarse.image, degraded, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [True, False], ids=["from_masks", "unconditional"])
 def test_inpainting_leaves_every_other_voxel_as_it_is(run, cohort, mask):
     folder = run({"mask": mask}, inpaint=["core"], margin=1, resample=2)
@@ -261,6 +267,7 @@ def test_inpainting_leaves_every_other_voxel_as_it_is(run, cohort, mask):
         assert (there[region] != gone[region]).mean() > 0.5
 
 
+@pytest.mark.slow
 def test_inpainting_uncertainty_is_zero_outside_the_region(run):
     written = volumes(run({"mask": True}, inpaint=["core"], num_samples=3))
     region = written["plain_region.nii.gz"].get_fdata() > 0
@@ -277,6 +284,7 @@ def test_a_region_is_the_classes_and_their_surroundings_and_removing_leaves_the_
     assert inpainting_region(label, (2,), 0)[1].sum() == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_where_it_stopped(run, tmp_path, monkeypatch):
     whole = content(run(SEGMENTATION, num_samples=2))
     predict, predicted, runs = Predictor.predict, [], tmp_path / "runs_again"
@@ -322,6 +330,7 @@ def test_invalid_request_is_refused_with_one_line_before_anything_is_written(run
     assert not list(tmp_path.glob("runs_*/toy/predictions"))
 
 
+@pytest.mark.slow
 def test_scans_that_lack_what_the_model_needs_are_refused(run, cohort, tmp_path):
     for number, (task, changes, complaint) in enumerate(
         [
@@ -345,6 +354,7 @@ def test_scans_that_lack_what_the_model_needs_are_refused(run, cohort, tmp_path)
             run(task, manifest=str(path))
 
 
+@pytest.mark.slow
 def test_withdrawal_lists_predictions_of_a_subject(run):
     folder = run(SEGMENTATION, num_samples=2)
     found = {artefact.path.name for artefact in withdraw("subject_axes", folder.parents[2])}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-
 import pytest
-from faults import write_good_cohort
+from faults import one_by_one, write_good_cohort
 
 from medaug import preflight
 from medaug.cohort import Manifest
@@ -18,9 +16,5 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run in this process, because worker processes take seconds to start."""
-
-    def isolated(function: Callable, items: Iterable, description: str, workers: int = 0) -> Iterator:
-        return map(function, items)
-
-    monkeypatch.setattr(preflight, "isolated", isolated)
+    """Check without worker processes."""
+    monkeypatch.setattr(preflight, "isolated", one_by_one)

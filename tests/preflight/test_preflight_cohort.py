@@ -119,6 +119,7 @@ def test_the_profile_of_a_known_distribution():
     assert found[7] == pytest.approx(np.sqrt(2), rel=0.02)  # E|a - b| over E|a - mean| of a normal distribution
 
 
+@pytest.mark.slow
 def test_large_volumes_are_thinned_and_labels_found_where_they_lie(tmp_path):
     shape = (300, 260, 12)
     image = np.zeros(shape, np.int16)
@@ -150,6 +151,7 @@ def test_one_volume_stored_along_other_axes_has_one_content(tmp_path):
     assert len({a.content, c.content, d.content}) == 3 and d.values != a.values
 
 
+@pytest.mark.slow
 def test_likely_twins_are_an_error_until_subjects_are_named():
     rng = np.random.default_rng(0)
     scans = [ndimage.gaussian_filter(rng.normal(size=(32, 32, 32)), 3) for _ in range(12)]

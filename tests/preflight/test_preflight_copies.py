@@ -39,6 +39,7 @@ def test_different_scans_are_not_found(root):
     assert found(cohort(root, "a.nii.gz", "b.nii.gz", "c.nii", "d.nii")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["copy", "link", "symlink", "recompress", "unpack"])
 def test_one_scan_under_two_names_is_an_error(root, how):
     target = "e.nii" if how == "unpack" else "e.nii.gz"

@@ -44,6 +44,7 @@ def test_ct_that_is_not_in_hounsfield_units(tmp_path: Path, in_process: None, na
     assert check(manifest).findings == ()  # without a window, units do not matter
 
 
+@pytest.mark.slow
 def test_a_window_without_any_values(good: Manifest, in_process: None) -> None:
     findings = check(good, expected=Expectations(Intensity("window", window=(60000, 70000)))).findings
     assert {(f.code, f.severity) for f in findings} == {("outside-window", "error")}
@@ -58,6 +59,7 @@ def test_a_narrow_window_does_not_require_hounsfield_units(tmp_path: Path, in_pr
     assert check(manifest, expected=Expectations(Intensity("window", window=(-3, 3)))).findings == ()
 
 
+@pytest.mark.slow
 def test_outliers_are_searched_after_normalisation(tmp_path: Path, in_process: None) -> None:
     manifest = write_good_cohort(tmp_path)
     path = path_of(tmp_path, manifest.cases[5], "t1")
@@ -67,6 +69,7 @@ def test_outliers_are_searched_after_normalisation(tmp_path: Path, in_process: N
     assert [(f.case, f.code) for f in strange if f.code == "unlike-cohort"] == [("good_05", "unlike-cohort")]
 
 
+@pytest.mark.slow
 def test_outliers_need_enough_scans(tmp_path: Path, in_process: None) -> None:
     manifest = write_good_cohort(tmp_path, 9)
     path = path_of(tmp_path, manifest.cases[6], "t2")

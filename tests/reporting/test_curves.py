@@ -37,6 +37,7 @@ def bench(tmp_path):
     return replace(made, num_training_subjects=12).compare([(f"{SYNTHETIC}_x2", "real+classical")])
 
 
+@pytest.mark.slow
 def test_curves_hold_the_means_of_the_table_in_order_of_the_dose(bench, tmp_path):
     labels, shares = dose_curves(bench)
     assert list(labels.lines) == list(bench.arms) and [x for x, _ in labels.lines["real+classical"]] == [4.0, 12.0]

@@ -159,6 +159,7 @@ def test_the_verdict_is_given_in_words(tmp_path):
     assert "not for clinical use" in text and "600 per segmenter" in text and '"steps": 600' in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("smoke", [True, False])
 def test_a_smoke_run_starts_with_a_warning(tmp_path, smoke):
     folder = _write_run(tmp_path)
@@ -170,6 +171,7 @@ def test_a_smoke_run_starts_with_a_warning(tmp_path, smoke):
         assert not smoke or shown.index("Smoke run") < shown.index("mean foreground")
 
 
+@pytest.mark.slow
 def test_the_trivial_baseline_is_stated(tmp_path):
     folder = _write_run(tmp_path)
     assert "trivial baseline, a mask" not in Page(_render(folder)).text
@@ -197,6 +199,7 @@ def test_a_phantom_cohort_is_labelled(tmp_path, phantom):
     assert ("Phantom cohort." in _render(_write_run(tmp_path, phantom=phantom))) is phantom
 
 
+@pytest.mark.slow
 def test_the_screening_of_the_pairs_is_one_table(tmp_path):
     folder = _write_run(tmp_path)
     assert "screening-table" not in Page(_render(folder)).tables
@@ -209,6 +212,7 @@ def test_the_screening_of_the_pairs_is_one_table(tmp_path):
     assert "34 of 40 generated images passed" in " ".join(page.text.split())
 
 
+@pytest.mark.slow
 def test_the_file_is_self_contained(tmp_path, drawn):
     folder = _write_run(tmp_path)
     names = [
@@ -229,6 +233,7 @@ def test_the_file_is_self_contained(tmp_path, drawn):
     assert shown[0] == "0" and shown[-1] == "1000"  # ordered as numbers, up to the last
 
 
+@pytest.mark.slow
 def test_faithfulness_is_shown_as_far_as_it_exists(tmp_path):
     folder = _write_run(tmp_path)
     assert "judge" not in _render(folder)
@@ -261,6 +266,7 @@ def test_faithfulness_is_shown_as_far_as_it_exists(tmp_path):
         assert fact in page.text
 
 
+@pytest.mark.slow
 def test_an_audit_of_other_pairs_is_left_out(tmp_path, caplog):
     folder = _write_run(tmp_path)
     save_figure(guidance_plot({0: Interval(0.5, 0.4, 0.6, 9, 9)}), tmp_path / "audit" / "guidance.png")
@@ -280,6 +286,7 @@ def test_an_audit_of_other_pairs_is_left_out(tmp_path, caplog):
         assert ("are not those of the benchmark, so the report leaves it out" in caplog.text) is not shown
 
 
+@pytest.mark.slow
 def test_hostile_names_stay_text(tmp_path, drawn):
     hostile = "<script>alert(1)</script>&\"'"
     folder = _write_run(tmp_path, arms=["real", hostile], classes=[hostile, "b"])
@@ -329,6 +336,7 @@ def test_format_interval():
     assert format_interval(Interval(1.0, math.nan, math.nan, 9, 1), 2) == "1.00 [no interval]"
 
 
+@pytest.mark.slow
 def test_the_answer_comes_first_in_words_with_its_numbers(tmp_path):
     """Seven subjects that agree; then the question is changed after the results are known."""
     folder, asked = tmp_path / "benchmark", Primary("good", "bad", "dice", "lesion")
@@ -352,6 +360,7 @@ def test_the_answer_comes_first_in_words_with_its_numbers(tmp_path):
     assert primary_statement(few)[0].startswith("Too few subjects for a verdict (1, at least 6 are needed): ")
 
 
+@pytest.mark.slow
 def test_a_run_for_tuning_and_further_looks_at_the_test_subjects_are_stated(tmp_path):
     found = replace(toy_benchmark(tmp_path), evaluated="val").compare([("good", "bad")])
     found.save(tmp_path)

@@ -78,6 +78,7 @@ def pair(image: np.ndarray, mask: np.ndarray, host: ModelCase = TRAIN[0]) -> Sam
     return Sample.of_pair(host, mask, image.astype(np.float32))
 
 
+@pytest.mark.slow
 def test_thresholds_are_numpys_percentiles_of_real_scans(reference, screen):
     verdicts = screen.judge(Sample.of_case(NEW[0]))
     dice = [structure_dice(segment(reference.net, case.image), case.label, SCHEMA) for case in VAL]
@@ -98,6 +99,7 @@ def test_thresholds_are_numpys_percentiles_of_real_scans(reference, screen):
     assert ratio.threshold == pytest.approx(np.percentile([two.figure for _, two in held_out], 5))
 
 
+@pytest.mark.slow
 def test_each_rule_passes_most_new_scans(screen):
     """With 12 training and 8 validation scans the percentiles are rough."""
     rejected = Counter(rule for case in NEW for rule in failed(screen, Sample.of_case(case)))

@@ -73,6 +73,7 @@ def test_the_last_steps_use_human_labels_only_and_soft_labels_move_with_the_imag
             assert batch["soft"][:2].amax(1).eq(1).all(), "human labels stay certain"
 
 
+@pytest.mark.slow
 def test_strong_augmentation_moves_probabilities_like_labels():
     case = CASES[0]
     image, label = torch.from_numpy(case.image), torch.from_numpy(case.label).long()
@@ -103,6 +104,7 @@ class Space:
         return label
 
 
+@pytest.mark.slow
 def test_mirrored_prediction_is_symmetric_for_a_symmetric_scan():
     problem = Problem(("T1",), SCHEMA, Space())
     half = CASES[0].image[:, : SIDE // 2]
@@ -116,6 +118,7 @@ def test_mirrored_prediction_is_symmetric_for_a_symmetric_scan():
         np.testing.assert_array_equal(segmenter.predict(case), shares.argmax(0))
 
 
+@pytest.mark.slow
 def test_averaged_weights_lie_between_those_of_the_steps():
     plain, averaged = (
         [p.detach() for p in train_segmenter(TrainingSet(CASES), 3, replace(TINY, ema=decay), 4, 0, "toy").parameters()]
@@ -138,6 +141,7 @@ def test_a_dynunet_is_supervised_on_its_coarser_levels_and_segments_volumes_of_a
     assert net.eval()(torch.zeros(1, 1, 15, 12, 9)).shape == (1, 3, 15, 12, 9)
 
 
+@pytest.mark.slow
 def test_the_dynunet_backend_trains():
     problem = Problem(("T1",), SCHEMA, Space())
     segmenter = BACKENDS["dynunet"].make(problem, replace(TINY, channels=[4, 8, 8, 8]))

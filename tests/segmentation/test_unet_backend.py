@@ -69,6 +69,7 @@ def weights(seed=0, steps=3, training_set=None, options=TINY):
     return torch.cat([p.detach().flatten() for p in net.parameters()])
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_regardless_of_global_state():
     one = weights()
     torch.manual_seed(99)
@@ -77,6 +78,7 @@ def test_the_same_seed_gives_the_same_weights_regardless_of_global_state():
     assert not torch.equal(weights(seed=1), one)
 
 
+@pytest.mark.slow
 def test_the_number_of_loading_processes_changes_nothing():
     options = SegmenterOptions(channels=[8, 16], batch_size=4, learning_rate=5e-3, num_workers=1)
     assert torch.equal(weights(options=options), weights())

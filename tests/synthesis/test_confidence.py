@@ -72,6 +72,7 @@ def run(cohort, card, model, tmp_path_factory):
     return generate
 
 
+@pytest.mark.slow
 def test_pairs_carry_a_map_that_their_records_and_manifest_name(run, card, tmp_path):
     pairs, plain = run(tmp_path / "maps"), run(tmp_path / "plain", maps=False)
     assert not [name for name in files(tmp_path / "plain") if name.startswith("confidence")]
@@ -93,6 +94,7 @@ def test_pairs_carry_a_map_that_their_records_and_manifest_name(run, card, tmp_p
     assert again.cases == pairs.manifest.cases and len(again.files(again.cases[0])) == 4
 
 
+@pytest.mark.slow
 def test_segmenters_ignore_what_a_map_doubts(run, card, tmp_path):
     manifest = run(tmp_path / "pairs").manifest
     cases = load_cases(manifest, manifest.cases, card.preprocessing, tmp_path / "cache")

@@ -31,6 +31,7 @@ def recipes(cohort, card, tmp_path_factory) -> Recipes:
     return Recipes(hosts, load_masks(MasksOptions(source="real")), GenerateOptions(), sampler, "real", "sum")
 
 
+@pytest.mark.slow
 def test_the_estimate_is_near_the_files_and_the_time_of_real_pairs(recipes, card, model, tmp_path, monkeypatch):
     ticks = iter(range(100))
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: float(next(ticks)))
@@ -68,6 +69,7 @@ def test_without_a_terminal_the_log_says_n_of_n_with_throughput(caplog, monkeypa
     ]
 
 
+@pytest.mark.slow
 def test_an_interruption_says_how_many_pairs_are_there_and_how_to_go_on(
     cohort, card, model, recipes, tmp_path, monkeypatch, caplog
 ):

@@ -32,6 +32,7 @@ from medaug.synthesis.generation import (
 from medaug.synthesis.pairs import Pairs
 
 
+@pytest.mark.slow
 def test_every_pair_lies_on_its_hosts_grid_for_nibabel_and_simpleitk(made, cohort):
     hosts = {case.name: case for case in cohort.cases}
     records = {r["name"]: r for r in provenance.read(Path(made.root) / "provenance.jsonl").values()}
@@ -89,6 +90,7 @@ def test_the_mask_on_disk_is_the_requested_one(make, made, card):
             assert case.label is not None and set(np.unique(case.label)) == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_a_restart_makes_what_is_missing_and_touches_nothing_else(make, made, tmp_path, monkeypatch):
     append, count = provenance.append, []
 
@@ -198,6 +200,7 @@ def test_a_run_stopped_within_a_batch_and_resumed_gives_the_same_bytes(make, tmp
     assert one == other
 
 
+@pytest.mark.slow
 def test_what_is_sampled_together_depends_on_the_indices_alone(make, tmp_path, monkeypatch):
     together = []
 
@@ -240,6 +243,7 @@ def test_a_full_disk_gives_one_line_and_leaves_only_whole_pairs(make, tmp_path, 
         assert path.suffix != ".gz" or read(path).ndim == 3  # what is there is whole, on record or not
 
 
+@pytest.mark.slow
 def test_a_file_size_limit_is_reported_as_a_full_disk(tmp_path):
     program = (
         "import numpy as np; from medaug.imaging.nifti import write_volume; from medaug.errors import UserError\n"
@@ -259,6 +263,7 @@ def test_a_file_size_limit_is_reported_as_a_full_disk(tmp_path):
     assert done.stderr == "" and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_guidance_and_spacing_of_the_recipe_reach_the_sampler(model, card, cohort, tmp_path):
     hosts = load_cases(cohort, cohort.cases[:1], card.preprocessing, tmp_path)
 
@@ -281,6 +286,7 @@ def test_guidance_and_spacing_of_the_recipe_reach_the_sampler(model, card, cohor
     )
 
 
+@pytest.mark.slow
 def test_attributes_reach_the_model_and_stay_with_the_pair(cohort, card, tmp_path):
     values = [{"site": "A"}, {"site": "B"}, {"site": "A"}, {}, {"site": "B"}]
     cases = [replace(case, attributes=known) for case, known in zip(cohort.cases, values, strict=True)]

@@ -70,6 +70,7 @@ def stored(folder, record):
     return volumes, np.asarray(nib.load(folder / record["label"]).dataobj)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["insert", "remove"])
 def test_every_voxel_beyond_the_band_is_the_hosts_own(mode, edited, cohort, card):
     planned, records, folder = edited(mode)
@@ -122,6 +123,7 @@ def test_the_sample_meets_the_host_at_the_border_in_the_mean(cohort, card, hosts
         assert abs((volume.astype(float) - before)[band].mean()) < 0.02 * np.ptp(before)
 
 
+@pytest.mark.slow
 def test_a_host_without_a_label_gets_the_lesion_and_is_unknown_elsewhere(edited, hosts, card):
     ignoring = dataclasses.replace(card, schema=dataclasses.replace(SCHEMA, ignore=255))
     blind = [unlabelled_host(dataclasses.replace(h, case=dataclasses.replace(h.case, label=None))) for h in hosts]
@@ -152,6 +154,7 @@ def test_the_known_part_is_all_but_the_band(hosts, cohort):
     assert inpainting.resample == 3 and inpainting.known.shape == (1, *host.image.shape)
 
 
+@pytest.mark.slow
 def test_hosts_in_which_lesions_do_not_fit_are_left_out(hosts):
     source = edited_masks(ComposedMasks(MasksOptions(), (CORE,)), options("insert"), ()).fitted(TRAINING)
     full = dataclasses.replace(hosts[0], label=np.full_like(hosts[0].label, CORE))

@@ -137,6 +137,7 @@ def test_an_unknown_mask_source_is_named_with_all_that_there_are():
         load_masks(MasksOptions(source="atlas"))
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(seed=st.integers(0, 2**62))
 def test_ignored_voxels_move_along_and_never_cause_a_rejection(seed):

@@ -13,6 +13,7 @@ from medaug.errors import UserError
 from medaug.synthesis.pairs import Pairs, pairs_digest
 
 
+@pytest.mark.slow
 def test_finished_pairs_are_refused_until_the_generation_is_finished(make, tmp_path):
     manifest = make(tmp_path, num=2)
     manifest.save(tmp_path / "manifest.json")

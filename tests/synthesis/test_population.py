@@ -53,6 +53,7 @@ def moments(mask: np.ndarray) -> tuple[float, np.ndarray]:
     return float(np.sqrt(values[2] / np.sqrt(values[0] * values[1]))), axes[:, 2] * np.sign(axes[1, 2])
 
 
+@pytest.mark.slow
 def test_registration_finds_the_pose_of_each_mask(model):
     order = [shapes.digest(label) for label in LABELS]
     axes = np.array([model.rotations[list(model.hosts).index(digest)][:, 1] for digest in order])
@@ -62,6 +63,7 @@ def test_registration_finds_the_pose_of_each_mask(model):
     assert np.degrees(np.abs(found - expected)).max() < 4 < np.degrees(expected).max()
 
 
+@pytest.mark.slow
 def test_drawn_masks_have_the_volumes_shapes_and_pose_of_the_population(model):
     made = [model.draw(LABELS[i % NUMBER], np.random.default_rng(i), 2.5, (0, 1)) for i in range(60)]
     volumes = np.array([(mask > 0).sum() for mask in made])
@@ -143,6 +145,7 @@ def test_what_was_learned_is_kept_beside_the_run_and_made_again_if_damaged(tmp_p
     assert calls == [NUMBER] * 2 + [NUMBER - 1], "other masks have an entry of their own"
 
 
+@pytest.mark.slow
 def test_recipes_keep_masks_inside_the_scan_and_record_whom_they_are_made_from(monkeypatch, model):
     monkeypatch.setattr(ShapeModel, "fit", lambda labels: model)
     low = min(np.argwhere(label > 0)[:, 2].min() for label in LABELS)

@@ -109,6 +109,7 @@ def scorer(folder, train=TRAIN, val=VAL, budget=BUDGET, **rest):
     return sample_score(TrainingData(CARD, train, val), budget, TINY, REAL_MASKS, folder, **rest)
 
 
+@pytest.mark.slow
 def test_better_samples_score_higher(by_threshold, tmp_path):
     score = scorer(tmp_path)
     found = {draw.__name__: score(Painter(draw), 1) for draw in (perfect, blurred, disobedient, copying)}
@@ -131,6 +132,7 @@ def test_better_samples_score_higher(by_threshold, tmp_path):
         assert 0 <= numbers["score"] <= 1 and all(np.isfinite(value) for value in numbers.values())
 
 
+@pytest.mark.slow
 def test_the_score_is_made_of_its_parts(by_threshold, tmp_path):
     numbers = scorer(tmp_path)(Painter(blurred), 1)
     f, g = min(1.0, numbers["faithfulness"]), 1 / (1 + numbers["spectral_discrepancy"])
@@ -138,6 +140,7 @@ def test_the_score_is_made_of_its_parts(by_threshold, tmp_path):
     assert numbers["score"] == pytest.approx(2 * f * g / (f + g) * new)
 
 
+@pytest.mark.slow
 def test_the_samples_are_the_same_at_every_step_and_in_every_batch(by_threshold, tmp_path):
     model, larger = Painter(perfect), Painter(perfect)
     score = scorer(tmp_path)
@@ -160,6 +163,7 @@ def test_masks_are_of_labelled_training_scans_only(by_threshold, tmp_path):
     assert all(any(np.array_equal(mask, label) for label in allowed) for mask in masks_used)
 
 
+@pytest.mark.slow
 def test_the_selector_is_trained_once(tmp_path, monkeypatch):
     scorer(tmp_path)
     before = (tmp_path / "selector.pt").read_bytes()

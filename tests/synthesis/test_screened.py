@@ -84,6 +84,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in files(folder).items()}
 
 
+@pytest.mark.slow
 def test_rejected_pairs_are_tried_again_under_the_next_attempt(whole):
     accepted = provenance.read_all(whole)
     rejected = provenance.read_all(whole / "rejected")
@@ -101,6 +102,7 @@ def test_rejected_pairs_are_tried_again_under_the_next_attempt(whole):
     assert len(set(seeds)) == len(seeds)
 
 
+@pytest.mark.slow
 def test_rejected_files_are_kept_on_request_only(make, whole, tmp_path):
     make(tmp_path, screening())
     assert [name for name in files(tmp_path) if name.startswith("rejected/")] == ["rejected/provenance.jsonl"]
@@ -108,6 +110,7 @@ def test_rejected_files_are_kept_on_request_only(make, whole, tmp_path):
     assert {name: content for name, content in contents(tmp_path).items() if name in pairs} == pairs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped_after", [0, 3, 6])
 def test_a_run_killed_at_any_record_and_resumed_gives_the_same_bytes(make, whole, tmp_path, monkeypatch, stopped_after):
     append, count = provenance.append, []
@@ -125,6 +128,7 @@ def test_a_run_killed_at_any_record_and_resumed_gives_the_same_bytes(make, whole
     assert contents(tmp_path) == contents(whole)
 
 
+@pytest.mark.slow
 def test_ranks_make_each_pair_once_and_agree_on_the_result(make, card, tmp_path):
     rules = screening(twice=[1])
     make(tmp_path, rules, rank=1, ranks=2)
@@ -137,6 +141,7 @@ def test_ranks_make_each_pair_once_and_agree_on_the_result(make, card, tmp_path)
     assert len(list(tmp_path.glob("labelsTr/*"))) == NUM - 1 == results[0].kept
 
 
+@pytest.mark.slow
 def test_the_set_is_screened_in_order_and_more_pairs_change_no_verdict(make, card, tmp_path):
     few = make(tmp_path, screening(twice=[1]), num=3).conclude()
     second = sorted(tmp_path.glob("rejected/labelsTr/*"))
@@ -159,6 +164,7 @@ def test_the_summary_counts_what_the_records_say(make, whole):
     assert json.loads((whole / "screening.json").read_text())["pass_rate"] == result.pass_rate
 
 
+@pytest.mark.slow
 def test_pairs_are_given_up_after_their_last_attempt(make, tmp_path, caplog):
     conclusion = make(tmp_path, screening(limit=0.3, retries=1))
     result = conclusion.conclude()
@@ -206,6 +212,7 @@ def test_the_guard_refuses_a_screening_that_saw_a_test_subject(cohort):
             refuse_leaky_screening(split, Screener(Seen(seen), "x"))
 
 
+@pytest.mark.slow
 def test_a_record_of_another_screening_is_refused(make, card, tmp_path):
     make(tmp_path, screening())
     pairs = Pairs.collect(card, tmp_path, NUM)

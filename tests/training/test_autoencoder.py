@@ -118,6 +118,7 @@ def test_reconstruction_is_learned(tmp_path):
     assert contents(tmp_path)["validation"]["psnr"] > of_the_mean + 4
 
 
+@pytest.mark.slow
 def test_reported_validation_is_that_of_the_final_codec(whole):
     folder, codec = whole
     images = torch.from_numpy(np.stack([case.image for case in make_cases(2, 1)]))
@@ -137,6 +138,7 @@ def test_latents_of_the_training_scans_are_standard(whole):
     torch.testing.assert_close(code.std((0, 2, 3, 4), correction=0), torch.ones(2), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [pytest.param(3, marks=pytest.mark.slow), 6])
 def test_a_crash_loses_only_the_steps_since_the_checkpoint(whole, tmp_path, at):
     def crash(step, *_):
@@ -149,6 +151,7 @@ def test_a_crash_loses_only_the_steps_since_the_checkpoint(whole, tmp_path, at):
     assert_same(train(tmp_path, ADVERSARIAL), whole[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_stops_and_the_run_can_resume(whole, tmp_path, number):
     before = signal.getsignal(number)
@@ -159,6 +162,7 @@ def test_a_signal_saves_and_stops_and_the_run_can_resume(whole, tmp_path, number
     assert_same(train(tmp_path, ADVERSARIAL), whole[1])
 
 
+@pytest.mark.slow
 def test_global_random_state_is_neither_used_nor_changed(whole, tmp_path):
     torch.manual_seed(99)
     expected = torch.rand(3)
@@ -167,10 +171,12 @@ def test_global_random_state_is_neither_used_nor_changed(whole, tmp_path):
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.slow
 def test_unlabelled_scans_train_the_codec_too(whole, tmp_path):
     assert_same(train(tmp_path, ADVERSARIAL, cases=make_cases(5, 0, labelled=False)), whole[1])
 
 
+@pytest.mark.slow
 def test_the_discriminator_is_used_in_the_second_half_of_the_steps(tmp_path):
     seen = {}
 
@@ -207,6 +213,7 @@ def test_bf16_gradients_agree_with_float32(stride):
     assert (exact - rounded).norm() < 0.05 * exact.norm()
 
 
+@pytest.mark.slow
 def test_diffusion_training_stores_the_codec_without_changing_it(tmp_path):
     card = make_card()
     fit(TrainingData(card, make_cases(5, 0), make_cases(2, 1)), tmp_path, BUDGET, "csv")
@@ -254,6 +261,7 @@ def test_a_codec_of_another_cohort_is_refused(whole, tmp_path, changes, named):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_other_architectures_unfinished_codecs_and_other_files_are_refused(whole, tmp_path):
     def refused(path, card=None):
         with pytest.raises(UserError) as caught:

@@ -333,6 +333,7 @@ def test_arbitrary_bytes_give_one_line_and_no_traceback(tmp_path, first):
         read_checkpoint(path)
 
 
+@pytest.mark.slow
 def test_damaged_bytes_never_become_weights(tmp_path):
     """A checkpoint cut anywhere, or with any bit turned over, is refused in one line or read as it was written."""
     path = tmp_path / "last.ckpt"

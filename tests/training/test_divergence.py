@@ -57,6 +57,7 @@ def test_a_learning_rate_far_too_high_ends_the_training_and_saves_nothing(tmp_pa
     assert not (tmp_path / "last.ckpt").exists() and not (tmp_path / "validation.csv").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "kept"), [(3, 2), (4, 2), (5, 4), (7, 6)])
 def test_non_finite_loss_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, step, kept):
     sound = DiffusionModel.loss
@@ -73,6 +74,7 @@ def test_non_finite_loss_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, s
     read_checkpoint(tmp_path / "last.ckpt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("averaged", [False, True])
 def test_non_finite_weight_is_not_saved_even_if_the_loss_is_finite(tmp_path, monkeypatch, averaged):
     def poison(self, trainer, module, *_):
@@ -85,6 +87,7 @@ def test_non_finite_weight_is_not_saved_even_if_the_loss_is_finite(tmp_path, mon
     assert contents(tmp_path)["global_step"] == 2
 
 
+@pytest.mark.slow
 def test_non_finite_validation_loss_ends_the_training(tmp_path, monkeypatch):
     sound = DiffusionModel.loss
 
@@ -106,6 +109,7 @@ def test_non_finite_sample_score_ends_the_training(tmp_path):
     assert not (tmp_path / "scores.csv").exists() and not (tmp_path / "best.ckpt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["state_dict", "current_model_state", "optimizer_states"])
 def test_a_checkpoint_with_a_non_finite_value_is_refused(tmp_path, part):
     train(tmp_path, budget=replace(BUDGET, max_steps=2))

@@ -86,6 +86,7 @@ class Crash(Exception):
     """The machine went down."""
 
 
+@pytest.mark.slow
 def test_weights_and_their_average_both_change(whole):
     current, average = whole["current_model_state"], whole["state_dict"]
     moved = [key for key in current if not torch.equal(current[key], average[key])]
@@ -93,6 +94,7 @@ def test_weights_and_their_average_both_change(whole):
     assert not any("codec" in key for key in moved), "measured statistics are not averaged"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [pytest.param(3, marks=pytest.mark.slow), 6])
 def test_a_crash_loses_only_the_steps_since_the_checkpoint(whole, tmp_path, at):
     """A crash in the validation of step 3 goes on from step 2; one at step 6 from step 6."""
@@ -108,6 +110,7 @@ def test_a_crash_loses_only_the_steps_since_the_checkpoint(whole, tmp_path, at):
     assert_same_bits(whole, contents(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_stops_and_the_run_can_resume(whole, tmp_path, number):
     pictured = []
@@ -136,6 +139,7 @@ def _empty_picture(folder):
     return path
 
 
+@pytest.mark.slow
 def test_a_crash_while_saving_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     train(tmp_path, budget=replace(BUDGET, max_steps=2))
     former = (tmp_path / "last.ckpt").read_bytes()
@@ -155,6 +159,7 @@ def test_a_crash_while_saving_keeps_the_previous_checkpoint(tmp_path, monkeypatc
     assert [path.name for path in tmp_path.glob(".tmp-*")] == []
 
 
+@pytest.mark.slow
 def test_extended_run_with_constant_rate_equals_a_longer_run(tmp_path):
     budget = replace(BUDGET, schedule="constant", max_steps=4)
     train(tmp_path / "long", budget=budget)
@@ -207,6 +212,7 @@ def test_every_validation_is_recorded_once_wherever_the_run_was_killed(tmp_path)
     assert_same_bits(contents(tmp_path / "whole"), contents(tmp_path / "killed"))
 
 
+@pytest.mark.slow
 def test_loss_by_noise_level_is_computed_with_the_averaged_model(whole, tmp_path):
     train(tmp_path, budget=replace(BUDGET, max_steps=3))
     _, model = load_model(tmp_path / "last.ckpt", torch.device("cpu"))
@@ -272,6 +278,7 @@ def test_the_learning_rate_follows_its_schedule(tmp_path, schedule):
     np.testing.assert_allclose(rates, np.minimum([0.5, *[1.0] * BUDGET.max_steps], 1) * decay, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_measuring_a_plan_does_not_change_the_training(whole, tmp_path):
     torch.manual_seed(1)
     expected = torch.rand(3)
@@ -303,6 +310,7 @@ def test_compiling_changes_neither_keys_nor_result(tmp_path, monkeypatch):
             torch.testing.assert_close(found[part][key], value, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_finished_run_returns_the_same_json_summary(tmp_path):
     first = train(tmp_path, budget=replace(BUDGET, max_steps=2))
     before = (tmp_path / "last.ckpt").read_bytes()
@@ -312,6 +320,7 @@ def test_a_finished_run_returns_the_same_json_summary(tmp_path):
     assert (tmp_path / "last.ckpt").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_another_experiments_checkpoint_is_refused(tmp_path):
     train(tmp_path, budget=replace(BUDGET, max_steps=2))
     with pytest.raises(UserError, match="belongs to experiment toy, not other"):
@@ -338,6 +347,7 @@ def test_a_run_cannot_resume_with_another_cohort(whole, tmp_path, card, budget, 
     assert_same_bits(whole, contents(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_run_cannot_resume_if_a_scan_was_replaced(tmp_path):
     """A run from before contents were recorded may resume, too."""
     known = replace(CARD, contents={"a": ["1", "2"], "b": ["3"]})

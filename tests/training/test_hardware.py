@@ -127,7 +127,8 @@ def test_loss_scaling_changes_no_bit_and_no_precision():
 
 def test_the_port_of_the_ranks_is_reserved_before_they_start(monkeypatch, tmp_path):
     for variable in ("MASTER_PORT", "LOCAL_RANK", PARENT):
-        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv(variable, "")  # so that it is removed afterwards
+        monkeypatch.delenv(variable)
     trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False)
     prepare_ranks(trainer)
     port = trainer.strategy.cluster_environment.main_port

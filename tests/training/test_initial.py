@@ -270,6 +270,7 @@ def test_the_stage_trains_a_control_on_a_base_and_remembers_which(tmp_path):
         run_train(tmp_path / "control", "network=controlnet", f"init_from={other}")
 
 
+@pytest.mark.slow
 def test_invalid_init_from_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match="network=controlnet: needs a base; train one with task=unconditional"):
         run_train(tmp_path, "network=controlnet")

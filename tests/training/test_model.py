@@ -287,6 +287,7 @@ def test_a_sample_is_a_function_of_its_own_seed_and_mask(sampler):
     assert (other[1] - together[1]).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_guidance_zero_ignores_the_mask_and_any_other_scale_does_not():
     model, label = make_model(), make_batch()["label"]
     changed = (label + 1) % 3

@@ -109,6 +109,7 @@ def test_saved_activations_are_counted_once():
     assert saved_bytes(Model(), {"x": torch.zeros(3, 5)}, Dropout()) == 4 * (3 * 5 + 3 * 7)
 
 
+@pytest.mark.slow
 def test_a_dry_run_logs_the_plan_and_creates_no_run(tmp_path, caplog):
     words = ("experiment=demo", "preset=smoke", "data.phantom_subjects=5", "data.max_side=16", "data.test_fraction=0.4")
     with caplog.at_level("INFO", "medaug"):
@@ -120,6 +121,7 @@ def test_a_dry_run_logs_the_plan_and_creates_no_run(tmp_path, caplog):
     assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["cache", "phantom"]
 
 
+@pytest.mark.slow
 def test_dry_run_reports_if_a_step_does_not_fit_in_memory(tmp_path, monkeypatch):
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")

@@ -67,12 +67,14 @@ def whole(tmp_path_factory):
     return folder, judge, train(folder, judge)
 
 
+@pytest.mark.slow
 def test_scoring_does_not_change_the_training(whole, tmp_path):
     fit(TrainingData(CARD, make_cases(5, 0), make_cases(3, 1)), tmp_path, BUDGET, "csv")
     assert not (tmp_path / "best.ckpt").exists() and not (tmp_path / "scores.csv").exists()
     assert_same_bits(contents(tmp_path), contents(whole[0]))
 
 
+@pytest.mark.slow
 def test_scoring_at_the_interval_and_the_last_step_keeps_the_earliest_best(whole):
     folder, judge, summary = whole
     assert judge.steps == [2, 4, 6, 7]
@@ -83,6 +85,7 @@ def test_scoring_at_the_interval_and_the_last_step_keeps_the_earliest_best(whole
     assert train(folder, again) == summary and not again.steps, "stopped after its last step, before it was finished"
 
 
+@pytest.mark.slow
 def test_best_checkpoint_has_the_format_of_last_and_the_scored_weights(whole):
     folder, judge, _ = whole
     best, last = contents(folder, "best.ckpt"), contents(folder)
@@ -158,6 +161,7 @@ def test_a_crash_anywhere_leads_to_the_same_files(whole, tmp_path, monkeypatch, 
         assert_same_bits(contents(tmp_path), contents(tmp_path, "best.ckpt"))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_knows_its_best_score(tmp_path):
     train(tmp_path, Judge(), replace(SCORED, max_steps=4))
     best = (tmp_path / "best.ckpt").read_bytes()
@@ -168,6 +172,7 @@ def test_a_resumed_run_knows_its_best_score(tmp_path):
     assert read_checkpoint(tmp_path / "best.ckpt")[1]["callbacks"]["SampleScoring"] == {"step": 4, "score": 0.8}
 
 
+@pytest.mark.slow
 def test_without_the_best_file_the_next_scoring_is_the_best(tmp_path):
     train(tmp_path, Judge(), replace(SCORED, max_steps=4))
     (tmp_path / "best.ckpt").unlink()
@@ -188,6 +193,7 @@ def test_a_damaged_best_file_ends_the_run_in_one_line_and_leftovers_are_removed(
     assert not leftover.exists()
 
 
+@pytest.mark.slow
 def test_memorisation_is_warned_about_once(tmp_path, caplog):
     chance = {2: 0.02, 4: 0.004, 6: 1e-9, 7: 1e-9}
     with caplog.at_level(logging.WARNING, "medaug.training.scoring"):
@@ -198,6 +204,7 @@ def test_memorisation_is_warned_about_once(tmp_path, caplog):
     assert "(p = 0.004)" in said and "best.ckpt" in said and "\n" not in said
 
 
+@pytest.mark.slow
 def test_a_few_near_copies_give_no_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "medaug.training.scoring"):
         train(tmp_path, Judge(chance=dict.fromkeys(WORTH, 0.01)))
