@@ -1,6 +1,6 @@
 """The test scans that a reader should see: where an arm gains most, where it loses most, and the one in the middle.
 
-Each job keeps the slice with the most true foreground of its predictions, `planes.npz` beside its scores.
+Each job keeps one slice per prediction, the one with the most true foreground, in `planes.npz` beside its scores.
 """
 
 from __future__ import annotations

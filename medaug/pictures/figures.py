@@ -107,10 +107,7 @@ def comparison_picture(
             else:
                 _show(axis, volume[..., z], spacing, window)
         _row_name(line[0], caption)
-    for axis, name in zip(axes[0], panels, strict=True):
-        axis.set_title(name, fontsize=9, pad=3)
-    _legend(figure, classes)
-    figure.suptitle(title, fontsize=11)
+    _name_panels(figure, axes, panels, classes, title)
     return figure
 
 
@@ -166,10 +163,7 @@ def outlined_cases(rows: Sequence[CaseRow], panels: Sequence[str], classes: Sequ
             if label is not None:
                 _outline(axis, label)
         _row_name(line[0], caption)
-    for axis, name in zip(axes[0], panels, strict=True):
-        axis.set_title(name, fontsize=9, pad=3)
-    _legend(figure, classes)
-    figure.suptitle(title, fontsize=11)
+    _name_panels(figure, axes, panels, classes, title)
     return figure
 
 
@@ -340,6 +334,14 @@ def _outline(axis: Axes, plane: Array) -> None:
 
 def _row_name(axis: Axes, caption: str) -> None:
     axis.text(-0.06, 0.5, caption, transform=axis.transAxes, rotation=90, ha="right", va="center", fontsize=8)
+
+
+def _name_panels(figure: Figure, axes: Any, panels: Sequence[str], classes: Sequence[str], title: str) -> None:
+    """Write the title, the names of the columns and the legend of the classes."""
+    for axis, name in zip(axes[0], panels, strict=True):
+        axis.set_title(name, fontsize=9, pad=3)
+    _legend(figure, classes)
+    figure.suptitle(title, fontsize=11)
 
 
 def _legend(figure: Figure, classes: Sequence[str]) -> None:
