@@ -35,7 +35,7 @@ from medaug.training.hardware import ScaledGradients, check_device, make_strateg
 from medaug.training.initial import initialise
 from medaug.training.loggers import make_logger
 from medaug.training.module import DiffusionData, DiffusionModule, Picture
-from medaug.training.ranks import prepare_ranks
+from medaug.training.ranks import prepared_ranks
 from medaug.training.scoring import SampleScoring, Score
 
 log = logging.getLogger(__name__)
@@ -146,21 +146,22 @@ def _run(
         # Scoring swaps in the averaged weights, and must come before the checkpoint: see SampleScoring.
         scorers = [] if scoring is None else [scoring]
         trainer = make_trainer(budget, folder, writer, [average, StopAtDivergence(), *scorers, last, curve, progress])
-        prepare_ranks(trainer)
         resumed = path.exists()
-        try:
-            trainer.fit(module, datamodule=data, ckpt_path=path if resumed else None, weights_only=True)
-        except DistNetworkError as error:
-            reason = str(error).splitlines()[0]
-            remedy = "set MASTER_PORT to a free port, and MASTER_ADDR to a machine that all processes can reach"
-            raise UserError("the processes of this training cannot connect", remedy, detail=reason) from error
-        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-            if last.started or not resumed or isinstance(error, OutOfMemoryError):
-                raise
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(f"cannot be resumed ({reason:.120})", RESTORE, path=path) from error
-        if last.signals.received is None and curve.missing(trainer):  # killed between the last step and its validation
-            trainer.validate(module, datamodule=data, verbose=False)
+        with prepared_ranks(trainer):
+            try:
+                trainer.fit(module, datamodule=data, ckpt_path=path if resumed else None, weights_only=True)
+            except DistNetworkError as error:
+                reason = str(error).splitlines()[0]
+                remedy = "set MASTER_PORT to a free port, and MASTER_ADDR to a machine that all processes can reach"
+                raise UserError("the processes of this training cannot connect", remedy, detail=reason) from error
+            except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+                if last.started or not resumed or isinstance(error, OutOfMemoryError):
+                    raise
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                raise UserError(f"cannot be resumed ({reason:.120})", RESTORE, path=path) from error
+            # killed between the last step and its validation
+            if last.signals.received is None and curve.missing(trainer):
+                trainer.validate(module, datamodule=data, verbose=False)
     return trainer
 
 

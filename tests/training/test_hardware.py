@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from medaug.errors import UserError
 from medaug.options import TrainerOptions
 from medaug.training.hardware import ScaledGradients, check_device, check_processes, compiles, device_type
-from medaug.training.ranks import PARENT, _store, prepare_ranks
+from medaug.training.ranks import PARENT, _store, prepared_ranks
 
 CPU = TrainerOptions(accelerator="cpu")
 
@@ -130,11 +130,14 @@ def test_the_port_of_the_ranks_is_reserved_before_they_start(monkeypatch, tmp_pa
         monkeypatch.setenv(variable, "")  # so that it is removed afterwards
         monkeypatch.delenv(variable)
     trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False)
-    prepare_ranks(trainer)
-    port = trainer.strategy.cluster_environment.main_port
-    assert os.environ["MASTER_PORT"] == str(port) and os.environ[PARENT] == str(os.getpid())
-    with socket.socket() as another_program, pytest.raises(OSError, match="in use"):
-        another_program.bind(("127.0.0.1", port))
-    shared = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, multi_tenant=True)
-    shared.set("as", "the process group does")
-    assert _store().get("as") == b"the process group does"
+    before = dict(os.environ)
+    with prepared_ranks(trainer):
+        port = trainer.strategy.cluster_environment.main_port
+        assert os.environ["MASTER_PORT"] == str(port) and os.environ[PARENT] == str(os.getpid())
+        with socket.socket() as another_program, pytest.raises(OSError, match="in use"):
+            another_program.bind(("127.0.0.1", port))
+        shared = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, multi_tenant=True)
+        shared.set("as", "the process group does")
+        assert _store().get("as") == b"the process group does"
+        os.environ["LOCAL_RANK"] = "0"  # as Lightning does
+    assert dict(os.environ) == before  # a training started later by this process finds a port of its own
