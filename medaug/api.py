@@ -142,7 +142,7 @@ class Model:
                 f"masks: the shape is {array.shape}, but the model needs {self.shape} or (B, *{self.shape})",
                 "resample them to the model's grid",
             )
-        return self.card.schema.to_indices(array.reshape(-1, *self.shape), "masks")
+        return self.card.schema.to_indices(array.reshape(-1, *self.shape))
 
 
 def _generate_options(

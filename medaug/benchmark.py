@@ -6,21 +6,12 @@ python -m medaug.benchmark experiment=hippocampus [seeds=[0,1,2]] [steps=600]
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from medaug.config import part
 from medaug.launcher import launch
 from medaug.options import Options
 from medaug.runs import claim, command, continues, finish, new_keys, refuse_edited, stage_folder, trained_checkpoint
-
-if TYPE_CHECKING:
-    from medaug.comparison.breakdown import Group
-    from medaug.comparison.inputs import Inputs
-    from medaug.comparison.labels import TrainingScans
-    from medaug.comparison.results import Benchmark
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +21,7 @@ def main(options: Options) -> None:
     from rich.console import Console
 
     from medaug.comparison.arms import check_arms, pairs_to_compare
-    from medaug.comparison.benchmark import all_jobs, run_benchmark
+    from medaug.comparison.benchmark import all_jobs, plan_benchmark, run_benchmark, save_results
     from medaug.comparison.breakdown import break_down
     from medaug.comparison.inputs import benchmark_inputs
     from medaug.comparison.label_curve import label_equivalents
@@ -40,7 +31,7 @@ def main(options: Options) -> None:
     from medaug.comparison.primary import declare, primary_of
     from medaug.comparison.results import Benchmark
     from medaug.comparison.workers import Work, run_side_by_side
-    from medaug.reporting.console import print_table, print_verdicts
+    from medaug.reporting.console import print_plan, print_table, print_verdicts
     from medaug.reporting.report import write_report
 
     budget = seconds_of(options.benchmark.budget)
@@ -55,7 +46,8 @@ def main(options: Options) -> None:
     # A finished job does not depend on these keys: new arms, draws, pairs or declarations do not change its result.
     growable = ("arms.names", "benchmark.labelled", "benchmark.draws", "declared", *new_keys(folder, ("pairs",)))
     if options.benchmark.plan:
-        show_plan(inputs, scans, options, folder if continues(folder, identity, growable) else None, budget)
+        plans = plan_benchmark(inputs, scans, options, folder if continues(folder, identity, growable) else None)
+        print_plan(plans, Console(), options.benchmark.workers, budget, (options.benchmark.primary or [])[:2])
         return
     work = claim(folder, identity, options.overwrite, growable, recorded=("cohort",))
     jobs = all_jobs(options)
@@ -73,7 +65,7 @@ def main(options: Options) -> None:
     if declared != result.declared:  # the question is asked of the scores, which do not depend on it
         result, work = replace(result, declared=declared).compare(pairs_to_compare(options.arms.names)), True
     groups = break_down(result)
-    files = save(result, groups, inputs, folder) if work else []
+    files = save_results(result, groups, inputs, folder) if work else []
     refuse_edited(audit)
     report, equivalents = folder / "report.html", label_equivalents(result)
     # The report is written even if the benchmark was finished before: an audit may have been added since.
@@ -84,37 +76,6 @@ def main(options: Options) -> None:
     print_table(result, console)
     print_verdicts(result, equivalents, console)
     log.info("the report, with all metrics and comparisons, is %s", report.resolve())
-
-
-def save(result: Benchmark, groups: Sequence[Group], inputs: Inputs, folder: Path) -> list[Path]:
-    """Save scores, comparisons, groups and the picture of some scans; returns the files that must not be edited."""
-    from medaug.comparison.breakdown import save_groups
-    from medaug.comparison.shown_cases import show_cases
-
-    show_cases(result, inputs.cohort, folder)
-    return [*result.save(folder), save_groups(folder / "breakdown.csv", result, groups)]
-
-
-def show_plan(
-    inputs: Inputs, scans: TrainingScans, options: Options, folder: Path | None, budget: float | None
-) -> None:
-    """Print the jobs and how long they take.
-
-    Args:
-        inputs: cohort and pairs.
-        scans: the training scans with their labels.
-        options: options of the stage.
-        folder: the folder of the benchmark, which has the jobs done so far; None: no job is done.
-        budget: the time that the jobs may take, in seconds; None: no limit.
-    """
-    from rich.console import Console
-
-    from medaug.comparison.benchmark import all_jobs, prepare_folds
-    from medaug.comparison.plan import plan_benchmark
-    from medaug.reporting.console import print_plan
-
-    plans = plan_benchmark(prepare_folds(inputs, scans, options), all_jobs(options), folder)
-    print_plan(plans, Console(), options.benchmark.workers, budget, (options.benchmark.primary or [])[:2])
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medaug.entries import OWN
-from medaug.errors import UserError
+from medaug.errors import UserError, listed
 from medaug.inputs import read_yaml
 from medaug.keys import Key, check_values, fits, keys, refuse, type_name, value_of
 from medaug.options import Options
@@ -83,7 +83,7 @@ def _full_path(stage: Stage, word: str, known: Mapping[str, Key]) -> str:
     else:
         readers = [other for other in STAGES.values() if word in other.own]
     if readers:
-        names = ", ".join(f"`{reader.name}`" for reader in readers)
+        names = listed([f"`{reader.name}`" for reader in readers])
         trained = stage.name != "ingest" and [reader.name for reader in readers] == ["train"]
         why = ": the generator is loaded from its checkpoint" if trained else ""
         raise UserError(f"{word} is read by {names}, not by `{stage.name}`{why}")

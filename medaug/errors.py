@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 
 def printable(text: str, kept: str = "") -> str:
@@ -15,6 +16,12 @@ def printable(text: str, kept: str = "") -> str:
         kept: characters that are not escaped.
     """
     return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def listed(words: Sequence[str]) -> str:
+    """One or more words as a list in a sentence: "a, b and c"."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def sentence(what: str, path: str | os.PathLike[str] | None) -> str:

@@ -155,7 +155,7 @@ def test_numbers_and_lists_arrive_as_written(value, values):
     [
         ("generate", ["trainer.max_steps=9"], ["`train`", "not by `generate`", "checkpoint"]),
         ("generate", ["data=phantom"], ["`train`", "not by `generate`"]),
-        ("train", ["num=9"], ["num is read by `generate`, `gallery`, not by `train`"]),
+        ("train", ["num=9"], ["num is read by `generate` and `gallery`, not by `train`"]),
         ("train", ["trainer.max_step=9"], ["trainer.max_steps", "--help"]),
         ("train", ["max_steps=9"], ["did you mean codec.max_steps or trainer.max_steps"]),
         ("generate", ["nun=9"], ["did you mean num"]),

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from medaug.stages import STAGES
+
 PACKAGE = Path(__file__).parents[1] / "medaug"
 FILES = sorted(PACKAGE.rglob("*.py"))
-FILE_LINES, FUNCTION_LINES, ARGUMENTS, ROOM_SHARE = 400, 60, 8, 1 / 6
+FILE_LINES, STAGE_LINES, FUNCTION_LINES, ARGUMENTS, ROOM_SHARE = 400, 100, 60, 8, 1 / 6
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -46,6 +48,10 @@ def num_lines(path: Path) -> int:
 
 def test_no_file_is_too_long() -> None:
     assert [path.name for path in FILES if num_lines(path) > FILE_LINES] == []
+
+
+def test_no_stage_is_too_long() -> None:
+    assert [name for name in STAGES if num_lines(PACKAGE / f"{name}.py") > STAGE_LINES] == []
 
 
 def test_no_folder_is_above_a_sixth_of_the_package() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -149,14 +150,15 @@ class LabelSchema:
             raise ValueError(f"{len(planes)} planes for {self.num_classes} classes")
         return np.where(planes.any(axis=0), planes.argmax(axis=0), IGNORE).astype(np.uint8)
 
-    def to_indices(self, array: ArrayLike, source: str) -> NDArray[np.uint8]:
+    def to_indices(self, array: ArrayLike, path: str | os.PathLike[str] | None = None) -> NDArray[np.uint8]:
         """Remap file values and map them to class indices 0..num_classes-1 (0 = background) or IGNORE.
 
         Returns:
             uint8, same shape.
 
         Raises:
-            UserError: values are not in the schema, or not whole numbers; the error names `source` and the values.
+            UserError: values are not in the schema, or not whole numbers; the error names them and `path`,
+                the file that they are from.
         """
         import numpy as np
 
@@ -192,8 +194,9 @@ class LabelSchema:
             known += [] if self.ignore is None else [f"{self.ignore} ignored"]
             known += [f"{old} read as {new}" for old, new in self.remap]
             raise UserError(
-                f"{source}: label values {shown} are not in the schema ({', '.join(known)})",
+                f"label values {shown} are not in the schema ({', '.join(known)})",
                 "correct the file, or add or remap them in the manifest or the rules file",
+                path=path,
             )
         return indices
 

@@ -1,20 +1,23 @@
-"""Runs all jobs of a benchmark and compares their scores."""
+"""Plans and runs all jobs of a benchmark, compares their scores, and saves the results."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from medaug.comparison.arms import pairs_to_compare
-from medaug.comparison.breakdown import case_groups
+from medaug.comparison.breakdown import Group, case_groups, save_groups
 from medaug.comparison.inputs import Inputs
 from medaug.comparison.job import Job
 from medaug.comparison.jobs import gather
 from medaug.comparison.labels import TrainingScans, label_counts
+from medaug.comparison.plan import ArmPlan, plan_jobs
 from medaug.comparison.results import Benchmark
 from medaug.comparison.setting import Setting
+from medaug.comparison.shown_cases import show_cases
 from medaug.errors import UserError
 from medaug.evaluation.baseline import trivial_dice
 from medaug.options import Options
@@ -109,3 +112,14 @@ def run_benchmark(inputs: Inputs, scans: TrainingScans, options: Options, folder
         folds={c.case.name: k for k, one in settings_of.items() if k is not None for c in one.test.cases},
     )
     return result.compare(pairs_to_compare(options.arms.names))
+
+
+def plan_benchmark(inputs: Inputs, scans: TrainingScans, options: Options, folder: Path | None) -> list[ArmPlan]:
+    """The jobs of every arm and the time that they would take; see `prepare_folds` and `plan_jobs`."""
+    return plan_jobs(prepare_folds(inputs, scans, options), all_jobs(options), folder)
+
+
+def save_results(result: Benchmark, groups: Sequence[Group], inputs: Inputs, folder: Path) -> list[Path]:
+    """Save scores, comparisons, groups and the picture of some scans; returns the files that must not be edited."""
+    show_cases(result, inputs.cohort, folder)
+    return [*result.save(folder), save_groups(folder / "breakdown.csv", result, groups)]

@@ -82,7 +82,7 @@ def cheapest_cuts(plans: Sequence[ArmPlan], kept: Collection[str], seconds: floa
     return cuts
 
 
-def plan_benchmark(settings: Mapping[int | None, Setting], jobs: Iterable[Job], folder: Path | None) -> list[ArmPlan]:
+def plan_jobs(settings: Mapping[int | None, Setting], jobs: Iterable[Job], folder: Path | None) -> list[ArmPlan]:
     """The jobs of every arm, and the time that they would take if this machine stays as busy as it is now.
 
     Args:

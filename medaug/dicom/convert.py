@@ -265,16 +265,16 @@ def _read_label(plan: Plan, planned: PlannedCase, grid: Header, findings: list[F
     source = " and ".join(label.title for label in planned.labels)
     try:
         if planned.labels[0].kind == "file":
-            volume = _reordered(_read_label_file(planned.labels[0].path, source), grid)
+            volume = _reordered(read_label(planned.labels[0].path), grid)
             if difference := grid_difference(grid, volume.header):
                 what = f"{source} {difference} of {plan.modalities[0]} ({planned.series[0].title})"
                 remedy = "resample it onto that series"
                 findings.append(Finding(name, "error", "dicom-label-grid", what, remedy))
                 return None
-            return plan.schema.to_indices(volume.array, source)
-        indices, notes = combine(_read_masks(planned, grid, source), plan.structures, plan.schema, source)
+            return plan.schema.to_indices(volume.array)
+        indices, notes = combine(_read_masks(planned, grid), plan.structures, plan.schema)
     except UserError as error:
-        findings.append(_without_source(name, "dicom-label", error))
+        findings.append(_without_source(name, "dicom-label", error.within(source)))
         return None
     remedy = "nothing to do if that is intended; otherwise correct structures in the rules"
     findings += [Finding(name, "note", "dicom-label-names", note, remedy) for note in notes]
@@ -286,21 +286,11 @@ def _without_source(case: str, code: str, error: UserError) -> Finding:
     return Finding(case, "error", code, error.what, error.remedy)
 
 
-def _read_label_file(path: Path, source: str) -> Volume:
-    try:
-        return read_label(path)
-    except UserError as error:
-        raise error.within(source) from None
-
-
-def _read_masks(planned: PlannedCase, grid: Header, source: str) -> list[NamedMask]:
-    """Read the segments and ROIs of all label objects of a case; errors begin with `source`."""
+def _read_masks(planned: PlannedCase, grid: Header) -> list[NamedMask]:
+    """Read the segments and ROIs of all label objects of a case."""
     paths = [*(series.instances[0].path for series in planned.series), *(label.path for label in planned.labels)]
     terms = identifying_terms(paths)
-    try:
-        return [mask for label in planned.labels for mask in _MASKS[label.kind](label.path, grid, terms)]
-    except UserError as error:
-        raise error.within(source) from None
+    return [mask for label in planned.labels for mask in _MASKS[label.kind](label.path, grid, terms)]
 
 
 def resample(volume: Volume, grid: Header) -> Volume:

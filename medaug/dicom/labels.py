@@ -84,7 +84,7 @@ def _glob(pattern: str, root: Path, source: str) -> list[Path]:
         found = [path for path in root.glob(pattern) if path.is_file()]
     except (ValueError, NotImplementedError) as error:
         what = f"label: {pattern} is not a glob below root ({error})"
-        raise UserError(f"{source}: {what}", "write it relative to root") from None
+        raise UserError(what, "write it relative to root", path=source) from None
     return [p for p in found if not any(is_skipped(part) for part in p.relative_to(root).parts)]
 
 

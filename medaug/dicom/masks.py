@@ -56,7 +56,7 @@ class LabelObject:
 
 
 def combine(
-    masks: Sequence[NamedMask], structures: Mapping[str, str], schema: LabelSchema, source: str
+    masks: Sequence[NamedMask], structures: Mapping[str, str], schema: LabelSchema
 ) -> tuple[NDArray[np.uint8], list[str]]:
     """Combine the masks that match the rules into one volume of class indices.
 
@@ -67,7 +67,6 @@ def combine(
         masks: masks on one grid; they are made one at a time.
         structures: class name to regular expression. Empty: a class gets the masks of exactly its name, ignoring case.
         schema: the classes.
-        source: start of the error messages.
 
     Returns:
         Class indices (X, Y, Z) uint8, and notes, one line each: names that match no rule, classes without a mask,
@@ -77,20 +76,20 @@ def combine(
         UserError: a rule is not a regular expression or is not for a foreground class, a name matches two classes, no
             name matches any class, or a mask cannot be made.
     """
-    rules = compile_structures(structures, schema, source)
+    rules = compile_structures(structures, schema)
     matched: dict[str, list[NamedMask]] = {name: [] for name in rules}
     unmatched: list[NamedMask] = []
     for named in masks:
         matches = [name for name, rule in rules.items() if rule.search(named.name)]
         if len(matches) > 1:
             raise UserError(
-                f'{source}: "{named.shown}" is matched by the rules of {" and ".join(matches)}',
+                f'"{named.shown}" is matched by the rules of {" and ".join(matches)}',
                 'make the rules in structures stricter, such as "^gtv$"',
             )
         (matched[matches[0]] if matches else unmatched).append(named)
     if len(unmatched) == len(masks):
         raise UserError(
-            f"{source}: no rule in structures matches any of its names ({_quoted(unmatched) or 'it has none'})",
+            f"no rule in structures matches any of its names ({_quoted(unmatched) or 'it has none'})",
             "write rules that match them, or leave the file out",
         )
     notes = [f"no rule in structures matches {_quoted(unmatched)}"] if unmatched else []
@@ -99,10 +98,7 @@ def combine(
     for name, members in matched.items():
         index = schema.names.index(name)
         for member in members:
-            try:
-                mask, remarks = member.draw()
-            except UserError as error:
-                raise error.within(source) from None
+            mask, remarks = member.draw()
             notes += [f'"{member.shown}": {remark}' for remark in remarks]
             if not mask.any():
                 notes.append(f'"{member.shown}" is empty')
@@ -143,8 +139,12 @@ def one_line(name: object, otherwise: str) -> str:
     return "".join(c if c.isprintable() else " " for c in str(name or ""))[:64].strip() or otherwise
 
 
-def compile_structures(structures: Mapping[str, str], schema: LabelSchema, source: str) -> dict[str, re.Pattern[str]]:
+def compile_structures(
+    structures: Mapping[str, str], schema: LabelSchema, path: str | None = None
+) -> dict[str, re.Pattern[str]]:
     """Compile the rules for names by foreground class; without rules, a name must equal the class's own.
+
+    The error messages name `path`, the file that the rules are from.
 
     Raises:
         UserError: a rule is not a regular expression, or is not for a foreground class of the schema.
@@ -153,14 +153,15 @@ def compile_structures(structures: Mapping[str, str], schema: LabelSchema, sourc
     for name, rule in (structures or {name: f"^{re.escape(name)}$" for name in schema.foreground}).items():
         if name not in schema.foreground:
             raise UserError(
-                f"{source}: structures names {name}, which is not a foreground class",
+                f"structures names {name}, which is not a foreground class",
                 f"the labels are {', '.join(schema.foreground)}",
+                path=path,
             )
         try:
             rules[name] = re.compile(rule, re.IGNORECASE)
         except re.error as error:
             raise UserError(
-                f'{source}: structures.{name}: "{rule}" is not a regular expression ({error})', "correct it"
+                f'structures.{name}: "{rule}" is not a regular expression ({error})', "correct it", path=path
             ) from error
     return rules
 

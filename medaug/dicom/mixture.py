@@ -10,6 +10,7 @@ import numpy as np
 from medaug.dicom.keywords import CONSTANT
 from medaug.dicom.problems import Problem, leave_out
 from medaug.dicom.stack import Slice
+from medaug.errors import listed
 
 _EACH = "export each acquisition as its own series"
 _SLICES_EACH = 4  # with this many slices per AcquisitionNumber on average, each acquisition may be a stack of its own
@@ -26,7 +27,7 @@ def mixture_problems(slices: Sequence[Slice]) -> list[Problem]:
     if differing:
         is_odd = np.any(list(differing.values()), axis=0)
         verb = "differs" if len(differing) == 1 else "differ"
-        what = f"mixes acquisitions: {_listed(list(differing))} {verb} in {is_odd.sum()} of {len(slices)} slices"
+        what = f"mixes acquisitions: {_first_three(list(differing))} {verb} in {is_odd.sum()} of {len(slices)} slices"
         return [Problem("two-acquisitions", what, _remedy(slices, is_odd.tolist()))]
     numbers = Counter(header.get("InstanceNumber", "") for header in headers)
     repeated = sum(count for count in numbers.values() if count > 1)
@@ -82,7 +83,6 @@ def _is_close(value: str, usual: str, tolerance: float) -> bool:
     return bool(np.abs(numbers - others).max() <= tolerance * largest)
 
 
-def _listed(keywords: Sequence[str]) -> str:
+def _first_three(keywords: Sequence[str]) -> str:
     more = [f"{len(keywords) - 3} more"] if len(keywords) > 3 else []
-    *first, last = [*keywords[:3], *more]
-    return f"{', '.join(first)} and {last}" if first else last
+    return listed([*keywords[:3], *more])

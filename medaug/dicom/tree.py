@@ -170,35 +170,36 @@ def list_series(tree: Tree) -> str:
 def _compile(tree: Tree, rules: Rules) -> dict[str, Pattern]:
     if not rules.modalities:
         raise UserError(
-            f"{'rules=FILE.yaml' if rules == NO_RULES else rules.source}: no modalities, so it is not known which "
-            "series is which",
+            "no modalities, so it is not known which series is which",
             "write patterns for the series' attributes in that file, such as\n"
             '  modalities:\n    T1: {SeriesDescription: "^t1.*post"}\n'
             "    FLAIR: {SeriesDescription: flair, ImageType: original}\nThe tree holds\n" + list_series(tree),
+            path="rules=FILE.yaml" if rules == NO_RULES else rules.source,
         )
     return {
-        modality: _compile_rule(rule, f"{rules.source}: modality {modality}")
+        modality: _compile_rule(rule, f"modality {modality}", rules.source)
         for modality, rule in rules.modalities.items()
     }
 
 
-def _compile_rule(rule: str | Mapping[str, str], where: str) -> Pattern:
+def _compile_rule(rule: str | Mapping[str, str], where: str, path: str) -> Pattern:
     compiled = {}
     for keyword, text in ({"SeriesDescription": rule} if isinstance(rule, str) else rule).items():
         if keyword not in ATTRIBUTES:
             close = difflib.get_close_matches(keyword, ATTRIBUTES, n=1)
             hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(sorted(ATTRIBUTES))}"
-            raise UserError(f"{where}: {keyword} is not a keyword that rules can use", hint)
+            raise UserError(f"{where}: {keyword} is not a keyword that rules can use", hint, path=path)
         try:
             compiled[keyword] = re.compile(text, re.IGNORECASE)
         except re.error as error:
-            raise UserError(f'{where}: "{text}" is not a regular expression ({error})', "correct it") from error
+            what = f'{where}: "{text}" is not a regular expression ({error})'
+            raise UserError(what, "correct it", path=path) from error
     return compiled
 
 
 def _without_excluded(tree: Tree, rules: Rules, names: Mapping[str, Name], log: FindingLog) -> Tree:
     """Remove the files that the rules exclude; single files, because a localizer may be in a series with slices."""
-    patterns = [_compile_rule(rule, f"{rules.source}: exclude_series") for rule in rules.exclude_series]
+    patterns = [_compile_rule(rule, "exclude_series", rules.source) for rule in rules.exclude_series]
     used: set[int] = set()
     kept = []
     for series in tree.series:

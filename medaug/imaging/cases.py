@@ -70,7 +70,7 @@ def read_indices(manifest: Manifest, case: Case, grid: Header) -> NDArray[np.uin
     if path is None:
         return None
     label = _read_beside(manifest, case, path, grid, "label")
-    return manifest.schema.to_indices(label.array, str(path))
+    return manifest.schema.to_indices(label.array, path)
 
 
 def read_doubt(manifest: Manifest, case: Case, grid: Header) -> NDArray[np.uint8] | None:

@@ -178,3 +178,8 @@ def option(
 def path_option(help: str, *, identity: bool = True, applies_when: tuple[When, ...] = ()) -> Any:
     """Declare a key that names a file or folder, null by default; arguments as for `option`."""
     return option(help, None, identity=identity, applies_when=applies_when, is_path=True)
+
+
+def added_parameters(kind: str, example: str) -> Any:
+    """Declare the key for options of a table's entries that other packages add, such as `kind` "sampler"."""
+    return option(f"options of a {kind} that another package adds, as in [{example}]", [], identity=None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from medaug.options.declaration import (
     Items,
     above,
+    added_parameters,
     at_least,
     between,
     not_with,
@@ -102,7 +103,7 @@ class CodecOptions:
     checkpoint: str | None = path_option(
         "codec.ckpt of an earlier training, used instead of training a codec", applies_when=_KL_MADE
     )
-    parameters: list[str] = option("options of a codec that another package adds, as in [levels:2]", [], identity=None)
+    parameters: list[str] = added_parameters("codec", "levels:2")
 
 
 @dataclass
@@ -127,9 +128,7 @@ class NetworkOptions:
         limits=at_least(0),
     )
     gradient_checkpointing: bool = option("recompute activations in the backward pass to save memory", False)
-    parameters: list[str] = option(
-        "options of a network that another package adds, as in [factor:0.5]", [], identity=None
-    )
+    parameters: list[str] = added_parameters("network", "factor:0.5")
 
 
 @dataclass
@@ -177,6 +176,4 @@ class ProcessOptions:
         "uniform",
         choices=one_of(table="loss_weights"),
     )
-    parameters: list[str] = option(
-        "options of a schedule, prediction or loss weight that another package adds, as in [power:2]", [], identity=None
-    )
+    parameters: list[str] = added_parameters("schedule, prediction or loss weight", "power:2")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from medaug.options.declaration import (
     Items,
     above,
+    added_parameters,
     at_least,
     between,
     not_with,
@@ -45,9 +46,7 @@ class SamplerOptions:
         "trailing",
         choices=one_of(table="spacings"),
     )
-    parameters: list[str] = option(
-        "options of a sampler that another package adds, as in [strength:0.5]", [], identity=None
-    )
+    parameters: list[str] = added_parameters("sampler", "strength:0.5")
 
 
 @dataclass

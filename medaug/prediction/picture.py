@@ -65,7 +65,7 @@ def _rows(
 
     name = scan.case.name
     if task.target == "label":
-        predicted = label(card.schema.to_indices(read_volume(files["label"]).array, str(files["label"])))
+        predicted = label(card.schema.to_indices(read_volume(files["label"]).array, files["label"]))
         entropy = card.preprocessing.grid.place(read_volume(files["uncertainty"]).array, scan.placement, fill=0.0)
         placed = scale(entropy, 0.0, math.log(card.schema.num_classes))
         row: list[Any] = [name, scan.image[scan.inputs[0]], predicted, placed]

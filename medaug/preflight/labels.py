@@ -41,9 +41,9 @@ def class_indices(
             remedy = "store it as integers without a scale factor; the nearest whole numbers were read"
             findings.append(Finding(case, "note", "label-rounded", what, remedy))
     try:
-        indices = schema.to_indices(array, f"label {name}")
+        indices = schema.to_indices(array)
     except UserError as error:
-        return [Finding.from_error(case, "label-outside-schema", error)], None
+        return [Finding.from_error(case, "label-outside-schema", error.within(f"label {name}"))], None
     if not foreground(indices).any():
         what = f"label {name} is background only"
         findings.append(Finding(case, "warning", "empty-label", what, "make sure that there is nothing to label"))

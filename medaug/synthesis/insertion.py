@@ -132,14 +132,7 @@ class Insertion:
         The sample is shifted by a constant per modality, so that its mean in the outer half of the band is that of the
         host. Voxels beyond the band are the host's own.
 
-        Args:
-            card: card of the model.
-            host: host of the pair.
-            mask: (X, Y, Z) class indices or IGNORE, in model space.
-            image: (M, X, Y, Z) in [-1, 1], in model space.
-
-        Returns:
-            Image (M, *host shape) in the host's voxel type, and label values (*host shape) as in the cohort's files.
+        Arguments and results are those of `medaug.synthesis.generation.on_host_grid`, which makes whole pairs.
 
         Raises:
             UserError: the host's files cannot be read.

@@ -60,12 +60,13 @@ class Usage:
         """Lines of text about the sources, the use of hosts, and rejected masks."""
         total = sum(self.sources.values())
         sources = ", ".join(f"{name} {count} ({count / total:.0%})" for name, count in self.sources.items())
+        fewest, most = self.hosts[-1], self.hosts[0]
         lines = [
             f"masks: {sources}",
-            f"hosts: {len(self.hosts)}, each for {self.hosts[-1]} to {self.hosts[0]} pairs",
+            f"hosts: {len(self.hosts)}, with {'' if fewest == most else f'{fewest} to '}{_pairs(most)} each",
         ]
         if self.unchanged:
-            lines.append(f"unchanged training masks: each for at most {self.unchanged} pairs")
+            lines.append(f"unchanged training masks: at most {_pairs(self.unchanged)} each")
         if self.rejections:
             number = sum(self.rejections.values())
             kinds = ", ".join(f"{kind} {count}" for kind, count in self.rejections.items())
@@ -85,3 +86,7 @@ class Usage:
             "most_per_host": self.hosts[0],
             "most_per_mask": self.unchanged,
         }
+
+
+def _pairs(number: int) -> str:
+    return f"{number} pair{'' if number == 1 else 's'}"

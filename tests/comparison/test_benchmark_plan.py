@@ -10,7 +10,7 @@ from rich.console import Console
 
 from medaug.comparison import plan
 from medaug.comparison.job import Job
-from medaug.comparison.plan import ArmPlan, cheapest_cuts, plan_benchmark, seconds_of
+from medaug.comparison.plan import ArmPlan, cheapest_cuts, plan_jobs, seconds_of
 from medaug.errors import UserError
 from medaug.options import BenchmarkOptions, Options, PseudoOptions
 from medaug.reporting.console import format_duration, print_plan
@@ -66,12 +66,12 @@ def setting(monkeypatch):
 
 def test_time_is_extrapolated_from_a_few_steps_and_a_few_cases(setting):
     jobs = [Job(arm, seed) for seed in (0, 1) for arm in ("plain", "taught")]
-    plain, taught = plan_benchmark({None: setting}, jobs, None)
+    plain, taught = plan_jobs({None: setting}, jobs, None)
     assert (plain.arm, plain.jobs, plain.done) == ("plain", 2, 0)
     assert plain.seconds == pytest.approx(1 + 0.5 * 100 + 2 * 10) and plain.seconds_left == 2 * plain.seconds
     assert taught.seconds == pytest.approx(1 + 0.75 * 100 + 2 * 10)
     longer = replace(setting, options=replace(setting.options, pseudo=PseudoOptions(steps=400)))
-    (taught,) = plan_benchmark({None: longer}, jobs[1:2], None)
+    (taught,) = plan_jobs({None: longer}, jobs[1:2], None)
     assert taught.seconds == pytest.approx(1 + 0.5 * 100 + 0.25 * 400 + 2 * 10), "teachers have steps of their own"
 
 
@@ -82,7 +82,7 @@ def test_jobs_that_are_done_are_counted_and_not_timed(setting, tmp_path):
         job.scores(tmp_path).write_text("scores")
         job.mark_done(tmp_path)
     before = CLOCK.now
-    (only,) = plan_benchmark({None: setting}, jobs, tmp_path)
+    (only,) = plan_jobs({None: setting}, jobs, tmp_path)
     assert (only.done, only.seconds_left) == (2, 0) and CLOCK.now == before
     console = Console(record=True, width=100)
     print_plan([only, ArmPlan("taught", 3, 1, 120.0)], console)

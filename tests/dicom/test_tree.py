@@ -202,7 +202,7 @@ def test_bad_rules_are_refused(tmp_path: Path, rule: Any, message: str) -> None:
     t1(tmp_path)
     with pytest.raises(UserError, match="modality T1: ") as error:
         plan(tmp_path, {"T1": rule})
-    assert message in str(error.value)
+    assert message in str(error.value) and error.value.path == "rules"
 
 
 def test_a_label_finds_its_case_by_series_then_frame_then_study(tmp_path: Path) -> None:

@@ -133,8 +133,8 @@ def test_the_end_of_a_run_counts_sources_reuse_and_rejections():
     usage = Usage.of(pairs, [{"mask_source": "real", "host": "b", "mask_rejections": {"border": 1}}])
     assert usage.lines() == [
         "masks: deformed 2 (50%), real 2 (50%)",
-        "hosts: 2, each for 1 to 3 pairs",
-        "unchanged training masks: each for at most 2 pairs",
+        "hosts: 2, with 1 to 3 pairs each",
+        "unchanged training masks: at most 2 pairs each",
         "masks rejected as implausible: 5 of 10 (border 2, volume 3)",
     ]
     assert usage.to_mapping()["most_per_host"] == 3 and usage.to_mapping()["most_per_mask"] == 2
