@@ -17,7 +17,7 @@ preset = $(if $(PRESET),preset=$(PRESET))
 data = $(if $(DATA),data=$(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo ingest train generate predict export bundle gallery audit benchmark study status verify viewer test test-fast fuzz lint format notebooks docs clean help
+.PHONY: setup demo ingest train generate predict export bundle gallery audit benchmark study status verify viewer test test-fast fuzz lint format notebooks docs docs-site clean help
 
 setup: $(STAMP) ## create the environment in .venv (updates it when requirements change)
 
@@ -114,6 +114,12 @@ notebooks: $(STAMP) ## run the notebooks and store their output
 
 docs: $(STAMP) ## write docs/reference/configuration.md from the declarations of the options
 	@$(BIN)/python -m medaug.reference > docs/reference/configuration.md
+
+docs-site: $(STAMP) ## build the documentation site in build/site and check its links (formulas need node and npm)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@$(BIN)/python website/check_links.py build/site
+	@echo "docs-site: open build/site/index.html"
 
 clean: ## remove caches and builds, but not runs, data or .venv
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -19,7 +19,7 @@ from medaug.viewing.viewer import LICENCE, SCRIPT
 ROOT = Path(__file__).parents[1]
 TARGETS = (
     "setup demo ingest train generate predict export bundle gallery audit benchmark study status verify "
-    "viewer test test-fast fuzz lint format notebooks docs clean help"
+    "viewer test test-fast fuzz lint format notebooks docs docs-site clean help"
 )
 
 
