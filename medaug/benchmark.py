@@ -71,7 +71,7 @@ def main(options: Options) -> None:
     # The report is written even if the benchmark was finished before: an audit may have been added since.
     write_report(result, equivalents, folder.parent, report, groups)
     if work:
-        finish(folder, {"report": report.name}, [*files, *(job.scores(folder) for job in jobs)])
+        finish(folder, {"report": report.name}, [*files, *(path for job in jobs for path in job.score_files(folder))])
     console = Console()
     print_table(result, console)
     print_verdicts(result, equivalents, console)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,7 @@ def run_benchmark(inputs: Inputs, scans: TrainingScans, options: Options, folder
         ),
         folds={c.case.name: k for k, one in settings_of.items() if k is not None for c in one.test.cases},
     )
+    result = replace(result, elsewhere=_elsewhere(result, first, jobs, folder))
     return result.compare(pairs_to_compare(options.arms.names))
 
 
@@ -123,3 +125,26 @@ def save_results(result: Benchmark, groups: Sequence[Group], inputs: Inputs, fol
     """Save scores, comparisons, groups and the picture of some scans; returns the files that must not be edited."""
     show_cases(result, inputs.cohort, folder)
     return [*result.save(folder), save_groups(folder / "breakdown.csv", result, groups)]
+
+
+def _elsewhere(result: Benchmark, setting: Setting, jobs: Sequence[Job], folder: Path) -> Benchmark | None:
+    """The results on the external test cohort; None if there is none.
+
+    Raises:
+        UserError: a scan of it changed while the benchmark ran.
+    """
+    cohort, test = setting.scans.inputs.elsewhere, setting.elsewhere
+    if cohort is None or test is None:
+        return None
+    if not cohort.is_unchanged(setting.scans.inputs.cache):
+        raise UserError(
+            "scans changed while the benchmark ran", "give overwrite=true to begin again", path=cohort.manifest.root
+        )
+    return replace(
+        result,
+        cohort=cohort.manifest.name,
+        phantom=cohort.manifest.phantom,
+        subjects={case.case.name: case.case.subject for case in test.cases},
+        scores=gather(jobs, result.scores.structures, folder, elsewhere=True),
+        groups={},
+    )

@@ -108,7 +108,7 @@ def refuse_external_leaks(cohort: Manifest, contents: Contents, external: Extern
             trained on a validation subject; or a pair is a validation or test scan, or names such a subject.
     """
     manifest, seen = external.pairs.manifest, external.seen or Seen({})
-    _refuse_other_kind(cohort, manifest)
+    refuse_other_kind(cohort, manifest)
     if external.checkpoint is not None and external.seen is not None:
         refuse_leaks(cohort, manifest, external.pairs.records, seen, external.checkpoint)
         if external.pairs.screener is not None:
@@ -190,7 +190,12 @@ def _checkpoint(folder: Path, pairs: Pairs) -> tuple[str | None, Seen | None]:
     return None, None
 
 
-def _refuse_other_kind(cohort: Manifest, manifest: Manifest) -> None:
+def refuse_other_kind(cohort: Manifest, manifest: Manifest) -> None:
+    """Refuse a manifest whose classes or modalities are not those of the cohort.
+
+    Raises:
+        UserError: names or order differ.
+    """
     ours, theirs = ([name for _, name in one.schema.labels] for one in (cohort, manifest))
     for noun, own, other in (("classes", ours, theirs), ("modalities", cohort.modalities, manifest.modalities)):
         if list(own) != list(other):

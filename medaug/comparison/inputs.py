@@ -12,6 +12,7 @@ from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.seen import Seen
 from medaug.comparison.arms import ARMS
 from medaug.comparison.external import External, read_external, refuse_external_leaks
+from medaug.comparison.external_cohort import ExternalCohort, read_external_cohort, refuse_known_subjects
 from medaug.comparison.folds import fold_cohort
 from medaug.comparison.guard import guarded_cohort, refuse_leaks
 from medaug.data.cases import ModelCase, load_cases, read_grids
@@ -41,6 +42,7 @@ class Inputs:
         content: digest of the cohort's splits, schema and files.
         cache: folder of cases in model space.
         external: the pairs and their declaration, if the experiment's generator did not make them.
+        elsewhere: test scans of an external cohort; None: there are none.
         folds: the inputs of each fold of a cross-validation, with its own splits and pairs; empty: there are none.
     """
 
@@ -52,6 +54,7 @@ class Inputs:
     content: str
     cache: Path
     external: External | None = None
+    elsewhere: ExternalCohort | None = None
     folds: Mapping[int, Inputs] = field(default_factory=dict)
 
     @property
@@ -64,6 +67,7 @@ class Inputs:
             found = [one.identity for one in self.folds.values()]
             made = {key: [one[key] for one in found] for key in ("pairs", "declared")}
         space = {"preprocessing": self.card.preprocessing.to_dict()} if self.digest is None else {}
+        made |= {} if self.elsewhere is None else {"test": self.elsewhere.digest}
         return ({} if self.digest is None else {"checkpoint": self.digest}) | made | space | {"cohort": self.content}
 
     @property
@@ -91,6 +95,13 @@ class Inputs:
     def load_real(self, split: str) -> list[ModelCase]:
         """The labelled cases of a split in model space."""
         return load_cases(self.cohort, self.labelled(split), self.card.preprocessing, self.cache)
+
+    def load_elsewhere(self) -> list[ModelCase]:
+        """The test scans of the external cohort in model space; empty if there is none."""
+        if self.elsewhere is None:
+            return []
+        manifest = self.elsewhere.manifest
+        return load_cases(manifest, manifest.cases, self.card.preprocessing, self.cache)
 
     def load_synthetic(self) -> list[ModelCase]:
         """All pairs in model space."""
@@ -162,7 +173,29 @@ def read_untrained(options: Options, run: Path) -> Inputs:
 
 
 def benchmark_inputs(options: Options, checkpoint: Path | None, run: Path, command: str) -> Inputs:
-    """Read what a benchmark needs: the cohort, and pairs if an arm trains on them.
+    """Read what a benchmark needs: the cohort, pairs if an arm trains on them, and an external test cohort.
+
+    Args:
+        options, checkpoint, run, command: as for `cohort_and_pairs`.
+
+    Raises:
+        UserError: as for `cohort_and_pairs`, `read_external_cohort` and `refuse_known_subjects`; or an external test
+            cohort cannot be scored with these options.
+    """
+    inputs, path = cohort_and_pairs(options, checkpoint, run, command), options.benchmark.test
+    if path is None:
+        return inputs
+    if inputs.folds or options.benchmark.evaluate == "val":
+        other = "folds" if inputs.folds else "evaluate=val"
+        raise UserError(f"benchmark.test cannot be scored with benchmark.{other}", "leave one of them out")
+    elsewhere = read_external_cohort(Path(path), inputs.cohort, inputs.cache)
+    contents = case_contents(inputs.cohort, inputs.cohort.cases, inputs.cache)
+    refuse_known_subjects(inputs.cohort, contents, inputs.seen, inputs.pairs, elsewhere)
+    return replace(inputs, elsewhere=elsewhere)
+
+
+def cohort_and_pairs(options: Options, checkpoint: Path | None, run: Path, command: str) -> Inputs:
+    """Read the cohort of a benchmark, and pairs if an arm trains on them.
 
     The experiment's own pairs are read if they are finished, even if no arm needs them.
 

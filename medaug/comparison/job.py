@@ -50,6 +50,14 @@ class Job:
         """A folder for what all arms with the same labels and seed share."""
         return above.joinpath(*(f"{name}_{value}" for name, value in self._choices), f"seed_{self.seed}")
 
+    def scores_elsewhere(self, folder: Path) -> Path:
+        """The job's scores on an external test cohort."""
+        return self.scores(folder).with_name("scores_external.csv")
+
+    def score_files(self, folder: Path) -> list[Path]:
+        """The score files that the job has written."""
+        return [path for path in (self.scores(folder), self.scores_elsewhere(folder)) if path.is_file()]
+
     def is_done(self, folder: Path) -> bool:
         """Whether the job's scores and their digest exist."""
         path = self.scores(folder)
@@ -60,9 +68,11 @@ class Job:
 
         Call this last, because a job without a digest is repeated.
         """
-        path = self.scores(folder)
-        with atomic_write(_digest_file(path)) as temporary:
-            temporary.write_text(_digest_line(path))
+        with atomic_write(_digest_file(self.scores(folder))) as temporary:
+            temporary.write_text(self._digest_lines(folder))
+
+    def _digest_lines(self, folder: Path) -> str:
+        return "".join(map(_digest_line, self.score_files(folder)))
 
     def refuse_edited(self, folder: Path) -> None:
         """Check the job's scores against their digest.
@@ -71,7 +81,7 @@ class Job:
             UserError: the scores are missing, or they are not those that the job wrote.
         """
         path = self.scores(folder)
-        if not self.is_done(folder) or read_text(_digest_file(path)) != _digest_line(path):
+        if not self.is_done(folder) or read_text(_digest_file(path)) != self._digest_lines(folder):
             raise UserError("it or its digest was changed after the job wrote it", REMOVE, path=path)
 
 

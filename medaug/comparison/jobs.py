@@ -66,7 +66,13 @@ class TestSet:
 
 
 def run_job(
-    job: Job, segmenter: Segmenter, make: Callable[[], TrainingSet], steps: int, test: TestSet, folder: Path
+    job: Job,
+    segmenter: Segmenter,
+    make: Callable[[], TrainingSet],
+    steps: int,
+    test: TestSet,
+    folder: Path,
+    elsewhere: TestSet | None = None,
 ) -> None:
     """Train the job's segmenter and score it, unless the job is done already.
 
@@ -77,6 +83,7 @@ def run_job(
         steps: optimisation steps.
         test: what the segmenter is scored on.
         folder: folder of the benchmark.
+        elsewhere: an external test cohort, which is scored as well; None: there is none.
 
     Raises:
         UserError: the training failed, or the scores on disk are not what the job wrote.
@@ -90,14 +97,16 @@ def run_job(
     planes: dict[str, NDArray[np.uint8]] = {}
     scores = test.score(job, segmenter, path, planes)
     save_planes(path.with_name("planes.npz"), planes)
+    if elsewhere is not None:
+        elsewhere.score(job, segmenter, job.scores_elsewhere(folder)).save(job.scores_elsewhere(folder))
     scores.save(path)
     job.mark_done(folder)
     dice = np.mean([value for (*_, metric), value in scores.values.items() if metric == "dice"])
     log.info("%s: mean Dice %.3f on %d test scans", job, dice, len(test.cases))
 
 
-def gather(jobs: Iterable[Job], structures: Iterable[str], folder: Path) -> Scores:
-    """Read the scores of all jobs.
+def gather(jobs: Iterable[Job], structures: Iterable[str], folder: Path, elsewhere: bool = False) -> Scores:
+    """Read the scores of all jobs, on the experiment's own test scans or on an external test cohort.
 
     Raises:
         UserError: the scores of a job are missing, or not what it wrote.
@@ -105,4 +114,5 @@ def gather(jobs: Iterable[Job], structures: Iterable[str], folder: Path) -> Scor
     jobs = list(jobs)
     for job in jobs:
         job.refuse_edited(folder)
-    return Scores.load([job.scores(folder) for job in jobs], structures, folder / "scores.csv", REMOVE)
+    paths = [job.scores_elsewhere(folder) if elsewhere else job.scores(folder) for job in jobs]
+    return Scores.load(paths, structures, folder / paths[0].name, REMOVE)

@@ -128,4 +128,5 @@ def _training_seconds(setting: Setting, job: Job, steps: int) -> tuple[float, fl
         trained = time.perf_counter()
         test.score(job, segmenter, Path(folder))
         scored = time.perf_counter()
-    return trained - begin, (scored - trained) / len(test.cases) * len(setting.test.cases)
+    num_cases = len(setting.test.cases) + (0 if setting.elsewhere is None else len(setting.elsewhere.cases))
+    return trained - begin, (scored - trained) / len(test.cases) * num_cases

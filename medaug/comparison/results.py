@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ COLUMNS = (
     "verdict",
     "floor",
 )
+EXTERNAL = "external"
+"""Folder of the results on an external test cohort, in that of the benchmark."""
 _AGAIN = "remove the benchmark's finished.json and run it again; jobs that are done are kept"
 
 
@@ -100,6 +102,8 @@ class Benchmark:
         folds: the fold in which each case was scored, of a cross-validation; empty: there is none.
         groups: for each way to group test cases, such as by site, the group of each case.
         looks: how many configurations were scored on these test subjects so far; None: not counted.
+        cohort: name of the external test cohort that was scored; empty: the experiment's own.
+        elsewhere: the same segmenters on an external test cohort; None: there is none.
     """
 
     experiment: str
@@ -126,6 +130,8 @@ class Benchmark:
     looks: int | None = None
     groups: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     folds: Mapping[str, int] = field(default_factory=dict)
+    cohort: str = ""
+    elsewhere: Benchmark | None = None
 
     @property
     def structures(self) -> tuple[str, ...]:
@@ -189,7 +195,7 @@ class Benchmark:
         table = self.table(arm, structure, metric, labelled)
         return bootstrap_table(table, list(self.subjects.values()), self.bootstrap_seed)
 
-    def compare(self, pairs: Iterable[tuple[str, str]]) -> Benchmark:
+    def compare(self, pairs: Sequence[tuple[str, str]]) -> Benchmark:
         """Return the benchmark with paired differences between arms, on the same test cases, labels and seeds.
 
         If neither arm's mean Dice is above the trivial baseline, no metric of that structure gets a verdict.
@@ -205,7 +211,10 @@ class Benchmark:
             for structure in self.structures
             if self.scores.measures(structure, metric)
         ]
-        return replace(self, comparisons=_adjusted(comparisons))
+        elsewhere = self.elsewhere
+        if elsewhere is not None:
+            elsewhere = replace(elsewhere, declared=self.declared).compare(pairs)
+        return replace(self, comparisons=_adjusted(comparisons), elsewhere=elsewhere)
 
     def _compare(self, arm: str, baseline: str, structure: str, metric: str, labelled: int | None) -> Comparison:
         floor = self.floor[structure]
@@ -222,6 +231,8 @@ class Benchmark:
 
     def save(self, folder: Path) -> list[Path]:
         """Write scores.csv, comparison.csv and summary.json; returns their paths.
+
+        Those of an external test cohort are written to the folder `external`.
 
         Raises:
             UserError: the disk is full or the folder cannot be written.
@@ -252,10 +263,12 @@ class Benchmark:
             "groups": {by: dict(groups) for by, groups in self.groups.items()},
             "folds": dict(self.folds),
             "primary": [one.to_mapping() for one in self.declared],
+            "cohort": self.cohort,
             "config": dict(self.config),
         }
         write_json(folder / "summary.json", summary)
-        return [folder / name for name in ("scores.csv", "comparison.csv", "summary.json")]
+        others = [] if self.elsewhere is None else self.elsewhere.save(folder / EXTERNAL)
+        return [*(folder / name for name in ("scores.csv", "comparison.csv", "summary.json")), *others]
 
     @classmethod
     def load(cls, folder: Path) -> Benchmark:
@@ -296,6 +309,8 @@ class Benchmark:
                 looks=summary.get("looks"),
                 groups={by: {c: str(g) for c, g in of.items()} for by, of in (summary.get("groups") or {}).items()},
                 folds={case: int(fold) for case, fold in (summary.get("folds") or {}).items()},
+                cohort=str(summary.get("cohort", "")),
+                elsewhere=cls.load(folder / EXTERNAL) if (folder / EXTERNAL / "summary.json").exists() else None,
             )
 
 

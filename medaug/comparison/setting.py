@@ -37,6 +37,7 @@ class Setting:
         test: the scans that are scored: the test split, or the validation split to choose settings.
         problem: what is to be segmented.
         options: options of the stage; `benchmark`, `arms`, `pseudo` and `segmenter` are read.
+        elsewhere: scans of an external test cohort, which are scored as well; None: there are none.
     """
 
     scans: TrainingScans
@@ -44,6 +45,7 @@ class Setting:
     test: TestSet
     problem: Problem
     options: Options
+    elsewhere: TestSet | None = None
 
     @classmethod
     def prepare(cls, inputs: Inputs, scans: TrainingScans, options: Options, jobs: Iterable[Job]) -> Setting:
@@ -77,15 +79,20 @@ class Setting:
         test = TestSet(cohort, inputs.load_real(split), options.scoring)
         if inputs.external is not None:
             refuse_held_out_masks(test.cases, synthetic)
-        refuse_copies({"train": scans.labelled, split: test.cases, "synthetic": synthetic})
-        return cls(
-            scans, synthetic, test, Problem(cohort.modalities, cohort.schema, inputs.card.preprocessing), options
-        )
+        groups = {"train": scans.labelled, split: test.cases, "synthetic": synthetic}
+        elsewhere = None
+        if inputs.elsewhere is not None:
+            elsewhere = TestSet(inputs.elsewhere.manifest, inputs.load_elsewhere(), options.scoring)
+            groups["external test"] = elsewhere.cases
+            refuse_held_out_masks(elsewhere.cases, synthetic)
+        refuse_copies(groups)
+        problem = Problem(cohort.modalities, cohort.schema, inputs.card.preprocessing)
+        return cls(scans, synthetic, test, problem, options, elsewhere)
 
     def run(self, job: Job, folder: Path) -> None:
         """Train and score the segmenter of a job, unless it is done; see `run_job`."""
         make = partial(self.training_set, job, folder)
-        run_job(job, self.segmenter(), make, self.options.benchmark.steps, self.test, folder)
+        run_job(job, self.segmenter(), make, self.options.benchmark.steps, self.test, folder, self.elsewhere)
 
     def segmenter(self) -> Segmenter:
         """An untrained segmenter."""

@@ -162,6 +162,10 @@ class BenchmarkOptions:
     cohort: str | None = path_option(
         "manifest of a cohort with splits, if nothing was trained; null: the cohort of the training", identity=False
     )
+    test: str | None = path_option(
+        "manifest of an external cohort whose test scans are scored as well, apart from the others; null: none",
+        identity=False,
+    )
     workers: int = option(
         "number of processes, or of SLURM tasks, that run jobs at the same time",
         1,

@@ -16,6 +16,7 @@ from medaug.errors import printable
 from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.reporting.text import (
     declaration_notes,
+    elsewhere_statement,
     format_equivalent,
     format_interval,
     leak_warning,
@@ -78,6 +79,8 @@ def print_verdicts(benchmark: Benchmark, equivalents: Sequence[ArmEquivalent], c
         console.print(Text(" ".join(primary_statement(benchmark)), style="bold"), soft_wrap=True)
         for note in declaration_notes(benchmark):
             console.print(Text(note), soft_wrap=True)
+        if benchmark.elsewhere is not None:
+            console.print(Text(" ".join(elsewhere_statement(benchmark))), soft_wrap=True)
         console.print()
     primary = benchmark.primary
     for worth in equivalents:

@@ -10,7 +10,13 @@ from typing import Any
 from medaug.auditing.results import Audit
 from medaug.comparison.label_curve import ArmEquivalent
 from medaug.comparison.results import Benchmark, Comparison
-from medaug.reporting.text import declaration_notes, format_equivalent, primary_statement, warnings_of
+from medaug.reporting.text import (
+    declaration_notes,
+    elsewhere_statement,
+    format_equivalent,
+    primary_statement,
+    warnings_of,
+)
 
 LEAST_JUDGE = 0.3
 """If the judge's Dice on real scans is below this, it is too weak for the report to show its ratio at the top."""
@@ -39,8 +45,19 @@ def report_contents(benchmark: Benchmark, equivalents: Sequence[ArmEquivalent], 
         "num_test_subjects": benchmark.num_test_subjects,
         "seeds": list(benchmark.seeds),
         "comparisons": [_plain(one) for one in benchmark.comparisons],
+        "external": None if benchmark.elsewhere is None else _elsewhere(benchmark, benchmark.elsewhere),
         "label_equivalents": [{**_plain(one), "text": format_equivalent(one)} for one in equivalents],
         "faithfulness_ratio": audit.ratio if audit is not None and weak_judge(audit) is None else None,
+    }
+
+
+def _elsewhere(benchmark: Benchmark, elsewhere: Benchmark) -> dict[str, Any]:
+    return {
+        "cohort": elsewhere.cohort,
+        "phantom": elsewhere.phantom,
+        "num_test_subjects": elsewhere.num_test_subjects,
+        "statement": elsewhere_statement(benchmark),
+        "comparisons": [_plain(one) for one in elsewhere.comparisons],
     }
 
 

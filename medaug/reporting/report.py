@@ -29,6 +29,7 @@ from medaug.reporting.contents import LEAST_JUDGE, report_contents, weak_judge
 from medaug.reporting.curves import dose_curves
 from medaug.reporting.text import (
     declaration_notes,
+    elsewhere_statement,
     format_detectable,
     format_difference,
     format_equivalent,
@@ -105,6 +106,7 @@ def write_report(
         cases=_cases(out.parent / "cases.png"),
         statement=primary_statement(benchmark),
         notes=declaration_notes(benchmark),
+        elsewhere_statement=elsewhere_statement(benchmark),
         weak_judge=weak_judge(audited),
         least_judge=LEAST_JUDGE,
         guidance_plot=_guidance_plot(audited),

@@ -121,6 +121,14 @@ def primary_statement(benchmark: Benchmark) -> list[str]:
     return sentences
 
 
+def elsewhere_statement(benchmark: Benchmark) -> list[str]:
+    """The result on an external test cohort in words, one sentence per item: which cohort, then its answer."""
+    one = benchmark.elsewhere
+    if one is None:
+        return []
+    return [f"External test cohort {one.cohort}: {_count(one.num_test_subjects, 'subject')}.", *primary_statement(one)]
+
+
 def declaration_notes(benchmark: Benchmark) -> list[str]:
     """What a reader must know about when the question was declared, and how often the test subjects were looked at.
 

@@ -48,6 +48,7 @@ class Toy:
 
     options: Options
     test: Any = Cases(None, range(10), None)
+    elsewhere: Any = None
 
     def segmenter(self):
         return Segmenter()
@@ -73,6 +74,8 @@ def test_time_is_extrapolated_from_a_few_steps_and_a_few_cases(setting):
     longer = replace(setting, options=replace(setting.options, pseudo=PseudoOptions(steps=400)))
     (taught,) = plan_jobs({None: longer}, jobs[1:2], None)
     assert taught.seconds == pytest.approx(1 + 0.5 * 100 + 0.25 * 400 + 2 * 10), "teachers have steps of their own"
+    (plain,) = plan_jobs({None: replace(setting, elsewhere=Cases(None, range(5), None))}, jobs[:1], None)
+    assert plain.seconds == pytest.approx(1 + 0.5 * 100 + 2 * 15), "scans of an external test cohort are scored, too"
 
 
 def test_jobs_that_are_done_are_counted_and_not_timed(setting, tmp_path):
