@@ -116,7 +116,8 @@ def compare(
     study: dict[str, Any], tables: dict[tuple[str, str], dict[int, np.ndarray]], subjects: Sequence[str]
 ) -> list[Row]:
     """What each arm reached, and the share of the gap that it closes, in the order of the tables."""
-    start, goal = (tables.get((arm, str(labelled))) for arm, labelled in (study["start"], study["goal"]))
+    ends = (study["start"], study.get("goal", (None, None)))
+    start, goal = (tables.get((arm, str(labelled))) for arm, labelled in ends)
     rows = []
     for (arm, labelled), by_draw in tables.items():
         means = np.stack([by_draw[draw].mean(axis=0) for draw in sorted(by_draw)])  # (draws, cases)

@@ -11,6 +11,7 @@ from medaug.cohort.manifest import Manifest
 from medaug.cohort.splits import Strata, assign_splits, subject_of
 from medaug.cohort.tables import read_splits, read_subjects
 from medaug.data.attributes import check_attributes
+from medaug.data.volumes import split_by_volume, subject_volumes
 from medaug.errors import UserError
 from medaug.layouts import read_layout
 from medaug.options import DataOptions, IngestOptions
@@ -24,8 +25,8 @@ def find_cohort(options: DataOptions, phantom_folder: Path) -> Manifest:
     """Find the cohort that `data` names and split it by subject; with `labelled`, hide the other labels.
 
     Args:
-        options: name a manifest (its splits are kept unless folds are requested), a folder in a known layout, or
-            phantoms.
+        options: name a manifest (its splits are kept unless folds or ranges of volumes are requested), a folder in a
+            known layout, or phantoms.
         phantom_folder: phantoms are written below it.
 
     Raises:
@@ -33,6 +34,8 @@ def find_cohort(options: DataOptions, phantom_folder: Path) -> Manifest:
     """
     manifest = _split_manifest(options, phantom_folder)
     cases = manifest.cases
+    if options.test_volumes is not None:
+        cases = split_by_volume(cases, subject_volumes(manifest), options.train_volumes, options.test_volumes)
     if options.folds is not None:
         cases = hold_out_fold(cases, options.folds, options.fold, options.split_seed)
     if options.labelled is not None:

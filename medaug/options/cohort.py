@@ -80,6 +80,22 @@ class DataOptions(SplitOptions):
         limits=at_least(1),
     )
     labelled_seed: int = option("seed for choosing those subjects", 0, applies_when=(only_with("data.labelled"),))
+    train_volumes: list[float] = option(
+        "quantiles of the subjects' labelled volumes between which subjects train and validate",
+        [0.0, 1.0],
+        limits=between(0, 1),
+        items=_INTERVAL,
+        applies_when=(only_with("data.test_volumes"),),
+        identity=None,
+    )
+    test_volumes: list[float] | None = option(
+        "quantiles of the subjects' labelled volumes between which all subjects but those for validation are test "
+        "subjects; tests on sizes that training never saw; null: as the splits say",
+        None,
+        limits=between(0, 1),
+        items=_INTERVAL,
+        identity=None,
+    )
     unlabelled: bool = option("also train on scans without a label, as unconditional samples", True)
     attributes: list[str] = option(
         "further conditions besides the mask: attributes of the manifest, or spacing", [], items=Items(distinct=True)

@@ -113,6 +113,15 @@ class MasksOptions:
         applies_when=_POPULATION,
         identity=None,
     )
+    volume_scale: list[float] | None = option(
+        "factors between which one is drawn to multiply a drawn volume; [0.6,0.9] asks for volumes 10 to 40% smaller, "
+        "also beyond those of the training masks; null: none",
+        None,
+        limits=between(0.1, 10),
+        items=Items(count=2, ascending=True),
+        applies_when=_POPULATION,
+        identity=None,
+    )
     mirror: bool = option(
         "mirror half of the masks left to right; refused if a label names a side",
         False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,12 @@ class Limits:
             {str(value): _common(counter, len(labels)) for value, counter in found.items()},
             any(touches_border(mask) for mask in labels),
         )
+
+    def scaled(self, factors: Sequence[float]) -> Limits:
+        """The limits of masks whose volumes were multiplied by a factor between these two."""
+        low, high = min(factors[0], 1), max(factors[1], 1)
+        volumes = {value: [round(low * least), round(high * most)] for value, (least, most) in self.volumes.items()}
+        return replace(self, volumes=volumes)
 
     def rejection(self, mask: Label) -> Reason | None:
         """Why a mask is not plausible; None if it is."""

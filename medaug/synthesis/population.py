@@ -40,6 +40,8 @@ class PopulationMasks(Masks):
     ) -> None:
         self.options, self.learned, self.subjects = options, learned, subjects
         self.parameters = {"spread": options.spread, "volume_range": list(options.volume_range)}
+        if options.volume_scale is not None:
+            self.parameters["volume_scale"] = list(options.volume_scale)
         if options.mirror:
             self.parameters["mirror"] = True
 
@@ -66,14 +68,19 @@ class PopulationMasks(Masks):
             rng = np.random.default_rng(seed)
             mirrored = self.options.mirror and bool(rng.random() < 0.5)
             low, high = self.options.volume_range
-            mask = self.learned[0].draw(label, rng, self.options.spread, (low, high), mirrored)
+            factors = self.options.volume_scale
+            mask = self.learned[0].draw(label, rng, self.options.spread, (low, high), mirrored, factors)
         mask[(mask == 0) & (label == IGNORE)] = IGNORE
         return mask
 
     def rejection(self, mask: Label, label: Label) -> Reason | None:
-        """See `Limits.rejection`; an empty mask is plausible if its host's is empty."""
+        """See `Limits.rejection`, with volumes scaled as asked; an empty mask is plausible if its host's is empty."""
         assert self.learned is not None
-        return self.learned[1].rejection(mask) if foreground(label).any() else None
+        return (
+            self.learned[1].scaled(self.options.volume_scale or (1, 1)).rejection(mask)
+            if foreground(label).any()
+            else None
+        )
 
 
 def _load(options: MasksOptions, model: ImageModel | None) -> PopulationMasks:

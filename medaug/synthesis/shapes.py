@@ -105,6 +105,7 @@ class ShapeModel:
         spread: float,
         volume_range: tuple[float, float],
         mirrored: bool = False,
+        factors: Sequence[float] | None = None,
     ) -> NDArray[np.uint8]:
         """Draw a mask (X, Y, Z) with the pose of a training mask.
 
@@ -117,8 +118,11 @@ class ShapeModel:
             spread: coefficients deviate from their mean by at most this many standard deviations.
             volume_range: quantiles of the training volumes between which the volume is drawn.
             mirrored: mirror the mask along the first axis.
+            factors: smallest and largest factor by which the drawn volume is multiplied; None: it stays.
         """
         volume = float(np.quantile(self.volumes, rng.uniform(*volume_range)))
+        if factors is not None:
+            volume *= rng.uniform(factors[0], factors[1])
         deviations = rng.standard_normal(len(self.rest))
         while (far := np.abs(deviations) > spread).any():
             deviations[far] = rng.standard_normal(int(far.sum()))

@@ -62,6 +62,16 @@ def test_every_command_of_a_study_is_one_that_its_stage_accepts():
     assert options.benchmark.draws == [4] and options.runs.endswith("draw_4")
 
 
+@pytest.mark.slow
+def test_a_study_without_draws_has_only_the_commands_of_once():
+    tail = yaml.safe_load((ROOT / "benchmarks" / "studies" / "tail.yaml").read_text())
+    found = list(study.commands(tail))
+    assert [module for _, (module, *_) in found] == ["medaug.train", "medaug.generate", "medaug.benchmark"]
+    for _, (module, *words) in found:
+        options = load_options(module.removeprefix("medaug."), words)
+        assert options.experiment == "hippocampus_tail"
+
+
 def test_shares_of_the_gap_are_those_that_were_planted(tmp_path):
     plant(tmp_path, "all", None, ("base",))
     plant(tmp_path, "draw_0", 0, ("base", "half", "worse"))

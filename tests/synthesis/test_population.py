@@ -87,6 +87,12 @@ def test_the_volume_can_be_chosen_and_a_mirrored_mask_is_the_mirror_image(model)
         ends = np.quantile(model.volumes, [low, high])
         sizes = [(model.draw(host, np.random.default_rng(i), 2.5, (low, high)) > 0).sum() for i in range(5)]
         assert ends[0] - 1 <= min(sizes) <= max(sizes) <= ends[1] + 1
+    ends, sizes = np.quantile(model.volumes, [0.0, 0.1]) * [0.6, 0.8], []
+    for i in range(5):
+        small = model.draw(host, np.random.default_rng(i), 2.5, (0, 0.1), factors=(0.6, 0.8))
+        sizes.append((small > 0).sum())
+        assert set(np.unique(small)) == {0, 1, 3}
+    assert ends[0] - 1 <= min(sizes) <= max(sizes) <= ends[1] + 1 < model.volumes[0]
     still = dataclasses.replace(model, rotations=np.stack([np.eye(3)] * NUMBER))
     centred = np.zeros((SIDE + 1,) * 3, np.uint8)
     centred[4:-4, 4:-4, 4:-4] = 1  # its centre is a voxel, so that the mirror image lies on the grid
@@ -119,6 +125,12 @@ def test_topology_and_volume_of_a_mask_must_be_those_of_training_masks():
     found = [limits.rejection(mask) for mask in (torn, hollow, grown)]
     assert [reason.kind for reason in found] == ["topology", "topology", "volume"]
     assert "the foreground has 2 pieces and Euler number 2" in found[0] and "1 pieces and Euler number 2" in found[1]
+    number = min(int((label == 3).sum()) for label in LABELS)
+    few = next(label for label in LABELS if (label == 3).sum() == number).copy()
+    few[tuple(np.argwhere(few == 3)[0])] = 0  # one voxel less than any training mask, at the surface
+    assert limits.rejection(few).kind == "volume"
+    assert limits.scaled((0.5, 0.9)).rejection(few) is None
+    assert limits.scaled((0.5, 0.9)).volumes["3"] == [round(number / 2), limits.volumes["3"][1]]
     rare = [LABELS[0]] * 30 + [torn]
     assert Limits.fit(rare).topologies["0"] == [[1, 1]], "one stray voxel in 31 masks makes strays no rule"
     assert Limits(**limits.to_dict()) == limits
