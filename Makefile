@@ -83,7 +83,8 @@ verify: $(STAMP) ## say whether files are synthetic and unchanged: ARGS=DIR
 viewer: $(STAMP) ## get the viewer of the gallery (NiiVue, with npm); a wheel that is built then carries it
 	@$(BIN)/python -m medaug.viewing.viewer
 
-# All tests of a file run in one process because they share fixtures; files with slow tests come first (tests/conftest.py).
+# All tests of a file run in one process because they share fixtures, and so do the files that share a run of all stages;
+# files with slow tests come first (tests/conftest.py).
 # One thread per process, so that processes do not compete.
 pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 

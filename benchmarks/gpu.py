@@ -9,7 +9,8 @@ variants   a training step and a guided sample of `preset=gpu` at 4 x 128^3, eag
 host       what the processor does for each sample of that size: noise, augmentation
 sizes      time and peak memory of a training step and of a guided sample at growing sizes, beside MONAI's plain loop
 tests      the tests marked `gpu`, and the whole loop at preset=smoke
-cohort     medaug's commands on the hippocampus (needs MEDAUG_DATA): train, generate, audit, with their wall times
+cohort     medaug's commands on the hippocampus (needs MEDAUG_DATA): train, generate, audit, with their wall times;
+           with `--tiny` train and generate, on phantoms
 
 Results go to gpu.json and gpu.md in `--out`, written anew after each section. Weights and volumes are random but for
 `cohort`. The plain loop samples in 250 steps; two of them are timed and multiplied. With `--tiny` everything is small
@@ -278,12 +279,13 @@ def tests(bench: Bench) -> Iterator[tuple[str, Any]]:
 
 
 def cohort(bench: Bench) -> Iterator[tuple[str, Any]]:
-    """Wall times and results of the stages on the hippocampus, as a user calls them."""
-    if "MEDAUG_DATA" not in os.environ:
+    """Wall times and results of the stages on the hippocampus, as a user calls them; with `--tiny` on phantoms."""
+    experiment = "demo" if bench.tiny else "hippocampus"
+    if not bench.tiny and "MEDAUG_DATA" not in os.environ:
         yield "stages", "not run: MEDAUG_DATA is not set"
         return
     with tempfile.TemporaryDirectory() as folder, (bench.out / "cohort.log").open("w") as log:
-        words = ["experiment=hippocampus", f"preset={'smoke' if bench.tiny else 'cpu'}", f"runs={folder}"]
+        words = [f"experiment={experiment}", f"preset={'smoke' if bench.tiny else 'cpu'}", f"runs={folder}"]
         more = {"train": ["trainer.score_every=0", f"trainer.accelerator={'cpu' if bench.tiny else 'gpu'}"]}
         for stage in ("train", "generate", *(() if bench.tiny else ("audit",))):
             if bench.left() < 30:
@@ -296,7 +298,7 @@ def cohort(bench: Bench) -> Iterator[tuple[str, Any]]:
             yield stage, {"status": done.returncode, "wall_seconds": time.monotonic() - began}
             if done.returncode:
                 raise RuntimeError(f"medaug.{stage} ended with status {done.returncode}; see cohort.log")
-        results = Path(folder, "hippocampus")
+        results = Path(folder, experiment)
         yield "training", json.loads((results / "train" / "finished.json").read_text())
         shutil.copy(results / "synthetic" / "contact_sheet.png", bench.out)
         if (found := results / "audit" / "faithfulness.json").exists():

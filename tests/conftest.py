@@ -27,8 +27,30 @@ hypothesis.settings.register_profile("medaug", deadline=None, max_examples=20)
 hypothesis.settings.load_profile("medaug")
 
 
+USERS_OF_THE_RUN = {
+    f"tests/end_to_end/test_{name}.py" for name in ("bad_input", "damaged_runs", "fuzz", "kills", "loop", "ranks")
+}
+"""The files that use the finished run of all stages, which takes a minute to make."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Run the tests of a file in one process, as `--dist loadfile` does, and those of `USERS_OF_THE_RUN` too."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneRun(LoadFileScheduling):  # type: ignore[misc, unused-ignore]
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "the run" if file in USERS_OF_THE_RUN else str(file)
+
+    return OneRun(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that have slow tests, so that no process works on one alone at the end."""
+    users = {item.nodeid.split("::")[0] for item in items if {"demo", "loop"} & set(getattr(item, "fixturenames", ()))}
+    if not users <= USERS_OF_THE_RUN:
+        raise pytest.UsageError(f"add to USERS_OF_THE_RUN: {', '.join(sorted(users - USERS_OF_THE_RUN))}")
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

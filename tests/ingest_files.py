@@ -15,9 +15,15 @@ from medaug.imaging.nifti import write_volume
 ROOT = Path(__file__).parents[1]
 Done = subprocess.CompletedProcess[str]
 PAIRS = ("images=images/*.nii.gz", "labels=labels/*.nii.gz", "classes=[background,core,oedema,air,rim]")
-QUICK = ("check=none", "workers=1")
+QUICK = ("check=none",)
 BRATS_2020 = ("t1", "t1ce", "t2", "flair", "seg")
 BRATS_2023 = ("t1n", "t1c", "t2w", "t2f", "seg")
+
+
+def one_worker(stage: str, words: tuple[str, ...]) -> tuple[str, ...]:
+    """The words for a stage; `ingest` gets one worker unless they say how many, as starting one takes the longest."""
+    given = stage != "ingest" or any(word.startswith("workers=") for word in words)
+    return words if given else (*words, "workers=1")
 
 
 def write_brats(root: Path, names: list[str], separator: str = "_", parts: tuple[str, ...] = BRATS_2020) -> Path:

@@ -107,12 +107,14 @@ def test_only_medaug_logs_below_warnings(capsys, restored_logging):
 
 
 @pytest.mark.slow
-def test_starting_up_imports_nothing_heavy():
+def test_starting_up_imports_nothing_heavy_and_ingest_no_torch():
     code = (
         "import sys; from medaug import config, launcher, runs, cli\n"
         "config.load_options('train', ['experiment=demo']); launcher.help_text('train'); cli.overview()\n"
         "heavy = {'torch', 'numpy', 'monai', 'lightning', 'scipy', 'matplotlib', 'nibabel', 'SimpleITK'}\n"
-        "sys.exit(', '.join(heavy & set(sys.modules)))"
+        "early = heavy & set(sys.modules)\n"
+        "import medaug.ingestion.job\n"
+        "sys.exit(', '.join(early | {'torch', 'monai', 'lightning'} & set(sys.modules)))"
     )
     root = Path(__file__).parents[1]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)

@@ -11,16 +11,17 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from medaug.cohort.manifest import SPACING, Case
 from medaug.data.grid import oriented_spacing
 from medaug.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -102,11 +103,15 @@ class AttributeEncoder:
 
     def encode(self, values: Mapping[str, Value]) -> Tensor:
         """Encode values as a vector (A,), float32; attributes that are missing or new to the model are zeros."""
+        import torch
+
         numbers = [number for a in self.attributes for number in a.encode(values.get(a.name))]
         return torch.tensor(numbers, dtype=torch.float32)
 
     def hide(self, vector: Tensor, which: Tensor) -> Tensor:
         """Set attributes to unknown in vectors (B, A), wherever `which` (B, n) bool is true for one of n attributes."""
+        import torch
+
         sizes = torch.tensor([a.size for a in self.attributes], dtype=torch.long, device=which.device)
         return vector.masked_fill(which.repeat_interleave(sizes, dim=1), 0.0)
 

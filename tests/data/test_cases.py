@@ -70,7 +70,9 @@ def test_a_label_outside_the_grid_is_warned_about(manifest, tmp_path, caplog):
 
 
 def test_grids_are_those_of_the_files(manifest):
-    for shape, affine in read_grids(manifest, manifest.cases):
+    grids = list(read_grids(manifest, manifest.cases))
+    assert len(grids) == len(manifest.cases) > 0
+    for shape, affine in grids:
         assert tuple(shape) == SHAPE
         np.testing.assert_allclose(affine, AFFINE)
 

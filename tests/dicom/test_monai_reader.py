@@ -117,7 +117,9 @@ def test_verify_suffix(tmp_path):
 
 @pytest.mark.slow
 def test_study_as_dcm2niix_converts_it(medaug_data, tool, tmp_path):
-    for folder in sorted((medaug_data / "dicom" / "PGBM-002").iterdir()):
+    folders = sorted((medaug_data / "dicom" / "PGBM-002").iterdir())
+    assert len(folders) >= 4
+    for folder in folders:
         command = [tool("dcm2niix"), "-z", "n", "-b", "n", "-f", folder.name, "-o", str(tmp_path), str(folder)]
         subprocess.run(command, check=True, capture_output=True)
         to_ras = Orientationd("image", "RAS")

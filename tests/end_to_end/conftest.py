@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from ingest_files import one_worker
 from warm_python import run_module
 
 from medaug.cohort.manifest import Manifest
@@ -25,7 +26,7 @@ def run_stage(home: Path, stage: str, *words: str, data: Path | None = None, **o
     if options:
         command = [sys.executable, "-m", f"medaug.{stage}", *words]
         return subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, timeout=600, **options)
-    return run_module(f"medaug.{stage}", words, home, env, timeout=600)
+    return run_module(f"medaug.{stage}", one_worker(stage, words), home, env, timeout=600)
 
 
 @dataclass(frozen=True)

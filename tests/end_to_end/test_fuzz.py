@@ -23,13 +23,8 @@ def fuzz(*words: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_file_of_every_kind(tmp_path):
-    assert "checkpoint" in fuzz("--count", "42", "--run", str(tmp_path))
-
-
-@pytest.mark.slow
-def test_a_hundred_files_and_a_dozen_stages(demo, tmp_path):
-    fuzz("--count", "100", "--seed", "1", "--run", str(tmp_path))
+def test_two_files_of_every_kind_and_a_dozen_stages(demo, tmp_path):
+    assert "checkpoint" in fuzz("--count", "120", "--run", str(tmp_path))
     fuzz("--count", "12", "--seed", "1", "--run", str(demo.home), "--only", ":")
 
 

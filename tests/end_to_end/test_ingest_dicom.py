@@ -20,7 +20,7 @@ from medaug.imaging.reading import read_images, read_label
 def test_a_tree_is_converted_to_nifti(stage, tmp_path):
     patients = write_tree(tmp_path / "tree")
     before = snapshot(tmp_path / "tree")
-    done = stage("ingest", "root=tree", write_rules(tmp_path), "out=cohort.json", "report=report.json")
+    done = stage("ingest", "root=tree", write_rules(tmp_path), "out=cohort.json", "report=report.json", "workers=0")
     assert done.returncode == 0, done.stderr
     assert_nothing_but(tmp_path, "tree", "rules.yaml", "cohort", "cohort.json", "cohort.private.json", "report.json")
     assert snapshot(tmp_path / "tree") == before

@@ -47,7 +47,7 @@ def faulty(tmp_path) -> Path:
 @pytest.mark.slow
 def test_report_and_standard_error_agree(stage, tmp_path, faulty):
     before = snapshot(faulty)
-    done = stage("ingest", "root=data", *PAIRS, "out=cohort.json", "report=report.json")
+    done = stage("ingest", "root=data", *PAIRS, "out=cohort.json", "report=report.json", "workers=0")
     assert_refused(done, "ingest", "cohort.json: not written; correct the 3 error(s) listed above")
     assert_nothing_but(tmp_path, "data", "report.json")  # no manifest, no temporary file
     assert snapshot(faulty) == before

@@ -22,7 +22,7 @@ import pydicom
 import pytest
 from dicom_files import axial, write_series
 from dicom_tree import FLAIR, RULES, T1, head, write_duplicate, write_patient, write_rules
-from ingest_files import snapshot
+from ingest_files import one_worker, snapshot
 from pydicom.uid import PYDICOM_ROOT_UID
 from test_bad_input import assert_refused
 from warm_python import run_module
@@ -42,7 +42,7 @@ PLANTED = (
 
 def run_stage(home: Path, stage: str, *words: str) -> Done:
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    return run_module(f"medaug.{stage}", words, home, env, timeout=600)
+    return run_module(f"medaug.{stage}", one_worker(stage, words), home, env, timeout=600)
 
 
 def tags(index: int) -> dict[str, Any]:

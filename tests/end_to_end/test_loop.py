@@ -148,7 +148,9 @@ def test_the_comparison_follows_from_the_scores(loop):
     scores = pd.read_csv(loop.folder / "benchmark" / "scores.csv")
     means = scores.groupby(["arm", "class", "metric"]).value.mean()
     comparison = pd.read_csv(loop.folder / "benchmark" / "comparison.csv")
-    for _, row in comparison[comparison["class"] != "mean foreground"].iterrows():
+    single = comparison[comparison["class"] != "mean foreground"]
+    assert set(single.arm) == {"real+classical", "real+classical+synthetic"}
+    for _, row in single.iterrows():
         if row.metric == "volume_error":
             continue  # compared by its magnitude
         expected = means[row.arm, row["class"], row.metric] - means[row.baseline, row["class"], row.metric]

@@ -224,7 +224,9 @@ def test_without_degrade_scans_are_enhanced_as_they_are(run):
 @pytest.mark.slow
 def test_a_coarse_scan_comes_back_on_a_finer_grid_of_the_same_field_of_view(run):
     finer = Preprocessing((32, 32, 40), None)
-    for name, image in volumes(run(COARSE, space=finer)).items():
+    written = volumes(run(COARSE, space=finer))
+    assert {name.split("_")[0] for name in written} == set(HOSTS)
+    for name, image in written.items():
         shape, matrix = HOSTS[name.split("_")[0]]
         assert image.shape == tuple(2 * side for side in shape)
         for corner in ((0, 0, 0), (1, 1, 1)):

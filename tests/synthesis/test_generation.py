@@ -65,6 +65,7 @@ def test_modalities_of_different_types_keep_the_one_that_holds_both(made, cohort
 
 
 def test_labels_hold_the_schemas_values_and_both_tissues(made):
+    assert len(made.cases) == NUM
     for case in made.cases:
         label = nib.load(made.label_path(case))
         assert label.get_data_dtype() == np.uint8
@@ -85,9 +86,10 @@ def test_intensities_stay_between_the_hosts_percentiles(made, cohort, card):
 def test_the_mask_on_disk_is_the_requested_one(make, made, card):
     cases = load_cases(made, made.cases, card.preprocessing, Path(made.root) / "cache")
     records = {r["name"]: r for r in provenance.read(Path(made.root) / "provenance.jsonl").values()}
-    for case in cases:
-        if records[case.case.name]["host"] == "plain":  # its grid is the model's: no resampling between
-            assert case.label is not None and set(np.unique(case.label)) == {0, 1, 2}
+    plain = [case for case in cases if records[case.case.name]["host"] == "plain"]
+    assert plain  # its grid is the model's: no resampling between
+    for case in plain:
+        assert case.label is not None and set(np.unique(case.label)) == {0, 1, 2}
 
 
 @pytest.mark.slow
@@ -119,6 +121,7 @@ def test_a_restart_makes_what_is_missing_and_touches_nothing_else(make, made, tm
 def test_the_same_batches_give_the_same_bytes(make, made, tmp_path):
     make(tmp_path)
     one, other = files(tmp_path), files(Path(made.root))
+    assert one and one.keys() <= other.keys()
     for key in one:
         assert one[key].read_bytes() == other[key].read_bytes(), key
 

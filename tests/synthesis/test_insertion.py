@@ -98,6 +98,7 @@ def test_every_voxel_beyond_the_band_is_the_hosts_own(mode, edited, cohort, card
 
 
 def test_without_a_change_of_intensities_the_scan_is_restored(cohort, card, hosts):
+    assert "plain" in {host.case.name for host in hosts}
     for host in hosts:
         mask = np.array(host.label)
         mask[6:9, 6:9, 6:9] = SHELL + CORE - mask[6:9, 6:9, 6:9].clip(1, 2)

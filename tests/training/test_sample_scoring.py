@@ -103,6 +103,7 @@ def test_the_logger_gets_what_the_table_gets(whole):
     (metrics,) = folder.rglob("metrics.csv")
     with metrics.open(newline="") as file:
         logged = {int(row["step"]): row for row in csv.DictReader(file) if row["sample/score"]}
+    assert len(rows(folder)) > 1
     for row in rows(folder):
         for name in ("score", "near_copies", "brightness"):
             assert float(logged[int(row["step"])][f"sample/{name}"]) == pytest.approx(float(row[name]))
