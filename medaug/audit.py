@@ -1,6 +1,7 @@
 """Stage: measure how well the images match their masks.
 
 python -m medaug.audit experiment=hippocampus [guidance_scales=[0,1,3]]
+python -m medaug.audit experiment=cohort cohort=REAL.json pairs=SYNTHETIC.json
 """
 
 from __future__ import annotations
@@ -13,18 +14,24 @@ from medaug.runs import claim, command, finish, stage_folder, trained_checkpoint
 
 def main(options: Options) -> None:
     """Train the judge, compute all measures of the pairs, and write faithfulness.json, tables and a picture."""
-    from medaug.auditing.audit import audit, check_pairs, log_audit
-    from medaug.comparison.inputs import read_inputs
+    from rich.console import Console
 
-    folder, train, synthetic = (stage_folder(options, name) for name in ("audit", "train", "generate"))
-    inputs = read_inputs(trained_checkpoint(options), train, synthetic, command("generate", options))
+    from medaug.auditing.audit import audit, check_pairs, log_audit
+    from medaug.comparison.inputs import audit_inputs
+    from medaug.reporting.console import print_audit
+
+    folder = stage_folder(options, "audit")
+    checkpoint = None if options.audit.cohort is not None else trained_checkpoint(options)
+    inputs = audit_inputs(options, checkpoint, folder.parent, command("generate", options))
     num = check_pairs(inputs)
     identity = part(options, "audit", "segmenter") | inputs.identity
     if not claim(folder, identity, options.overwrite, recorded=("cohort",)):
         return
     result = audit(inputs, options, folder)
-    files = [*result.save(folder), folder / "guidance.png", folder / "judge.pt"]
+    pictures = [path for path in [folder / "guidance.png"] if path.exists()]
+    files = [*result.save(folder), *pictures, folder / "judge.pt"]
     finish(folder, {"pairs": num}, files)
+    print_audit(result, Console())
     log_audit(result, folder / "faithfulness.json")
 
 

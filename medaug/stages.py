@@ -135,8 +135,9 @@ STAGES = {
             "generate",
             "runs/EXP/audit",
             "experiment=demo",
-            (*_RUN, "overwrite", "checkpoint", "segmenter"),
+            (*_RUN, "overwrite", "checkpoint", "segmenter", "data"),
             continues=True,
+            only_with={"data": "audit.cohort"},
         ),
         Stage(
             "benchmark",

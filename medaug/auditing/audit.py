@@ -11,6 +11,7 @@ import numpy as np
 from medaug.auditing.measures import MEASURES, Generator, Material
 from medaug.auditing.results import Audit
 from medaug.cohort.provenance import Recipe
+from medaug.comparison.external import refuse_held_out_masks
 from medaug.comparison.inputs import Inputs
 from medaug.data.contents import refuse_copies
 from medaug.errors import UserError
@@ -47,14 +48,14 @@ def audit(inputs: Inputs, options: Options, folder: Path) -> Audit:
     Args:
         inputs: generator, pairs and cohort.
         options: options of the stage; `audit` and `segmenter` are read.
-        folder: folder for the judge (judge.pt) and the picture (guidance.png).
+        folder: folder for the judge (judge.pt) and, if the pairs can be sampled again, the picture (guidance.png).
 
     Raises:
-        UserError: there is no labelled validation scan, two scans of different splits are equal, or the training of
-            the judge failed.
+        UserError: there is no labelled validation scan, two scans of different splits are equal, an external pair has
+            the mask of a validation scan, or the training of the judge failed.
     """
-    assert inputs.checkpoint is not None and inputs.pairs is not None
-    card, model = load_model(inputs.checkpoint, choose_device())
+    assert inputs.pairs is not None
+    card = inputs.card
     train, val, synthetic = inputs.load_real("train"), inputs.load_real("val"), inputs.load_synthetic()
     if not val:
         raise UserError(
@@ -63,15 +64,18 @@ def audit(inputs: Inputs, options: Options, folder: Path) -> Audit:
             path=inputs.cohort.root,
         )
     refuse_copies({"train": train, "val": val, "synthetic": synthetic})
+    if inputs.external is not None:
+        refuse_held_out_masks(val, synthetic)
     settings, problem = options.audit, Problem(inputs.cohort.modalities, inputs.cohort.schema, card.preprocessing)
     steps, seed, path = settings.judge_steps, settings.seed, folder / "judge.pt"
     judge = trained_judge(settings.backend, problem, options.segmenter, TrainingSet(train), steps, seed, "judge", path)
-    recipes = {record["name"]: Recipe.from_mapping(record) for record in inputs.pairs.records}
-    material = Material(card.schema, settings, val, synthetic, judge, Generator(model, recipes))
+    spacing = card.preprocessing.spacing or (1.0, 1.0, 1.0)
+    material = Material(card.schema, settings, val, synthetic, judge, _generator(inputs), train, spacing)
     results = {
         name: list(measure.function(material)) for name, measure in MEASURES.items() if material.has(measure.needs)
     }
-    save_figure(_guidance_figure(material, inputs), folder / "guidance.png")
+    if material.generator is not None:
+        save_figure(_guidance_figure(material, inputs), folder / "guidance.png")
     labels, subjects = [np.asarray(case.label) for case in train], [case.case.subject for case in train]
     floor = trivial_dice(labels, subjects, inputs.cohort.schema)[MEAN_FOREGROUND]
     real, made = (
@@ -90,6 +94,14 @@ def audit(inputs: Inputs, options: Options, folder: Path) -> Audit:
             "num_training_cases": len(train),
         },
     )
+
+
+def _generator(inputs: Inputs) -> Generator | None:
+    """The generator of the experiment's own pairs; None for external pairs, which cannot be sampled again."""
+    if inputs.checkpoint is None or inputs.external is not None or inputs.pairs is None:
+        return None
+    _, model = load_model(inputs.checkpoint, choose_device())
+    return Generator(model, {record["name"]: Recipe.from_mapping(record) for record in inputs.pairs.records})
 
 
 def log_audit(result: Audit, path: Path) -> None:

@@ -68,6 +68,8 @@ class Material:
         synthetic: the pairs.
         judge: segmenter that is used for nothing else; None: there is none.
         generator: generator of the pairs; None: not available, so nothing can be sampled again.
+        train: labelled real training cases; None: not available.
+        spacing: voxel size in mm, the same for all cases; 1 if the cases keep their own.
     """
 
     schema: LabelSchema
@@ -76,6 +78,8 @@ class Material:
     synthetic: Sequence[ModelCase]
     judge: Judge | None = None
     generator: Generator | None = None
+    train: Sequence[ModelCase] | None = None
+    spacing: Sequence[float] = (1.0, 1.0, 1.0)
 
     def has(self, needs: Sequence[str]) -> bool:
         """Whether everything that a measure needs is available."""
@@ -145,7 +149,8 @@ class Measure:
         higher_is_better: whether higher values are better; None: synthetic images should have the value of real ones.
         note: explanation for the report.
         function: returns the groups of values of a `Material`.
-        needs: the attributes of `Material` that must be available, else the measure is left out: "judge", "generator".
+        needs: the attributes of `Material` that must be available, else the measure is left out: "judge", "generator",
+            "train".
     """
 
     title: str

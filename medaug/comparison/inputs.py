@@ -21,7 +21,7 @@ from medaug.data.contents import case_contents, cohort_digest, refuse_shared
 from medaug.data.preprocessing import fit_preprocessing
 from medaug.errors import UserError
 from medaug.files import file_sha256
-from medaug.options import BenchmarkOptions, Options
+from medaug.options import AuditOptions, BenchmarkOptions, Options
 from medaug.ownership import finished
 from medaug.synthesis.pairs import Pairs
 from medaug.training.checkpoint import Card, read_checkpoint, refuse_changed_scans
@@ -149,17 +149,18 @@ def read_trained(checkpoint: Path, train: Path) -> Inputs:
     return Inputs(checkpoint, digest, card, None, cohort, cohort_digest(cohort, contents), cache)
 
 
-def read_untrained(options: Options, run: Path) -> Inputs:
+def read_untrained(options: Options, manifest: str | None, run: Path) -> Inputs:
     """Read a cohort for which nothing was trained, without pairs, and fit the model space on its training scans.
 
     Args:
-        options: `benchmark.cohort` names its manifest; `data` says how scans are preprocessed.
+        options: `data` says how scans are preprocessed.
+        manifest: path of the cohort's manifest.
         run: folder of the experiment.
 
     Raises:
         UserError: a file is missing or damaged, or the training split is empty.
     """
-    data = replace(options.data, manifest=options.benchmark.cohort)
+    data = replace(options.data, manifest=manifest)
     cohort, cache = find_cohort(data, run / "phantom"), run / "cache"
     train = cohort.split("train")
     if not train:
@@ -213,7 +214,9 @@ def cohort_and_pairs(options: Options, checkpoint: Path | None, run: Path, comma
     own = settings.pairs is None and checkpoint is not None
     if checkpoint is not None and own and (wanted or finished(run / "synthetic") is not None):
         return _with_folds(read_inputs(checkpoint, run / "train", run / "synthetic", command), options, bool(wanted))
-    inputs = read_untrained(options, run) if checkpoint is None else read_trained(checkpoint, run / "train")
+    inputs = (
+        read_untrained(options, settings.cohort, run) if checkpoint is None else read_trained(checkpoint, run / "train")
+    )
     if settings.pairs is None:
         if wanted:
             raise UserError(f"arm {wanted[0]} trains on synthetic pairs", "give pairs=MANIFEST, or leave the arm out")
@@ -250,8 +253,28 @@ def _with_folds(inputs: Inputs, options: Options, wanted: bool) -> Inputs:
     return replace(inputs, folds=found)
 
 
-def _with_external(inputs: Inputs, settings: BenchmarkOptions, fold: int | None = None) -> Inputs:
-    """The same with the pairs that `benchmark.pairs` names, checked for leaks.
+def audit_inputs(options: Options, checkpoint: Path | None, run: Path, command: str) -> Inputs:
+    """Read what an audit needs: the cohort, and the pairs.
+
+    Args:
+        options: options of the stage.
+        checkpoint: checkpoint of the experiment's generator; None: `audit.cohort` names a cohort.
+        run: folder of the experiment.
+        command: the command that makes the experiment's own pairs, for messages.
+
+    Raises:
+        UserError: as for `read_inputs`, `read_trained`, `read_untrained` and `read_external`; or there is a leak.
+    """
+    settings = options.audit
+    if checkpoint is not None and settings.pairs is None:
+        return read_inputs(checkpoint, run / "train", run / "synthetic", command)
+    if checkpoint is None:
+        return _with_external(read_untrained(options, settings.cohort, run), settings)
+    return _with_external(read_trained(checkpoint, run / "train"), settings)
+
+
+def _with_external(inputs: Inputs, settings: BenchmarkOptions | AuditOptions, fold: int | None = None) -> Inputs:
+    """The same with the external pairs that the options name, checked for leaks.
 
     Raises:
         UserError: as for `read_external` and `refuse_external_leaks`.

@@ -58,6 +58,19 @@ class AuditOptions:
     guidance_num: int = option("pairs per guidance scale", 16, limits=_POSITIVE)
     batch_size: int = option("pairs sampled together; does not change them", 4, limits=_POSITIVE, identity=False)
     seed: int = option("seed of the judge, the guidance sweep and the bootstrap", 0, limits=at_least(0))
+    pairs: str | None = path_option(
+        "manifest of external synthetic pairs to audit; null: the experiment's own pairs", identity=False
+    )
+    pairs_seen: str | None = path_option(
+        "text file with the subjects that their generator saw, one per line; null: as their manifest declares",
+        identity=False,
+        applies_when=(only_with("audit.pairs"),),
+    )
+    cohort: str | None = path_option(
+        "manifest of a real cohort with splits, if nothing was trained; null: the cohort of the training",
+        identity=False,
+        applies_when=(only_with("audit.pairs"),),
+    )
 
 
 @dataclass

@@ -9,11 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from medaug.auditing.results import Audit
 from medaug.comparison.label_curve import ArmEquivalent
 from medaug.comparison.plan import ArmPlan, cheapest_cuts
 from medaug.comparison.results import Benchmark, with_labels
 from medaug.errors import printable
 from medaug.evaluation.scores import MEAN_FOREGROUND
+from medaug.reporting.audited import measure_rows
 from medaug.reporting.text import (
     declaration_notes,
     elsewhere_statement,
@@ -93,6 +95,19 @@ def print_verdicts(benchmark: Benchmark, equivalents: Sequence[ArmEquivalent], c
     if benchmark.floor:
         line = f"trivial baseline, {MEAN_FOREGROUND} Dice: {benchmark.floor[MEAN_FOREGROUND]:.3f}"
         console.print(Text(line), soft_wrap=True)
+
+
+def print_audit(audit: Audit, console: Console) -> None:
+    """Print every measure of an audit, with what real scans give and the number of images."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption="mean [95% interval over subjects]")
+    for heading in ("measure", "of"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("value", "images"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for measure in measure_rows(audit):
+        for number, (images, value, num) in enumerate(measure["rows"]):
+            table.add_row(measure["title"] if number == 0 else "", printable(images), value, str(num))
+    console.print(table)
 
 
 def print_plan(

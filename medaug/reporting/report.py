@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import math
 import re
 from collections.abc import Sequence
 from importlib.resources import files
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
 
-from medaug.auditing.measures import MEASURES, Measure
 from medaug.auditing.results import FAITHFULNESS, Audit
 from medaug.comparison.breakdown import Group
 from medaug.comparison.label_curve import ArmEquivalent
@@ -25,6 +23,7 @@ from medaug.evaluation.statistics import FEWEST_SUBJECTS
 from medaug.files import atomic_write, write_json
 from medaug.inputs import read_bytes, read_yaml
 from medaug.pictures import figures
+from medaug.reporting.audited import measure_rows
 from medaug.reporting.contents import LEAST_JUDGE, report_contents, weak_judge
 from medaug.reporting.curves import dose_curves
 from medaug.reporting.text import (
@@ -45,11 +44,6 @@ from medaug.screening.table import rule_words
 log = logging.getLogger(__name__)
 
 MAX_TRAINING_PICTURES = 4
-IMAGES = {
-    "real_validation": "real validation images",
-    "synthetic": "synthetic images",
-    "shuffled": "synthetic images, masks shuffled",
-}
 JUDGED = {
     "real_validation": "real validation images against their own masks",
     "synthetic": "synthetic images against their own masks",
@@ -96,7 +90,7 @@ def write_report(
         warnings=warnings_of(benchmark, audited is not None and audited.smoke),
         audit=audited,
         judged=_judged(audited),
-        measures=_measures(audited),
+        measures=measure_rows(audited),
         fewest_subjects=FEWEST_SUBJECTS,
         dice_plot=_dice_plot(benchmark),
         equivalents=equivalents,
@@ -141,27 +135,6 @@ def _judged(audit: Audit | None) -> list[tuple[str, Any]]:
     return [(JUDGED[images], interval) for images, interval in found if interval is not None]
 
 
-def _measures(audit: Audit | None) -> list[dict[str, Any]]:
-    """The audit's other measures, each with title, note and rows of (images, value, number of images)."""
-    shown = []
-    for name, groups in (audit.results if audit is not None else {}).items():
-        if name in ("faithfulness", "guidance") or not groups:
-            continue
-        known = name in MEASURES  # or of a package that is no longer installed
-        title, unit, digits = (
-            (MEASURES[name].title, MEASURES[name].unit, MEASURES[name].digits) if known else (name, "", 3)
-        )
-        rows = []
-        for group in groups:
-            value = group.interval
-            text = format_interval(value, digits) if not math.isnan(value.low) else f"{value.mean:.{digits}f}"
-            images = IMAGES.get(group.images, group.images.replace("_", " "))
-            rows.append((images, f"{text} {unit}".rstrip(), value.n or ""))
-        note = _explained(MEASURES[name]) if known else ""
-        shown.append({"title": title, "note": note, "rows": rows})
-    return shown
-
-
 def _screening(synthetic: Path) -> dict[str, Any] | None:
     """What the screening of the pairs rejected: a sentence, and rows of (rule, note, rejected, share)."""
     result = ScreeningResult.load(synthetic)
@@ -169,15 +142,6 @@ def _screening(synthetic: Path) -> dict[str, Any] | None:
         return None
     rows = [(*rule_words(name), f"{rule.rejected} of {rule.judged}", rule.share) for name, rule in result.rules.items()]
     return {"result": result, "rows": rows}
-
-
-def _explained(measure: Measure) -> str:
-    better = {
-        True: "higher is better",
-        False: "lower is better",
-        None: "synthetic images should have the value of real ones",
-    }
-    return f"{measure.note}; {better[measure.higher_is_better]}"
 
 
 def _dice_plot(benchmark: Benchmark) -> str:
