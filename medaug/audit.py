@@ -6,10 +6,14 @@ python -m medaug.audit experiment=cohort cohort=REAL.json pairs=SYNTHETIC.json
 
 from __future__ import annotations
 
+import logging
+
 from medaug.config import part
 from medaug.launcher import launch
 from medaug.options import Options
 from medaug.runs import claim, command, finish, stage_folder, trained_checkpoint
+
+log = logging.getLogger(__name__)
 
 
 def main(options: Options) -> None:
@@ -33,6 +37,7 @@ def main(options: Options) -> None:
     finish(folder, {"pairs": num}, files)
     print_audit(result, Console())
     log_audit(result, folder / "faithfulness.json")
+    log.info("the audit is in %s; next: %s", folder, command("benchmark", options))
 
 
 if __name__ == "__main__":

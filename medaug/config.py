@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import logging
 import os
 import re
@@ -30,7 +31,7 @@ from medaug.errors import UserError, listed
 from medaug.inputs import read_yaml
 from medaug.keys import Key, check_values, fits, keys, refuse, type_name, value_of
 from medaug.options import Options
-from medaug.paths import conf_dir, expand_paths, expanded, without_references
+from medaug.paths import conf_dir, conf_files, expand_paths, expanded, own_conf_dir, without_references
 from medaug.stages import STAGES, Stage
 from medaug.tables import entry_defaults, entry_names, no_such
 
@@ -41,8 +42,8 @@ GLOBAL_GROUPS = ("experiment", "preset")
 
 
 def choices(group: str) -> list[str]:
-    """The choices of a group, sorted: the names of the files in `conf/<group>` and the entries of the group's table."""
-    names = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
+    """The choices of a group, sorted: the names of its files (`conf_files`) and the entries of the group's table."""
+    names = {path.stem for path in conf_files(group)}
     key = _entry_key(group)
     return sorted(names.union(entry_names(key.choices.table)) if key is not None else names)
 
@@ -54,9 +55,9 @@ def _entry_key(group: str) -> Key | None:
 
 
 def _store_entry(group: str, name: str) -> None:
-    """Let Hydra find an entry that has no file in `conf/<group>`, with the defaults that it brings."""
+    """Let Hydra find an entry that has no file, with the defaults that it brings."""
     key = _entry_key(group)
-    if key is None or (conf_dir() / group / f"{name}.yaml").exists():
+    if key is None or conf_files(group, name):
         return
     known = [path.partition(".")[2] for path in keys() if path.startswith(f"{group}.")]
     node = {key.path.partition(".")[2]: name, **entry_defaults(key.choices.table, name, known)}
@@ -92,7 +93,7 @@ def _full_path(stage: Stage, word: str, known: Mapping[str, Key]) -> str:
         *stage.reads,
         *(path for path in known if stage.accepts(path) and path.split(".")[0] != stage.name),
     }
-    where = f"python -m medaug.{stage.name} --help"
+    where = f"medaug {stage.name} --help"
     raise no_such(f"{word}: `{stage.name}` has no such key", word, mine, f"(all keys: {where})")
 
 
@@ -135,6 +136,13 @@ def _checked_choice(group: str, text: str) -> str:
         raise UserError(f"{group}={text}: {group} is not a choice", f"set one of its keys, as in {group}.key=value")
     if text not in names:
         raise no_such(f"{group}={text}: no such {group}", text, names, f"(all: {', '.join(names)})")
+    own = own_conf_dir()
+    mine = own / group / f"{text}.yaml" if own is not None else None
+    key = _entry_key(group)
+    if mine in (files := conf_files(group, text)) and (
+        len(files) > 1 or (key is not None and text in entry_names(key.choices.table))
+    ):
+        raise UserError(f"medaug has this {group} as well", "rename the file", path=mine)
     _store_entry(group, text)
     return text
 
@@ -180,7 +188,7 @@ def trained_preset(runs: Path, experiment: str) -> str | None:
 
 def _usual_preset(stage: Stage, experiment: str, values: dict[str, Any]) -> str:
     """The preset to use if the command line does not name one."""
-    own = read_yaml(conf_dir() / "experiment" / f"{experiment}.yaml")
+    own = read_yaml(conf_files("experiment", experiment)[0])
     if stage.continues:
         runs = expanded("runs", str(values.get("runs", own.get("runs", Options.runs))))
         if (preset := trained_preset(Path(runs), experiment)) is not None:
@@ -189,11 +197,19 @@ def _usual_preset(stage: Stage, experiment: str, values: dict[str, Any]) -> str:
 
 
 @functools.cache
-def _composed(conf: Path, choices: tuple[str, ...], experiment: str, preset: str) -> DictConfig:
-    """Compose the configuration files below `conf` for these choices of groups; cached in the process, so copy it."""
+def _composed(conf: tuple[Path, Path | None], choices: tuple[str, ...], experiment: str, preset: str) -> DictConfig:
+    """Compose the configuration files for these choices of groups; cached in the process, so copy it.
+
+    Args:
+        conf: the folders of medaug's and of the user's files.
+        choices: `group=name` for each group that is chosen.
+        experiment: name of the experiment.
+        preset: name of the preset.
+    """
     store_schema()
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        composed = compose("config", overrides=list(choices))
+    own = [] if conf[1] is None else [f"hydra.searchpath=[{json.dumps(conf[1].as_uri())}]"]
+    with initialize_config_dir(str(conf[0]), version_base="1.3"):
+        composed = compose("config", overrides=[*choices, *own])
     names = {"experiment": experiment, "preset": preset}
     return cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Options), composed, names))
 
@@ -211,7 +227,7 @@ def load_options(stage_name: str, arguments: Sequence[str]) -> Options:
         chosen["preset"] = _usual_preset(stage, experiment, values)
     try:
         words = tuple(f"{group}={name}" for group, name in chosen.items())
-        config = copy.deepcopy(_composed(conf_dir(), words, experiment, chosen.get("preset", "")))
+        config = copy.deepcopy(_composed((conf_dir(), own_conf_dir()), words, experiment, chosen.get("preset", "")))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
         raise UserError(" ".join(str(error).split()), "correct that file", path=conf_dir()) from error
     for path, value in values.items():

@@ -14,7 +14,7 @@ from medaug.config import part
 from medaug.launcher import launch
 from medaug.options import Options
 from medaug.processes import process_rank
-from medaug.runs import claim, continues, finish, join, stage_folder, trained_checkpoint
+from medaug.runs import claim, command, continues, finish, join, stage_folder, trained_checkpoint
 
 if TYPE_CHECKING:
     from medaug.synthesis.job import Job
@@ -56,7 +56,7 @@ def main(options: Options) -> None:
         log.info("%s and .gif show how pair 0 emerges from noise", folder / "strip.png")
     if work and (summary := _make(job, recipes, folder)) is not None:
         finish(folder, summary)
-        log.info("%d pairs are in %s", summary["pairs"], folder)
+        log.info("%d pairs are in %s; next: %s", summary["pairs"], folder, command("audit", options))
 
 
 def _recipes(job: Job) -> Recipes:

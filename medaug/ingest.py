@@ -9,6 +9,7 @@ python -m medaug.ingest withdraw=SUBJECT [out=FILE.json] [runs=runs]
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 
 from medaug.errors import UserError
@@ -48,6 +49,7 @@ def _ingest(wanted: IngestOptions, data: DataOptions) -> None:
     from medaug.ingestion.job import Job
 
     Job.plan(wanted.root, out, wanted, data).run()
+    log.info("the manifest is %s; next: medaug train experiment=cohort data.manifest=%s", out, shlex.quote(str(out)))
 
 
 def _list_withdrawn(subject: str, wanted: IngestOptions, runs: Path) -> None:

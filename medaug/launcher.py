@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import platform
 import re
+import shlex
 import sys
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
 
 from omegaconf import OmegaConf
 
@@ -15,13 +16,14 @@ from medaug.config import GLOBAL_GROUPS, choices, load_options, nested
 from medaug.errors import UserError, printable
 from medaug.files import refusal
 from medaug.keys import condition_text, keys, shown, values_text
+from medaug.logs import log_file, set_up_logging
 from medaug.options import Options
-from medaug.processes import process_count, process_rank, set_umask
+from medaug.processes import process_count, set_umask
 from medaug.stages import STAGES
 
 logger = logging.getLogger(__name__)
 
-_OURS = ("medaug", "__main__")  # names of our loggers; a stage run by `python -m` is called __main__
+_VERBOSITY = {"-q": -1, "--quiet": -1, "-v": 1, "--verbose": 1}
 
 
 def help_text(stage_name: str) -> str:
@@ -32,8 +34,9 @@ def help_text(stage_name: str) -> str:
         "",
         f"  needs   {stage.needs}",
         f"  result  {stage.result}",
-        f"  usage   python -m medaug.{stage.name} {stage.example} [key=value ...]",
-        "          --cfg prints the resulting configuration and stops, --help prints this page",
+        f"  usage   medaug {stage.name} {stage.example} [key=value ...]",
+        "          --cfg prints the resulting configuration and stops, --help prints this page, --version the version;",
+        "          -q says only warnings, -v more than usual",
     ]
     if stage_name == "train":
         lines.append("          --multirun with key=a,b trains every combination, each in a folder below RUNS/sweep")
@@ -59,83 +62,30 @@ def help_text(stage_name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-class _Printable(logging.Formatter):
-    """Escapes control characters in messages, so that text from files cannot control the terminal.
-
-    Messages of medaug take one line each.
-    """
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line of a message."""
-        ours = record.name.split(".")[0] in _OURS
-        record.message = printable(record.message, "" if ours else "\n\t")
-        return super().formatMessage(record)
-
-    def formatException(self, ei: Any) -> str:
-        """The lines of a traceback."""
-        return printable(super().formatException(ei), "\n\t")
-
-
-def set_up_logging() -> None:
-    """Log to standard error: medaug's messages from INFO, those of libraries from WARNING."""
-    handler: logging.Handler
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.logging import RichHandler
-
-        handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
-        handler.setFormatter(_Printable("%(message)s"))
-    else:
-        handler = logging.StreamHandler()  # rich would wrap lines, and with them paths, at column 80
-        handler.setFormatter(_Printable("%(asctime)s %(message)s", "%H:%M:%S"))
-    level = logging.INFO if process_rank() == 0 else logging.WARNING
-    # A filter, because libraries set the level of their own loggers when they are imported.
-    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.split(".")[0] in _OURS)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    for name in _OURS:
-        logging.getLogger(name).setLevel(level)
-    logging.captureWarnings(True)
-    # Users can do nothing about the warnings of libraries about their future versions.
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.formatwarning = lambda message, category, *_, **__: f"{category.__name__}: {message}"
-
-
 def run(stage_name: str, body: Callable[[Options], None], arguments: Sequence[str]) -> int:
     """Run a stage and return its exit status: 0, 2 for a user's mistake, 130 if interrupted."""
     try:
         if {"--help", "-h"} & set(arguments):
             sys.stdout.write(help_text(stage_name))
             return 0
-        if stage_name == "train" and {"--multirun", "-m"} & set(arguments):
+        if "--version" in arguments:
+            sys.stdout.write(f"medaug {_version()}\n")
+            return 0
+        verbosity = max((_VERBOSITY[word] for word in arguments if word in _VERBOSITY), key=abs, default=0)
+        words = [word for word in arguments if word not in _VERBOSITY]
+        if stage_name == "train" and {"--multirun", "-m"} & set(words):
             from medaug.sweep import run_sweep
 
-            set_up_logging()
-            run_sweep([word for word in arguments if word not in {"--multirun", "-m"}])
+            set_up_logging(verbosity)
+            run_sweep([word for word in words if word not in {"--multirun", "-m"}])
             return 0
-        words = [word for word in arguments if word != "--cfg"]
-        if key := STAGES[stage_name].positional:
-            words = [word if "=" in word or word.startswith("-") else f"{key}={word}" for word in words]
-        for word in words:
-            if re.match(r"[+~]*hydra[./]|(train\.)?objective=", word):
-                raise UserError(f"{word}: only sweeps read this key", "start one with `train --multirun`")
-        flags = [word for word in words if word.startswith("-")]
-        if flags:
-            raise UserError(f"{flags[0]}: unknown flag", "options are written key=value, and --help lists them")
-        options = load_options(stage_name, words)
-        if "--cfg" in arguments:
+        options = _read(stage_name, [word for word in words if word != "--cfg"])
+        if "--cfg" in words:
             stage = STAGES[stage_name]
             nodes = nested(options, [path for path in keys() if stage.accepts(path)])
             sys.stdout.write(OmegaConf.to_yaml(OmegaConf.create(nodes)))
             return 0
-        if (count := process_count()) > 1 and not STAGES[stage_name].shared:
-            raise UserError(
-                f"torchrun or srun started {count} processes, but this stage runs in a single one", "start only one"
-            )
-        set_up_logging()
-        if options.preset == "smoke":
-            logger.warning("preset=smoke: only shows that everything runs; the results mean nothing")
-        set_umask(options.umask)
-        body(options)
+        _work(stage_name, body, options, words, verbosity)
     except UserError as error:
         return _refuse(stage_name, error)
     except OSError as error:  # from a library that accessed the disk itself
@@ -144,9 +94,58 @@ def run(stage_name: str, body: Callable[[Options], None], arguments: Sequence[st
             raise
         return _refuse(stage_name, refused)
     except KeyboardInterrupt:
-        sys.stderr.write(f"medaug {stage_name}: stopped\n")
+        sys.stderr.write(f"medaug {stage_name}: stopped; {STAGES[stage_name].kept}\n")
         return 130
     return 0
+
+
+def _read(stage_name: str, words: Sequence[str]) -> Options:
+    """The options for the words of a command line, without flags that `run` knows.
+
+    Raises:
+        UserError: as for `load_options`; an unknown flag, a key of a sweep, or too many processes.
+    """
+    if key := STAGES[stage_name].positional:
+        words = [word if "=" in word or word.startswith("-") else f"{key}={word}" for word in words]
+    for word in words:
+        if re.match(r"[+~]*hydra[./]|(train\.)?objective=", word):
+            raise UserError(f"{word}: only sweeps read this key", "start one with `train --multirun`")
+    flags = [word for word in words if word.startswith("-")]
+    if flags:
+        raise UserError(f"{flags[0]}: unknown flag", "options are written key=value, and --help lists them")
+    options = load_options(stage_name, words)
+    if (count := process_count()) > 1 and not STAGES[stage_name].shared:
+        raise UserError(
+            f"torchrun or srun started {count} processes, but this stage runs in a single one", "start only one"
+        )
+    return options
+
+
+def _work(
+    stage_name: str, body: Callable[[Options], None], options: Options, words: Sequence[str], verbosity: int
+) -> None:
+    """Run the body of a stage, with its log."""
+    set_up_logging(verbosity)
+    set_umask(options.umask)
+    # No log of ingest in a file: the command line may hold a patient's name.
+    experiment = Path(options.runs) / options.experiment if options.experiment and stage_name != "ingest" else None
+    with log_file(experiment, stage_name) as note:
+        note(f"medaug {_version()} on {platform.node()}: medaug {stage_name} {shlex.join(words)}")
+        if experiment is not None:
+            logger.info("medaug %s: %s of %s", _version(), stage_name, experiment)
+        if options.preset == "smoke":
+            logger.warning("preset=smoke: only shows that everything runs; the results mean nothing")
+        try:
+            body(options)
+        except BaseException as error:
+            note(f"stopped: {type(error).__name__}: {error}")
+            raise
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("medaug")
 
 
 def _refuse(stage_name: str, error: UserError) -> int:

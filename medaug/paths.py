@@ -23,6 +23,18 @@ def conf_dir() -> Path:
     return _shipped("conf")
 
 
+def own_conf_dir() -> Path | None:
+    """The user's own configuration files: `conf` in the folder in which the command runs; None if there is none."""
+    folder = Path.cwd() / "conf"
+    return folder if folder.is_dir() and not folder.samefile(conf_dir()) else None
+
+
+def conf_files(group: str, name: str = "*") -> list[Path]:
+    """The files of a group of choices, medaug's before the user's; with a name, those of that choice."""
+    folders = [folder for folder in (conf_dir(), own_conf_dir()) if folder is not None]
+    return [path for folder in folders for path in sorted((folder / group).glob(f"{name}.yaml"))]
+
+
 def manifests_dir() -> Path:
     """The folder of the manifests that experiments name."""
     return _shipped("data_manifests")

@@ -61,7 +61,7 @@ def command(stage: str, options: Options) -> str:
         words.append(f"preset={options.preset}")
     if options.runs != Options.runs:
         words.append(f"runs={shlex.quote(options.runs)}")
-    return f"python -m medaug.{stage} {' '.join(words)}"
+    return f"medaug {stage} {' '.join(words)}"
 
 
 def claim(

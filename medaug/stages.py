@@ -28,6 +28,7 @@ class Stage:
             command line names one.
         positional: the key that a word without `=` sets.
         only_with: nodes that it reads only if a key is set, by node.
+        kept: what Ctrl-C leaves of its work, and how to go on.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Stage:
     shared: bool = False
     continues: bool = False
     only_with: Mapping[str, str] = field(default_factory=dict)
+    kept: str = "nothing was written"
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -64,6 +66,16 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage(
+            "new",
+            "write a commented file for an experiment of your own",
+            "a manifest",
+            "conf/experiment/NAME.yaml in this folder",
+            "name=mri manifest=cohort.json",
+            ("umask",),
+            positional="name",
+            experiment_needed=False,
+        ),
+        Stage(
             "ingest",
             "files to a checked manifest",
             "a folder of NIfTI or DICOM scans",
@@ -71,6 +83,7 @@ STAGES = {
             "root=DIR out=FILE.json",
             ("experiment", "runs", "umask", *(f"data.{key}" for key in _JUDGED_BY)),
             experiment_needed=False,
+            kept="no manifest was written, converted scans are kept; the same command goes on",
         ),
         Stage(
             "train",
@@ -80,6 +93,7 @@ STAGES = {
             "experiment=demo",
             (*_RUN, "overwrite", *_MODEL, "segmenter", "masks", *_TAUGHT_BY),
             shared=True,
+            kept="the last checkpoint is kept, if there is one; the same command goes on from there",
         ),
         Stage(
             "generate",
@@ -90,6 +104,7 @@ STAGES = {
             (*_RUN, "overwrite", "checkpoint", "sampler", "masks", "screen", *_SCREENED_BY, "scoring.lesions"),
             shared=True,
             continues=True,
+            kept="finished pairs are kept; the same command makes the others",
         ),
         Stage(
             "predict",
@@ -99,6 +114,7 @@ STAGES = {
             "experiment=demo inpaint=[oedema] remove=true",
             (*_RUN, "overwrite", "checkpoint", "sampler", "scoring"),
             continues=True,
+            kept="finished scans are kept; the same command makes the others",
         ),
         Stage(
             "export",
@@ -138,6 +154,7 @@ STAGES = {
             (*_RUN, "overwrite", "checkpoint", "segmenter", "data"),
             continues=True,
             only_with={"data": "audit.cohort"},
+            kept="the judge is kept once it is trained; the same command goes on",
         ),
         Stage(
             "benchmark",
@@ -148,6 +165,7 @@ STAGES = {
             (*_RUN, "overwrite", "checkpoint", "segmenter", "arms", "pseudo", "scoring", "data"),
             continues=True,
             only_with={"data": "benchmark.cohort"},
+            kept="finished jobs are kept; the same command does the others",
         ),
         Stage(
             "status",

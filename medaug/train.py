@@ -14,7 +14,7 @@ from medaug.launcher import launch
 from medaug.options import Options
 from medaug.ownership import finished
 from medaug.processes import process_rank
-from medaug.runs import claim, finish, stage_folder
+from medaug.runs import claim, command, finish, stage_folder
 from medaug.training import requeue
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,9 @@ def main(options: Options) -> None:
         write_model_card(experiment.data.card, experiment.manifest, result, folder)
     finish(folder, result.to_dict())
     best = "" if result.best is None else f"; the one with the best samples (step {result.best['step']}) is best.ckpt"
-    log.info("the model is %s%s", folder / "last.ckpt", best)
+    task = options.task
+    later = "generate" if task.target == "image" and task.mask and not task.modalities else "predict"
+    log.info("the model is %s%s; next: %s", folder / "last.ckpt", best, command(later, options))
 
 
 def scores_samples(options: Options) -> bool:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -79,9 +80,9 @@ def test_exit_statuses_and_messages(capsys, restored_logging):
     capsys.readouterr()
     assert launcher.run("train", interrupted, ["experiment=demo"]) == 130
     assert launcher.run("train", mistaken, ["experiment=demo"]) == 2
-    errors = capsys.readouterr().err
-    assert errors.splitlines() == [
-        "medaug train: stopped",
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("medaug train: ")]
+    assert errors == [
+        "medaug train: stopped; " + STAGES["train"].kept,
         "medaug train: error: file.nii: is truncated; fetch it again",
     ]
     with pytest.raises(ZeroDivisionError):
@@ -102,7 +103,8 @@ def test_only_medaug_logs_below_warnings(capsys, restored_logging):
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         assert launcher.run("train", body, ["experiment=demo"]) == 0
-    lines = [line.split(" ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    first, *lines = [line.split(" ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    assert first == f"medaug {version('medaug')}: train of runs/demo"
     assert lines == ["ours", "the stage's", "their warning", "UserWarning: said by warnings"]
 
 
@@ -132,7 +134,7 @@ def test_text_from_files_cannot_control_the_terminal_or_forge_lines(capsys, rest
 
     assert launcher.run("train", body, ["experiment=demo"]) == 2
     said = capsys.readouterr().err
-    assert len(said.splitlines()) == 4 and all(c.isprintable() or c == "\n" for c in said)
+    assert len(said.splitlines()) == 5 and all(c.isprintable() or c == "\n" for c in said)
     assert "case\\x1b[2J" in said and "\\r\\nmedaug train: error: forged" in said
 
 
@@ -145,7 +147,7 @@ def test_disk_errors_in_libraries_are_reported_in_one_line(capsys, restored_logg
         raise OSError(number, "reason", "/there/events.out")
 
     assert launcher.run("train", body, ["experiment=demo"]) == 2
-    assert capsys.readouterr().err.startswith("medaug train: error: /there/events.out: " + said)
+    assert capsys.readouterr().err.splitlines()[-1].startswith("medaug train: error: /there/events.out: " + said)
 
     def defect(options):
         raise OSError("no number")
@@ -173,3 +175,33 @@ def test_umask_applies_to_the_process_and_its_workers(tmp_path):
 def test_invalid_umask_is_refused(umask, capsys):
     assert launcher.run("export", lambda options: None, [f"umask={umask}"]) == 2
     assert f"umask={umask}" in capsys.readouterr().err
+
+
+def test_the_log_of_a_stage_is_kept_in_the_folder_of_the_experiment_once_there_is_one(
+    tmp_path, capsys, restored_logging
+):
+    def body(options):
+        log = logging.getLogger("medaug.room")
+        log.info("before")
+        if options.experiment == "demo":
+            (tmp_path / "demo" / "train").mkdir(parents=True, exist_ok=True)
+        log.info("after %s", HOSTILE)
+        logging.getLogger("other").info("a library's")
+        raise UserError("what; remedy")
+
+    for flag in ("-q", "-v"):
+        assert launcher.run("train", body, ["experiment=demo", f"runs={tmp_path}", flag]) == 2
+        shown = capsys.readouterr().err
+        assert ("before" in shown, "a library's" in shown) == (flag == "-v", flag == "-v")
+    lines = (tmp_path / "demo" / "logs" / "train.log").read_text().splitlines()
+    assert len(lines) == 10, "twice five: command, first line, two of the stage, how it ended"
+    for line, said in zip(
+        lines, [f"runs={tmp_path}", "train of", "before", "after case", "what; remedy"] * 2, strict=True
+    ):
+        assert said in line and all(c.isprintable() for c in line)
+
+    assert launcher.run("train", body, ["experiment=brats", f"runs={tmp_path}"]) == 2
+    assert not (tmp_path / "brats").exists(), "a command that is refused leaves nothing behind"
+    (tmp_path / "demo" / "logs" / "train.log").unlink()
+    (tmp_path / "demo" / "logs" / "train.log").mkdir()
+    assert launcher.run("train", body, ["experiment=demo", f"runs={tmp_path}"]) == 2, "a log that cannot be written"

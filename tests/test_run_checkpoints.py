@@ -37,7 +37,7 @@ def test_the_command_to_run_first_has_the_preset_and_the_folder(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         runs.trained_checkpoint(Options(experiment="demo", **words))
-    assert f"first run python -m medaug.train {said}" in str(caught.value)
+    assert f"first run medaug train {said}" in str(caught.value)
 
 
 def test_a_refusal_says_how_to_keep_both_results_only_where_that_works(tmp_path):

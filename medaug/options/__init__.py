@@ -24,6 +24,7 @@ from medaug.options.stages import (
     ExportOptions,
     GalleryOptions,
     IngestOptions,
+    NewOptions,
     PredictOptions,
     VerifyOptions,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "LoggerOptions",
     "MasksOptions",
     "NetworkOptions",
+    "NewOptions",
     "Options",
     "PredictOptions",
     "ProcessOptions",
@@ -104,3 +106,4 @@ class Options:
     bundle: BundleOptions = field(default_factory=BundleOptions)
     gallery: GalleryOptions = field(default_factory=GalleryOptions)
     verify: VerifyOptions = field(default_factory=VerifyOptions)
+    new: NewOptions = field(default_factory=NewOptions)

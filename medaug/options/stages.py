@@ -195,3 +195,11 @@ class VerifyOptions:
     path: str | None = path_option("the file or folder to look at; the word path= may be left out")
     public_key: str | None = path_option("public Ed25519 key (PEM) that every file must be signed with")
     report: str | None = path_option("JSON file to write all results to")
+
+
+@dataclass
+class NewOptions:
+    """A file for an experiment of your own."""
+
+    name: str | None = option("name of the experiment", None)
+    manifest: str | None = path_option("manifest of its cohort, as `ingest` writes it")

@@ -78,9 +78,12 @@ def assert_refused(done, stage: str, *message: str) -> str:
     return errors[0]
 
 
+_CLAIMS = {".lock", "config.yaml", ".medaug-run"}
+
+
 def leftovers(folder: Path) -> list[str]:
-    """Files that a failed stage left, without those that claim the folder."""
-    found = [p for p in folder.rglob("*") if p.is_file() and p.name not in {".lock", "config.yaml", ".medaug-run"}]
+    """Files that a failed stage left, without its log and those that claim the folder."""
+    found = [p for p in folder.rglob("*") if p.is_file() and p.name not in _CLAIMS and p.suffix != ".log"]
     return [str(p.relative_to(folder)) for p in found]
 
 
