@@ -84,6 +84,8 @@ OWN: dict[str, dict[str, str]] = {
         "real+classical+synthetic_x1": "medaug.comparison.arms:SYNTHETIC_1",
         "real+classical+synthetic_x2": "medaug.comparison.arms:SYNTHETIC_2",
         "real+classical+synthetic_x4": "medaug.comparison.arms:SYNTHETIC_4",
+        "generator_network": "medaug.comparison.arms:GENERATOR_NETWORK",
+        "generator_start": "medaug.comparison.arms:GENERATOR_START",
         "self_training+synthetic": "medaug.comparison.arms:SELF_TRAINING_SYNTHETIC",
         "self_training+synthetic+copy_paste": "medaug.comparison.arms:ALL_TOGETHER",
     },
@@ -94,6 +96,7 @@ OWN: dict[str, dict[str, str]] = {
     "backends": {
         "unet": "medaug.segmentation.backends:UNET",
         "dynunet": "medaug.segmentation.backends:DYNUNET",
+        "denoiser": "medaug.segmentation.denoiser:DENOISER",
     },
     "metrics": {
         "dice": "medaug.evaluation.scores:DICE",

@@ -1,6 +1,7 @@
 """The benchmark's arms: what each one trains on, and which arm it is compared with.
 
-Everything else is equal in all arms: segmenter, optimisation steps, batch size, seeds.
+Everything else is equal in all arms: optimisation steps, batch size, seeds, and, unless an arm names its own, the
+segmenter.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Arm:
         ratio: synthetic volumes per real one, on average over the steps; None: the share `arms.synthetic_share` of each
             batch is synthetic.
         pseudo_labels: whether it also trains on scans without labels, labelled by teachers.
+        backend: segmenter backend of this arm; None: that of the benchmark.
+        pretrained: whether the segmenter begins with the weights of the generator.
     """
 
     baseline: str | None
@@ -44,6 +47,8 @@ class Arm:
     made: Callable[[Material], Sequence[ModelCase]] | None = None
     ratio: float | None = None
     pseudo_labels: bool = False
+    backend: str | None = None
+    pretrained: bool = False
 
     def training_set(self, material: Material) -> TrainingSet:
         """What its segmenters train on.
@@ -58,7 +63,7 @@ class Arm:
         share = material.synthetic_share if self.ratio is None else self.ratio / (1 + self.ratio)
         real = material.real if self.real else ()
         exact, finish = self.ratio is not None, material.synthetic_finish
-        chosen = TrainingSet(real, pairs, share, augment, exact, synthetic_finish=finish)
+        chosen = TrainingSet(real, pairs, share, augment, exact, synthetic_finish=finish, pretrained=self.pretrained)
         return with_pseudo_labels(chosen, material, self.augment) if self.pseudo_labels else chosen
 
 
@@ -76,6 +81,8 @@ SYNTHETIC_QUARTER, SYNTHETIC_HALF, SYNTHETIC_1, SYNTHETIC_2, SYNTHETIC_4 = (
     replace(REAL_CLASSICAL_SYNTHETIC, ratio=ratio) for ratio in (0.25, 0.5, 1.0, 2.0, 4.0)
 )
 SELF_TRAINING_SYNTHETIC = Arm(baseline="self_training", augment="strong", synthetic=True, pseudo_labels=True)
+GENERATOR_NETWORK = Arm(baseline="real+strong", augment="strong", backend="denoiser")
+GENERATOR_START = replace(GENERATOR_NETWORK, baseline="generator_network", pretrained=True)
 ALL_TOGETHER = replace(SELF_TRAINING_SYNTHETIC, baseline="self_training+synthetic", made=copy_paste)
 ARMS: Table[Arm] = Table("arms", "arm", Arm, key="arms.names")
 

@@ -148,7 +148,7 @@ class TrainingScans:
                 known += [case for case in hidden if case.subject in subjects & set(record["subjects"])]
         if known:
             raise UserError(
-                f"leak: {job} hides the label of subject {known[0].subject}, which the generator of the pairs saw",
+                f"leak: {job} hides the label of subject {known[0].subject}, which the generator saw",
                 f"train it with data.labelled={job.labelled} data.labelled_seed={job.draw}, or leave the arm out",
             )
 

@@ -123,7 +123,7 @@ def _training_seconds(setting: Setting, job: Job, steps: int) -> tuple[float, fl
     test = TestSet(setting.test.cohort, setting.test.cases[:FEW_CASES], setting.test.scoring)
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
-        segmenter = shortened.segmenter()
+        segmenter = shortened.segmenter(job)
         segmenter.fit(shortened.training_set(job, Path(folder)), steps, job.seed, f"{job}, timing")
         trained = time.perf_counter()
         test.score(job, segmenter, Path(folder))

@@ -59,7 +59,7 @@ class Setting:
 
         Raises:
             UserError: there is no labelled scan to score, too few training subjects have labels, the generator saw
-                labels that a job with pairs hides, or two scans of different splits are equal.
+                labels that a job with pairs or with its weights hides, or two scans of different splits are equal.
         """
         cohort, split = inputs.cohort, options.benchmark.evaluate
         if not inputs.labelled(split):
@@ -71,8 +71,14 @@ class Setting:
         check_scoring(options.scoring, cohort.schema)
         for job in jobs:
             scans.kept(job)  # raises an error if there are too few labels, before anything is trained
-            if ARMS[job.arm].synthetic:
+            if ARMS[job.arm].synthetic or ARMS[job.arm].pretrained:
                 scans.refuse_seen(job)
+            if ARMS[job.arm].pretrained and (job.fold is not None or inputs.external is not None):
+                raise UserError(
+                    f"{job}: it begins with the weights of the experiment's generator, which "
+                    + ("saw subjects of this fold" if job.fold is not None else "did not make benchmark.pairs"),
+                    "leave the arm out",
+                )
         synthetic = inputs.load_synthetic()
         if options.benchmark.confidence and inputs.pairs is not None:
             synthetic = without_doubt(inputs.pairs.manifest, synthetic, inputs.card.preprocessing)
@@ -86,17 +92,18 @@ class Setting:
             groups["external test"] = elsewhere.cases
             refuse_held_out_masks(elsewhere.cases, synthetic)
         refuse_copies(groups)
-        problem = Problem(cohort.modalities, cohort.schema, inputs.card.preprocessing)
+        problem = Problem(cohort.modalities, cohort.schema, inputs.card.preprocessing, inputs.checkpoint)
         return cls(scans, synthetic, test, problem, options, elsewhere)
 
     def run(self, job: Job, folder: Path) -> None:
         """Train and score the segmenter of a job, unless it is done; see `run_job`."""
         make = partial(self.training_set, job, folder)
-        run_job(job, self.segmenter(), make, self.options.benchmark.steps, self.test, folder, self.elsewhere)
+        run_job(job, self.segmenter(job), make, self.options.benchmark.steps, self.test, folder, self.elsewhere)
 
-    def segmenter(self) -> Segmenter:
-        """An untrained segmenter."""
-        return BACKENDS[self.options.benchmark.backend].make(self.problem, self.options.segmenter)
+    def segmenter(self, job: Job) -> Segmenter:
+        """The untrained segmenter of a job."""
+        backend = ARMS[job.arm].backend or self.options.benchmark.backend
+        return BACKENDS[backend].make(self.problem, self.options.segmenter)
 
     def training_set(self, job: Job, folder: Path) -> TrainingSet:
         """What the segmenter of a job trains on.
@@ -127,7 +134,7 @@ class Setting:
 
     def _teach(self, job: Job, training_set: TrainingSet, seed: int) -> SoftSegmenter:
         """Train a teacher for a job, with the backend of its own segmenter and, unless told otherwise, its steps."""
-        settings, teacher = self.options.benchmark, self.segmenter()
+        settings, teacher = self.options.benchmark, self.segmenter(job)
         if not isinstance(teacher, SoftSegmenter):
             raise UserError(
                 f"{job}: benchmark.backend={settings.backend} gives no probabilities, which teachers need",

@@ -60,6 +60,7 @@ class TrainingSet:
         exact: whether the share holds on average over the steps; otherwise every batch has the same, rounded number.
         synthetic_finish: share of the steps, at the end, without synthetic cases, if there are real ones.
         pseudo: scans with pseudo-labels; the shares of the other kinds are of the rest of each batch.
+        pretrained: whether the network begins with the weights of the generator (`medaug.segmentation.denoiser`).
     """
 
     real: Sequence[ModelCase]
@@ -69,6 +70,7 @@ class TrainingSet:
     exact: bool = False
     pseudo: PseudoLabels | None = None
     synthetic_finish: float = 0.0
+    pretrained: bool = False
 
     @property
     def num_modalities(self) -> int:
@@ -91,11 +93,13 @@ class Problem:
         modalities: names of the channels of an image.
         schema: the label schema; predictions are its class indices.
         preprocessing: brings scans from their own grid to model space and back.
+        generator: checkpoint of the experiment's generator; None: there is none.
     """
 
     modalities: tuple[str, ...]
     schema: LabelSchema
     preprocessing: Preprocessing
+    generator: Path | None = None
 
 
 class Segmenter(Protocol):

@@ -82,7 +82,7 @@ def test_pairs_are_refused_where_their_generator_saw_labels_that_the_draw_hides(
         scans.refuse_seen(Job("arm", 0, labelled=1, draw=3))
     trained = scans.kept(Job("arm", 0, labelled=2, draw=3))
     other = next(draw for draw in range(9) if not trained <= scans.kept(Job("arm", 0, labelled=2, draw=draw)))
-    with pytest.raises(UserError, match="which the generator of the pairs saw"):
+    with pytest.raises(UserError, match="which the generator saw"):
         scans.refuse_seen(Job("arm", 0, labelled=2, draw=other))
 
 
