@@ -219,7 +219,13 @@ def drawing(model: DiffusionModel | PlainDDPM, settings: Mapping[str, Any]) -> D
     if isinstance(model, PlainDDPM):
         return lambda label, seeds: model.sample(label, seeds, **settings)
     interval = settings["guidance_interval"]
-    sampling = Sampling(settings["sampler"], settings["num_inference_steps"], settings["spacing"], settings["eta"])
+    sampling = Sampling(
+        settings["sampler"],
+        settings["num_inference_steps"],
+        settings["spacing"],
+        settings["eta"],
+        overlap=settings.get("overlap"),
+    )
     guidance = Guidance(
         settings["guidance_scale"], interval and (interval[0], interval[1]), settings["guidance_rescale"]
     )

@@ -124,6 +124,7 @@ class Model:
                 num_inference_steps=sampling.steps,
                 eta=sampling.eta,
                 parameters=dict(sampling.parameters),
+                overlap=sampling.overlap,
                 seed=named_seed(seed, "sample", i),
                 checkpoint=self.sha256,
                 spacing=sampling.spacing,
@@ -177,6 +178,7 @@ def _sampler_options(sampling: Sampling) -> SamplerOptions:
         eta=sampling.eta,
         spacing=sampling.spacing,
         parameters=[f"{name}:{value!r}" for name, value in sampling.parameters.items()],
+        overlap=sampling.overlap,
     )
 
 

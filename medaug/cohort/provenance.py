@@ -56,6 +56,7 @@ class Recipe:
         attributes: attributes that the model is conditioned on, by name: texts, numbers, and "spacing" as three voxel
             sizes in mm along R, A, S. Attributes that are not named are unknown.
         parameters: further options of the sampler, by name.
+        overlap: share by which the windows of a model of patches overlap; None: half.
 
     Fields with defaults were added later; a recipe without them was made with the defaults.
     """
@@ -78,10 +79,11 @@ class Recipe:
     negative_classes: list[str] = field(default_factory=list)
     attributes: dict[str, Any] = field(default_factory=dict)
     parameters: dict[str, float] = field(default_factory=dict)
+    overlap: float | None = None
 
     def to_mapping(self) -> dict[str, Any]:
-        """Return the fields as a dictionary of JSON values."""
-        return asdict(self)
+        """Return the fields as a dictionary of JSON values, without an overlap if there is none."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("overlap", None)}
 
     def to_json(self) -> str:
         """Return the recipe as one line of JSON, without a newline."""

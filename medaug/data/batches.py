@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -19,8 +19,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
 from medaug.data.cases import ModelCase
+from medaug.data.patches import Patches
 from medaug.data.transforms import light_affine_soft
 from medaug.diffusion.noise import named_seed
+from medaug.diffusion.windows import Box, divided, place
 from medaug.networks.condition import signed_planes
 
 Augment = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
@@ -38,7 +40,12 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
     image (B, M, X, Y, Z) float32 in [-1, 1]; label (B, X, Y, Z) int64; inside (B, Z) bool, which slices lie in the
     scan; labelled (B,) bool; attributes (B, A) float32; seed (B,) int64, the seed of the sample's time, noise and
     condition dropout. With `sliced`, for 2D networks, the augmentation leaves out slices of padding.
+
+    `of` makes them batches of patches: X, Y and Z are then those of a patch, and place (B, 6) float32 says where each
+    lies (`medaug.diffusion.windows.place`).
     """
+
+    patches: Patches | None = None
 
     def __init__(
         self,
@@ -60,6 +67,11 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
         self.attributes = attributes
         self.sliced = sliced
 
+    def of(self, patches: Patches | None) -> Self:
+        """These batches, of patches of the cases; None: of whole cases."""
+        self.patches = patches
+        return self
+
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         first = (step * self.world_size + self.rank) * self.batch_size
         return collate([self.sample(first + i) for i in range(self.batch_size)])
@@ -67,13 +79,22 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
     def sample(self, position: int) -> dict[str, Tensor]:
         """Sample number `position` of the run."""
         case = self.cases[shuffled_index(position, len(self.cases), named_seed(self.seed, "order"))]
-        sample = as_tensors(case, self.attributes)
         seed = named_seed(self.seed, "sample", position)
+        read, patch, where = self._cut(case, seed)
+        sample = as_tensors(case, self.attributes, read)
         if self.augment is not None:
             part = case.slices if self.sliced else slice(None)
             image, label = self.augment(sample["image"][..., part], sample["label"][..., part], seed)
             sample["image"][..., part], sample["label"][..., part] = image, label
-        return sample | {"seed": torch.tensor(seed)}
+        return cropped(sample, patch) | {"seed": torch.tensor(seed)} | where
+
+    def _cut(self, case: ModelCase, seed: int) -> tuple[Box, Box, dict[str, Tensor]]:
+        """The box of a case that is read, the part of it that is the sample, and the entries that say where that is."""
+        if self.patches is None:
+            return WHOLE, WHOLE, {}
+        box = self.patches.box(case, seed)
+        outer, inner = (box, WHOLE) if self.augment is None else self.patches.around(box, case.image.shape[1:])
+        return outer, inner, located(self.patches, case, box)
 
 
 class SoftBatches(TrainingBatches):
@@ -100,20 +121,23 @@ class SoftBatches(TrainingBatches):
             sample = super().sample(position)
             planes = signed_planes(sample["label"][None], self.num_classes)[0]
             return sample | {"soft": planes, "trust": torch.ones(planes.shape[1:]), "scan_trust": torch.tensor(1.0)}
-        sample, seed = as_tensors(case, self.attributes), named_seed(self.seed, "sample", position)
-        image, shares = sample["image"], torch.from_numpy(case.soft.astype(np.float32) / 255)
+        seed = named_seed(self.seed, "sample", position)
+        read, patch, where = self._cut(case, seed)
+        sample = as_tensors(case, self.attributes, read)
+        image, shares = sample["image"], torch.from_numpy(case.soft[(..., *read)].astype(np.float32) / 255)
         if self.augment is not None:
             part = case.slices if self.sliced else slice(None)
             image[..., part], shares[..., part] = light_affine_soft(image[..., part], shares[..., part], seed)
         shares = shares / shares.sum(0, keepdim=True).clamp(min=1e-6)
-        return sample | {
-            "image": image,
+        shares = shares[(..., *patch)]
+        return cropped(sample | {"image": image}, patch) | {
             "label": shares.argmax(0),
             "labelled": torch.tensor(True),
             "seed": torch.tensor(seed),
             "soft": 2 * shares[1:] - 1,
             "trust": confidence(shares),
             "scan_trust": torch.tensor(case.trust, dtype=torch.float32),
+            **where,
         }
 
 
@@ -169,15 +193,24 @@ def _used(steps: int, count: float) -> int:
 
 
 class FixedBatches(Dataset[dict[str, Tensor]]):
-    """Every case once, in order, each with its own fixed seed, so that validation losses can be compared."""
+    """Every case once, in order, each with its own fixed seed, so that validation losses can be compared.
+
+    With `patches`, one patch of every case, always the same.
+    """
 
     def __init__(
-        self, cases: Sequence[ModelCase], batch_size: int, seed: int, attributes: AttributeEncoder = NO_ATTRIBUTES
+        self,
+        cases: Sequence[ModelCase],
+        batch_size: int,
+        seed: int,
+        attributes: AttributeEncoder = NO_ATTRIBUTES,
+        patches: Patches | None = None,
     ) -> None:
         self.cases = cases
         self.batch_size = batch_size
         self.seed = seed
         self.attributes = attributes
+        self.patches = patches
 
     def __len__(self) -> int:
         return -(-len(self.cases) // self.batch_size)
@@ -186,8 +219,14 @@ class FixedBatches(Dataset[dict[str, Tensor]]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         chosen = range(index * self.batch_size, min((index + 1) * self.batch_size, len(self.cases)))
-        seeds = {i: torch.tensor(named_seed(self.seed, "validation", i)) for i in chosen}
-        return collate([as_tensors(self.cases[i], self.attributes) | {"seed": seeds[i]} for i in chosen])
+        return collate([self._sample(self.cases[i], named_seed(self.seed, "validation", i)) for i in chosen])
+
+    def _sample(self, case: ModelCase, seed: int) -> dict[str, Tensor]:
+        if self.patches is None:
+            return as_tensors(case, self.attributes) | {"seed": torch.tensor(seed)}
+        box = self.patches.box(case, seed)
+        sample = as_tensors(case, self.attributes, box) | {"seed": torch.tensor(seed)}
+        return sample | located(self.patches, case, box)
 
 
 class StepsFrom(Sampler[int]):
@@ -204,19 +243,38 @@ class StepsFrom(Sampler[int]):
         return self.stop
 
 
-def as_tensors(case: ModelCase, attributes: AttributeEncoder = NO_ATTRIBUTES) -> dict[str, Tensor]:
-    """The entries of one case, see `TrainingBatches`; a case without a label gets a label of zeros."""
-    image = torch.from_numpy(np.array(case.image))
-    label = np.zeros(image.shape[1:], np.uint8) if case.label is None else np.array(case.label)
-    inside = torch.zeros(image.shape[3], dtype=torch.bool)
+WHOLE: Box = (slice(None), slice(None), slice(None))
+"""The box of all voxels."""
+
+
+def as_tensors(case: ModelCase, attributes: AttributeEncoder = NO_ATTRIBUTES, box: Box = WHOLE) -> dict[str, Tensor]:
+    """The entries of one case, see `TrainingBatches`; a case without a label gets a label of zeros.
+
+    Of memory-mapped arrays, only the voxels in the box are read.
+    """
+    image = torch.from_numpy(np.array(case.image[(slice(None), *box)]))
+    label = np.zeros(image.shape[1:], np.uint8) if case.label is None else np.array(case.label[box])
+    inside = torch.zeros(case.image.shape[3], dtype=torch.bool)
     inside[case.slices] = True
     return {
         "image": image,
         "label": torch.from_numpy(label).long(),
-        "inside": inside,
+        "inside": inside[box[2]],
         "labelled": torch.tensor(case.label is not None),
         "attributes": attributes.encode(attributes.of(case.case, case.affine)),
     }
+
+
+def cropped(sample: dict[str, Tensor], box: Box) -> dict[str, Tensor]:
+    """A sample's volumes in a box, and its other entries as they are."""
+    volumes = {"image": sample["image"][(..., *box)], "label": sample["label"][box], "inside": sample["inside"][box[2]]}
+    return sample | volumes
+
+
+def located(patches: Patches, case: ModelCase, box: Box) -> dict[str, Tensor]:
+    """The entry of a batch that says where in a case a patch lies."""
+    blocks = tuple(slice(p.start // s, p.stop // s) for p, s in zip(box, patches.stride, strict=True))
+    return {"place": place((blocks[0], blocks[1], blocks[2]), divided(case.image.shape[1:], patches.stride))}
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:

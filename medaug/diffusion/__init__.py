@@ -7,6 +7,7 @@ spacings.py     how the time steps of a sampler are distributed
 samplers.py     from noise to a sample, each a short generator over `denoise(x_t, t) -> x_0`
 guidance.py     classifier-free guidance: one denoiser made from two conditions
 inpainting.py   generates a region of a given image
+windows.py      a denoiser of whole volumes from one of patches
 noise.py        named seeds and one generator per sample
 
 Prediction types, guidance and samplers are connected only through `denoise`, so they can be combined freely. Schedules,

@@ -43,6 +43,10 @@ class Inpainting:
         """The image (B, M, X, Y, Z) inside the region, and the known image outside."""
         return torch.where(self.region, image, self.known)
 
+    def on(self, device: str) -> Inpainting:
+        """The same on a device."""
+        return Inpainting(self.known.to(device), self.region.to(device), self.resample)
+
     def impose(
         self, denoise: Denoise, encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor]
     ) -> Denoise:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from medaug.diffusion.process import Process
 from medaug.diffusion.spacings import SPACINGS
+from medaug.diffusion.windows import Shape, Windows
 from medaug.tables import Ranges, Table, check_parameters
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # x_t (B, ...), t (B,) -> x_0 (B, ...)
@@ -57,6 +58,8 @@ class Sampling:
         spacing: name of the spacing in `SPACINGS`.
         eta: option of ddim: 0 is deterministic, 1 adds as much noise as ddpm.
         parameters: further options of the sampler, by name.
+        overlap: for models of patches, the share of each window that the next one overlaps along each axis, in [0, 1);
+            None: half.
     """
 
     name: str = "dpmpp_2m"
@@ -64,11 +67,20 @@ class Sampling:
     spacing: str = "trailing"
     eta: float = 0.0
     parameters: Mapping[str, float] = field(default_factory=dict)
+    overlap: float | None = None
 
     @property
     def options(self) -> dict[str, float]:
         """The options that are passed to the sampler."""
         return ({"eta": self.eta} if self.eta else {}) | dict(self.parameters)
+
+    def windows(self, grid: Shape, size: Shape) -> Windows:
+        """The windows of a size by which a model of patches samples a grid.
+
+        Raises:
+            ValueError: as for `Windows`.
+        """
+        return Windows(grid, size) if self.overlap is None else Windows(grid, size, self.overlap)
 
     def check(self, process: Process) -> None:
         """Refuse a sampling that cannot work with a process, and options that the sampler does not read.

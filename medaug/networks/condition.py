@@ -23,10 +23,13 @@ class Condition(NamedTuple):
     Attributes:
         planes: (B, K, X/sx, Y/sy, Z/sz) float32 in codec space: masks and images as `embed` returns them; K may be 0.
         attributes: (B, A) float32, the encoded attributes of each scan; A may be 0.
+        place: (B, 6) float32, where each sample lies in the whole volume, see `medaug.diffusion.windows.place`; with no
+            elements, samples are whole volumes.
     """
 
     planes: Tensor
     attributes: Tensor
+    place: Tensor = torch.empty(0)
 
 
 def one_hot(label: Tensor, num_classes: int) -> Tensor:

@@ -34,9 +34,9 @@ class UNetShape:
         num_head_channels: features per attention head; the features of the last level and of levels with attention
             must be multiples of it.
         norm_num_groups: groups of the group normalisation.
-        coordinates: whether the position of each voxel, -1 to 1 along each axis, is given as three more input channels
-            (Liu et al. 2018, CoordConv). Convolutions do not know positions, but in aligned scans the anatomy depends
-            on them.
+        coordinates: whether the position of each voxel in the whole volume, -1 to 1 along each axis, is given as three
+            more input channels (Liu et al. 2018, CoordConv). Convolutions do not know positions, but in aligned scans
+            the anatomy depends on them.
         stem: features of the learned stem of the condition's planes; 0: no stem.
         gradient_checkpointing: whether to store only the inputs of each block and compute the rest again in the
             backward pass.
@@ -131,7 +131,7 @@ class ConditionalUNet(nn.Module, ABC):
         """The prediction (B, C, X, Y, Z) for x (B, C, X, Y, Z), times t (B,) in [0, 1] and a condition of x's sides."""
         # The sinusoidal embedding was designed for step numbers up to 1000.
         steps, attributes = 1000 * t, condition.attributes if self.attribute_channels else None
-        positions = [_positions(x)] if self.shape.coordinates else []
+        positions = [_positions(x, condition.place)] if self.shape.coordinates else []
         inputs = torch.cat([x, self.stem(condition.planes), *positions], dim=1)
         b, _, *sides = inputs.shape
         if self.shape.spatial_dims == 2:
@@ -216,7 +216,16 @@ def checkpoint_blocks(net: nn.Module) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
-def _positions(x: Tensor) -> Tensor:
-    """Positions (B, 3, X, Y, Z) of the voxels of x (B, C, X, Y, Z), -1 to 1 along each axis."""
+def _positions(x: Tensor, place: Tensor) -> Tensor:
+    """Positions (B, 3, X, Y, Z) of the voxels of x (B, C, X, Y, Z) in the whole volume, -1 to 1 along each axis.
+
+    Args:
+        x: whole volumes, or patches.
+        place: see `Condition.place`.
+    """
     axes = [torch.linspace(-1, 1, side, device=x.device, dtype=x.dtype) for side in x.shape[2:]]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(x), -1, -1, -1, -1)
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(x), -1, -1, -1, -1)
+    if not place.numel():
+        return grid
+    first, last = place.to(x).view(-1, 3, 2, 1, 1, 1).unbind(2)
+    return first + (grid + 1) / 2 * (last - first)

@@ -118,6 +118,20 @@ class DataOptions(SplitOptions):
         limits=at_least(1),
         items=_TRIPLE,
     )
+    patch: list[int] | None = option(
+        "train on patches of this many voxels and sample whole volumes by windows; null: train on whole volumes",
+        None,
+        limits=at_least(1),
+        items=_TRIPLE,
+        identity=None,
+    )
+    patch_foreground: float = option(
+        "share of the patches that are placed around a voxel of a foreground class, every class equally often",
+        0.5,
+        limits=between(0, 1),
+        applies_when=(only_with("data.patch"),),
+        identity=None,
+    )
     intensity: str = option(
         "how intensities are scaled to -1..1: percentile (MR), window (CT) or zscore",
         "percentile",

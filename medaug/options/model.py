@@ -121,7 +121,9 @@ class NetworkOptions:
     num_res_blocks: int = option("residual blocks per level", 1, limits=at_least(1))
     num_head_channels: int = option("features per attention head", 32, limits=at_least(1))
     norm_num_groups: int = option("groups of the group normalisation", 16, limits=at_least(1))
-    coordinates: bool = option("also feed voxel coordinates to the network; for cohorts whose scans are aligned", False)
+    coordinates: bool = option(
+        "also feed voxel coordinates to the network, for cohorts whose scans are aligned; data.patch always does", False
+    )
     stem: int | None = option(
         "features of a learned stem for the mask; 0: no stem; null: 32 if the codec's blocks exceed 8 voxels, else 0",
         None,

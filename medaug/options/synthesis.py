@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from medaug.options.declaration import (
     Items,
+    Range,
     above,
     added_parameters,
     at_least,
@@ -45,6 +46,12 @@ class SamplerOptions:
         "how the steps are spaced in time; karras cannot start from pure noise",
         "trailing",
         choices=one_of(table="spacings"),
+    )
+    overlap: float | None = option(
+        "for models trained on patches: the share of each window that the next one overlaps; null: half",
+        None,
+        limits=Range(least=0, below=1),
+        identity=None,
     )
     parameters: list[str] = added_parameters("sampler", "strength:0.5")
 

@@ -10,6 +10,7 @@ from medaug.diffusion.samplers import Sampling
 from medaug.errors import UserError
 from medaug.options import PredictOptions, SamplerOptions
 from medaug.training.checkpoint import Card
+from medaug.training.checks import check_overlap
 from medaug.training.model import DiffusionModel
 from medaug.training.sampling import check_sampling
 from medaug.training.tasks import Task
@@ -56,6 +57,7 @@ def check_request(
     """
     task = model.task
     sampling = check_sampling(model.process, sampler)
+    check_overlap(model, sampler)
     _check_task(task, predict)
     inpainted = _inpainted_classes(card, task, predict)
     inputs = {*task.given, *(task.generated if inpainted or task.degradation != "none" else ())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
@@ -11,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
+from medaug.diffusion.windows import divided
 from medaug.errors import UserError
 from medaug.imaging.nifti import write_volume
+from medaug.imaging.volume import shape_text
 from medaug.options import GenerateOptions
 from medaug.processes import process_count
 from medaug.progress import duration
 from medaug.synthesis.generation import on_host_grid, sample_images
-from medaug.synthesis.recipes import Recipes
+from medaug.synthesis.recipes import Recipes, recipe_sampling
 from medaug.training.checkpoint import Card
 from medaug.training.model import DiffusionModel
 
@@ -25,6 +28,8 @@ SIZED = 3
 """Number of hosts whose files are measured."""
 TIMED_STEPS = 2
 """Number of sampler steps that are timed."""
+STATE_COPIES = 10
+"""Float32 copies of a volume that sampling by windows needs in main memory, with guidance (benchmarks/windows.py)."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Estimate:
         pair_bytes: size of the files of a pair.
         pair_seconds: time that a process needs for a pair; None if too few are missing to be worth a measurement.
         processes: number of processes that share the work.
+        windows: in words, how a model of patches samples a volume; "" for a model of whole volumes.
         uncounted: names of what takes time or disk space but is not included.
     """
 
@@ -44,6 +50,7 @@ class Estimate:
     pair_seconds: float | None
     processes: int
     uncounted: tuple[str, ...]
+    windows: str = ""
 
     @property
     def bytes(self) -> float:
@@ -67,6 +74,8 @@ class Estimate:
             f"to make: {self.missing} of {num} pairs",
             f"estimated disk: {_size(self.bytes)}, {_size(self.pair_bytes)} a pair; {_size(_free(folder))} are free",
         ]
+        if self.windows:
+            found.append(self.windows)
         if self.seconds is not None:
             shared = f" in each of {self.processes} processes" if self.processes > 1 else ""
             found.append(
@@ -115,6 +124,22 @@ def estimate_pairs(
         pair_seconds=repeats * _pair_seconds(model, card, recipes, batch) if worth_timing else None,
         processes=process_count(),
         uncounted=("the screening segmenter", "rejected pairs") if screened else (),
+        windows=_windows(model, card, recipes, batch),
+    )
+
+
+def _windows(model: DiffusionModel, card: Card, recipes: Recipes, batch: int) -> str:
+    """How volumes are sampled by windows, and the memory that this takes in a window and for the whole volume."""
+    if model.patch is None or not batch:
+        return ""
+    shape, stride = card.preprocessing.shape, model.codec.stride
+    windows = recipe_sampling(recipes(0)[0]).windows(divided(shape, stride), divided(model.patch, stride))
+    voxels = 4 * model.task.num_targets * batch  # bytes of each voxel of a batch
+    passes = 1 if recipes.generate.guidance_scale == 1 else 2
+    window, volume = passes * voxels * math.prod(model.patch), STATE_COPIES * voxels * math.prod(shape)
+    return (
+        f"by windows: {len(windows)} of {shape_text(model.patch)} cover {shape_text(shape)}, so the network gets "
+        f"{_size(window)} at a time; the state of the volumes takes about {_size(volume)} of main memory"
     )
 
 

@@ -37,6 +37,7 @@ from medaug.synthesis.screened import Conclusion, Preparation
 from medaug.synthesis.sources import load_masks
 from medaug.synthesis.usage import Usage
 from medaug.training.checkpoint import Card, load_experiment, refuse_changed_scans
+from medaug.training.checks import check_overlap
 from medaug.training.model import DiffusionModel
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ class Job:
         digest, card, model = loaded
         check_task(model.task, card, checkpoint)
         check_options(model.process, card.schema, options.generate, options.sampler, card.attributes)
+        check_overlap(model, options.sampler)
         cohort = Manifest.load(checkpoint.parent / "manifest.json")
         masks = load_masks(options.masks, ImageModel(card, cohort, options.sampler, model.codec.mean.device))
         masks = edited_masks(masks, options.generate, options.screen.rules)

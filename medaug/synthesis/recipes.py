@@ -61,7 +61,9 @@ def check_options(
 
 def recipe_sampling(recipe: Recipe) -> Sampling:
     """The sampler, steps and spacing of a recipe."""
-    return Sampling(recipe.sampler, recipe.num_inference_steps, recipe.spacing, recipe.eta, recipe.parameters)
+    return Sampling(
+        recipe.sampler, recipe.num_inference_steps, recipe.spacing, recipe.eta, recipe.parameters, recipe.overlap
+    )
 
 
 def recipe_guidance(recipe: Recipe, schema: LabelSchema, scale: float | None = None) -> Guidance:
@@ -164,6 +166,7 @@ class Recipes:
             negative_classes=generate.negative_classes,
             attributes=self.attributes.of(host.case, host.affine) | self.attributes.requested(generate.attributes),
             parameters=parse_parameters(sampler.parameters),
+            overlap=sampler.overlap,
         )
         return recipe, host, mask
 

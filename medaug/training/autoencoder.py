@@ -22,8 +22,7 @@ from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
-from medaug.data.batches import FixedBatches, StepsFrom, TrainingBatches, as_tensors, collate, make_loader
-from medaug.data.cases import ModelCase
+from medaug.data.batches import WHOLE, FixedBatches, StepsFrom, TrainingBatches, as_tensors, collate, make_loader
 from medaug.data.transforms import light_affine
 from medaug.diffusion.noise import generators, named_seed, standard_normal
 from medaug.errors import UserError
@@ -86,12 +85,19 @@ def prepare_codec(
         load_weights(codec, contents["codec"], path, "remove it to train the codec again")
         log.info("the codec is %s: validation %s", path, _describe(contents["validation"]))
     else:
-        codec.fit(_coded(case, target, card.sliced) for case in data.train)
+        codec.fit(_coded(data, target))
 
 
-def _coded(case: ModelCase, target: Callable[[Batch], Tensor], sliced: bool) -> Tensor:
-    """The part of a case that is encoded, (M, X, Y, Z); without slices of padding if it is encoded slice by slice."""
-    return target(collate([as_tensors(case)]))[0][..., case.slices if sliced else slice(None)]
+def _coded(data: TrainingData, target: Callable[[Batch], Tensor]) -> Iterator[Tensor]:
+    """Everything that is encoded, (M, X, Y, Z): whole cases, or parts of a patch's size that together make them up.
+
+    Slices of padding are left out if cases are encoded slice by slice.
+    """
+    for case in data.train:
+        part = case.slices if data.card.sliced else slice(None)
+        boxes = [WHOLE] if data.patches is None else data.patches.tiles(case)
+        for box in boxes:
+            yield target(collate([as_tensors(case, box=box)]))[0][..., part]
 
 
 def _without_padding(image: Tensor, inside: Tensor) -> Tensor:
@@ -154,13 +160,13 @@ class _FirstStage:
         logger: Logger,
         picture: Picture | None,
     ) -> None:
-        self.codec, self.card, self.train, self.val, self.target = codec, data.card, data.train, data.val, target
+        self.codec, self.card, self.data, self.target = codec, data.card, data, target
         self.path, self.budget, self.logger, self.picture = path, budget, logger, picture
         self.options = options = CodecOptions(**self.card.options["codec"])
         self.seed = named_seed(budget.seed, "codec")
         self.steps = options.max_steps or max(1, budget.max_steps // 2)
         self.device = choose_device(budget.accelerator)
-        image_channels = target(collate([as_tensors(self.train[0])])).shape[1]
+        image_channels = next(_coded(data, target)).shape[0]
         with torch.random.fork_rng():
             torch.manual_seed(named_seed(self.seed, "weights"))
             self.net = Autoencoder(codec.stride, image_channels, options.channels, options.latent_channels)
@@ -205,7 +211,7 @@ class _FirstStage:
             signals.release()
         self.codec.autoencoder.load_state_dict(self.net.state_dict())
         self.codec.to(self.device)
-        self.codec.fit(_coded(case, self.target, self.card.sliced) for case in self.train)
+        self.codec.fit(_coded(self.data, self.target))
         self.codec.cpu()
         self._save({"step": self.steps, "codec": self.codec.state_dict(), "validation": self._validate(self.steps)})
         if signals.received is not None:  # in the last step
@@ -236,7 +242,7 @@ class _FirstStage:
     def _batches(self, start: int) -> Iterator[Batch]:
         size = self.options.batch_size or self.budget.batch_size
         augment = light_affine if self.budget.augment else None
-        data = TrainingBatches(self.train, size, self.seed, augment, sliced=self.card.sliced)
+        data = TrainingBatches(self.data.train, size, self.seed, augment, sliced=self.card.sliced).of(self.data.patches)
         return iter(make_loader(data, StepsFrom(start, self.steps), self.budget.num_workers))
 
     def _step(self, step: int, batch: Batch) -> dict[str, Tensor]:
@@ -288,12 +294,12 @@ class _FirstStage:
     def _validate(self, step: int) -> dict[str, float]:
         """Mean absolute error and PSNR (range -1 to 1) of the posterior's mean, averaged over validation cases."""
         errors, decibels = [], []
-        batches = FixedBatches(self.val, 1, self.seed)
+        batches = FixedBatches(self.data.val, 1, self.seed, patches=self.data.patches)
         for i in range(len(batches)):
             batch = batches[i]
             image = self.target(batch).to(self.device)
             output = crop(self.net.decode(self.net.posterior(image)[0]), image.shape[2:]).clamp(-1, 1)
-            error = (output - image)[..., self.val[i].slices if self.card.sliced else slice(None)]
+            error = (output - image)[..., self.data.val[i].slices if self.card.sliced else slice(None)]
             errors.append(float(error.abs().mean()))
             decibels.append(10 * math.log10(4 / max(float(error.square().mean()), 1e-12)))
             if i == 0 and self.picture is not None:

@@ -30,7 +30,7 @@ FORMAT = 2
 
 
 _REMEDY = "restore it or train again"
-_BUILT_FROM = ("task", "codec", "network", "process", "trainer.precision", "trainer.region_weight")
+_BUILT_FROM = ("data.patch", "task", "codec", "network", "process", "trainer.precision", "trainer.region_weight")
 
 
 @dataclass(frozen=True)

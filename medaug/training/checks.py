@@ -9,8 +9,10 @@ from medaug.diffusion.process import Process, build_process
 from medaug.errors import UserError
 from medaug.networks.build import network_parameters
 from medaug.networks.codec_table import CODECS
-from medaug.options import Options
+from medaug.options import Options, SamplerOptions
+from medaug.training.data import check_patch
 from medaug.training.hardware import check_device, check_processes
+from medaug.training.model import DiffusionModel
 
 
 def check_training(options: Options) -> Process:
@@ -39,6 +41,7 @@ def check_training(options: Options) -> Process:
     if options.masks.checkpoint is not None:
         raise UserError("masks.checkpoint: while a model trains, no mask generator is used", "leave it out")
     check_intensity(options.data)
+    check_patch(options)
     CODECS[options.codec.name].parameters(options.codec)
     network_parameters(options.network.name, options.network.parameters)
     require_data(options.data)
@@ -46,3 +49,16 @@ def check_training(options: Options) -> Process:
         return build_process(**part(options, "process")["process"])
     except ValueError as error:
         raise UserError(f"process: {error}") from error
+
+
+def check_overlap(model: DiffusionModel, sampler: SamplerOptions) -> None:
+    """Refuse an overlap of windows for a model of whole volumes.
+
+    Raises:
+        UserError: the overlap has no effect.
+    """
+    if sampler.overlap is not None and model.patch is None:
+        raise UserError(
+            f"sampler.overlap={sampler.overlap:g}: has no effect, the model was trained on whole volumes",
+            "leave it out, or train with data.patch",
+        )

@@ -9,14 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from medaug.cohort.manifest import Case, Manifest
+from medaug.cohort.schema import LabelSchema
 from medaug.data.attributes import fit_attributes, with_label_source
 from medaug.data.cases import ModelCase, load_cases, read_grids
 from medaug.data.cohorts import find_cohort
 from medaug.data.contents import case_contents, refuse_copies, refuse_shared
+from medaug.data.grid import Shape
+from medaug.data.patches import Patches, find_classes
 from medaug.data.preprocessing import Preprocessing, common_scale, fit_preprocessing
+from medaug.diffusion.noise import named_seed
 from medaug.errors import UserError
+from medaug.imaging.volume import shape_text
+from medaug.keys import shown
 from medaug.networks.codec_table import codec_stride
 from medaug.options import Options
+from medaug.progress import track
 from medaug.training.checkpoint import Card
 from medaug.training.initial import read_base
 from medaug.training.tasks import Task, resolve_task
@@ -31,11 +38,13 @@ class TrainingData:
     Attributes:
         card: card of the model.
         train, val: cases in model space; cases without a label are included if the options say so.
+        patches: cuts the patches that the model is trained on; None: it is trained on whole volumes.
     """
 
     card: Card
     train: Sequence[ModelCase]
     val: Sequence[ModelCase]
+    patches: Patches | None = None
 
     @property
     def labelled(self) -> list[ModelCase]:
@@ -67,7 +76,9 @@ def load_training_data(
     affines = [affine for _, affine in grids]
     attributes = fit_attributes(options.data.attributes, list(zip(cases["train"], affines, strict=True)))
     attributes = with_label_source(attributes) if options.trainer.pseudo_labels else attributes
-    preprocessing = fit_preprocessing(grids, options.data, multiple=_multiple(options))
+    preprocessing = fit_preprocessing(grids, options.data, multiple=side_multiple(options))
+    if options.data.patch is not None:
+        _check_grid(options, preprocessing.shape)
     loaded, contents = _load(options, manifest, cases, preprocessing, folder.parent / "cache")
     card = Card(
         experiment=options.experiment,
@@ -89,7 +100,8 @@ def load_training_data(
             "cannot work; generate with guidance_scale=1"
         )
     attributes.warn_of_unknown((c.case, c.affine) for split in loaded.values() for c in split)
-    return TrainingData(card, loaded["train"], loaded["val"]), manifest, task
+    patches = None if options.data.patch is None else _find_patches(options, loaded, manifest.schema)
+    return TrainingData(card, loaded["train"], loaded["val"], patches), manifest, task
 
 
 def _cases(options: Options, manifest: Manifest) -> dict[str, tuple[Case, ...]]:
@@ -109,11 +121,66 @@ def _cases(options: Options, manifest: Manifest) -> dict[str, tuple[Case, ...]]:
     return cases
 
 
-def _multiple(options: Options) -> tuple[int, int, int]:
-    """What each side of the model's grid must be a multiple of, so that codec and network need no padding."""
+def side_multiple(options: Options) -> tuple[int, int, int]:
+    """What each side of the model's grid or of a patch must be a multiple of, so that nothing needs to be padded."""
     x, y, z = codec_stride(options.codec, options.network.spatial_dims)
     halved = 2 ** (len(options.network.channels) - 1)
     return x * halved, y * halved, z * halved if options.network.spatial_dims == 3 else 1
+
+
+def check_patch(options: Options) -> None:
+    """Refuse a patch that codec or network would have to pad, and patches for a 2D network.
+
+    Raises:
+        UserError: names the patch and the way out.
+    """
+    if (patch := options.data.patch) is None:
+        return
+    if options.network.spatial_dims == 2:
+        raise UserError(f"data.patch={shown(patch)}: a 2D network is trained on slices", "leave one of them out")
+    multiple = side_multiple(options)
+    if any(side % divisor for side, divisor in zip(patch, multiple, strict=True)):
+        raise UserError(
+            f"data.patch={shown(patch)}: codec and network need sides that are multiples of {multiple[0]}",
+            f"such as {shown([max(1, round(side / m)) * m for side, m in zip(patch, multiple, strict=True)])}",
+        )
+
+
+def _check_grid(options: Options, shape: Shape) -> None:
+    """Refuse a patch that does not fit into the model's grid, and a grid that is not made of whole blocks."""
+    patch, stride = options.data.patch, codec_stride(options.codec, options.network.spatial_dims)
+    if any(size > side for size, side in zip(patch or (), shape, strict=True)):
+        raise UserError(
+            f"data.patch={shown(patch)}: is larger than the model's grid {shape_text(shape)}",
+            "make it smaller, or leave it out to train on whole volumes",
+        )
+    if any(side % block for side, block in zip(shape, stride, strict=True)):
+        raise UserError(
+            f"data.shape={shown(list(shape))}: with data.patch, each side must be a multiple of {max(stride)}",
+            "leave it out, or round it up",
+        )
+
+
+def _find_patches(options: Options, loaded: dict[str, list[ModelCase]], schema: LabelSchema) -> Patches:
+    """The patches of the scans; warns of classes that no patch holds as a whole."""
+    assert options.data.patch is not None
+    x, y, z = options.data.patch
+    labels = {case.case.name: case.label for cases in loaded.values() for case in cases if case.label is not None}
+    classes = {
+        name: find_classes(label, schema.num_classes, named_seed(0, "classes", name))
+        for name, label in track(labels.items(), "finding the classes", len(labels))
+    }
+    for value, name in enumerate(schema.foreground, start=1):
+        extents = [classes[c.case.name].extent.get(value) for c in loaded["train"] if c.case.name in classes]
+        sides = [extent for extent in extents if extent is not None]
+        if sides and all(any(a > b for a, b in zip(extent, (x, y, z), strict=True)) for extent in sides):
+            log.warning(
+                "data.patch=%s: %s is larger than a patch in every training scan, so that no patch holds it as a whole",
+                shown(options.data.patch),
+                name,
+            )
+    stride = codec_stride(options.codec, options.network.spatial_dims)
+    return Patches((x, y, z), stride, options.data.patch_foreground, classes)
 
 
 def _load(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from medaug.diffusion.guidance import NO_GUIDANCE, Guidance, guided
 from medaug.diffusion.inpainting import Inpainting, sample_from_noise
 from medaug.diffusion.noise import generators, named_seed, standard_normal
 from medaug.diffusion.process import add_noise, build_process, loss_weight, predicted_sample, training_target
-from medaug.diffusion.samplers import Sampling
+from medaug.diffusion.samplers import Denoise, Sampling
+from medaug.diffusion.windows import Shape, divided
 from medaug.errors import UserError
 from medaug.networks.build import build_network
 from medaug.networks.codec_table import build_codec
@@ -25,6 +27,9 @@ from medaug.networks.condition import Condition, embed, embedded_channels, signe
 from medaug.networks.finite import not_finite
 from medaug.options import TrainerOptions
 from medaug.training.tasks import Task, resolve_task
+from medaug.training.windowed import Inputs, WindowedModel
+
+Decode = Callable[[Tensor], Tensor]  # code (B, C, ...) -> image (B, M, X, Y, Z)
 
 
 @dataclass(frozen=True)
@@ -57,19 +62,25 @@ class Context:
         images: (B, num_images, X, Y, Z), see `Task.images_of`; None if the task has none.
         attributes: (B, A), see `AttributeEncoder`; None: all unknown.
         labelled: (B,) bool, which samples have a label; None: all. The others get the null condition.
+        place: (B, 6), where patches lie in whole volumes, see `medaug.diffusion.windows.place`; None: whole volumes.
     """
 
     images: Tensor | None = None
     attributes: Tensor | None = None
     labelled: Tensor | None = None
+    place: Tensor | None = None
+
+    def on(self, device: str) -> Context:
+        """The same on a device."""
+        return Context(*(None if part is None else part.to(device) for part in vars(self).values()))
 
 
 class DiffusionModel(nn.Module):
     """p(target | condition) in codec space, for instance p(image | mask).
 
     Args:
-        options: the `codec`, `network` and `process` options as plain dictionaries, and `trainer` for its
-            `region_weight` (1 if absent).
+        options: the `codec`, `network` and `process` options as plain dictionaries, `trainer` for its `region_weight`
+            (1 if absent), and `data` for its `patch` (none if absent). A network of patches is told where each lies.
         num_modalities: number of channels of the image.
         num_classes: number of classes of the label map, with background.
         precision: precision of the network: fp32, bf16, fp16 (on CUDA), or auto (bf16 if the hardware supports it).
@@ -93,7 +104,10 @@ class DiffusionModel(nn.Module):
         super().__init__()
         self.attributes: AttributeEncoder = attributes
         self.region_weight = float(options.get("trainer", {}).get("region_weight", 1.0))
-        network = options["network"]
+        patch, network = options.get("data", {}).get("patch"), options["network"]
+        self.patch: Shape | None = None if patch is None else (patch[0], patch[1], patch[2])
+        if self.patch is not None:
+            network = network | {"coordinates": True}
         self.task = task or resolve_task({}, [str(m) for m in range(num_modalities)], num_classes)
         self.precision = precision
         self.sliced = network["spatial_dims"] == 2
@@ -139,7 +153,7 @@ class DiffusionModel(nn.Module):
             masks = signed_planes(label, self.task.num_classes) if soft is None else soft
             planes.append(embed(masks, known, stride))
         if self.task.num_images:
-            if images is None:
+            if images is None or not images.shape[1]:
                 raise ValueError(f"the task needs {self.task.num_images} image(s) as its condition, and there are none")
             present = torch.ones(images.shape[:2], device=images.device) if images_known is None else images_known
             planes.append(embed(images, present, stride))
@@ -218,7 +232,8 @@ class DiffusionModel(nn.Module):
             hidden = ~shown("attributes", dropout.attributes, len(self.attributes.attributes))
             attributes = self.attributes.hide(batch["attributes"], hidden)
         images = self.task.images_of(batch["image"], batch["seed"])
-        return self.condition(batch["label"], known, images, images_known, attributes, batch.get("soft"))
+        condition = self.condition(batch["label"], known, images, images_known, attributes, batch.get("soft"))
+        return condition._replace(place=batch["place"]) if "place" in batch else condition
 
     def _weights(self, batch: dict[str, Tensor], kept: Tensor) -> Tensor | None:
         """Weights (B, 1, X/sx, Y/sy, Z/sz) of the positions in the loss; None: all have the same weight.
@@ -260,7 +275,9 @@ class DiffusionModel(nn.Module):
     ) -> Tensor:
         """Sample targets: (B, num_targets, X, Y, Z) in [-1, 1], for instance images for masks.
 
-        Sample i depends on its condition and seeds[i] alone, and apart from float rounding not on its batch.
+        Sample i depends on its condition and seeds[i] alone, and apart from float rounding not on its batch. A model of
+        patches samples whole volumes by windows that overlap by `sampling.overlap` (`WindowedModel`); then the volumes
+        are in main memory, on whichever device the model is.
 
         Args:
             label: (B, X, Y, Z) class indices or IGNORE, on the grid of the samples; a task without masks ignores them.
@@ -278,16 +295,14 @@ class DiffusionModel(nn.Module):
             UserError: an unknown sampler or spacing; or the samples are NaN or infinite.
         """
         sampling.check(self.process)
-        condition, negative = self._sampling_conditions(label, guidance, context)
-        denoise = guided(self.denoise, condition, negative, guidance)
-
-        def decode(code: Tensor) -> Tensor:
-            return self.codec.decode(code, label.shape[1:])
-
-        if inpainting is not None:
-            denoise = inpainting.impose(denoise, self.codec.encode, decode)
+        if self.patch is not None and context.place is None:
+            label, context = label.to("cpu", torch.uint8), context.on("cpu")
+            inpainting = None if inpainting is None else inpainting.on("cpu")
+            denoise, decode = self._of_windows(label, sampling, guidance, context, inpainting)
+        else:
+            denoise, decode = self._of_whole(label, sampling, guidance, context, inpainting)
+        shape = (self.codec.channels, *self._grid(label))
         draws = generators(seeds)
-        shape = (self.codec.channels, *condition.planes.shape[2:])
 
         def noise() -> Tensor:
             return standard_normal(draws, shape, label.device)
@@ -307,18 +322,50 @@ class DiffusionModel(nn.Module):
             )
         return samples if inpainting is None else inpainting.paste(samples)
 
-    def _sampling_conditions(self, label: Tensor, guidance: Guidance, context: Context) -> tuple[Condition, Condition]:
-        """The condition of the samples, and the one that guidance moves away from."""
+    def _grid(self, label: Tensor) -> Shape:
+        """The sides in codec space of volumes like a label (B, X, Y, Z)."""
+        x, y, z = (-(-side // s) for side, s in zip(label.shape[1:], self.codec.stride, strict=True))
+        return x, y, z
+
+    def _of_whole(
+        self, label: Tensor, sampling: Sampling, guidance: Guidance, context: Context, inpainting: Inpainting | None
+    ) -> tuple[Denoise, Decode]:
+        """Denoiser and decoder of volumes that the network gets as they are."""
+        if sampling.overlap is not None:
+            raise ValueError("overlap has no effect, because the network gets whole volumes; leave it out")
+        conditions = [self.condition(*inputs) for inputs in self._inputs(label, guidance, context)]
+        if context.place is not None:
+            conditions = [condition._replace(place=context.place) for condition in conditions]
+        denoise = guided(self.denoise, conditions[0], conditions[1], guidance)
+        decode = partial(self.codec.decode, shape=label.shape[1:])
+        return denoise if inpainting is None else inpainting.impose(denoise, self.codec.encode, decode), decode
+
+    def _of_windows(
+        self, label: Tensor, sampling: Sampling, guidance: Guidance, context: Context, inpainting: Inpainting | None
+    ) -> tuple[Denoise, Decode]:
+        """Denoiser and decoder of volumes that the network gets by windows; everything given is in main memory."""
+        assert self.patch is not None
+        windows = sampling.windows(self._grid(label), divided(self.patch, self.codec.stride))
+        windowed = WindowedModel(windows, self.codec, self.condition, self.denoise, inpainting)
+        denoise = guided(windowed.denoise, *self._inputs(label, guidance, context), guidance)
+        decode = partial(windowed.decode, shape=label.shape[1:])
+        return denoise if inpainting is None else inpainting.impose(denoise, windowed.encode, decode), decode
+
+    def _inputs(self, label: Tensor, guidance: Guidance, context: Context) -> tuple[Inputs, Inputs]:
+        """What the model is told about the samples, and what guidance moves away from."""
         images, attributes = context.images, context.attributes
+        images = torch.zeros(len(label), 0, *label.shape[1:], device=label.device) if images is None else images
+        if attributes is None:
+            attributes = torch.zeros(len(label), self.attributes.size, device=label.device)
         known = torch.ones(len(label), self.task.num_classes - 1, device=label.device)
         if context.labelled is not None:
             known *= context.labelled[:, None]
-        condition = self.condition(label, known, images, None, attributes)
+        inputs = Inputs(label, known, images, images.new_ones(images.shape[:2]), attributes)
         if guidance.negative:
             removed = torch.isin(label, torch.tensor(guidance.negative, device=label.device))
-            return condition, self.condition(label.masked_fill(removed, 0), known, images, None, attributes)
-        present = None if images is None else images.new_full(images.shape[:2], float(self.task.mask))
-        return condition, self.condition(label, torch.zeros_like(known), images, present, attributes)
+            return inputs, inputs._replace(label=label.masked_fill(removed, 0))
+        present = images.new_full(images.shape[:2], float(self.task.mask))
+        return inputs, inputs._replace(known=torch.zeros_like(known), images_known=present)
 
 
 def sound_in_bf16(device: torch.device, first_sides: Iterable[int], halved_last_sides: Iterable[int] = ()) -> bool:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
 from medaug.data.batches import FixedBatches, MixedBatches, SoftBatches, StepsFrom, TrainingBatches, make_loader
 from medaug.data.cases import ModelCase
+from medaug.data.patches import Patches
 from medaug.data.transforms import light_affine
 from medaug.diffusion.guidance import Guidance
 from medaug.diffusion.noise import named_seed
@@ -127,6 +128,7 @@ class DiffusionModule(LightningModule):
                 images=self.model.task.images_of(few["image"], few["seed"]),
                 attributes=few["attributes"],
                 labelled=few["labelled"],
+                place=few.get("place"),
             ),
         )
         if not self.trainer.is_global_zero:  # all ranks must sample, because the weights may be split
@@ -166,6 +168,7 @@ class DiffusionData(LightningDataModule):
         budget: TrainerOptions,
         attributes: AttributeEncoder = NO_ATTRIBUTES,
         sliced: bool = False,
+        patches: Patches | None = None,
     ) -> None:
         super().__init__()
         self.train_cases = train
@@ -173,19 +176,21 @@ class DiffusionData(LightningDataModule):
         self.budget = budget
         self.attributes = attributes
         self.sliced = sliced
+        self.patches = patches
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """`trainer.accumulate` batches per step; the samples of a batch depend only on its number."""
         trainer = self.trainer
         assert trainer is not None
         ranks, accumulate = (trainer.global_rank, trainer.world_size), self.budget.accumulate
-        batches = training_batches(self.train_cases, self.budget, *ranks, self.attributes, self.sliced)
+        batches = training_batches(self.train_cases, self.budget, *ranks, self.attributes, self.sliced, self.patches)
         steps = StepsFrom(trainer.global_step * accumulate, self.budget.max_steps * accumulate)
         return make_loader(batches, steps, self.budget.num_workers)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Every validation case once."""
-        batches = FixedBatches(self.val_cases, self.budget.batch_size, self.budget.seed, self.attributes)
+        """Every validation case once, or one patch of each."""
+        budget = self.budget
+        batches = FixedBatches(self.val_cases, budget.batch_size, budget.seed, self.attributes, self.patches)
         return DataLoader(batches, batch_size=None)
 
 
@@ -196,6 +201,7 @@ def training_batches(
     world_size: int = 1,
     attributes: AttributeEncoder = NO_ATTRIBUTES,
     sliced: bool = False,
+    patches: Patches | None = None,
 ) -> TrainingBatches | MixedBatches:
     """The batches that a rank trains on, by step; with `labelled_share`, that share of each batch is labelled.
 
@@ -206,7 +212,7 @@ def training_batches(
     soft = [case.soft for case in cases if case.soft is not None]
     make: Callable[..., TrainingBatches] = partial(SoftBatches, num_classes=len(soft[0])) if soft else TrainingBatches
     if budget.labelled_share is None:
-        return make(cases, budget.batch_size, budget.seed, augment, rank, world_size, attributes, sliced)
+        return make(cases, budget.batch_size, budget.seed, augment, rank, world_size, attributes, sliced).of(patches)
     labelled = [case for case in cases if case.label is not None]
     unlabelled = [case for case in cases if case.label is None]
     number = round(budget.batch_size * budget.labelled_share)
@@ -225,7 +231,7 @@ def training_batches(
     parts = ((labelled, number, "labelled"), (unlabelled, budget.batch_size - number, "unlabelled"))
     return MixedBatches(
         [
-            make(some, count, named_seed(budget.seed, name), augment, rank, world_size, attributes, sliced)
+            make(some, count, named_seed(budget.seed, name), augment, rank, world_size, attributes, sliced).of(patches)
             for some, count, name in parts
         ]
     )

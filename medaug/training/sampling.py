@@ -22,7 +22,9 @@ def check_sampling(process: Process, sampler: SamplerOptions, key: str = "sample
     """
     try:
         parameters = parse_parameters(sampler.parameters)
-        sampling = Sampling(sampler.name, sampler.num_inference_steps, sampler.spacing, sampler.eta, parameters)
+        sampling = Sampling(
+            sampler.name, sampler.num_inference_steps, sampler.spacing, sampler.eta, parameters, sampler.overlap
+        )
         sampling.check(process)
     except ValueError as error:
         raise UserError(f"{key}: {error}") from error
