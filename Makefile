@@ -17,7 +17,7 @@ preset = $(if $(PRESET),preset=$(PRESET))
 data = $(if $(DATA),data=$(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo ingest train generate predict export bundle gallery audit benchmark study status verify viewer test test-fast fuzz lint format notebooks docs docs-site clean help
+.PHONY: setup demo ingest train generate predict export bundle gallery audit benchmark study status verify viewer test test-fast fuzz lint format notebooks docs docs-site dist wheelhouse dependencies clean help
 
 setup: $(STAMP) ## create the environment in .venv (updates it when requirements change)
 
@@ -122,8 +122,23 @@ docs-site: $(STAMP) ## build the documentation site in build/site and check its 
 	@$(BIN)/python website/check_links.py build/site
 	@echo "docs-site: open build/site/index.html"
 
+dist: $(STAMP) ## build wheel and sdist in dist/ and check them, and the recipe of the container
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[packaging]"
+	@rm -rf dist && $(BIN)/python -m build --outdir dist . >/dev/null
+	@$(BIN)/twine check --strict dist/*
+	@$(BIN)/check-wheel-contents dist/*.whl
+	@$(BIN)/hadolint container/Dockerfile
+
+wheelhouse: dist ## collect medaug and all that it needs in wheelhouse/, for installation without a network
+	@rm -rf wheelhouse && $(BIN)/python -m pip wheel -q --disable-pip-version-check -c constraints.txt -w wheelhouse dist/*.whl
+
+dependencies: $(STAMP) ## list the tested versions (CycloneDX, build/sbom.json) and look for known vulnerabilities
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[packaging]"
+	@mkdir -p build && $(BIN)/cyclonedx-py requirements constraints.txt --output-reproducible -o build/sbom.json
+	@$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip
+
 clean: ## remove caches and builds, but not runs, data or .venv
-	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf build dist wheelhouse .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find medaug tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 help: ## show this list

@@ -13,13 +13,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from medaug.viewing.viewer import LICENCE, SCRIPT
 
 ROOT = Path(__file__).parents[1]
 TARGETS = (
     "setup demo ingest train generate predict export bundle gallery audit benchmark study status verify "
-    "viewer test test-fast fuzz lint format notebooks docs docs-site clean help"
+    "viewer test test-fast fuzz lint format notebooks docs docs-site dist wheelhouse dependencies clean help"
 )
 
 
@@ -94,6 +95,18 @@ def test_the_constraints_pin_every_requirement():
     assert not [pin for pin in pins.values() if "+" in pin]
 
 
+def test_what_surrounds_the_package_agrees_with_it():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    for path in sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml")):
+        form = yaml.safe_load(path.read_text())
+        assert form["name"] and form["description"] and all(part["attributes"] for part in form["body"])
+    for name in ("Dockerfile", "medaug.def"):
+        recipe = (ROOT / "container" / name).read_text()
+        assert "--no-index --find-links /wheelhouse medaug" in recipe, "nothing is fetched when the container is built"
+
+
 @pytest.mark.slow
 def test_the_wheel_is_complete_and_works_from_any_folder(tmp_path):
     source = tmp_path / "source"
@@ -135,5 +148,16 @@ def test_the_wheel_is_complete_and_works_from_any_folder(tmp_path):
         text=True,
         check=True,
     )
+    # Without a copy of the repository the demo begins, here with a word that train refuses at once.
+    demo = "import sys; sys.argv = ['medaug', 'demo', 'no_such_key=1']; from medaug.cli import main; main()"
+    begun = subprocess.run(
+        [sys.executable, "-c", demo],
+        cwd=elsewhere,
+        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert begun.returncode == 2 and begun.stderr.startswith("medaug train: error: no_such_key")
+    assert list(elsewhere.iterdir()) == []
     site = tmp_path / "site" / "medaug"
     assert result.stdout.split() == [str(site / "conf"), str(site / "data_manifests"), "phantom"]
