@@ -84,6 +84,7 @@ OWN: dict[str, dict[str, str]] = {
         "real+classical+synthetic_x1": "medaug.comparison.arms:SYNTHETIC_1",
         "real+classical+synthetic_x2": "medaug.comparison.arms:SYNTHETIC_2",
         "real+classical+synthetic_x4": "medaug.comparison.arms:SYNTHETIC_4",
+        "atlases": "medaug.comparison.arms:ATLASES",
         "generator_network": "medaug.comparison.arms:GENERATOR_NETWORK",
         "generator_start": "medaug.comparison.arms:GENERATOR_START",
         "self_training+synthetic": "medaug.comparison.arms:SELF_TRAINING_SYNTHETIC",
@@ -97,6 +98,7 @@ OWN: dict[str, dict[str, str]] = {
         "unet": "medaug.segmentation.backends:UNET",
         "dynunet": "medaug.segmentation.backends:DYNUNET",
         "denoiser": "medaug.segmentation.denoiser:DENOISER",
+        "atlas": "medaug.segmentation.atlases:ATLASES",
     },
     "metrics": {
         "dice": "medaug.evaluation.scores:DICE",

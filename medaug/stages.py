@@ -59,7 +59,7 @@ class Stage:
 _RUN = ("experiment", "preset", "runs", "umask")
 _MODEL = ("data", "task", "codec", "network", "process", "trainer", "logger")
 _SCREENED_BY = tuple(f"segmenter.{key}" for key in ("channels", "learning_rate", "batch_size", "num_workers", "ema"))
-_TAUGHT_BY = ("pseudo.teachers", "pseudo.steps", "pseudo.rounds", "pseudo.plausibility")
+_TAUGHT_BY = ("pseudo.teachers", "pseudo.steps", "pseudo.rounds", "pseudo.atlases", "pseudo.plausibility")
 _JUDGED_BY = ("intensity", "percentiles", "window", "zscore_clip", "labelled")
 
 STAGES = {

@@ -81,6 +81,7 @@ SYNTHETIC_QUARTER, SYNTHETIC_HALF, SYNTHETIC_1, SYNTHETIC_2, SYNTHETIC_4 = (
     replace(REAL_CLASSICAL_SYNTHETIC, ratio=ratio) for ratio in (0.25, 0.5, 1.0, 2.0, 4.0)
 )
 SELF_TRAINING_SYNTHETIC = Arm(baseline="self_training", augment="strong", synthetic=True, pseudo_labels=True)
+ATLASES = Arm(baseline="real+classical", backend="atlas")
 GENERATOR_NETWORK = Arm(baseline="real+strong", augment="strong", backend="denoiser")
 GENERATOR_START = replace(GENERATOR_NETWORK, baseline="generator_network", pretrained=True)
 ALL_TOGETHER = replace(SELF_TRAINING_SYNTHETIC, baseline="self_training+synthetic", made=copy_paste)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
@@ -14,12 +13,10 @@ from medaug.comparison.material import Material
 from medaug.data.cases import ModelCase
 from medaug.diffusion.noise import named_seed
 from medaug.files import atomic_write
+from medaug.imaging.registration import ITERATIONS, SMOOTHING, register
 
 NUM_DEFORMATIONS = 48
 """Maximum number of registrations per job. Each takes about a second for a volume of 40^3 voxels; results are saved."""
-ITERATIONS = 60
-SMOOTHING = 1.0
-"""Standard deviation of the Gaussian that smooths the displacement after each iteration, in voxels."""
 
 
 def warp(material: Material) -> MadePairs:
@@ -62,34 +59,3 @@ def displacement(moving: ModelCase, fixed: ModelCase, material: Material) -> NDA
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.save(file, field)
     return field.astype(np.float32)
-
-
-def register(moving: NDArray[np.float32], fixed: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Displacement u (3, X, Y, Z), in voxels, for which `moving` sampled at x + u(x) resembles `fixed`.
-
-    Uses diffeomorphic demons (Vercauteren et al. 2009), first at half resolution, in one thread so that the result does
-    not depend on the machine's load.
-
-    Args:
-        moving, fixed: volumes (X, Y, Z).
-    """
-    field: sitk.Image | None = None
-    for factor in (2, 1):
-        small = [_image(volume, factor) for volume in (fixed, moving)]
-        demons = sitk.DiffeomorphicDemonsRegistrationFilter()
-        demons.SetNumberOfThreads(1)
-        demons.SetNumberOfIterations(ITERATIONS)
-        demons.SetSmoothDisplacementField(True)
-        demons.SetStandardDeviations(SMOOTHING)
-        if field is None:
-            field = demons.Execute(*small)
-        else:
-            field = demons.Execute(*small, sitk.Resample(field, small[0], sitk.Transform(), sitk.sitkLinear))
-    assert field is not None
-    # SimpleITK's arrays are (Z, Y, X, component); components are along X, Y, Z.
-    return np.ascontiguousarray(np.moveaxis(sitk.GetArrayFromImage(field), -1, 0).transpose(0, 3, 2, 1), np.float32)
-
-
-def _image(volume: NDArray[np.float32], factor: int) -> sitk.Image:
-    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.transpose(2, 1, 0)))
-    return sitk.Shrink(sitk.SmoothingRecursiveGaussian(image, factor / 2.0), [factor] * 3) if factor > 1 else image

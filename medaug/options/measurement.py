@@ -111,6 +111,9 @@ class PseudoOptions:
         limits=at_least(1),
         identity=None,
     )
+    atlases: bool = option(
+        "the labelled scans, registered to each scan without a label, are one more teacher", False, identity=None
+    )
     plausibility: bool = option(
         "give less weight to scans whose pseudo-label has an unusual shape, compared with the human labels",
         False,

@@ -20,6 +20,7 @@ from medaug.errors import UserError
 from medaug.evaluation.plausibility import FEWEST, Plausibility
 from medaug.files import atomic_write
 from medaug.options import Options
+from medaug.segmentation.atlases import AtlasSegmenter
 from medaug.segmentation.backends import BACKENDS
 from medaug.segmentation.protocol import Problem, PseudoLabels, SoftSegmenter, TrainingSet
 from medaug.training.data import TrainingData
@@ -75,6 +76,7 @@ class Teachers:
         seed: seed from which the seeds of the teachers are derived.
         rounds: how often scans are labelled; from the second round on, new teachers also train on the labels of the
             round before.
+        atlases: what to segment if the labelled scans, registered as atlases, are one more teacher; None: they are not.
     """
 
     teach: Teach
@@ -83,6 +85,7 @@ class Teachers:
     schema: LabelSchema
     seed: int
     rounds: int = 1
+    atlases: Problem | None = None
 
     def label(self, training_set: TrainingSet, scans: Sequence[ModelCase], path: Path | None = None) -> SoftLabels:
         """Train the teachers and let them label scans; if the file `path` exists, read its labels instead.
@@ -111,6 +114,10 @@ class Teachers:
         names = ("teacher",) if number == 0 else ("teacher", number)
         seeds = [named_seed(self.seed, *names, teacher) for teacher in range(self.number)]
         teachers = [self.teach(training_set, seed) for seed in seeds]
+        if self.atlases is not None:
+            atlases = AtlasSegmenter(self.atlases)
+            atlases.fit(replace(training_set, synthetic=(), pseudo=None), 0, 0, "atlases")
+            teachers.append(atlases)
         probabilities = [mean_probabilities(teachers, scan) for scan in scans]
         return SoftLabels(probabilities, self._weights(training_set.real, probabilities))
 
@@ -164,7 +171,8 @@ def with_soft_labels(data: TrainingData, options: Options, path: Path) -> Traini
         return teacher
 
     pseudo, seed = options.pseudo, options.trainer.seed
-    teachers = Teachers(teach, pseudo.teachers, pseudo.plausibility, card.schema, seed, pseudo.rounds)
+    atlases = problem if pseudo.atlases else None
+    teachers = Teachers(teach, pseudo.teachers, pseudo.plausibility, card.schema, seed, pseudo.rounds, atlases)
     with locked(path, wait=True):
         labels = teachers.label(TrainingSet(data.labelled, augment=Strong(mirror_axes(card.schema))), scans, path)
     log.info("%d scans without a label have soft labels: %s", len(scans), path)

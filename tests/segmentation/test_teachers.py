@@ -11,10 +11,12 @@ from test_soft_labels import SCHEMA
 from test_unet_backend import SIDE, toy
 
 from medaug.data.augmentations import Strong
+from medaug.data.preprocessing import Preprocessing
 from medaug.diffusion.noise import named_seed
 from medaug.errors import UserError
+from medaug.segmentation.atlases import AtlasSegmenter
 from medaug.segmentation.batches import training_batches
-from medaug.segmentation.protocol import PseudoLabels, TrainingSet
+from medaug.segmentation.protocol import Problem, PseudoLabels, TrainingSet
 from medaug.segmentation.teachers import SoftLabels, Teachers
 
 REAL = [toy(number, -0.5) for number in range(3)]
@@ -77,6 +79,19 @@ def test_teachers_of_a_second_round_train_on_the_labels_of_the_first():
         assert taught.pseudo is not None and taught.pseudo.cases == UNLABELLED
         assert all(np.unique(one[0]).tolist() == [first] for one in taught.pseudo.probabilities)
     assert all(np.unique(one[0]).tolist() == [second] for one in labels.probabilities)
+
+
+@pytest.mark.slow
+def test_atlases_are_one_more_teacher_and_never_use_pseudo_labels():
+    """Two teachers and the atlases' vote, which is computed apart, each count a third."""
+    problem = Problem(("T1",), SCHEMA, Preprocessing((SIDE,) * 3, None))
+    votes = AtlasSegmenter(problem)
+    votes.fit(TrainingSet(REAL), 0, 0, "atlases")
+    teachers = Teachers(lambda training_set, seed: Fixed(), 2, False, SCHEMA, 7, rounds=2, atlases=problem)
+    found = teachers.label(TrainingSet(REAL, synthetic=REAL[:1]), UNLABELLED[:1]).probabilities[0]
+    expected = (2 * Fixed().soft_label(UNLABELLED[0].image) + votes.soft_label(UNLABELLED[0].image)) / 3
+    np.testing.assert_allclose(found, 255 * expected, atol=0.51)
+    assert (found != np.rint(255 * Fixed().soft_label(UNLABELLED[0].image))).any()
 
 
 def test_synthetic_volumes_end_before_pseudo_labels_and_those_before_the_last_steps():
