@@ -24,8 +24,10 @@ from medaug.files import atomic_write, write_json
 from medaug.inputs import read_bytes, read_yaml
 from medaug.pictures import figures
 from medaug.reporting.audited import measure_rows
+from medaug.reporting.checklists import filled, save_checklists
 from medaug.reporting.contents import LEAST_JUDGE, report_contents, weak_judge
 from medaug.reporting.curves import dose_curves
+from medaug.reporting.facts import Facts
 from medaug.reporting.text import (
     declaration_notes,
     elsewhere_statement,
@@ -60,7 +62,7 @@ def write_report(
 ) -> None:
     """Render a benchmark, and results of other stages of the run, to one HTML file.
 
-    Apart from the benchmark, the report shows these if they exist: the audit, pictures of the audit and of the
+    `report.json` and `checklists.csv` are written beside it. Apart from the benchmark, the report shows these if they exist: the audit, pictures of the audit and of the
     training, and the contact sheet of the pairs. An audit of other pairs than the benchmark's is left out.
 
     Args:
@@ -84,6 +86,7 @@ def write_report(
         )
     audited = Audit.load(audit) if shown and (audit / "faithfulness.json").exists() else None
 
+    facts = Facts(benchmark, audited, ScreeningResult.load(run / "synthetic"))
     html = _template().render(
         benchmark=benchmark,
         metrics={name: metric_of(name) for name in benchmark.scores.metrics},
@@ -106,8 +109,10 @@ def write_report(
         guidance_plot=_guidance_plot(audited),
         screening=_screening(run / "synthetic"),
         pictures=_pictures(run, shown),
+        checklists=filled(facts),
         config=json.dumps(benchmark.config, indent=2, ensure_ascii=False),
     )
+    save_checklists(out.with_name("checklists.csv"), facts)
     with atomic_write(out) as temporary:
         temporary.write_text(html, "utf-8")
     write_json(out.with_suffix(".json"), report_contents(benchmark, equivalents, audited))
