@@ -38,7 +38,7 @@ COLUMNS = ("arm", "labelled", "draws", "seeds", "subjects", "dice", "sd_draws", 
 
 @dataclass(frozen=True)
 class Row:
-    """What an arm reached with a number of labels.
+    """The result of an arm for a number of labelled subjects.
 
     Attributes:
         arm: name of the arm.
@@ -48,7 +48,7 @@ class Row:
         subjects: number of scored subjects.
         dice: mean foreground Dice over cases, seeds and draws.
         sd_draws: standard deviation of the draws' means; NaN for one draw.
-        share: share of the gap between start and goal that it closes; NaN while either is missing.
+        share: share of the gap between the arms `start` and `goal` that it closes; NaN while one of them is missing.
         low, high: 95% interval of the share over draws and subjects.
     """
 
@@ -65,7 +65,7 @@ class Row:
 
 
 def commands(study: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """The name of the run folder and the words of every command, in order: `once` first, since it is the yardstick."""
+    """The name of the run folder and the words of every command; first those of `once`, to which draws are compared."""
     folders = [("all", None, study["once"]), *((f"draw_{d}", d, study["each_draw"]) for d in study["draws"])]
     for folder, draw, lines in folders:
         for stage, *words in lines:
@@ -135,8 +135,8 @@ def share(
 ) -> tuple[float, float, float]:
     """The share of the gap from start to goal that an arm closes, with a 95% percentile interval.
 
-    Arms are compared on the draws that both have; an arm without a draw of its own (all labels) on all draws. Draws and
-    subjects are resampled, and both parts of the ratio with them.
+    Arms are compared on the draws that both have. An arm that was trained once, with all labels, is compared on all
+    draws. Draws and subjects are resampled; numerator and denominator of the ratio use the same resamples.
     """
     draws = sorted(set(arm) & set(start)) if len(arm) > 1 or len(start) == 1 else sorted(start)
 
@@ -195,11 +195,11 @@ def draw_dots(rows: Sequence[Row], path: Path) -> None:
 
 
 def main() -> int:
-    """Run or continue a study, and write what is done."""
+    """Run or continue a study, and write the results of the finished jobs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="name of a file in benchmarks/studies, without .yaml")
     parser.add_argument("--plan", action="store_true", help="print the commands and stop")
-    parser.add_argument("--gather", action="store_true", help="run nothing, write the results of what is done")
+    parser.add_argument("--gather", action="store_true", help="run nothing; write the results of the finished jobs")
     parser.add_argument("--out", type=Path, help="folder of the results; default: docs/results/STUDY")
     arguments = parser.parse_args()
     path = ROOT / "benchmarks" / "studies" / f"{arguments.study}.yaml"

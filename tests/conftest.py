@@ -48,7 +48,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that have slow tests, so that no process works on one alone at the end."""
-    users = {item.nodeid.split("::")[0] for item in items if {"demo", "loop"} & set(getattr(item, "fixturenames", ()))}
+    files = {item.nodeid.split("::")[0] for item in items if {"demo", "loop"} & set(getattr(item, "fixturenames", ()))}
+    users = {file for file in files if file.startswith("tests/end_to_end/")}
     if not users <= USERS_OF_THE_RUN:
         raise pytest.UsageError(f"add to USERS_OF_THE_RUN: {', '.join(sorted(users - USERS_OF_THE_RUN))}")
     slow = {item.path for item in items if item.get_closest_marker("slow")}

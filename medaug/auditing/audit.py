@@ -123,7 +123,7 @@ def log_audit(result: Audit, path: Path) -> None:
     if result.ratio is None:
         log.warning(
             "the judge's Dice on real images is not above that of the trivial baseline (%.3f): the judge has learned "
-            "nothing, so its numbers tell nothing about the images; raise judge_steps",
+            "nothing, so its numbers say nothing about the images; raise judge_steps",
             result.floor,
         )
 

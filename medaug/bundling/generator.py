@@ -28,7 +28,7 @@ class BundledGenerator:
     """A trained model that turns masks into images.
 
     Args:
-        folder: with `CARD` and `WEIGHTS`.
+        folder: the folder that holds `CARD` and `WEIGHTS`.
         device: such as "cpu" or "cuda".
     """
 
@@ -61,13 +61,13 @@ class BundledGenerator:
     ) -> list[str]:
         """Write an image on the grid of a mask file, a NIfTI file per modality; returns their paths.
 
-        Intensities are those of a typical scan of the cohort: the medians of the training scans become the ends of the
-        scale.
+        Intensities are those of a typical scan of the cohort: -1 and 1 become the medians of the lower and upper limits
+        of the training scans.
 
         Args:
             mask: NIfTI file with the label values of the cohort.
             output_dir: created if it does not exist.
-            seed: of the noise; each file gets the same noise under the same seed.
+            seed: seed of the noise; masks of one shape get the same noise from the same seed.
             guidance_scale: 0 ignores the mask, 1 is the plain conditional model, more exaggerates the mask.
             sampler, num_inference_steps: the sampler and its steps.
 

@@ -14,7 +14,9 @@ TABLES = ("samplers", "spacings", "schedules", "predictions", "loss_weights", "c
 
 
 def needed_sources(entry: str) -> dict[str, bytes]:
-    """The source files of a module and of everything in medaug that it imports, by path below the package's parent.
+    """The source files of a module and of everything in medaug that it imports.
+
+    The paths are relative to the folder that holds the package.
 
     Imports anywhere in a file count, except those for type checkers.
 

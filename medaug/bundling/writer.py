@@ -25,13 +25,16 @@ _TABLE_KEYS = {"noise_schedule": "schedules", "prediction_type": "predictions", 
 
 
 def write_bundle(checkpoint: Path, out: Path) -> None:
-    """Write `configs`, `models`, `docs` and the modules of medaug that the generator needs; complete or absent.
+    """Write `configs`, `models`, `docs` and the modules of medaug that the generator needs.
+
+    The folder is complete or absent.
 
     The weights are the averaged ones. The names of the subjects that the training saw, and the digests of their files,
     are left out.
 
     Args:
-        checkpoint: of a model that generates images from masks; the model card of its training may lie beside it.
+        checkpoint: checkpoint of a model that generates images from masks. If a model card lies beside it, the bundle
+            gets a copy in `docs`.
         out: the folder, which must not exist yet.
 
     Raises:

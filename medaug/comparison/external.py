@@ -1,4 +1,4 @@
-"""External pairs: synthetic pairs that the experiment did not make, but another generator, another run or a person.
+"""External pairs: synthetic pairs made not by the experiment but by another generator, another run or a person.
 
 Their generator cannot be inspected, so the leak guard relies on a declaration of the subjects that the generator saw,
 in training or to select a model. For the pairs of another run of medaug, its checkpoint is the declaration. Without a
@@ -71,7 +71,8 @@ def read_external(path: Path, declaration: Path | None, cache: Path) -> External
         cache: folder in which digests of files are stored.
 
     Raises:
-        UserError: a file is missing, damaged, or not the one that another run of medaug made; or a pair has no label.
+        UserError: a file is missing or damaged, or was changed after another run of medaug made it; or a pair has no
+            label.
     """
     manifest = Manifest.load(path)
     if unlabelled := [case.name for case in manifest.cases if case.label is None]:
@@ -135,7 +136,7 @@ def refuse_external_leaks(cohort: Manifest, contents: Contents, external: Extern
 
 
 def refuse_held_out_masks(scored: Sequence[ModelCase], synthetic: Sequence[ModelCase]) -> None:
-    """Refuse pairs whose mask is that of a scan that will be scored, voxel by voxel in model space.
+    """Refuse pairs whose mask equals that of a scan that will be scored, voxel by voxel in model space.
 
     Args:
         scored: the scans, with labels.
@@ -168,7 +169,7 @@ def _files(manifest: Manifest) -> list[Path]:
 
 
 def _by_split(stored: Any, path: Path) -> Mapping[str, list[str]]:
-    """Subjects by split; a plain list counts as trained on.
+    """Subjects by split; the subjects of a plain list count as trained on.
 
     Raises:
         UserError: it is neither a list of texts nor a mapping from train and val to such lists.

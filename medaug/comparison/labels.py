@@ -36,7 +36,7 @@ def label_counts(options: BenchmarkOptions) -> list[int | None]:
     return [None if word == ALL else int(word) for word in options.labelled]
 
 
-def uncovered(cohort: Manifest, card: Card, phantoms: Path) -> Manifest:
+def with_hidden_labels(cohort: Manifest, card: Card, phantoms: Path) -> Manifest:
     """The cohort of a training, including the labels that `data.labelled` hid from that training.
 
     Args:
@@ -83,10 +83,12 @@ class TrainingScans:
         """The scans for these numbers of labelled subjects.
 
         Raises:
-            UserError: as for `uncovered`.
+            UserError: as for `with_hidden_labels`.
         """
         hidden = any(count is not None for count in counts)
-        cohort = uncovered(inputs.cohort, inputs.card, inputs.cache.parent / "phantom") if hidden else inputs.cohort
+        cohort = (
+            with_hidden_labels(inputs.cohort, inputs.card, inputs.cache.parent / "phantom") if hidden else inputs.cohort
+        )
         return cls(inputs, cohort)
 
     @property
@@ -139,7 +141,7 @@ class TrainingScans:
         contents = case_contents(self.cohort, hidden, self.inputs.cache)
         if self.inputs.external is None:
             visible = {case.name for case in self.inputs.labelled("train")}
-        else:  # whoever declares subjects says nothing about their labels, so all are taken as seen
+        else:  # a declaration names subjects, not their labels, so all labels of these subjects count as seen
             visible = {case.name for case in hidden if case.subject in seen.in_split("train") | seen.in_split("val")}
         known = [case for case in hidden if case.name in visible or contents[case.name][-1] in seen.contents]
         subjects = {case.subject for case in hidden}

@@ -156,7 +156,7 @@ class GenerateOptions:
         identity=None,
     )
     resample: int = option(
-        "how often each step is done, for a seamless transition; 1 is fastest",
+        "how many times each step is repeated, for a seamless transition; 1 is fastest",
         4,
         limits=_POSITIVE,
         applies_when=_EDITED,

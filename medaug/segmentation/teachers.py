@@ -74,8 +74,8 @@ class Teachers:
         plausibility: whether scans with an unusual shape get less weight.
         schema: label schema.
         seed: seed from which the seeds of the teachers are derived.
-        rounds: how often scans are labelled; from the second round on, new teachers also train on the labels of the
-            round before.
+        rounds: number of times that the scans are labelled; from the second round on, new teachers also train on the
+            labels of the previous round.
         atlases: what to segment if the labelled scans, registered as atlases, are one more teacher; None: they are not.
     """
 
@@ -130,12 +130,14 @@ class Teachers:
             raise UserError(
                 f"pseudo.plausibility: {len(set(subjects))} subjects have labels, at least {FEWEST} are needed to know "
                 "which shapes are usual",
-                "leave it out, or label more",
+                "leave it out, or label more subjects",
             )
         usual = Plausibility.of([np.asarray(case.label) for case in real], subjects, mirror_axes(self.schema))
         weights = [usual.weight(shares.argmax(axis=0).astype(np.uint8)) for shares in probabilities]
         unusual = sum(weight < 0.5 for weight in weights)
-        log.info("pseudo-labels: %d of %d scans count less than half, for their shape", unusual, len(weights))
+        log.info(
+            "pseudo-labels: %d of %d scans have a weight below one half because of their shape", unusual, len(weights)
+        )
         return weights
 
 

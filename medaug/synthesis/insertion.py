@@ -1,7 +1,7 @@
 """Lesions put into real scans, or removed from them: only a region of the host is generated.
 
-The region is sampled with the rest of the host known (`medaug.diffusion.inpainting`; Lugmayr et al. 2022, RePaint; Wang
-et al. 2023, DDNM), brought to the host's grid and blended into the host's own voxels. All other voxels are copied.
+The region is sampled while the rest of the host is known (`medaug.diffusion.inpainting`; Lugmayr et al. 2022, RePaint;
+Wang et al. 2023, DDNM), resampled to the host's grid and blended into the host's own voxels. All others are copied.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from medaug.synthesis.masks import Label, Masks, Reason, TrainingMasks
 from medaug.training.checkpoint import Card
 
 PAIRS, INSERT, REMOVE = "pairs", "insert", "remove"
-_COPIES = ("near_copies", "duplicates")  # rules that would reject every edited scan, which is meant to be a copy
+_COPIES = ("near_copies", "duplicates")  # these rules reject copies, and most of an edited scan is a copy of its host
 
 
 class EditedMasks(Masks):
@@ -88,7 +88,7 @@ def edited_masks(masks: Masks, options: GenerateOptions, rules: Sequence[str]) -
 
 
 def unlabelled_host(host: ModelCase) -> ModelCase:
-    """The host with a label map that is ignored everywhere: what nobody labelled is unknown, and not background."""
+    """The host with a label map of IGNORE alone: voxels that nobody labelled are unknown, not background."""
     return replace(host, label=np.full(host.image.shape[1:], IGNORE, np.uint8))
 
 
@@ -100,7 +100,7 @@ class Insertion:
         cohort: the cohort of the hosts.
         margin: width of the band around the changed voxels in which host and sample are blended, in voxels of the
             model's grid.
-        resample: how often each sampling step is done, see `Inpainting`.
+        resample: how many times each sampling step is repeated, see `Inpainting`.
     """
 
     cohort: Manifest
