@@ -117,8 +117,8 @@ class Facts:
     def statistics(self) -> str:
         """How uncertainty is expressed."""
         return (
-            "95% bootstrap intervals over subjects and training seeds; Wilcoxon's test with Holm's adjustment; a crossed "
-            "test over subjects and seeds for verdicts."
+            "95% bootstrap intervals over subjects and training seeds; Wilcoxon's test with Holm's adjustment; a "
+            "crossed test over subjects and seeds for verdicts."
         )
 
     def internal(self) -> str:

@@ -62,8 +62,9 @@ def write_report(
 ) -> None:
     """Render a benchmark, and results of other stages of the run, to one HTML file.
 
-    `report.json` and `checklists.csv` are written beside it. Apart from the benchmark, the report shows these if they exist: the audit, pictures of the audit and of the
-    training, and the contact sheet of the pairs. An audit of other pairs than the benchmark's is left out.
+    `report.json` and `checklists.csv` are written beside it. Apart from the benchmark, the report shows these if they
+    exist: the audit, pictures of the audit and of the training, and the contact sheet of the pairs. An audit of other
+    pairs than the benchmark's is left out.
 
     Args:
         benchmark: results.
@@ -76,16 +77,8 @@ def write_report(
         UserError: a result file is damaged, or scores are missing.
     """
     run = Path(run).resolve()
-    audit = run / "audit"
-    shown = audit.exists() and _same_pairs(audit, out.parent)
-    if audit.exists() and not shown:
-        log.warning(
-            "%s: its pairs or its cohort are not those of the benchmark, so the report leaves it out; run medaug.audit "
-            "again",
-            audit,
-        )
-    audited = Audit.load(audit) if shown and (audit / "faithfulness.json").exists() else None
-
+    shown = _shows_audit(run / "audit", out.parent)
+    audited = Audit.load(run / "audit") if shown and (run / "audit" / "faithfulness.json").exists() else None
     facts = Facts(benchmark, audited, ScreeningResult.load(run / "synthetic"))
     html = _template().render(
         benchmark=benchmark,
@@ -116,6 +109,18 @@ def write_report(
     with atomic_write(out) as temporary:
         temporary.write_text(html, "utf-8")
     write_json(out.with_suffix(".json"), report_contents(benchmark, equivalents, audited))
+
+
+def _shows_audit(audit: Path, benchmark: Path) -> bool:
+    """Whether there is an audit of the benchmark's pairs; warns about one of other pairs."""
+    shown = audit.exists() and _same_pairs(audit, benchmark)
+    if audit.exists() and not shown:
+        log.warning(
+            "%s: its pairs or its cohort are not those of the benchmark, so the report leaves it out; run medaug.audit "
+            "again",
+            audit,
+        )
+    return shown
 
 
 def _template() -> Template:

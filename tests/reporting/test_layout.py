@@ -30,7 +30,8 @@ CONTRAST = """(() => {
       if (!c.endsWith(', 0)')) return c } return 'rgb(255,255,255)' };
   const ratio = e => { const [a, b] = [light(getComputedStyle(e).color), light(behind(e))].sort((x, y) => y - x);
       return (a + 0.05) / (b + 0.05) };
-  return Math.min(...[...document.querySelectorAll('p, td, th, li, dt, dd, figcaption, caption, summary, h2')].map(ratio))
+  const texts = document.querySelectorAll('p, td, th, li, dt, dd, figcaption, caption, summary, h2');
+  return Math.min(...[...texts].map(ratio))
 })()"""
 
 
