@@ -73,6 +73,7 @@ OWN: dict[str, dict[str, str]] = {
         "real+classical": "medaug.comparison.arms:REAL_CLASSICAL",
         "real+classical+synthetic": "medaug.comparison.arms:REAL_CLASSICAL_SYNTHETIC",
         "real+strong": "medaug.comparison.arms:REAL_STRONG",
+        "real+strong+synthetic": "medaug.comparison.arms:REAL_STRONG_SYNTHETIC",
         "copy_paste": "medaug.comparison.arms:COPY_PASTE",
         "contrast_random": "medaug.comparison.arms:CONTRAST_RANDOM",
         "warp": "medaug.comparison.arms:WARP",

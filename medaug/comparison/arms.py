@@ -77,6 +77,7 @@ WARP = Arm(baseline="real+classical", augment="classical", made=warp)
 SELF_TRAINING = Arm(baseline="real+strong", augment="strong", pseudo_labels=True)
 SYNTHETIC_ONLY = Arm(baseline="real+classical", real=False, augment="classical", synthetic=True)
 REAL_CLASSICAL_SYNTHETIC = Arm(baseline="real+classical", augment="classical", synthetic=True)
+REAL_STRONG_SYNTHETIC = Arm(baseline="real+strong", augment="strong", synthetic=True)
 SYNTHETIC_QUARTER, SYNTHETIC_HALF, SYNTHETIC_1, SYNTHETIC_2, SYNTHETIC_4 = (
     replace(REAL_CLASSICAL_SYNTHETIC, ratio=ratio) for ratio in (0.25, 0.5, 1.0, 2.0, 4.0)
 )
