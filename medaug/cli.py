@@ -31,7 +31,7 @@ def overview() -> str:
         'completion complete command lines with the tab key: eval "$(medaug completion bash)", or zsh, fish',
         "",
         "EXP is the experiment's name. `medaug STAGE --help` lists the keys of a stage. --version prints the version,",
-        "-q says only warnings, -v more than usual. `python -m medaug.STAGE` is the same as `medaug STAGE`.",
+        "-q prints only warnings, -v more than usual. `python -m medaug.STAGE` is the same as `medaug STAGE`.",
         "",
     ]
     return "\n".join(lines)

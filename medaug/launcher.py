@@ -36,7 +36,7 @@ def help_text(stage_name: str) -> str:
         f"  result  {stage.result}",
         f"  usage   medaug {stage.name} {stage.example} [key=value ...]",
         "          --cfg prints the resulting configuration and stops, --help prints this page, --version the version;",
-        "          -q says only warnings, -v more than usual",
+        "          -q prints only warnings, -v more than usual",
     ]
     if stage_name == "train":
         lines.append("          --multirun with key=a,b trains every combination, each in a folder below RUNS/sweep")

@@ -109,12 +109,6 @@ def texture(volume: NDArray[np.floating], crop: float = CROP) -> NDArray[np.floa
     return np.array([mean_absolute_gradient(volume), *log_spectrum(volume, crop)])
 
 
-def texture_names(bands: int) -> list[str]:
-    """The names of the measures in `texture`."""
-    octaves = [f"{1 / 2 ** (k + 2):g}-{1 / 2 ** (k + 1):g} cycles/voxel (dB)" for k in range(bands)]
-    return ["mean absolute gradient", *octaves]
-
-
 def differences_of_halves(
     values: NDArray[np.float64], subjects: Sequence[str], seed: int, num_splits: int = NUM_SPLITS
 ) -> NDArray[np.float64]:

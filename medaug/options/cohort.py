@@ -81,7 +81,7 @@ class DataOptions(SplitOptions):
     )
     labelled_seed: int = option("seed for choosing those subjects", 0, applies_when=(only_with("data.labelled"),))
     train_volumes: list[float] = option(
-        "quantiles of the subjects' labelled volumes between which subjects train and validate",
+        "subjects whose labelled volume lies between these quantiles train and validate",
         [0.0, 1.0],
         limits=between(0, 1),
         items=_INTERVAL,
@@ -89,8 +89,8 @@ class DataOptions(SplitOptions):
         identity=None,
     )
     test_volumes: list[float] | None = option(
-        "quantiles of the subjects' labelled volumes between which all subjects but those for validation are test "
-        "subjects; tests on sizes that training never saw; null: as the splits say",
+        "test on all subjects outside the validation split whose labelled volume lies between these quantiles, such as "
+        "sizes that training never saw; null: on the test split",
         None,
         limits=between(0, 1),
         items=_INTERVAL,

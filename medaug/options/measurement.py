@@ -106,13 +106,13 @@ class PseudoOptions:
         identity=None,
     )
     rounds: int = option(
-        "how often the scans are labelled; each round's teachers also train on the labels of the round before",
+        "how many times the scans are labelled; from the second round on, teachers also train on the previous labels",
         1,
         limits=at_least(1),
         identity=None,
     )
     atlases: bool = option(
-        "the labelled scans, registered to each scan without a label, are one more teacher", False, identity=None
+        "use the labelled scans, registered to each scan without a label, as one more teacher", False, identity=None
     )
     plausibility: bool = option(
         "give less weight to scans whose pseudo-label has an unusual shape, compared with the human labels",
@@ -195,7 +195,7 @@ class BenchmarkOptions:
     )
     plan: bool = option("list the jobs, done or not, with the time that is left, and stop", False, identity=False)
     budget: str | None = option(
-        "time that may be spent, as in 90min, 6h or 2d: with plan=true, says what can be dropped to fit",
+        "time that may be spent, as in 90min, 6h or 2d; plan=true then says what can be dropped to fit",
         None,
         applies_when=(only_with("benchmark.plan"),),
         identity=False,
