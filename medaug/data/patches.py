@@ -19,7 +19,7 @@ from medaug.diffusion.noise import named_seed
 from medaug.diffusion.windows import Box, scaled
 
 REMEMBERED = 1000
-"""Most voxels of a class in a scan that patches are placed by; they are chosen at random."""
+"""Maximum number of voxels, per class and scan, that are remembered to place patches; they are chosen at random."""
 _MARGIN = 12  # a patch is augmented with a margin of a 12th of its side, so that less is mirrored at its borders
 
 
@@ -79,7 +79,7 @@ class Patches:
         return scaled((x, y, z), self.stride)
 
     def tiles(self, case: ModelCase) -> Iterator[Box]:
-        """Boxes that do not overlap and together are the whole scan; those at the far borders may be smaller."""
+        """Boxes that do not overlap and together cover the scan; those at the far borders may be smaller."""
         cuts = [
             [slice(start, min(start + size, side)) for start in range(0, side, size)]
             for side, size in zip(case.image.shape[1:], self.shape, strict=True)

@@ -134,7 +134,7 @@ def _without(exclude: list[str], manifest: Manifest, problems: tuple[Finding, ..
     """Remove the cases that the user excludes from a cohort and its findings."""
     known = {case.name for case in manifest.cases} | {finding.case for finding in problems}
     if unknown := [name for name in exclude if name not in known]:
-        raise UserError(f"exclude: {', '.join(unknown)}: no such case", "give names as the findings have them")
+        raise UserError(f"exclude: {', '.join(unknown)}: no such case", "give the names that the findings show")
     cases = tuple(case for case in manifest.cases if case.name not in exclude)
     return replace(manifest, cases=cases), [finding for finding in problems if finding.case not in exclude]
 
@@ -147,7 +147,7 @@ def show(report: Report, path: str | None) -> None:
         Console(stderr=True).print(report_table(report.findings))
     else:
         levels = {"note": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-        # Errors last, where they are noticed; within a severity in the order of finding, causes before consequences.
+        # Errors last, where they are noticed; within a severity in the order found, causes before consequences.
         for severity, alike, rest in sorted(summary(report.findings), key=lambda kind: list(levels).index(kind[0])):
             for line in [*alike, *([rest] if rest else [])]:
                 log.log(levels[severity], "%s", line)

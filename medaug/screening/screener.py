@@ -89,7 +89,7 @@ def prepare_screener(
     """
     labelled = [case for case in scans["train"] if case.label is not None]
     if wanted and not labelled:
-        raise UserError("screen.rules: no training scan has a label to train a segmenter on", "screen=none")
+        raise UserError("screen.rules: no training scan has a label to train a segmenter on", "set screen=none")
     weights = [folder / (f"screener_{number}.pt" if number else WEIGHTS) for number in range(wanted)]
     with locked(folder / LOCK, wait=True):
         for number, path in enumerate(weights):

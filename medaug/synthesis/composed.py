@@ -17,7 +17,7 @@ from medaug.options import MasksOptions
 from medaug.synthesis.masks import ImageModel, Label, Masks, MaskSource, Reason, TrainingMasks, check_mirror
 
 _PLACES = 50  # places tried for a lesion before the mask is given up
-_USUAL = 0.05  # share of the voxels around lesions that a class must have to be tissue in which lesions occur
+_USUAL = 0.05  # a class with at least this share of the voxels around lesions is tissue in which lesions occur
 _OVERLAP = 0.75  # share of a lesion that must lie where lesions occur, if no class says which tissue that is
 _ALL = np.ones((3, 3, 3), bool)
 
@@ -79,7 +79,7 @@ class Lesions:
     def room(self, label: Label) -> tuple[NDArray[np.bool_], float]:
         """The voxels of a mask where a new lesion may lie, and the share of its voxels that must lie there.
 
-        Ignored voxels may hold any tissue, so in them lesions lie where those of the training masks do.
+        Ignored voxels may be any tissue, so there a lesion may lie only where a training mask has one.
         """
         tissue = np.isin(label, self.tissue) if self.tissue else self.places & (label == 0)
         allowed = np.where(label == IGNORE, self.places, tissue)
@@ -141,7 +141,7 @@ class ComposedMasks(Masks):
         if self.options.mirror and rng.random() < 0.5:
             matrix = np.diag([-1.0, 1.0, 1.0]) @ matrix
         farthest = np.linalg.norm(crop.shape) * max(1.0, float(np.linalg.norm(np.linalg.inv(matrix), 2)))
-        # As many voxels on both sides of the crop, so that its own voxels stay on the grid if nothing is turned.
+        # Pad both sides equally, so that the crop's own voxels stay on the grid if nothing is rotated.
         shape = tuple(side + 2 * int(np.ceil((farthest - side) / 2 + 1)) for side in crop.shape)
         offset = (np.array(crop.shape) - 1) / 2 - matrix @ ((np.array(shape) - 1) / 2)
         values = np.union1d(0, crop)

@@ -15,7 +15,7 @@ from medaug.networks.condition import Condition
 
 
 class Inputs(NamedTuple):
-    """What a model is told about a batch, in voxels: the arguments of `DiffusionModel.condition`."""
+    """The conditions of a batch, in voxels: the arguments of `DiffusionModel.condition`."""
 
     label: Tensor
     known: Tensor
@@ -33,8 +33,7 @@ class Inputs(NamedTuple):
 class WindowedModel:
     """Denoises, encodes and decodes whole volumes, of which only one window at a time is on the model's device.
 
-    All volumes, those given and those returned, are in main memory. In each window, all samples of a batch are computed
-    together.
+    Inputs and results are in main memory. In each window, all samples of a batch are computed together.
 
     Attributes:
         windows: windows in codec space.
