@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
-from medaug import __version__
 from medaug.auditing.results import Audit
 from medaug.comparison.results import Benchmark
 from medaug.evaluation.statistics import Interval
@@ -160,7 +160,7 @@ class Facts:
 
     def software(self) -> str:
         """Software."""
-        return f"medaug {__version__}, PyTorch, MONAI; versions in constraints.txt."
+        return f"medaug {version('medaug')}, PyTorch, MONAI; versions in constraints.txt."
 
     def reproduction(self) -> str:
         """What is needed to repeat the run."""
