@@ -11,7 +11,8 @@ import logging
 from medaug.config import part
 from medaug.launcher import launch
 from medaug.options import Options
-from medaug.runs import claim, command, finish, stage_folder, trained_checkpoint
+from medaug.paths import stage_folder
+from medaug.runs import KEEP_SETS, claim, command, finish, how_made, trained_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,8 @@ def main(options: Options) -> None:
     inputs = audit_inputs(options, checkpoint, folder.parent, command("generate", options))
     num = check_pairs(inputs)
     identity = part(options, "audit", "segmenter") | inputs.identity
-    if not claim(folder, identity, options.overwrite, recorded=("cohort",)):
+    identity |= how_made(folder)
+    if not claim(folder, identity, options.overwrite, recorded=("cohort",), keep=KEEP_SETS):
         return
     result = audit(inputs, options, folder)
     pictures = [path for path in [folder / "guidance.png"] if path.exists()]

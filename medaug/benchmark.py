@@ -11,7 +11,18 @@ from dataclasses import replace
 from medaug.config import part
 from medaug.launcher import launch
 from medaug.options import Options
-from medaug.runs import claim, command, continues, finish, new_keys, refuse_edited, stage_folder, trained_checkpoint
+from medaug.paths import stage_folder
+from medaug.runs import (
+    KEEP_SETS,
+    claim,
+    command,
+    continues,
+    finish,
+    how_made,
+    new_keys,
+    refuse_edited,
+    trained_checkpoint,
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +60,7 @@ def main(options: Options) -> None:
         plans = plan_benchmark(inputs, scans, options, folder if continues(folder, identity, growable) else None)
         print_plan(plans, Console(), options.benchmark.workers, budget, (options.benchmark.primary or [])[:2])
         return
-    work = claim(folder, identity, options.overwrite, growable, recorded=("cohort",))
+    work = claim(folder, identity | how_made(folder), options.overwrite, growable, ("cohort",), KEEP_SETS)
     jobs = all_jobs(options)
     if not work:
         refuse_edited(folder)

@@ -13,7 +13,8 @@ from pathlib import Path
 from medaug.errors import UserError
 from medaug.launcher import launch
 from medaug.options import Options
-from medaug.runs import command, stage_folder
+from medaug.paths import stage_folder
+from medaug.runs import command
 
 log = logging.getLogger(__name__)
 

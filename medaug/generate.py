@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from medaug.config import part
 from medaug.launcher import launch
 from medaug.options import Options
+from medaug.paths import stage_folder
 from medaug.processes import process_rank
-from medaug.runs import claim, command, continues, finish, join, stage_folder, trained_checkpoint
+from medaug.runs import KEEP_SETS, claim, command, continues, finish, join, trained_checkpoint
 
 if TYPE_CHECKING:
     from medaug.synthesis.job import Job
@@ -46,7 +47,7 @@ def main(options: Options) -> None:
         job.estimate(_recipes(job), folder, continues(folder, identity, growable))
         log.info("dry_run: nothing was generated")
         return
-    work = claim(folder, identity, options.overwrite, growable)
+    work = claim(folder, identity, options.overwrite, growable, keep=KEEP_SETS)
     if not work and not options.generate.strip:
         return
     join(folder, identity)

@@ -11,6 +11,57 @@ from medaug.errors import UserError
 from medaug.keys import keys
 from medaug.options import Options
 
+_FOLDERS = {
+    "train": "train",
+    "generate": "synthetic",
+    "predict": "predictions",
+    "audit": "audit",
+    "benchmark": "benchmark",
+    "tuning": "tuning",  # a benchmark on validation subjects
+}
+
+
+def set_of_pairs(options: Options) -> str | None:
+    """The name of the set of pairs that a stage works on; None: the set without a name.
+
+    Raises:
+        UserError: it is not a name.
+    """
+    nodes = (options.generate, options.audit, options.benchmark, options.export, options.gallery)
+    name = next((node.name for node in nodes if node.name is not None), None)
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UserError(f"name={name}: is not a name", "use letters, digits, point, _ and -")
+    return name
+
+
+def stage_folder(options: Options, stage: str) -> Path:
+    """The folder that a stage writes to: `runs/<experiment>/{train,synthetic,predictions,audit,benchmark,tuning}`.
+
+    What depends on the pairs has the name of their set at its end: `synthetic-NAME`, `audit-NAME`.
+
+    Raises:
+        UserError: as for `set_of_pairs`.
+    """
+    name = set_of_pairs(options)
+    named = "" if name is None or stage in {"train", "predict"} else f"-{name}"
+    return Path(options.runs) / options.experiment / f"{_FOLDERS[stage]}{named}"
+
+
+def of_same_pairs(folder: Path, stage: str) -> Path:
+    """The folder of another stage for the same set of pairs, such as `audit-NAME` for `benchmark-NAME`."""
+    _, dash, name = folder.name.partition("-")
+    return folder.with_name(f"{_FOLDERS[stage]}{dash}{name}")
+
+
+def sets_of_pairs(folder: Path, name: str) -> list[Path]:
+    """What a stage wrote for every set of pairs of an experiment: its folder, and those with the name of a set.
+
+    Args:
+        folder: folder of the experiment.
+        name: name of the stage's folder, such as "audit".
+    """
+    return [folder / name, *sorted(folder.glob(f"{name}-*"))]
+
 
 def _shipped(folder: str) -> Path:
     """A folder inside the installed package, or beside the package in a source checkout."""

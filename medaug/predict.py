@@ -12,7 +12,8 @@ from pathlib import Path
 from medaug.config import part
 from medaug.launcher import launch
 from medaug.options import Options
-from medaug.runs import claim, finish, stage_folder, trained_checkpoint
+from medaug.paths import stage_folder
+from medaug.runs import claim, finish, trained_checkpoint
 
 log = logging.getLogger(__name__)
 

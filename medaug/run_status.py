@@ -17,6 +17,7 @@ from medaug.errors import UserError
 from medaug.inputs import read_yaml
 from medaug.locks import is_free
 from medaug.ownership import finished, is_marked
+from medaug.paths import sets_of_pairs
 
 STAGES = ("train", "synthetic", "audit", "benchmark")
 """Folders of the stages that an experiment goes through, in order."""
@@ -56,7 +57,7 @@ def standings(runs: Path) -> list[Standing]:
     found = []
     for folder in _experiments(runs):
         name = folder.relative_to(runs).as_posix()
-        stages = [stage for stage in (*STAGES, "tuning") if is_marked(folder / stage)]
+        stages = [one.name for stage in (*STAGES, "tuning") for one in sets_of_pairs(folder, stage) if is_marked(one)]
         predictions = sorted((folder / "predictions").glob("*/"))
         stages += [f"predictions/{one.name}" for one in predictions if is_marked(one)]
         found += [_standing(name, stage, folder / stage) for stage in stages]
@@ -79,7 +80,7 @@ def _standing(experiment: str, stage: str, folder: Path) -> Standing:
     locks = [folder / ".lock", *folder.glob(".lock.rank*")]
     running = any(is_free(lock) is False for lock in locks)
     state = "running" if running else "stopped" if finished(folder) is None else "finished"
-    counted = _COUNTERS.get(stage)
+    counted = _COUNTERS.get(stage.partition("-")[0])
     if counted is None:
         return Standing(experiment, stage, state)
     times, total, unit = counted(folder, read_yaml(folder / "config.yaml"))

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shlex
 import time
 from collections.abc import Iterable
@@ -25,28 +26,20 @@ from medaug.inputs import read_yaml
 from medaug.locks import Lock, acquire
 from medaug.options import Options
 from medaug.ownership import empty, finished, is_marked, mark
+from medaug.paths import of_same_pairs, set_of_pairs, stage_folder
 from medaug.processes import process_count, process_rank
 from medaug.stages import STAGES
 
 logger = logging.getLogger(__name__)
 
-_FOLDERS = {
-    "train": "train",
-    "generate": "synthetic",
-    "predict": "predictions",
-    "audit": "audit",
-    "benchmark": "benchmark",
-    "tuning": "tuning",  # a benchmark on validation subjects
-}
+KEEP_SETS = "name=NAME keeps both"
+"""How to keep several sets of pairs and what was measured on them, for `claim`."""
 _MOST_DIFFERENCES = 5
-# Recorded in config.yaml for later stages, but not part of the identity, because the keys that a preset sets are.
-_RECORDED_ONLY = ("preset",)
+# Recorded in config.yaml, but not part of the identity: the preset, whose keys are, and how the pairs were made, which
+# `pairs` stands for and which makes a difference of pairs readable.
+_RECORDED_ONLY = ("preset", "made_with")
+_DIGEST = re.compile("[0-9a-f]{64}")
 _locks: dict[Path, Lock] = {}  # folders that this process has locked
-
-
-def stage_folder(options: Options, stage: str) -> Path:
-    """The folder that a stage writes to: `runs/<experiment>/{train,synthetic,predictions,audit,benchmark,tuning}`."""
-    return Path(options.runs) / options.experiment / _FOLDERS[stage]
 
 
 def command(stage: str, options: Options) -> str:
@@ -59,6 +52,8 @@ def command(stage: str, options: Options) -> str:
         recorded = trained_preset(Path(options.runs), options.experiment)
     if not STAGES[stage].continues or recorded != options.preset:
         words.append(f"preset={options.preset}")
+    if (name := set_of_pairs(options)) is not None and "name" in STAGES[stage].own:
+        words.append(f"name={name}")
     if options.runs != Options.runs:
         words.append(f"runs={shlex.quote(options.runs)}")
     return f"medaug {stage} {' '.join(words)}"
@@ -121,6 +116,7 @@ def _settle(
             _begin(folder, identity)
         return True
     differences = _differences(former, identity)
+    told = _describe(differences, former, identity)
     unknown = [key for key in recorded if key in differences and key not in former]
     if unknown and not overwrite and finished(folder) is not None:
         logger.warning("%s: an earlier version did not record its %s, which cannot be checked", folder, unknown[0])
@@ -129,7 +125,7 @@ def _settle(
     if not is_marked(folder) and first:
         if differences and not grows:
             raise UserError(
-                f"config.yaml is another run's ({_describe(differences)}), and no marker shows that it is medaug's",
+                f"config.yaml is another run's ({told}), and no marker shows that it is medaug's",
                 "choose runs=DIR, or, if it is an earlier version's run that you no longer need, remove it",
                 path=folder,
             )
@@ -145,7 +141,7 @@ def _settle(
         logger.info("%s: %s", folder, "finished already, nothing to do" if done else "unfinished, going on")
         return not done
     if grows:
-        logger.info("%s: going on with %s", folder, _describe(differences))
+        logger.info("%s: going on with %s", folder, told)
         if first:
             # In this order, so that a process that reads in between sees an unfinished run.
             (folder / "finished.json").unlink(missing_ok=True)
@@ -153,14 +149,14 @@ def _settle(
         return True
     if not overwrite:
         raise UserError(
-            f"made with another configuration ({_describe(differences)})",
+            f"made with another configuration ({told})",
             f"overwrite=true replaces it, {keep}",
             path=folder,
         )
     if first:
         empty(folder)
         _begin(folder, identity)
-    logger.info("%s: replaced, %s", folder, _describe(differences))
+    logger.info("%s: replaced, %s", folder, told)
     return True
 
 
@@ -276,16 +272,25 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def _differences(former: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     old, now = _flat(former), _flat(new)
-    paths = [path for path in dict.fromkeys([*old, *now]) if path not in _RECORDED_ONLY]
+    paths = [path for path in dict.fromkeys([*old, *now]) if path.partition(".")[0] not in _RECORDED_ONLY]
     pairs = {path: (old.get(path, "absent"), now.get(path, "absent")) for path in paths}
     return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _describe(differences: dict[str, tuple[Any, Any]]) -> str:
-    pairs = {path: [json.dumps(value, default=str) for value in pair] for path, pair in differences.items()}
-    texts = [f"{path}: {before} -> {now}" for path, (before, now) in pairs.items()]
+def _describe(differences: dict[str, tuple[Any, Any]], former: dict[str, Any], new: dict[str, Any]) -> str:
+    """The differences in words; of pairs, how they were made instead of their digests."""
+    made = _differences(*({"how": config.get("made_with", {})} for config in (former, new)))
+    shown = {path.removeprefix("how."): pair for path, pair in made.items()} if "pairs" in differences else {}
+    texts = [_change(path, *pair) for path, pair in differences.items()]
+    texts += [f"the pairs have {_change(path, *pair)}" for path, pair in shown.items() if path != "how"]
     more = len(texts) - _MOST_DIFFERENCES
     return ", ".join(texts[:_MOST_DIFFERENCES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _change(path: str, before: Any, now: Any) -> str:
+    if all(isinstance(value, str) and _DIGEST.fullmatch(value) for value in (before, now)):
+        return f"{path}: others" if path.endswith("s") else f"{path}: another"
+    return f"{path}: {json.dumps(before, default=str)} -> {json.dumps(now, default=str)}"
 
 
 def lock(folder: Path) -> None:
@@ -317,6 +322,16 @@ def _unlock(folder: Path) -> None:
     held = _locks.pop(folder.resolve(), None)
     if held is not None:
         held.release()
+
+
+def how_made(folder: Path) -> dict[str, Any]:
+    """How the pairs were made that a stage measures in this folder, for `claim`; empty if they are not the run's own.
+
+    Raises:
+        UserError: the config.yaml of the pairs cannot be read.
+    """
+    config = _read_config(of_same_pairs(folder, "generate") / "config.yaml") or {}
+    return {"made_with": {key: config[key] for key in ("generate", "masks", "sampler", "screen") if key in config}}
 
 
 def trained_checkpoint(options: Options) -> Path:

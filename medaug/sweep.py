@@ -39,9 +39,9 @@ from medaug.files import write_json
 from medaug.inputs import read_json
 from medaug.options import Options
 from medaug.ownership import finished, is_marked, mark
-from medaug.paths import conf_dir
+from medaug.paths import conf_dir, stage_folder
 from medaug.processes import process_rank, set_umask
-from medaug.runs import lock, stage_folder
+from medaug.runs import lock
 from medaug.stages import STAGES
 from medaug.training import requeue
 

@@ -13,8 +13,9 @@ from medaug.config import part
 from medaug.launcher import launch
 from medaug.options import Options
 from medaug.ownership import finished
+from medaug.paths import stage_folder
 from medaug.processes import process_rank
-from medaug.runs import claim, command, finish, stage_folder
+from medaug.runs import claim, command, finish
 from medaug.training import requeue
 
 log = logging.getLogger(__name__)

@@ -6,6 +6,7 @@ removing a scan does not remove what a model learned from it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from medaug.csv_files import read_csv
 from medaug.errors import UserError
 from medaug.files import json_text
 from medaug.inputs import parsing, read_bytes, read_json, read_text, read_yaml
+from medaug.paths import sets_of_pairs
 
 _BOOKKEEPING = {"config.yaml", "manifest.json", "finished.json"}  # files of a run without data of a scan
 _USES = {"train": "learned from the subject", "val": "was validated on the subject"}
@@ -133,13 +135,15 @@ def _in_experiment(folder: Path, cohort: Manifest | None, who: _Who) -> Iterator
         yield Artefact("manifest", folder / "train" / "manifest.json", f"lists {len(cases)} scan(s) for {splits}")
     yield from _in_cache(folder / "cache", who)
     models = yield from _in_training(folder / "train", who)
-    pairs = list(_in_pairs(folder / "synthetic", who, models))
-    yield from pairs
-    yield from _in_pairs(folder / "synthetic" / "rejected", who, models)
+    pairs = {made: list(_in_pairs(made, who, models)) for made in sets_of_pairs(folder, "synthetic")}
+    for made, found in pairs.items():
+        yield from found
+        yield from _in_pairs(made / "rejected", who, models)
     yield from _in_predictions(folder / "predictions", who, models)
     names = {case.name for case in cohort.cases if who.has(case.subject, case.name)} if cohort else set()
     for stage in ("audit", "benchmark", "tuning"):
-        yield from _in_measurement(folder / stage, stage, who, names, models)
+        for measured in sets_of_pairs(folder, stage):
+            yield from _in_measurement(measured, stage, who, names, models)
     yield from _in_exports(folder, pairs)
 
 
@@ -254,16 +258,17 @@ def _rows(folder: Path) -> Iterator[Mapping[str, str]]:
                 yield {"case": case, "subject": subject}
 
 
-def _in_exports(folder: Path, pairs: Sequence[Artefact]) -> Iterator[Artefact]:
+def _in_exports(folder: Path, found: Mapping[Path, Sequence[Artefact]]) -> Iterator[Artefact]:
     from medaug.synthesis.pairs import Pairs
 
     exports = _exports(folder / "exports.jsonl")
-    try:
-        digest = Pairs.load(folder / "synthetic").digest if exports else None
-    except UserError:
-        digest = None
+    sets = {}
+    for made in found if exports else ():
+        with contextlib.suppress(UserError):
+            sets[Pairs.load(made).digest] = made
     for out, exported in exports:
-        if exported != digest:
+        pairs = found[sets[exported]] if exported in sets else []
+        if exported not in sets:
             yield Artefact(
                 "export", out, "a copy of pairs that no longer exist, so its content is unknown", certain=False
             )

@@ -15,7 +15,8 @@ from medaug.errors import UserError
 from medaug.export import main
 from medaug.imaging.nifti import write_volume
 from medaug.options import ExportOptions, Options
-from medaug.runs import finish, stage_folder
+from medaug.paths import stage_folder
+from medaug.runs import finish
 from medaug.synthesis.pairs import Pairs
 
 SCHEMA = LabelSchema(((0, "background"), (3, "lesion")))

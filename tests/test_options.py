@@ -16,8 +16,9 @@ from medaug.errors import UserError
 from medaug.keys import Key, check_stored, condition_text, fits, keys, names, problem, value_of, values_text
 from medaug.options import Options
 from medaug.options.declaration import Items, Range, not_with, only_with
+from medaug.paths import stage_folder
 from medaug.reference import reference
-from medaug.runs import claim, command, finish, stage_folder
+from medaug.runs import claim, command, finish
 from medaug.stages import STAGES
 
 KEYS = keys()

@@ -75,3 +75,8 @@ def test_the_stage_prints_a_line_per_stage(runs, capsys):
     status.main(load_options("status", [f"runs={runs}"]))
     text = capsys.readouterr().out
     assert "4 of 16 jobs" in text and "about 12 min" in text and "20 of 100 steps" in text and "0 of ? steps" in text
+
+
+def test_named_sets_of_pairs_have_lines_of_their_own(runs):
+    stage(runs / "a" / "synthetic-strong", {"generate": {"num": 5}})
+    assert Standing("a", "synthetic-strong", "stopped", 0, 5, "pairs") in standings(runs)

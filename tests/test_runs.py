@@ -368,3 +368,35 @@ def test_without_locks_other_ranks_wait_for_a_limited_time(folder, monkeypatch):
     monkeypatch.setattr(processes, "is_free", lambda path: None)
     with pytest.raises(UserError, match="has ended"):
         processes.wait_for_first(folder, lambda: False, interval=0.02, patience=0.1, blind=0.2)
+
+
+def test_named_sets_of_pairs_lie_beside_each_other_under_one_training(monkeypatch):
+    options = Options(experiment="demo", runs="/results", preset="smoke")
+    options.audit.name = "strong"
+    stages = ("train", "generate", "predict", "audit", "benchmark", "tuning")
+    names = [runs.stage_folder(options, stage).name for stage in stages]
+    assert names == ["train", "synthetic-strong", "predictions", "audit-strong", "benchmark-strong", "tuning-strong"]
+    assert runs.of_same_pairs(Path("x/tuning-a-b"), "audit") == Path("x/audit-a-b")
+    assert runs.of_same_pairs(Path("x/benchmark"), "generate") == Path("x/synthetic")
+    assert runs.command("generate", options).split()[4:] == ["name=strong", "runs=/results"]
+    assert "name=" not in runs.command("train", options), "a training has no sets"
+    for name in ("", "a/b", "..", "-x"):
+        options.audit.name = name
+        with pytest.raises(UserError, match="is not a name"):
+            runs.stage_folder(options, "audit")
+
+
+def test_other_pairs_are_described_by_how_they_were_made(folder):
+    def identity(scale, digest, **more):
+        made = {"generate": {"guidance_scale": scale}, "sampler": {"name": "ddim"}}
+        return {"audit": {"seed": 0}, "pairs": digest * 64, "made_with": made} | more
+
+    runs.claim(folder, identity(2.0, "a"), overwrite=False)
+    (folder / "result").touch()
+    with pytest.raises(UserError) as refused:
+        runs.claim(folder, identity(3.0, "b", checkpoint="c" * 64), overwrite=False, keep=runs.KEEP_SETS)
+    assert str(refused.value).endswith(
+        'made with another configuration (pairs: others, checkpoint: "absent" -> "cccc' + "c" * 60 + '", '
+        "the pairs have generate.guidance_scale: 2.0 -> 3.0); overwrite=true replaces it, name=NAME keeps both"
+    )
+    assert runs.claim(folder, identity(3.0, "a"), overwrite=False), "how they were made is no part of the identity"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,3 +248,17 @@ def test_a_report_that_names_the_subject_is_found_in_any_json_encoding(tmp_path:
     write_json(tmp_path / "other.json", ["Séb"])
     found = withdraw("Sé", tmp_path / "runs", manifest=tmp_path / "cohort.json")
     assert {a.path.name for a in found if a.kind == "record"} == {"report.json", "ascii.json"}
+
+
+def test_named_sets_of_pairs_are_searched_like_those_without_a_name(home: Path) -> None:
+    demo = home / "runs" / "demo"
+    for name in ("synthetic", "audit", "benchmark"):
+        shutil.copytree(demo / name, demo / f"{name}-strong")
+    found = [
+        artefact.path.relative_to(demo).as_posix()
+        for artefact in withdraw("Sa", home / "runs")
+        if demo in artefact.path.parents
+    ]
+    named = sorted(path.replace("-strong/", "/").removesuffix("-strong") for path in found if "-strong" in path)
+    plain = sorted(path for path in found if path.split("/")[0] in {"synthetic", "audit", "benchmark"})
+    assert named == plain and len(plain) > 3

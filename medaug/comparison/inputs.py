@@ -23,6 +23,7 @@ from medaug.errors import UserError
 from medaug.files import file_sha256
 from medaug.options import AuditOptions, BenchmarkOptions, Options
 from medaug.ownership import finished
+from medaug.paths import stage_folder
 from medaug.synthesis.pairs import Pairs
 from medaug.training.checkpoint import Card, read_checkpoint, refuse_changed_scans
 
@@ -211,9 +212,9 @@ def cohort_and_pairs(options: Options, checkpoint: Path | None, run: Path, comma
             not exist; or there is a leak.
     """
     settings, wanted = options.benchmark, [name for name in options.arms.names if ARMS[name].synthetic]
-    own = settings.pairs is None and checkpoint is not None
-    if checkpoint is not None and own and (wanted or finished(run / "synthetic") is not None):
-        return _with_folds(read_inputs(checkpoint, run / "train", run / "synthetic", command), options, bool(wanted))
+    own, made = settings.pairs is None and checkpoint is not None, run / stage_folder(options, "generate").name
+    if checkpoint is not None and own and (wanted or finished(made) is not None):
+        return _with_folds(read_inputs(checkpoint, run / "train", made, command), options, bool(wanted))
     inputs = (
         read_untrained(options, settings.cohort, run) if checkpoint is None else read_trained(checkpoint, run / "train")
     )
@@ -267,7 +268,7 @@ def audit_inputs(options: Options, checkpoint: Path | None, run: Path, command: 
     """
     settings = options.audit
     if checkpoint is not None and settings.pairs is None:
-        return read_inputs(checkpoint, run / "train", run / "synthetic", command)
+        return read_inputs(checkpoint, run / "train", run / stage_folder(options, "generate").name, command)
     if checkpoint is None:
         return _with_external(read_untrained(options, settings.cohort, run), settings)
     return _with_external(read_trained(checkpoint, run / "train"), settings)

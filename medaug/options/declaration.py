@@ -183,3 +183,12 @@ def path_option(help: str, *, identity: bool = True, applies_when: tuple[When, .
 def added_parameters(kind: str, example: str) -> Any:
     """Declare the key for options of a table's entries that other packages add, such as `kind` "sampler"."""
     return option(f"options of a {kind} that another package adds, as in [{example}]", [], identity=None)
+
+
+def set_option() -> Any:
+    """Declare the key that names one of several sets of pairs under the same training."""
+    return option(
+        "name of the set of pairs, to keep several of one training: runs/EXP/synthetic-NAME, audit-NAME and so on",
+        None,
+        identity=False,
+    )

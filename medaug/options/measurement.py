@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medaug.options.declaration import Items, Range, above, at_least, one_of, only_with, option, path_option
+from medaug.options.declaration import Items, Range, above, at_least, one_of, only_with, option, path_option, set_option
 
 _POSITIVE = at_least(1)
 
@@ -50,6 +50,7 @@ class ScoringOptions:
 class AuditOptions:
     """How well the images match their masks, measured by a segmenter (the judge) that is used for nothing else."""
 
+    name: str | None = set_option()
     judge_steps: int = option("optimisation steps of the judge", 1500, limits=_POSITIVE)
     backend: str = option("backend that trains the judge", "unet", choices=one_of(table="backends"), identity=None)
     guidance_scales: list[float] = option(
@@ -137,6 +138,7 @@ class PseudoOptions:
 class BenchmarkOptions:
     """Whether the pairs help, measured on subjects that no model has seen."""
 
+    name: str | None = set_option()
     steps: int = option("optimisation steps of each segmenter, the same in all arms", 600, limits=_POSITIVE)
     seeds: list[int] = option(
         "training seeds; each arm trains one segmenter per seed", [0, 1, 2], items=Items(fewest=1, distinct=True)

@@ -12,6 +12,7 @@ from medaug.options.declaration import (
     only_with,
     option,
     path_option,
+    set_option,
 )
 
 _INPAINT = (only_with("predict.inpaint"),)
@@ -61,6 +62,7 @@ class PredictOptions:
 class ExportOptions:
     """In which format to write the synthetic pairs, or a cohort, and where."""
 
+    name: str | None = set_option()
     format: str = option("format to write", "msd", choices=one_of(table="export_formats"))
     with_cohort: bool = option(
         "also write the real scans of the generator's cohort, with their splits",
@@ -169,6 +171,7 @@ class BundleOptions:
 class GalleryOptions:
     """Pages to look at the pairs in a browser, and blinded reading sets."""
 
+    name: str | None = set_option()
     out: str | None = path_option("folder to write to; it must not exist yet")
     num: int | None = option(
         "pairs to show, or in a reading set images of each kind; null: all, in a reading set up to 20",

@@ -16,6 +16,7 @@ from medaug.options.declaration import (
     only_with,
     option,
     path_option,
+    set_option,
 )
 
 _DEFORMED = (only_with("masks.source", "deformed", "mixed"),)
@@ -142,6 +143,7 @@ class GenerateOptions:
     """How many pairs, and how strongly the images follow their masks."""
 
     num: int = option("image-mask pairs to write", 64, limits=_POSITIVE)
+    name: str | None = set_option()
     mode: str = option(
         "pairs: whole images; insert: a lesion into each host's real scan; remove: the host's lesions from it",
         "pairs",

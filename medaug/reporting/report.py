@@ -22,6 +22,7 @@ from medaug.evaluation.scores import MEAN_FOREGROUND
 from medaug.evaluation.statistics import FEWEST_SUBJECTS
 from medaug.files import atomic_write, write_json
 from medaug.inputs import read_bytes, read_yaml
+from medaug.paths import of_same_pairs
 from medaug.pictures import figures
 from medaug.reporting.audited import measure_rows
 from medaug.reporting.checklists import filled, save_checklists
@@ -77,9 +78,10 @@ def write_report(
         UserError: a result file is damaged, or scores are missing.
     """
     run = Path(run).resolve()
-    shown = _shows_audit(run / "audit", out.parent)
-    audited = Audit.load(run / "audit") if shown and (run / "audit" / "faithfulness.json").exists() else None
-    facts = Facts(benchmark, audited, ScreeningResult.load(run / "synthetic"))
+    audit, pairs = (run / of_same_pairs(out.parent, stage).name for stage in ("audit", "generate"))
+    shown = _shows_audit(audit, out.parent)
+    audited = Audit.load(audit) if shown and (audit / "faithfulness.json").exists() else None
+    facts = Facts(benchmark, audited, ScreeningResult.load(pairs))
     html = _template().render(
         benchmark=benchmark,
         metrics={name: metric_of(name) for name in benchmark.scores.metrics},
@@ -100,8 +102,8 @@ def write_report(
         weak_judge=weak_judge(audited),
         least_judge=LEAST_JUDGE,
         guidance_plot=_guidance_plot(audited),
-        screening=_screening(run / "synthetic"),
-        pictures=_pictures(run, shown),
+        screening=_screening(pairs),
+        pictures=_pictures(run, pairs, audit if shown else None),
         checklists=filled(facts),
         config=json.dumps(benchmark.config, indent=2, ensure_ascii=False),
     )
@@ -196,15 +198,15 @@ def _same_pairs(audit: Path, benchmark: Path) -> bool:
     return one.get("pairs") == other.get("pairs") and len(cohorts) < 2
 
 
-def _pictures(run: Path, audited: bool) -> list[tuple[str, str]]:
+def _pictures(run: Path, pairs: Path, audit: Path | None) -> list[tuple[str, str]]:
     """Caption and data URI of the pictures of other stages; of a training, a few evenly spaced ones, with the last."""
-    sheet = run / "synthetic" / "contact_sheet.png"
-    audit = sorted((run / "audit").glob("*.png"), key=_natural) if audited else []
+    sheet = pairs / "contact_sheet.png"
+    audited = [] if audit is None else sorted(audit.glob("*.png"), key=_natural)
     training = sorted((run / "train" / "pictures").glob("*.png"), key=_natural)
     places = np.linspace(0, len(training) - 1, min(len(training), MAX_TRAINING_PICTURES)).round().astype(int)
     found = [
         *[("Synthetic pairs: image, and image with its mask outlined", sheet)][: sheet.exists()],
-        *((f"Audit: {_words(path)}", path) for path in audit),
+        *((f"Audit: {_words(path)}", path) for path in audited),
         *((f"During training: {_words(training[place])}", training[place]) for place in places),
     ]
     return [(caption, _png_uri(read_bytes(path))) for caption, path in found]
