@@ -28,8 +28,8 @@ SIZED = 3
 """Number of hosts whose files are measured."""
 TIMED_STEPS = 2
 """Number of sampler steps that are timed."""
-STATE_COPIES = 10
-"""Float32 copies of a volume that sampling by windows needs in main memory, with guidance (benchmarks/windows.py)."""
+STATE_COPIES = 11
+"""Most float32 copies of a volume that guided sampling by windows needs in main memory (benchmarks/windows.py)."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _windows(model: DiffusionModel, card: Card, recipes: Recipes, batch: int) ->
     window, volume = passes * voxels * math.prod(model.patch), STATE_COPIES * voxels * math.prod(shape)
     return (
         f"by windows: {len(windows)} of {shape_text(model.patch)} cover {shape_text(shape)}, so the network gets "
-        f"{_size(window)} at a time; the state of the volumes takes about {_size(volume)} of main memory"
+        f"{_size(window)} at a time; the state of the volumes takes up to {_size(volume)} of main memory"
     )
 
 

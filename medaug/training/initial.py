@@ -68,6 +68,7 @@ def initialise(model: DiffusionModel, path: Path) -> Initialised:
         )
     controlled = isinstance(model.network, ControlledUNet)
     former, shape = {"coordinates": False} | card.options["network"], asdict(model.network.shape)
+    former["coordinates"] |= card.options.get("data", {}).get("patch") is not None  # models of patches always have them
     for key in (*(_BASE if controlled else ()), "coordinates"):
         now = list(shape[key]) if isinstance(shape[key], tuple) else shape[key]
         if former[key] != now:

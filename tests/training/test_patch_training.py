@@ -23,6 +23,7 @@ from medaug.training.checkpoint import Card, load_model
 from medaug.training.checks import check_overlap
 from medaug.training.data import TrainingData, _check_grid, _find_patches, check_patch
 from medaug.training.fit import fit
+from medaug.training.initial import initialise
 from medaug.training.plan import make_plan
 
 GRID, PATCH = (16, 12, 8), (8, 8, 8)
@@ -71,6 +72,8 @@ def test_a_stopped_training_on_patches_ends_with_the_same_bits_and_its_model_sam
     made = model.sample(label, [0], Sampling(steps=2, overlap=0.25), Guidance(2.0))
     assert made.shape == (1, 1, *GRID) and torch.isfinite(made).all()
     check_overlap(model, SamplerOptions(overlap=0.25))
+    begun = initialise(card.build(), files[0])
+    assert begun.loaded == begun.total and begun.new == ()
 
 
 def test_the_plan_says_the_memory_of_a_patch_and_of_a_whole_volume(data):
