@@ -248,7 +248,9 @@ def _check_study(
         log.add(case, "warning", "dicom-no-patient-id", what, remedy, files_of(images)[:1])
     for modality, members in found.items():
         if not members:
-            what, remedy = f"no series matches {modality}", f"widen the rule for {modality}, or leave the study out"
+            there = ", ".join(sorted({series.title for series in images}))
+            what = f"no series matches {modality} (there are {there})"
+            remedy = f"widen the rule for {modality}, or leave the study out"
             log.add(case, "error", "dicom-missing-modality", what, remedy, ())
         elif len(members) > 1:
             what = f"{modality} is matched by {' and '.join(series.title for series in members)}"

@@ -63,7 +63,10 @@ def detect_layout(root: str | os.PathLike[str], rules: Rules = NO_RULES) -> str:
     unread = [finding.what for finding in unused_files(root, (), "its name fits no layout")]
     images = f" ({len(unread)} files look like images; {unread[0]})" if unread else ""
     raise UserError(
-        f"follows none of the layouts {known}{images}", "check root, or name the layout (see docs/data.md)", path=root
+        f"follows none of the layouts {known}{images}",
+        "check root, or say which files are images and labels, as in "
+        "ingest images='images/*.nii.gz' labels='labels/*.nii.gz' classes=[background,NAME]",
+        path=root,
     )
 
 

@@ -117,7 +117,7 @@ def test_what_is_missing_and_what_is_left_out(tmp_path: Path) -> None:
     scan(tmp_path, PatientID="B", SeriesDescription="scout")
     made = plan(tmp_path, BOTH)
     assert sorted(codes_of(made)) == [("error", "dicom-missing-modality"), ("warning", "dicom-study-not-used")]
-    assert {f.what for f in made.findings if f.severity == "error"} == {"no series matches FLAIR"}
+    assert {f.what for f in made.findings if f.severity == "error"} == {"no series matches FLAIR (there are series 1)"}
 
 
 def test_a_gap_is_an_error_unless_it_is_resampled(tmp_path: Path) -> None:

@@ -259,7 +259,8 @@ def test_unknown_and_ambiguous_folders_are_refused(tmp_path: Path) -> None:
         read_layout(tmp_path / "absent")
     with pytest.raises(
         UserError,
-        match="follows none of the layouts msd, brats2020, brats2023, brats2024, nnunet, pairs, dicom",
+        match="follows none of the layouts msd, brats2020, brats2023, brats2024, nnunet, pairs, dicom; .*"
+        r"images='images/\*\.nii\.gz' labels='labels/\*\.nii\.gz' classes=",
     ):
         read_layout(tmp_path)
     with pytest.raises(UserError, match="no such layout; choose auto, msd"):
