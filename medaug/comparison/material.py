@@ -27,6 +27,7 @@ class Material:
         teachers: label scans without labels.
         pseudo_share: share of each batch that has pseudo-labels, in arms with self-training.
         pseudo_finish: share of the steps, at the end, without pseudo-labels.
+        pseudo_cutmix: share of the volumes with pseudo-labels of which a block comes from another such scan.
         pseudo_folder: for pseudo-labels, which several arms of the job use; None: they are not kept.
     """
 
@@ -42,3 +43,4 @@ class Material:
     pseudo_finish: float = 0.2
     pseudo_folder: Path | None = None
     synthetic_finish: float = 0.0
+    pseudo_cutmix: float = 0.0

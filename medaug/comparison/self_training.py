@@ -47,5 +47,6 @@ def with_pseudo_labels(training_set: TrainingSet, material: Material, augment: s
         material.pseudo_share,
         material.pseudo_finish,
         labels.weights,
+        material.pseudo_cutmix,
     )
     return replace(training_set, pseudo=pseudo)

@@ -137,6 +137,7 @@ class Setting:
             pseudo.finish,
             job.folder(folder / "pseudo_labels"),
             self.options.arms.synthetic_finish,
+            pseudo.cutmix,
         )
         return ARMS[job.arm].training_set(material)
 

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medaug.options.declaration import Items, Range, above, at_least, one_of, only_with, option, path_option, set_option
+from medaug.options.declaration import (
+    Items,
+    Range,
+    above,
+    at_least,
+    between,
+    one_of,
+    only_with,
+    option,
+    path_option,
+    set_option,
+)
 
 _POSITIVE = at_least(1)
 
@@ -124,6 +135,12 @@ class PseudoOptions:
         "share of each batch that has pseudo-labels, in the arms with self_training",
         0.5,
         limits=Range(above=0, below=1),
+        identity=None,
+    )
+    cutmix: float = option(
+        "share of the volumes with pseudo-labels of which a block comes from another such scan",
+        0.0,
+        limits=between(0, 1),
         identity=None,
     )
     finish: float = option(

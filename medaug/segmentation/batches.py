@@ -81,6 +81,17 @@ class Softened:
         return {"image": sample["image"], "soft": soft, "weight": (label != IGNORE).float()}
 
 
+def random_block(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[slice, ...]:
+    """A block of the shape of a volume, with a share of 1/4 to 1/2 of its voxels, up to rounding, at a random place.
+
+    For CutMix (Yun et al., ICCV 2019), with soft labels as in French et al. (BMVC 2020).
+    """
+    ratio = rng.uniform(0.25, 0.5) ** (1 / len(shape))
+    sides = [max(1, round(side * ratio)) for side in shape]
+    starts = [int(rng.integers(whole - side + 1)) for whole, side in zip(shape, sides, strict=True)]
+    return tuple(slice(start, start + side) for start, side in zip(starts, sides, strict=True))
+
+
 class PseudoSamples:
     """Scans with pseudo-labels, strongly augmented; a voxel's weight is the teachers' confidence times the scan's."""
 
@@ -89,7 +100,18 @@ class PseudoSamples:
 
     def sample(self, position: int) -> dict[str, Tensor]:
         """Sample number `position` of the run."""
-        index = shuffled_index(position, len(self.pseudo.cases), named_seed(self.seed, "order"))
+        num = len(self.pseudo.cases)
+        index = shuffled_index(position, num, named_seed(self.seed, "order"))
+        found = self._augmented(index, position)
+        rng = np.random.default_rng(named_seed(self.seed, "cutmix", position))
+        if num > 1 and rng.random() < self.pseudo.cutmix:
+            other = self._augmented((index + int(rng.integers(1, num))) % num, named_seed(self.seed, "other", position))
+            x, y, z = random_block(tuple(found["weight"].shape), rng)
+            for key, value in other.items():
+                found[key][..., x, y, z] = value[..., x, y, z]
+        return found
+
+    def _augmented(self, index: int, position: int) -> dict[str, Tensor]:
         image = torch.from_numpy(np.array(self.pseudo.cases[index].image))
         shares = self.pseudo.probabilities[index].astype(np.float32)
         image, soft = self.pseudo.augment.soft(image, shares, named_seed(self.seed, "sample", position))

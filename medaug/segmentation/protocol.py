@@ -38,6 +38,7 @@ class PseudoLabels:
         share: share of each batch.
         finish: share of the steps, at the end, that use no pseudo-labels.
         weights: how far each scan is trusted, 0..1; None: all fully.
+        cutmix: share of these volumes of which a block comes from another of the scans.
     """
 
     cases: Sequence[ModelCase]
@@ -46,6 +47,7 @@ class PseudoLabels:
     share: float = 0.5
     finish: float = 0.2
     weights: Sequence[float] | None = None
+    cutmix: float = 0.0
 
 
 @dataclass(frozen=True)

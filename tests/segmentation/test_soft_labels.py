@@ -15,7 +15,7 @@ from medaug.data.batches import confidence
 from medaug.errors import UserError
 from medaug.networks.condition import one_hot
 from medaug.segmentation.backends import BACKENDS
-from medaug.segmentation.batches import training_batches
+from medaug.segmentation.batches import PseudoSamples, random_block, training_batches
 from medaug.segmentation.nets import build_dynunet
 from medaug.segmentation.protocol import Problem, PseudoLabels, SoftSegmenter, TrainingSet
 from medaug.segmentation.unet import (
@@ -55,6 +55,38 @@ def test_shares_that_are_not_whole_hold_on_average():
     assert sum(counts) == 8 and set(counts) == {0, 1} and len(batches[0]["image"]) == 4
     again = training_batches(TrainingSet(real, synthetic, 0.2, None, exact=True), 4, 3, 10, 0)
     assert torch.equal(again[7]["image"], batches[7]["image"]), "a batch depends on its step alone"
+
+
+class Unchanged:
+    """An augmentation that changes nothing."""
+
+    def soft(self, image, probabilities, seed):
+        return image, torch.from_numpy(probabilities)
+
+
+def test_cutmix_moves_image_probabilities_and_weights_of_a_block_together():
+    scans = [replace(toy(i, 0.0), label=None, image=np.full((1, SIDE, SIDE, SIDE), i, np.float32)) for i in range(3)]
+    shares = [np.zeros((3, SIDE, SIDE, SIDE), np.uint8) for _ in scans]
+    for i, certain in enumerate((255, 204, 153)):
+        shares[i][0], shares[i][1] = certain, 255 - certain
+    pseudo = PseudoLabels(scans, shares, Unchanged(), cutmix=1.0)
+    for position in range(20):
+        sample, plain = (PseudoSamples(replace(pseudo, cutmix=c), 0).sample(position) for c in (1.0, 0.0))
+        image = sample["image"][0]
+        first = plain["image"][0, 0, 0, 0]
+        other = (set(image.unique().tolist()) - {float(first)}).pop()
+        block = (image == other).nonzero()
+        low, high = block.min(0).values, block.max(0).values + 1
+        assert len(block) == (high - low).prod() and 0.1 < len(block) / SIDE**3 < 0.7
+        for i in {float(first), other}:
+            there = image == i
+            assert sample["soft"][0][there].unique().tolist() == pytest.approx([1 - 0.2 * i])
+            assert len(sample["weight"][there].unique()) == 1
+        assert plain["image"].unique().numel() == 1 and sample["weight"].unique().numel() == 2
+    volumes = [
+        np.prod([s.stop - s.start for s in random_block((40, 40, 40), np.random.default_rng(i))]) for i in range(50)
+    ]
+    assert min(volumes) / 40**3 > 0.22 and max(volumes) / 40**3 < 0.54
 
 
 def test_the_last_steps_use_human_labels_only_and_soft_labels_move_with_the_image():
