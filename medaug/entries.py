@@ -98,6 +98,7 @@ OWN: dict[str, dict[str, str]] = {
     "backends": {
         "unet": "medaug.segmentation.backends:UNET",
         "dynunet": "medaug.segmentation.backends:DYNUNET",
+        "nnunet": "medaug.segmentation.backends:NNUNET",
         "denoiser": "medaug.segmentation.denoiser:DENOISER",
         "atlas": "medaug.segmentation.atlases:ATLASES",
     },

@@ -28,6 +28,10 @@ class SegmenterOptions:
     learning_rate: float = option("peak learning rate of AdamW, with cosine decay", 2e-3, limits=above(0))
     batch_size: int = option("volumes per step", 4, limits=_POSITIVE)
     num_workers: int = option("processes that load data", 1, limits=at_least(0), identity=False)
+    nnunet: str | None = path_option(
+        "Python of an environment with nnU-Net v2, for backend=nnunet; null: MEDAUG_NNUNET, or this Python",
+        identity=False,
+    )
     ema: float = option(
         "use a moving average of the weights with this decay per step, such as 0.99; 0: use the last weights",
         0.0,

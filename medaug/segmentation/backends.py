@@ -8,6 +8,7 @@ from pathlib import Path
 from medaug.errors import UserError
 from medaug.options import SegmenterOptions
 from medaug.segmentation.nets import Build, build_dynunet, build_unet
+from medaug.segmentation.nnunet import NNUNetSegmenter
 from medaug.segmentation.protocol import Backend, Judge, Problem, TrainingSet
 from medaug.segmentation.unet import UNetSegmenter
 from medaug.tables import Table
@@ -39,8 +40,18 @@ class UNetBackend:
         return UNetSegmenter(problem, options, self.build)
 
 
+@dataclass(frozen=True)
+class NNUNetBackend:
+    """Makes segmenters that are trained by nnU-Net v2."""
+
+    def make(self, problem: Problem, options: SegmenterOptions) -> NNUNetSegmenter:
+        """An untrained segmenter for a problem."""
+        return NNUNetSegmenter(problem, options)
+
+
 UNET = UNetBackend(build_unet)
 DYNUNET = UNetBackend(build_dynunet, fewest_levels=3)
+NNUNET = NNUNetBackend()
 BACKENDS: Table[Backend] = Table("backends", "segmenter backend", Backend, key="benchmark.backend")
 
 
