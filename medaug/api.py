@@ -317,8 +317,9 @@ class SyntheticPairs(IterableDataset[Pair]):
 
     def _sample(self, plans: Sequence[tuple[Recipe, ModelCase, NDArray[np.uint8]]]) -> list[Pair]:
         job, _ = self._load()
-        recipes, _, masks = zip(*plans, strict=True)
-        images = sample_images(job.model, job.card.schema, recipes, masks, recipes[0].guidance_scale)
+        recipes, hosts, masks = zip(*plans, strict=True)
+        scale = recipes[0].guidance_scale
+        images = sample_images(job.model, job.card.schema, recipes, masks, scale, hosts=hosts)
         return [
             _pair(job.card, recipe, host, mask, image)
             for (recipe, host, mask), image in zip(plans, images, strict=True)

@@ -132,6 +132,7 @@ class Material:
                     [recipes[case.case.name] for case in batch],
                     [np.array(case.label) for case in batch],
                     scale,
+                    hosts=batch,
                 )
                 for batch in batches
             ]

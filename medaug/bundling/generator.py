@@ -19,6 +19,7 @@ from medaug.diffusion.guidance import Guidance
 from medaug.diffusion.samplers import Sampling
 from medaug.imaging.nifti import write_volume
 from medaug.training.checkpoint import Card
+from medaug.training.model import Context
 
 CARD, WEIGHTS = "card.json", "model.safetensors"
 NOTE = "medaug synthetic"
@@ -44,11 +45,13 @@ class BundledGenerator:
         seed: int,
         guidance: Guidance,
         sampling: Sampling,
+        inside: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float32]:
-        """An image (M, *grid) in [-1, 1] for class indices (*grid) on the model's grid."""
+        """An image (M, *grid) in [-1, 1] for class indices (*grid) on the model's grid; inside: voxels of the scan."""
         device = self.model.codec.mean.device
         label = torch.from_numpy(mask[None]).long().to(device)
-        return self.model.sample(label, [seed], sampling, guidance).cpu().numpy()[0]
+        context = Context(field_of_view=None if inside is None else torch.from_numpy(inside[None]).to(device))
+        return self.model.sample(label, [seed], sampling, guidance, context).cpu().numpy()[0]
 
     def write(
         self,
@@ -80,7 +83,7 @@ class BundledGenerator:
         geometry = grid.locate(indices.shape, image.affine)
         placed = grid.place_label(indices, geometry)
         sampling = Sampling(sampler, num_inference_steps)
-        volumes = self.sample(placed, seed, Guidance(guidance_scale), sampling)
+        volumes = self.sample(placed, seed, Guidance(guidance_scale), sampling, grid.inside(geometry))
         stem, written = Path(mask).name.removesuffix(".gz").removesuffix(".nii"), []
         for number, (volume, (low, high)) in enumerate(zip(volumes, self.card.scale, strict=True)):
             values = low + (volume.astype(np.float64) + 1) / 2 * (high - low)

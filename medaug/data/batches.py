@@ -37,15 +37,17 @@ def shuffled_index(position: int, length: int, seed: int) -> int:
 class TrainingBatches(Dataset[dict[str, Tensor]]):
     """Item `step` is the batch that this rank trains on at that step.
 
-    image (B, M, X, Y, Z) float32 in [-1, 1]; label (B, X, Y, Z) int64; inside (B, Z) bool, which slices lie in the
-    scan; labelled (B,) bool; attributes (B, A) float32; seed (B,) int64, the seed of the sample's time, noise and
-    condition dropout. With `sliced`, for 2D networks, the augmentation leaves out slices of padding.
+    image (B, M, X, Y, Z) float32 in [-1, 1]; label (B, X, Y, Z) int64; inside (B, Z) bool and field_of_view (B, X, Y,
+    Z) bool, which slices and voxels lie in the scan (before augmentation); labelled (B,) bool; attributes (B, A)
+    float32; seed (B,) int64, seed of the sample's time, noise and condition dropout. With `sliced`, for 2D networks,
+    the augmentation leaves out slices of padding.
 
     `of` makes them batches of patches: X, Y and Z are then those of a patch, and place (B, 6) float32 says where each
-    lies (`medaug.diffusion.windows.place`).
+    lies (`medaug.diffusion.windows.place`). It can also make `field_of_view` move with the image.
     """
 
     patches: Patches | None = None
+    moves_field_of_view = False
 
     def __init__(
         self,
@@ -67,9 +69,12 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
         self.attributes = attributes
         self.sliced = sliced
 
-    def of(self, patches: Patches | None) -> Self:
-        """These batches, of patches of the cases; None: of whole cases."""
-        self.patches = patches
+    def of(self, patches: Patches | None, moves_field_of_view: bool = False) -> Self:
+        """These batches, of patches of the cases; None: of whole cases.
+
+        If `field_of_view` is to move with the image, the augmentation must accept an image without channels.
+        """
+        self.patches, self.moves_field_of_view = patches, moves_field_of_view
         return self
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
@@ -86,6 +91,7 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
             part = case.slices if self.sliced else slice(None)
             image, label = self.augment(sample["image"][..., part], sample["label"][..., part], seed)
             sample["image"][..., part], sample["label"][..., part] = image, label
+            self._move_field_of_view(sample["field_of_view"][..., part], seed)
         return cropped(sample, patch) | {"seed": torch.tensor(seed)} | where
 
     def _cut(self, case: ModelCase, seed: int) -> tuple[Box, Box, dict[str, Tensor]]:
@@ -95,6 +101,11 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
         box = self.patches.box(case, seed)
         outer, inner = (box, WHOLE) if self.augment is None else self.patches.around(box, case.image.shape[1:])
         return outer, inner, located(self.patches, case, box)
+
+    def _move_field_of_view(self, inside: Tensor, seed: int) -> None:
+        """Move the field of view (X, Y, Z) as the augmentation moves an image, in place."""
+        if self.moves_field_of_view and self.augment is not None and not inside.all():
+            inside[:] = self.augment(torch.empty(0, *inside.shape), inside.long(), seed)[1].bool()
 
 
 class SoftBatches(TrainingBatches):
@@ -128,6 +139,7 @@ class SoftBatches(TrainingBatches):
         if self.augment is not None:
             part = case.slices if self.sliced else slice(None)
             image[..., part], shares[..., part] = light_affine_soft(image[..., part], shares[..., part], seed)
+            self._move_field_of_view(sample["field_of_view"][..., part], seed)
         shares = shares / shares.sum(0, keepdim=True).clamp(min=1e-6)
         shares = shares[(..., *patch)]
         return cropped(sample | {"image": image}, patch) | {
@@ -254,12 +266,14 @@ def as_tensors(case: ModelCase, attributes: AttributeEncoder = NO_ATTRIBUTES, bo
     """
     image = torch.from_numpy(np.array(case.image[(slice(None), *box)]))
     label = np.zeros(image.shape[1:], np.uint8) if case.label is None else np.array(case.label[box])
-    inside = torch.zeros(case.image.shape[3], dtype=torch.bool)
-    inside[case.slices] = True
+    x, y, z = (torch.zeros(side, dtype=torch.bool) for side in case.image.shape[1:])
+    for axis, part in zip((x, y, z), case.field_of_view, strict=True):
+        axis[part] = True
     return {
         "image": image,
         "label": torch.from_numpy(label).long(),
-        "inside": inside[box[2]],
+        "field_of_view": x[box[0], None, None] & y[box[1], None] & z[box[2]],
+        "inside": z[box[2]],
         "labelled": torch.tensor(case.label is not None),
         "attributes": attributes.encode(attributes.of(case.case, case.affine)),
     }
@@ -267,8 +281,8 @@ def as_tensors(case: ModelCase, attributes: AttributeEncoder = NO_ATTRIBUTES, bo
 
 def cropped(sample: dict[str, Tensor], box: Box) -> dict[str, Tensor]:
     """A sample's volumes in a box, and its other entries as they are."""
-    volumes = {"image": sample["image"][(..., *box)], "label": sample["label"][box], "inside": sample["inside"][box[2]]}
-    return sample | volumes
+    volumes = {name: sample[name][(..., *box)] for name in ("image", "label", "field_of_view")}
+    return sample | volumes | {"inside": sample["inside"][box[2]]}
 
 
 def located(patches: Patches, case: ModelCase, box: Box) -> dict[str, Tensor]:

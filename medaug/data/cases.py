@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from medaug.cohort.manifest import Case, Manifest
 from medaug.cohort.schema import IGNORE, foreground
 from medaug.data.cache import add_owner, content_digests, locked, read_entry, refuse_changed, write_entry
-from medaug.data.geometry import filled
+from medaug.data.geometry import filled, in_box
 from medaug.data.preprocessing import Placement, Preprocessing, body_box
 from medaug.errors import UserError
 from medaug.imaging.cases import HostImage, read_doubt, read_indices, read_modalities
@@ -72,6 +72,11 @@ class ModelCase:
         """The box of the grid that lies in the scan; the rest is padding."""
         x, y, z = map(filled, self.placement.resampled, self.image.shape[1:])
         return x, y, z
+
+    @property
+    def inside(self) -> NDArray[np.bool_]:
+        """(X, Y, Z), true in `field_of_view`."""
+        return in_box(self.field_of_view, self.image.shape[1:])
 
 
 def read_case(manifest: Manifest, case: Case) -> tuple[HostImage, NDArray[np.uint8] | None]:

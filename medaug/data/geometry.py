@@ -127,6 +127,10 @@ class ModelGrid:
         )
         return x, y, z
 
+    def inside(self, geometry: Geometry) -> NDArray[np.bool_]:
+        """The voxels of the grid that lie in the scan, (*shape); the others are padding."""
+        return in_box([filled(*sides) for sides in zip(geometry.resampled, self.shape, strict=True)], self.shape)
+
     def _covered(self, geometry: Geometry) -> Box:
         """`region` along the axes of the reoriented host."""
         ends = []
@@ -151,6 +155,13 @@ def filled(scan: int, model: int) -> slice:
     """The part of one side of the model's grid that a resampled scan fills after the central crop and pad."""
     before = max(0, (model - scan) // 2)
     return slice(before, before + min(scan, model))
+
+
+def in_box(box: Sequence[slice], shape: Sequence[int]) -> NDArray[np.bool_]:
+    """A volume of this shape, true in the box."""
+    inside = np.zeros(shape, bool)
+    inside[tuple(box)] = True
+    return inside
 
 
 def _slices(box: Sequence[tuple[int, int]]) -> tuple[slice, ...]:

@@ -21,7 +21,8 @@ class Condition(NamedTuple):
     """The condition of a batch.
 
     Attributes:
-        planes: (B, K, X/sx, Y/sy, Z/sz) float32 in codec space: masks and images as `embed` returns them; K may be 0.
+        planes: (B, K, X/sx, Y/sy, Z/sz) float32 in codec space: masks and images as `embed` returns them, then the
+            field of view (`embed_field_of_view`) if the model gets it; K may be 0.
         attributes: (B, A) float32, the encoded attributes of each scan; A may be 0.
         place: (B, 6) float32, where each sample lies in the whole volume, see `medaug.diffusion.windows.place`; with no
             elements, samples are whole volumes.
@@ -67,3 +68,11 @@ def embed(volumes: Tensor, known: Tensor, stride: tuple[int, int, int]) -> Tenso
     flags = known.float()[:, :, None, None, None]
     embedded = space_to_depth(volumes * flags, stride)
     return torch.cat([embedded, flags.expand(-1, -1, *embedded.shape[2:])], dim=1)
+
+
+def embed_field_of_view(inside: Tensor, stride: tuple[int, int, int]) -> Tensor:
+    """Bring the field of view (B, X, Y, Z) bool to codec space: (B, sx * sy * sz, X/sx, Y/sy, Z/sz) float32.
+
+    1 at voxels of the scan, -1 at padding. It has no flag, because it is always known.
+    """
+    return space_to_depth(2.0 * inside[:, None].float() - 1.0, stride)

@@ -124,6 +124,11 @@ class NetworkOptions:
     coordinates: bool = option(
         "also feed voxel coordinates to the network, for cohorts whose scans are aligned; data.patch always does", False
     )
+    field_of_view: bool = option(
+        "also tell the network which voxels lie in the scan; for cohorts whose scans are smaller than the grid",
+        False,
+        identity=None,
+    )
     stem: int | None = option(
         "features of a learned stem for the mask; 0: no stem; null: 32 if the codec's blocks exceed 8 voxels, else 0",
         None,

@@ -72,17 +72,19 @@ class Predictor:
         seeds = [named_seed(self.options.seed, "predict", scan.case.name, k) for k in range(self.request.num_samples)]
         encoder = self.model.attributes
         attributes = encoder.encode(encoder.of(scan.case, scan.affine)).to(device)
+        inside = torch.from_numpy(self.card.preprocessing.grid.inside(scan.placement)).to(device)
         size, samples = self.options.batch_size, []
         for some in (seeds[i : i + size] for i in range(0, len(seeds), size)):
             labels = torch.from_numpy(label).long()[None].expand(len(some), -1, -1, -1)
             images = None if given is None else given.expand(len(some), -1, -1, -1, -1).to(device)
+            context = Context(images, attributes.expand(len(some), -1), None, inside.expand(len(some), -1, -1, -1))
             samples.append(
                 self.model.sample(
                     labels.to(device),
                     some,
                     self.request.sampling,
                     Guidance(self.options.guidance_scale),
-                    Context(images, attributes.expand(len(some), -1)),
+                    context,
                     inpainting=inpainting,
                 ).cpu()
             )

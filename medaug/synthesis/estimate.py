@@ -156,12 +156,12 @@ def _pair_bytes(card: Card, recipes: Recipes) -> float:
 
 def _pair_seconds(model: DiffusionModel, card: Card, recipes: Recipes, batch: int) -> float:
     """Seconds per pair, extrapolated from a sampling of a few steps after a warm-up."""
-    made, _, masks = zip(*(recipes(index) for index in range(batch)), strict=True)
+    made, hosts, masks = zip(*(recipes(index) for index in range(batch)), strict=True)
     seconds = 0.0
     for steps in (1, TIMED_STEPS):
         short = [replace(recipe, num_inference_steps=steps) for recipe in made]
         begun = time.perf_counter()
-        sample_images(model, card.schema, short, masks, made[0].guidance_scale)
+        sample_images(model, card.schema, short, masks, made[0].guidance_scale, hosts=hosts)
         seconds = time.perf_counter() - begun
     return seconds / TIMED_STEPS * made[0].num_inference_steps / batch
 

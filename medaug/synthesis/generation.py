@@ -51,24 +51,27 @@ def sample_images(
     guidance_scale: float,
     watch: Callable[[float, NDArray[np.float32]], None] | None = None,
     inpainting: Inpainting | None = None,
+    hosts: Sequence[ModelCase] = (),
 ) -> NDArray[np.float32]:
     """Sample images (B, M, X, Y, Z) in [-1, 1] for masks (X, Y, Z), each with the seed of its recipe.
 
     The recipes must have the same sampler and guidance; their attributes may differ. `guidance_scale` is used instead
     of the recipes' scale. `schema` is that of the model. `watch` is called at each evaluation of the model, with the
-    time and the images that the model expects at that time. With `inpainting`, only its region is sampled.
+    time and the images that the model expects at that time. With `inpainting`, only its region is sampled. The model
+    gets the field of view of the `hosts`; without hosts, that is the whole grid.
     """
     device = model.codec.mean.device
     label = torch.from_numpy(np.stack(masks)).long().to(device)
     seeds = [recipe.seed for recipe in recipes]
     attributes = torch.stack([model.attributes.encode(recipe.attributes) for recipe in recipes]).to(device)
+    inside = torch.from_numpy(np.stack([host.inside for host in hosts])).to(device) if hosts else None
     try:
         images = model.sample(
             label,
             seeds,
             recipe_sampling(recipes[0]),
             recipe_guidance(recipes[0], schema, guidance_scale),
-            Context(attributes=attributes),
+            Context(attributes=attributes, field_of_view=inside),
             watch=None if watch is None else lambda t, images: watch(t, images.cpu().numpy()),
             inpainting=inpainting,
         )
@@ -157,7 +160,7 @@ def _take_turn(
     recipes, hosts, masks = zip(*(plan(*member) for member in members), strict=True)
     insertion, scale = writer.manner.insertion, recipes[0].guidance_scale
     known = None if insertion is None else insertion.inpainting(hosts, masks, model.codec.mean.device)
-    images = sample_images(model, writer.card.schema, recipes, masks, scale, None, known)
+    images = sample_images(model, writer.card.schema, recipes, masks, scale, None, known, hosts)
     for pair in zip(recipes, hosts, masks, images, strict=True):
         if (recipe := pair[0]).index not in missing:
             continue

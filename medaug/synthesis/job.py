@@ -168,7 +168,7 @@ class Job:
 
     def show_denoising(self, recipes: Recipes, stem: Path) -> None:
         """Write `stem`.png and .gif, which show pair 0 emerging from noise in `generate.strip` frames."""
-        recipe, _, mask = recipes(0)
+        recipe, host, mask = recipes(0)
         seen: list[tuple[float, np.ndarray]] = []
         last = sample_images(
             self.model,
@@ -177,6 +177,7 @@ class Job:
             [mask],
             recipe.guidance_scale,
             lambda t, x0: seen.append((t, x0[0, 0])),
+            hosts=[host],
         )
         frames = [seen[i] for i in evenly(len(seen), self.generate.strip)]
         denoising_strip([*frames, (0.0, last[0, 0])], busiest_slice(mask), stem)

@@ -116,7 +116,7 @@ class _Samples:
         images = []
         for first in range(0, len(self.plans), self.batch_size):
             recipes, hosts, masks = zip(*self.plans[first : first + self.batch_size], strict=True)
-            made = sample_images(model, self.card.schema, recipes, masks, self.guidance_scale)
+            made = sample_images(model, self.card.schema, recipes, masks, self.guidance_scale, hosts=hosts)
             pairs = zip(made, hosts, strict=True)
             images += [_without_padding(*pair) if self.card.sliced else pair[0] for pair in pairs]
         return images

@@ -107,7 +107,8 @@ def fit(
     last = LastCheckpoint(path, budget.checkpoint_every)
     curve = ValidationCurve(folder / "validation.csv", min(budget.validate_every, budget.max_steps))
     scoring = None if score is None else SampleScoring(folder, budget.score_every, score)
-    batches = DiffusionData(data.train, data.val, budget, card.attributes, card.sliced, data.patches)
+    conditions = card.attributes, card.sliced, data.patches, module.model.field_of_view
+    batches = DiffusionData(data.train, data.val, budget, *conditions)
     trainer = _run(module, batches, folder, writer, last, curve, scoring)
     if last.signals.received is not None:
         last.signals.leave(f"stopped at step {trainer.global_step}", trainer.is_global_zero)

@@ -85,7 +85,10 @@ def initialise(model: DiffusionModel, path: Path) -> Initialised:
     network = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     if card.attributes != model.attributes:  # their weights could fit by shape but mean other attributes
         network = {name: value for name, value in network.items() if ".class_embedding." not in name}
-    same_planes = _planes(task) == _planes(model.task)
+    same_planes = (_planes(task), bool(card.options["network"].get("field_of_view"))) == (
+        _planes(model.task),
+        model.field_of_view,
+    )
     try:
         matching = model.network.matching_weights(network, same_planes)
     except ValueError as error:

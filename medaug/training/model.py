@@ -23,7 +23,7 @@ from medaug.errors import UserError
 from medaug.networks.build import build_network
 from medaug.networks.codec_table import build_codec
 from medaug.networks.codecs import space_to_depth
-from medaug.networks.condition import Condition, embed, embedded_channels, signed_planes
+from medaug.networks.condition import Condition, embed, embed_field_of_view, embedded_channels, signed_planes
 from medaug.networks.finite import not_finite
 from medaug.options import TrainerOptions
 from medaug.training.tasks import Task, resolve_task
@@ -63,12 +63,15 @@ class Context:
         attributes: (B, A), see `AttributeEncoder`; None: all unknown.
         labelled: (B,) bool, which samples have a label; None: all. The others get the null condition.
         place: (B, 6), where patches lie in whole volumes, see `medaug.diffusion.windows.place`; None: whole volumes.
+        field_of_view: (B, X, Y, Z) bool, which voxels lie in the scan; None: all. Read by models that were trained with
+            `network.field_of_view`.
     """
 
     images: Tensor | None = None
     attributes: Tensor | None = None
     labelled: Tensor | None = None
     place: Tensor | None = None
+    field_of_view: Tensor | None = None
 
     def on(self, device: str) -> Context:
         """The same on a device."""
@@ -104,10 +107,11 @@ class DiffusionModel(nn.Module):
         super().__init__()
         self.attributes: AttributeEncoder = attributes
         self.region_weight = float(options.get("trainer", {}).get("region_weight", 1.0))
-        patch, network = options.get("data", {}).get("patch"), options["network"]
+        patch, network = options.get("data", {}).get("patch"), dict(options["network"])
         self.patch: Shape | None = None if patch is None else (patch[0], patch[1], patch[2])
+        self.field_of_view = bool(network.pop("field_of_view", False))
         if self.patch is not None:
-            network = network | {"coordinates": True}
+            network["coordinates"] = True
         self.task = task or resolve_task({}, [str(m) for m in range(num_modalities)], num_classes)
         self.precision = precision
         self.sliced = network["spatial_dims"] == 2
@@ -116,6 +120,7 @@ class DiffusionModel(nn.Module):
             self.codec = build_codec(options["codec"], self.task.num_targets, network["spatial_dims"])
             block = math.prod(self.codec.stride)
             planes = embedded_channels(self.task.num_masks + self.task.num_images, self.codec.stride)
+            planes += block * self.field_of_view
             self.network = build_network(network, self.codec.channels, planes, attributes.size, block)
         except ValueError as error:
             raise UserError(f"codec, network and process do not work together: {error}") from error
@@ -131,6 +136,7 @@ class DiffusionModel(nn.Module):
         images: Tensor | None = None,
         images_known: Tensor | None = None,
         attributes: Tensor | None = None,
+        field_of_view: Tensor | None = None,
         soft: Tensor | None = None,
     ) -> Condition:
         """The condition in codec space.
@@ -141,6 +147,7 @@ class DiffusionModel(nn.Module):
             images: (B, num_images, X, Y, Z), see `Task.images_of`; None if the task has none.
             images_known: (B, num_images), 1 if the image is known, else 0; None: all are known.
             attributes: (B, A), see `AttributeEncoder`; None: all unknown.
+            field_of_view: (B, X, Y, Z) bool, which voxels lie in the scan; None: all.
             soft: (B, num_classes - 1, X, Y, Z) in [-1, 1], the mask in place of the label's `signed_planes`.
 
         Raises:
@@ -157,6 +164,9 @@ class DiffusionModel(nn.Module):
                 raise ValueError(f"the task needs {self.task.num_images} image(s) as its condition, and there are none")
             present = torch.ones(images.shape[:2], device=images.device) if images_known is None else images_known
             planes.append(embed(images, present, stride))
+        if self.field_of_view:
+            inside = torch.ones_like(label, dtype=torch.bool) if field_of_view is None else field_of_view
+            planes.append(embed_field_of_view(inside, stride))
         if attributes is None:
             attributes = planes[0].new_zeros(len(label), self.attributes.size)
         return Condition(torch.cat(planes, dim=1), attributes)
@@ -232,7 +242,8 @@ class DiffusionModel(nn.Module):
             hidden = ~shown("attributes", dropout.attributes, len(self.attributes.attributes))
             attributes = self.attributes.hide(batch["attributes"], hidden)
         images = self.task.images_of(batch["image"], batch["seed"])
-        condition = self.condition(batch["label"], known, images, images_known, attributes, batch.get("soft"))
+        soft, inside = batch.get("soft"), batch.get("field_of_view")
+        condition = self.condition(batch["label"], known, images, images_known, attributes, inside, soft)
         return condition._replace(place=batch["place"]) if "place" in batch else condition
 
     def _weights(self, batch: dict[str, Tensor], kept: Tensor) -> Tensor | None:
@@ -360,7 +371,8 @@ class DiffusionModel(nn.Module):
         known = torch.ones(len(label), self.task.num_classes - 1, device=label.device)
         if context.labelled is not None:
             known *= context.labelled[:, None]
-        inputs = Inputs(label, known, images, images.new_ones(images.shape[:2]), attributes)
+        inside = torch.ones_like(label, dtype=torch.bool) if context.field_of_view is None else context.field_of_view
+        inputs = Inputs(label, known, images, images.new_ones(images.shape[:2]), attributes, inside)
         if guidance.negative:
             removed = torch.isin(label, torch.tensor(guidance.negative, device=label.device))
             return inputs, inputs._replace(label=label.masked_fill(removed, 0))

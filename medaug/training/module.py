@@ -17,7 +17,14 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
 from medaug.data.attributes import NO_ATTRIBUTES, AttributeEncoder
-from medaug.data.batches import FixedBatches, MixedBatches, SoftBatches, StepsFrom, TrainingBatches, make_loader
+from medaug.data.batches import (
+    FixedBatches,
+    MixedBatches,
+    SoftBatches,
+    StepsFrom,
+    TrainingBatches,
+    make_loader,
+)
 from medaug.data.cases import ModelCase
 from medaug.data.patches import Patches
 from medaug.data.transforms import light_affine
@@ -129,6 +136,7 @@ class DiffusionModule(LightningModule):
                 attributes=few["attributes"],
                 labelled=few["labelled"],
                 place=few.get("place"),
+                field_of_view=few["field_of_view"],
             ),
         )
         if not self.trainer.is_global_zero:  # all ranks must sample, because the weights may be split
@@ -169,6 +177,7 @@ class DiffusionData(LightningDataModule):
         attributes: AttributeEncoder = NO_ATTRIBUTES,
         sliced: bool = False,
         patches: Patches | None = None,
+        field_of_view: bool = False,
     ) -> None:
         super().__init__()
         self.train_cases = train
@@ -177,13 +186,15 @@ class DiffusionData(LightningDataModule):
         self.attributes = attributes
         self.sliced = sliced
         self.patches = patches
+        self.field_of_view = field_of_view
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """`trainer.accumulate` batches per step; the samples of a batch depend only on its number."""
         trainer = self.trainer
         assert trainer is not None
         ranks, accumulate = (trainer.global_rank, trainer.world_size), self.budget.accumulate
-        batches = training_batches(self.train_cases, self.budget, *ranks, self.attributes, self.sliced, self.patches)
+        kinds = self.attributes, self.sliced, self.patches, self.field_of_view
+        batches = training_batches(self.train_cases, self.budget, *ranks, *kinds)
         steps = StepsFrom(trainer.global_step * accumulate, self.budget.max_steps * accumulate)
         return make_loader(batches, steps, self.budget.num_workers)
 
@@ -202,6 +213,7 @@ def training_batches(
     attributes: AttributeEncoder = NO_ATTRIBUTES,
     sliced: bool = False,
     patches: Patches | None = None,
+    field_of_view: bool = False,
 ) -> TrainingBatches | MixedBatches:
     """The batches that a rank trains on, by step; with `labelled_share`, that share of each batch is labelled.
 
@@ -212,7 +224,7 @@ def training_batches(
     soft = [case.soft for case in cases if case.soft is not None]
     make: Callable[..., TrainingBatches] = partial(SoftBatches, num_classes=len(soft[0])) if soft else TrainingBatches
     if budget.labelled_share is None:
-        return make(cases, budget.batch_size, budget.seed, augment, rank, world_size, attributes, sliced).of(patches)
+        return make(cases, budget.batch_size, budget.seed, augment, rank, world_size, attributes, sliced).of(patches, field_of_view)
     labelled = [case for case in cases if case.label is not None]
     unlabelled = [case for case in cases if case.label is None]
     number = round(budget.batch_size * budget.labelled_share)
@@ -231,7 +243,7 @@ def training_batches(
     parts = ((labelled, number, "labelled"), (unlabelled, budget.batch_size - number, "unlabelled"))
     return MixedBatches(
         [
-            make(some, count, named_seed(budget.seed, name), augment, rank, world_size, attributes, sliced).of(patches)
+            make(some, count, named_seed(budget.seed, name), augment, rank, world_size, attributes, sliced).of(patches, field_of_view)
             for some, count, name in parts
         ]
     )

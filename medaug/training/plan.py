@@ -101,7 +101,8 @@ def make_plan(data: TrainingData, budget: TrainerOptions, scored: bool = False) 
     device = torch.device(device_type(budget))
     with torch.random.fork_rng(devices=[]):
         model = card.build().to(device)
-    batches = training_batches(train, budget, attributes=card.attributes, sliced=card.sliced, patches=data.patches)
+    conditions = card.attributes, card.sliced, data.patches, model.field_of_view
+    batches = training_batches(train, budget, 0, 1, *conditions)
     first = {key: value.to(device) for key, value in batches[0].items()}
     parameters = sum(p.numel() for p in model.parameters())
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)

@@ -22,10 +22,12 @@ class Inputs(NamedTuple):
     images: Tensor
     images_known: Tensor
     attributes: Tensor
+    field_of_view: Tensor
 
     def of(self, box: Box, device: str) -> Inputs:
         """The inputs in a box of voxels, on a device."""
-        parts = self._replace(label=self.label[(..., *box)], images=self.images[(..., *box)])
+        volumes = {name: getattr(self, name)[(..., *box)] for name in ("label", "images", "field_of_view")}
+        parts = self._replace(**volumes)
         return Inputs(*(part.to(device) for part in parts))
 
 

@@ -163,3 +163,18 @@ def test_a_single_slice_is_augmented_within_its_plane():
     batch = TrainingBatches([case], 20, 0, light_affine, sliced=True)[0]
     assert batch["image"].shape == (20, 1, 9, 9, 1) and batch["image"].isfinite().all()
     assert len({tuple(image.flatten().tolist()) for image in batch["image"]}) > 5
+
+
+def test_the_field_of_view_moves_with_the_image():
+    shape = (10, 9, 8)
+    case = make_cases(1)[0]
+    placement = replace(case.placement, shape=(6, 9, 5), resampled=(6, 9, 5))
+    case = replace(case, image=np.zeros((1, *shape), np.float32), placement=placement)
+    assert case.inside.sum() == 6 * 9 * 5 and case.inside[case.field_of_view].all()
+    case = replace(case, image=2 * case.inside[None].astype(np.float32) - 1, label=case.inside.astype(np.uint8))
+    fixed, moving = (TrainingBatches([case], 12, 0, light_affine).of(None, moves)[0] for moves in (False, True))
+    assert all(torch.equal(fixed[key], moving[key]) for key in fixed if key != "field_of_view")
+    assert torch.equal(fixed["field_of_view"], torch.from_numpy(case.inside).expand(12, -1, -1, -1))
+    assert torch.equal(moving["field_of_view"], moving["label"].bool()), "the label is the field of view here"
+    assert not torch.equal(moving["field_of_view"], fixed["field_of_view"])
+    assert torch.equal(FixedBatches([case], 1, 0)[0]["field_of_view"][0], torch.from_numpy(case.inside))

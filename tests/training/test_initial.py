@@ -283,3 +283,13 @@ def test_invalid_init_from_is_refused_before_anything_is_written(tmp_path):
     own.touch()
     with pytest.raises(UserError, match="lies in the folder of this run"):
         run_train(tmp_path, f"init_from={own}")
+
+
+def test_a_model_that_gains_a_field_of_view_starts_as_under_the_null_condition(tmp_path):
+    former = save(tmp_path / "a.ckpt", card_of(codec="identity"))
+    model = card_of(codec="identity", field_of_view=True).build()
+    report = initialise(model, tmp_path / "a.ckpt")
+    x = model.network.parts[0]
+    weight = model.network.state_dict()["unet.conv_in.conv.weight"]
+    assert torch.equal(weight[:, :x], former.network.state_dict()["unet.conv_in.conv.weight"][:, :x])
+    assert not weight[:, x:].any() and report.loaded == report.total

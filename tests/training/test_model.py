@@ -367,3 +367,25 @@ def test_in_3d_voxels_outside_the_scan_count_in_the_loss():
     model, batch = make_model(), make_batch()
     inside = torch.zeros(3, 8, dtype=torch.bool)
     assert torch.equal(model.loss(batch | {"inside": inside}), model.loss(batch))
+
+
+def test_a_model_with_a_field_of_view_reads_it_and_others_do_not():
+    model, batch = make_model(field_of_view=True), make_batch()
+    inside = torch.ones(3, *SHAPE, dtype=torch.bool)
+    half = inside.clone()
+    half[:, :4] = False
+    assert torch.equal(model.loss(batch), model.loss(batch | {"field_of_view": inside})), "unknown: the whole grid"
+    for dropout in (Dropout(), Dropout(1.0)):  # the null condition keeps it
+        changed = model.loss(batch | {"field_of_view": half}, dropout)
+        assert ((changed - model.loss(batch, dropout)).abs() > 1e-6).all()
+    planes = model.condition(batch["label"], torch.ones(3, 2), field_of_view=half).planes
+    assert torch.equal(planes[:, -8:, :2], -torch.ones(3, 8, 2, 4, 4)) and (planes[:, -8:, 2:] == 1).all()
+    options = {"sampler": "ddim", "num_inference_steps": 2, "guidance_scale": 2.0}
+    one, other = (
+        samples(model, batch["label"], [0, 1, 2], context=Context(field_of_view=view), **options)
+        for view in (None, half)
+    )
+    assert (one - other).abs().max() > 0.01
+    plain = make_model()
+    assert torch.equal(plain.loss(batch), plain.loss(batch | {"field_of_view": half}))
+    assert plain.network.parts[1] + 8 == model.network.parts[1]
