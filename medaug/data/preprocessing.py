@@ -89,13 +89,19 @@ class Preprocessing:
         return ModelGrid(self.shape, self.spacing)
 
     def apply_image(
-        self, image: NDArray[Any], affine: NDArray[Any], box: Box | None = None
+        self,
+        image: NDArray[Any],
+        affine: NDArray[Any],
+        box: Box | None = None,
+        limits: Sequence[tuple[float, float]] | None = None,
     ) -> tuple[NDArray[np.float32], Placement]:
         """Bring an image (M, X, Y, Z) in host units into model space: (M, *shape), float32 in [-1, 1].
 
-        `box` replaces the crop to the body, so that an image can be placed where another one was.
+        `box` replaces the crop to the body, so that an image can be placed where another one was. `limits` are the
+        intensities of each modality that become -1 and 1, for a part of a scan, which is then not cropped; None: see
+        `limits`.
         """
-        if box is None and self.crop == "body":
+        if box is None and limits is None and self.crop == "body":
             box = body_box(np.stack([apply_orientation(volume, orientation_of(affine)) for volume in image]))
         geometry = self.grid.locate(image.shape[1:], affine, box)
         volumes = [geometry.cropped(volume) for volume in image]
@@ -103,9 +109,7 @@ class Preprocessing:
         lattices = [estimate_bias(volume, spacing) for volume in volumes] if self.bias_correction else []
         if lattices:
             volumes = [v / bias_field(lattice, v.shape) for v, lattice in zip(volumes, lattices, strict=True)]
-        rule = Intensity(self.intensity, self.percentiles, self.window, self.zscore_clip)
-        zscore = self.intensity == "zscore"
-        limits = [rule.limits(volume, body_mask(volume) if zscore else None) for volume in volumes]
+        limits = self.limits(volumes) if limits is None else limits
         placement = Placement(
             **vars(geometry),
             low=tuple(low for low, _ in limits),
@@ -117,6 +121,12 @@ class Preprocessing:
             for volume, (low, high) in zip(volumes, limits, strict=True)
         ]
         return np.stack([self.grid.fit(volume, BACKGROUND) for volume in scaled]), placement
+
+    def limits(self, volumes: Sequence[NDArray[Any]]) -> tuple[tuple[float, float], ...]:
+        """The intensities of each volume (X, Y, Z) that become -1 and 1, after the crop to the body."""
+        rule = Intensity(self.intensity, self.percentiles, self.window, self.zscore_clip)
+        zscore = self.intensity == "zscore"
+        return tuple(rule.limits(volume, body_mask(volume) if zscore else None) for volume in volumes)
 
     def apply_label(self, label: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
         """Bring the class indices (X, Y, Z) of a case into model space, aligned with its image: (*shape), uint8."""

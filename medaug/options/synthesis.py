@@ -157,6 +157,15 @@ class GenerateOptions:
         applies_when=_EDITED,
         identity=None,
     )
+    box: list[int] | None = option(
+        "sides of a box around each lesion, in voxels of the model's size, anywhere in the scan; only the box is in "
+        "memory and generated; null: the model's grid",
+        None,
+        limits=_POSITIVE,
+        items=Items(count=3),
+        applies_when=_EDITED,
+        identity=None,
+    )
     resample: int = option(
         "how many times each step is repeated, for a seamless transition; 1 is fastest",
         4,

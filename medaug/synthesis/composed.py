@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +20,7 @@ from medaug.synthesis.masks import ImageModel, Label, Masks, MaskSource, Reason,
 _PLACES = 50  # places tried for a lesion before the mask is given up
 _USUAL = 0.05  # a class with at least this share of the voxels around lesions is tissue in which lesions occur
 _OVERLAP = 0.75  # share of a lesion that must lie where lesions occur, if no class says which tissue that is
-_ALL = np.ones((3, 3, 3), bool)
+ALL_NEIGHBOURS = np.ones((3, 3, 3), bool)
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,17 @@ class Lesions:
         classes: class indices that make up a lesion.
         crops: (x, y, z) class indices of each lesion in its bounding box, 0 around it.
         tissue: class indices, background included, in which lesions lie; empty if the masks have no class but lesions.
-        places: (X, Y, Z) voxels that lie in a lesion of some training mask.
+        places: (X, Y, Z) voxels that lie in a lesion of some training mask; None if the masks have grids of their own,
+            so that lesions may lie anywhere.
+        centres: the centre of each lesion along R, A, S, in shares of the sides of its mask.
         subjects: the subjects whose masks have the lesions.
     """
 
     classes: tuple[int, ...]
     crops: tuple[Label, ...]
     tissue: tuple[int, ...]
-    places: NDArray[np.bool_]
+    places: NDArray[np.bool_] | None
+    centres: tuple[tuple[float, ...], ...]
     subjects: frozenset[str]
 
     @classmethod
@@ -47,26 +51,47 @@ class Lesions:
         Raises:
             UserError: no training mask has one.
         """
+        owners = training.owners or [{"subject": ""}] * len(training.labels)
+        places = np.zeros(training.labels[0].shape, bool)
+        for mask in training.labels:
+            places |= np.isin(mask, classes)
+        named = zip(training.labels, (owner["subject"] for owner in owners), strict=True)
+        return cls.gathered(named, classes, places)
+
+    @classmethod
+    def gathered(
+        cls,
+        masks: Iterable[tuple[Label, str]],
+        classes: tuple[int, ...],
+        places: NDArray[np.bool_] | None = None,
+    ) -> Lesions:
+        """Find the lesions of masks, each with its subject, which are read once and one after the other.
+
+        Raises:
+            UserError: no mask has one.
+        """
         crops: list[Label] = []
+        centres: list[tuple[float, ...]] = []
         subjects = set()
         around = np.zeros(256, int)
-        places = np.zeros(training.labels[0].shape, bool)
-        owners = training.owners or [{"subject": ""}] * len(training.labels)
-        for mask, owner in zip(training.labels, owners, strict=True):
+        for mask, subject in masks:
             lesion = np.isin(mask, classes)
-            found, number = pieces_of(lesion, _ALL)
+            found, number = pieces_of(lesion, ALL_NEIGHBOURS)
             if not number:
                 continue
-            subjects.add(owner["subject"])
-            places |= lesion
-            around += np.bincount(mask[binary_dilation(lesion, _ALL) & ~lesion], minlength=256)
-            crops += [np.where(found[box] == i, mask[box], 0) for i, box in enumerate(find_objects(found), start=1)]
+            subjects.add(subject)
+            around += np.bincount(mask[binary_dilation(lesion, ALL_NEIGHBOURS) & ~lesion], minlength=256)
+            boxes = find_objects(found)
+            crops += [np.where(found[box] == i, mask[box], 0) for i, box in enumerate(boxes, start=1)]
+            middles = ([(side.start + side.stop) / 2 for side in box] for box in boxes)
+            centres += [tuple((np.array(middle) / mask.shape).tolist()) for middle in middles]
         if not crops:
             raise UserError("masks=composed: no training mask has a lesion (masks.lesions)", "name other classes")
         around[IGNORE] = 0
         others = [value for value in np.unique(around.nonzero()) if value not in (0, IGNORE)]
         usual = np.flatnonzero(around >= _USUAL * max(1, around.sum())).tolist()
-        return cls(classes, tuple(crops), tuple(usual) if others else (), places, frozenset(subjects))
+        tissue = tuple(usual) if others else ()
+        return cls(classes, tuple(crops), tissue, places, tuple(centres), frozenset(subjects))
 
     def without(self, label: Label) -> Label:
         """The mask with its own lesions replaced by the nearest other class."""
@@ -81,8 +106,9 @@ class Lesions:
 
         Ignored voxels may be any tissue, so there a lesion may lie only where a training mask has one.
         """
-        tissue = np.isin(label, self.tissue) if self.tissue else self.places & (label == 0)
-        allowed = np.where(label == IGNORE, self.places, tissue)
+        places = np.ones(label.shape, bool) if self.places is None else self.places
+        tissue = np.isin(label, self.tissue) if self.tissue else places & (label == 0)
+        allowed = np.where(label == IGNORE, places, tissue)
         return allowed, 1.0 if self.tissue and not (label == IGNORE).all() else _OVERLAP
 
 
@@ -92,21 +118,24 @@ class ComposedMasks(Masks):
     Attributes:
         classes: class indices that make up a lesion.
         lesions: the lesions of the training masks; None before `fitted`.
+        edge: width in voxels of the shell of the grid that stays free of new lesions.
     """
 
     remedy = "scale lesions less (masks.scaling), or use masks=deformed"
     inside_scan = True
     inside_body = True
 
-    def __init__(self, options: MasksOptions, classes: tuple[int, ...], lesions: Lesions | None = None) -> None:
-        self.options, self.classes, self.lesions = options, classes, lesions
+    def __init__(
+        self, options: MasksOptions, classes: tuple[int, ...], lesions: Lesions | None = None, edge: int = 0
+    ) -> None:
+        self.options, self.classes, self.lesions, self.edge = options, classes, lesions, edge
         self.subjects = frozenset() if lesions is None else lesions.subjects
         names = ("lesions", "rotation", "scaling", "replace", *(["mirror"] if options.mirror else []))
         self.parameters = {name: getattr(options, name) for name in names}
 
     def fitted(self, training: TrainingMasks) -> ComposedMasks:
         """See `Lesions.of`."""
-        return ComposedMasks(self.options, self.classes, Lesions.of(training, self.classes))
+        return ComposedMasks(self.options, self.classes, Lesions.of(training, self.classes), self.edge)
 
     def make(self, label: Label, seed: int) -> Label:
         """Place one lesion, chosen at random, as a whole where the host has room; place none if no room is found."""
@@ -122,7 +151,7 @@ class ComposedMasks(Masks):
         middle = where.mean(axis=0).round().astype(int)
         for centre in candidates[rng.integers(len(candidates), size=_PLACES)]:
             voxels = where + centre - middle
-            inside = (voxels >= 0).all() and (voxels < mask.shape).all()
+            inside = (voxels >= self.edge).all() and (voxels < np.array(mask.shape) - self.edge).all()
             if inside and room[at := tuple(voxels.T)].mean() >= share and not taken[at].any():
                 mask[at] = lesion[tuple(where.T)]
                 break

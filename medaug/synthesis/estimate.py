@@ -19,6 +19,7 @@ from medaug.imaging.volume import shape_text
 from medaug.options import GenerateOptions
 from medaug.processes import process_count
 from medaug.progress import duration
+from medaug.synthesis.boxes import HostBox
 from medaug.synthesis.generation import on_host_grid, sample_images
 from medaug.synthesis.recipes import Recipes, recipe_sampling
 from medaug.training.checkpoint import Card
@@ -147,7 +148,11 @@ def _pair_bytes(card: Card, recipes: Recipes) -> float:
     sizes = []
     with tempfile.TemporaryDirectory() as folder:
         for host in islice(recipes.hosts, SIZED):
-            volumes, label = on_host_grid(card, host, np.array(host.label), np.array(host.image))
+            if isinstance(host, HostBox) and recipes.boxes is not None:
+                image, indices = recipes.boxes.whole(host.case)
+                volumes, label = image.array.astype(image.dtype), indices
+            else:
+                volumes, label = on_host_grid(card, host, np.array(host.label), np.array(host.image))
             for number, volume in enumerate((*volumes, label)):
                 write_volume(Path(folder, f"{number}.nii.gz"), volume, host.affine)
             sizes.append(sum(path.stat().st_size for path in Path(folder).iterdir()))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from medaug.cohort import provenance
 from medaug.cohort.provenance import REJECTED_FOLDER, Recipe
@@ -31,6 +31,7 @@ from medaug.screening.confidence import doubt
 from medaug.screening.rules import Sample, passed, verdicts_to_mapping
 from medaug.screening.screen import Screen
 from medaug.synthesis.attempts import Attempts
+from medaug.synthesis.boxes import HostBox
 from medaug.synthesis.insertion import Insertion
 from medaug.synthesis.recipes import recipe_guidance, recipe_sampling
 from medaug.training.checkpoint import Card
@@ -71,13 +72,21 @@ def sample_images(
             seeds,
             recipe_sampling(recipes[0]),
             recipe_guidance(recipes[0], schema, guidance_scale),
-            Context(attributes=attributes, field_of_view=inside),
+            Context(attributes=attributes, field_of_view=inside, place=_place(model, hosts, device)),
             watch=None if watch is None else lambda t, images: watch(t, images.cpu().numpy()),
             inpainting=inpainting,
         )
     except ValueError as error:
         raise UserError(f"sampler: {error}") from error
     return images.cpu().numpy()
+
+
+def _place(model: DiffusionModel, hosts: Sequence[ModelCase], device: torch.device) -> Tensor | None:
+    """Where boxes of scans lie in the model's grid, (B, 6); None for whole scans."""
+    boxes = [host for host in hosts if isinstance(host, HostBox)]
+    if not boxes or not model.network.shape.coordinates:
+        return None
+    return torch.stack([box.place(model.codec.stride) for box in boxes]).to(device)
 
 
 @dataclass(frozen=True)

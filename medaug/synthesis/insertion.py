@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import label as pieces_of
 
 from medaug.cohort.manifest import Manifest
 from medaug.cohort.schema import IGNORE
@@ -22,7 +23,8 @@ from medaug.diffusion.inpainting import Inpainting
 from medaug.errors import UserError
 from medaug.imaging.volume import as_stored
 from medaug.options import GenerateOptions
-from medaug.synthesis.composed import ComposedMasks
+from medaug.synthesis.boxes import HostBox, box_space
+from medaug.synthesis.composed import ALL_NEIGHBOURS, ComposedMasks, Lesions
 from medaug.synthesis.masks import Label, Masks, Reason, TrainingMasks
 from medaug.training.checkpoint import Card
 
@@ -35,7 +37,8 @@ class EditedMasks(Masks):
 
     Attributes:
         composed: places the lesions.
-        options: mode, margin and resample.
+        options: mode, margin, resample and box.
+        classes: class indices that make up a lesion.
     """
 
     inside_scan = True
@@ -44,23 +47,37 @@ class EditedMasks(Masks):
 
     def __init__(self, composed: ComposedMasks, options: GenerateOptions) -> None:
         self.composed, self.options, self.subjects = composed, options, composed.subjects
+        self.classes = composed.classes
         edit = {"mode": options.mode, "margin": options.margin, "resample": options.resample}
-        self.parameters = {**composed.parameters, **edit}
+        self.parameters = {**composed.parameters, **edit, **({"box": options.box} if options.box else {})}
 
     def fitted(self, training: TrainingMasks) -> EditedMasks:
         """See `ComposedMasks.fitted`."""
         return EditedMasks(self.composed.fitted(training), self.options)
+
+    def with_lesions(self, lesions: Lesions) -> EditedMasks:
+        """As `fitted`, for lesions that have been gathered already."""
+        composed = self.composed
+        return EditedMasks(ComposedMasks(composed.options, composed.classes, lesions, composed.edge), self.options)
 
     def make(self, label: Label, seed: int) -> Label:
         """Insert a lesion at random, or replace the lesions by the nearest other class."""
         if self.options.mode == INSERT:
             return self.composed.make(label, seed)
         assert self.composed.lesions is not None
-        return self.composed.lesions.without(label)
+        without = self.composed.lesions.without(label)
+        if self.options.box is None:
+            return without
+        # A lesion that reaches into the shell of a box may be cut by it.
+        lesions, _ = pieces_of(np.isin(label, self.classes), ALL_NEIGHBOURS)
+        cut = np.isin(lesions, np.unique(lesions[in_shell(label.shape, self.options.margin + 1)]))
+        return np.where(cut, label, without)
 
     def rejection(self, mask: Label, label: Label) -> Reason | None:
-        """See `ComposedMasks.rejection`; nothing is rejected if lesions are removed."""
-        return self.composed.rejection(mask, label) if self.options.mode == INSERT else None
+        """See `ComposedMasks.rejection`; if lesions are removed, a mask is rejected if it removes none."""
+        if self.options.mode == INSERT:
+            return self.composed.rejection(mask, label)
+        return Reason("the lesion does not fit into the box", "no room") if np.array_equal(mask, label) else None
 
 
 def edited_masks(masks: Masks, options: GenerateOptions, rules: Sequence[str]) -> Masks:
@@ -84,7 +101,20 @@ def edited_masks(masks: Masks, options: GenerateOptions, rules: Sequence[str]) -
             "edited scans are such copies",
             "leave it out, as in screen.rules=[integrity,faithfulness]",
         )
-    return EditedMasks(ComposedMasks(replace(masks.options, replace=False), masks.classes), options)
+    if options.box is not None and rules:
+        raise UserError(
+            "generate.box: the screening rules judge whole scans, not boxes",
+            "set screen.rules=[], or leave generate.box out",
+        )
+    edge = 0 if options.box is None else options.margin + 1
+    return EditedMasks(ComposedMasks(replace(masks.options, replace=False), masks.classes, edge=edge), options)
+
+
+def in_shell(shape: Sequence[int], width: int) -> NDArray[np.bool_]:
+    """The voxels of a grid within this many voxels of its faces."""
+    shell = np.ones(tuple(shape), bool)
+    shell[tuple(slice(width, max(width, side - width)) for side in shape)] = False
+    return shell
 
 
 def unlabelled_host(host: ModelCase) -> ModelCase:
@@ -138,16 +168,18 @@ class Insertion:
             UserError: the host's files cannot be read.
         """
         real, own = read_case(self.cohort, host.case)
-        space, weight = card.preprocessing, self._weight(host, mask)
+        where = host.where if isinstance(host, HostBox) else (slice(None),) * 3
+        space, weight = box_space(card.preprocessing, mask.shape), self._weight(host, mask)
         within = space.invert_label((weight > 0).astype(np.uint8), host.placement).astype(bool)
         share = np.where(within, space.grid.restore(weight, host.placement, 0.0).clip(0, 1), 0.0)
         ring = within & (share < 0.5)
-        volumes = []
-        for before, made in zip(real.array, space.invert_image(image, host.placement), strict=True):
+        volumes = real.array.astype(real.dtype)
+        made_volumes = space.invert_image(image, host.placement)
+        for volume, before, made in zip(volumes, real.array[:, *where], made_volumes, strict=True):
             shift = float((before - made)[ring].mean()) if ring.any() else 0.0
             blended = before + share * (made + shift - before)
-            volumes.append(np.where(within, as_stored(blended, real.dtype), before.astype(real.dtype)))
+            volume[where][within] = as_stored(blended, real.dtype)[within]
         changed = space.invert_label((mask != host.label).astype(np.uint8), host.placement).astype(bool)
-        label = np.full(within.shape, IGNORE, np.uint8) if own is None else own
-        label = np.where(changed, space.invert_label(mask, host.placement), label).astype(np.uint8)
-        return np.stack(volumes), card.schema.to_values(label)
+        label = np.full(real.array.shape[1:], IGNORE, np.uint8) if own is None else own.astype(np.uint8)
+        label[where][changed] = space.invert_label(mask, host.placement)[changed]
+        return volumes, card.schema.to_values(label)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medaug.cohort.manifest import Manifest
+from medaug.cohort.manifest import Case, Manifest
 from medaug.data.cases import ModelCase, load_cases
 from medaug.data.contents import case_contents
 from medaug.errors import UserError
@@ -25,7 +26,8 @@ from medaug.pictures.figures import busiest_slice, contact_sheet, save_figure
 from medaug.pictures.strip import denoising_strip, evenly
 from medaug.processes import choose_device, process_count, process_rank
 from medaug.synthesis.attempts import Attempts
-from medaug.synthesis.composed import ComposedMasks
+from medaug.synthesis.boxes import Boxes, box_space, boxed, own_labels, refuse_boxes
+from medaug.synthesis.composed import ComposedMasks, Lesions
 from medaug.synthesis.dataset_card import write_dataset_card
 from medaug.synthesis.estimate import estimate_pairs
 from medaug.synthesis.generation import Manner, generate_pairs, sample_images
@@ -136,6 +138,8 @@ class Job:
         if self.masks.seen is not None:
             tested = case_contents(self.cohort, self.cohort.split("test"), self.cache)
             self.masks.seen.refuse_test_scans("the mask generator", self.cohort, tested)
+        if self.generate.box is not None:
+            return self._boxed_recipes(labelled)
         hosts = load_cases(self.cohort, labelled, self.card.preprocessing, self.cache)
         masks = self.masks.fitted(TrainingMasks.of(hosts, self.cache))
         if self.generate.mode != PAIRS:
@@ -147,13 +151,21 @@ class Job:
             hosts, masks, self.generate, self.sampler, self.source, checkpoint, card.attributes, self.max_per_host
         )
 
-    def _edited_hosts(self, labelled: list[ModelCase]) -> list[ModelCase]:
-        """The hosts of edited scans: with lesions to remove, or all, those without a label included if possible."""
-        if self.generate.mode == REMOVE:
-            assert isinstance(self.masks, EditedMasks)
-            classes = self.masks.composed.classes
-            # Not empty: a cohort without lesions is refused when the masks are fitted.
-            return [host for host in labelled if np.isin(np.asarray(host.label), classes).any()]
+    def _boxed_recipes(self, labelled: list[Case]) -> Recipes:
+        """As `recipes`, for boxes of the hosts: no whole scan is brought to model space."""
+        assert isinstance(self.masks, EditedMasks) and self.generate.box is not None
+        refuse_boxes(self.card)
+        space = self.card.preprocessing
+        lesions = Lesions.gathered(own_labels(self.cohort, labelled, space), self.masks.classes)
+        masks, remove = self.masks.with_lesions(lesions), self.generate.mode == REMOVE
+        boxes = Boxes(self.cohort, box_space(space, self.generate.box), space.grid, lesions, remove)
+        cases = labelled if remove else [*labelled, *self._unlabelled()]
+        hosts = _with_room(masks, [boxes.at(case, 0) for case in cases], boxes)
+        options = self.generate, self.sampler, self.source, self.checkpoint, self.card.attributes
+        return Recipes(hosts, masks, *options, self.max_per_host, boxes)
+
+    def _unlabelled(self) -> list[Case]:
+        """The training scans without a label, if they can be hosts."""
         others = [case for case in self.cohort.split("train") if case.label is None]
         if others and self.card.schema.ignore is None:
             log.warning(
@@ -161,8 +173,17 @@ class Job:
                 'with "ignore": 255 beside "labels" in the manifest (and a new training) they are',
                 len(others),
             )
-            return labelled
+            return []
         refuse_changed_scans(self.card, case_contents(self.cohort, others, self.cache))
+        return others
+
+    def _edited_hosts(self, labelled: list[ModelCase]) -> list[ModelCase]:
+        """The hosts of edited scans: with lesions to remove, or all, those without a label included if possible."""
+        if self.generate.mode == REMOVE:
+            assert isinstance(self.masks, EditedMasks)
+            # Not empty: a cohort without lesions is refused when the masks are fitted.
+            return [host for host in labelled if np.isin(np.asarray(host.label), self.masks.classes).any()]
+        others = self._unlabelled()
         unlabelled = load_cases(self.cohort, others, self.card.preprocessing, self.cache)
         return [*labelled, *map(unlabelled_host, unlabelled)]
 
@@ -252,7 +273,13 @@ class Job:
 
     def _draw_contact_sheet(self, pairs: Pairs, path: Path) -> None:
         card = self.card
-        shown = load_cases(pairs.manifest, pairs.manifest.cases[:_SHOWN], card.preprocessing, self.cache)
+        shown: Sequence[ModelCase]
+        if self.generate.box is None:
+            shown = load_cases(pairs.manifest, pairs.manifest.cases[:_SHOWN], card.preprocessing, self.cache)
+        else:
+            ends = {record["name"]: record["mask_parameters"]["where"] for record in pairs.records}
+            space = box_space(card.preprocessing, self.generate.box)
+            shown = [boxed(pairs.manifest, case, space, ends[case.name]) for case in pairs.manifest.cases[:_SHOWN]]
         rows = []
         for i, case in enumerate(shown):
             m = i % len(card.modalities)
@@ -261,8 +288,8 @@ class Job:
         save_figure(contact_sheet(rows, title, card.schema.foreground, window=(-1.0, 1.0)), path)
 
 
-def _with_room(masks: Masks, hosts: list[ModelCase]) -> list[ModelCase]:
-    kept = with_room(masks, hosts)
+def _with_room(masks: Masks, hosts: Sequence[ModelCase], boxes: Boxes | None = None) -> list[ModelCase]:
+    kept = with_room(masks, hosts, boxes)
     if not kept:
         raise UserError("no training scan has room for a lesion (masks.lesions)", masks.remedy)
     if left_out := sorted({host.case.name for host in hosts} - {host.case.name for host in kept}):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medaug.cohort.provenance import Recipe
 from medaug.cohort.schema import LabelSchema, foreground
@@ -23,6 +24,7 @@ from medaug.diffusion.samplers import Sampling
 from medaug.errors import UserError
 from medaug.imaging.body import body_mask
 from medaug.options import GenerateOptions, SamplerOptions
+from medaug.synthesis.boxes import Boxes, HostBox
 from medaug.synthesis.masks import Label, Masks, Reason
 from medaug.tables import parse_parameters
 from medaug.training.checkpoint import Card
@@ -119,6 +121,7 @@ class Recipes:
         checkpoint: SHA-256 of the checkpoint that generates the images.
         attributes: attribute encoder of the model.
         max_per_host: most pairs of a host; None: any number.
+        boxes: cuts a box out of the host for each attempt; None: the host as a whole.
         rejected: for each pair and attempt, how many masks were rejected just before it, by kind of reason; filled
             while recipes are made.
     """
@@ -131,6 +134,7 @@ class Recipes:
     checkpoint: str
     attributes: AttributeEncoder = NO_ATTRIBUTES
     max_per_host: int | None = None
+    boxes: Boxes | None = None
     rejected: dict[tuple[int, int], dict[str, int]] = field(default_factory=dict, compare=False, repr=False)
 
     def __call__(self, index: int, first_attempt: int = 0) -> tuple[Recipe, ModelCase, Label]:
@@ -145,7 +149,7 @@ class Recipes:
                 attribute, or the host or its mask was used as often as it may be.
         """
         host, (source, masks) = self.hosts[self._host(index)], self.source_of(index)
-        attempt, seed, mask = self._mask(masks, index, host, first_attempt)
+        attempt, seed, host, mask = self._mask(masks, index, host, first_attempt)
         generate, sampler = self.generate, self.sampler
         recipe = Recipe(
             index=index,
@@ -153,7 +157,7 @@ class Recipes:
             host=host.case.name,
             host_subject=host.case.subject,
             mask_source=source,
-            mask_parameters=dict(masks.parameters),
+            mask_parameters=dict(masks.parameters) | ({"where": host.ends} if isinstance(host, HostBox) else {}),
             guidance_scale=generate.guidance_scale,
             sampler=sampler.name,
             num_inference_steps=sampler.num_inference_steps,
@@ -200,18 +204,19 @@ class Recipes:
             record["mask_rejections"] = kinds
         return {"subjects": sorted(subjects), **record}
 
-    def _mask(self, masks: Masks, index: int, host: ModelCase, first_attempt: int) -> tuple[int, int, Label]:
-        """The number and seed of the first attempt that gives a plausible mask, and the mask."""
-        assert host.label is not None
-        label = np.asarray(host.label)
+    def _mask(self, masks: Masks, index: int, host: ModelCase, first_attempt: int) -> tuple[int, int, ModelCase, Label]:
+        """The number and seed of the first attempt that gives a plausible mask, the host or its box, and the mask."""
         reason: str | None = None
         kinds: Counter[str] = Counter()
         for attempt in range(first_attempt, first_attempt + MOST_ATTEMPTS):
             seed = named_seed(self.generate.seed, "pair", index, attempt)
-            mask = masks.make(label, named_seed(seed, "mask"))
+            if self.boxes is not None:
+                host = self.boxes.at(host.case, named_seed(seed, "box"))
+            assert host.label is not None
+            mask = masks.make(np.asarray(host.label), named_seed(seed, "mask"))
             if (reason := _rejection(masks, mask, host)) is None:
                 self.rejected[index, attempt] = dict(sorted(kinds.items()))
-                return attempt, seed, mask
+                return attempt, seed, host, mask
             kinds[getattr(reason, "kind", reason)] += 1
         raise UserError(
             f"pair {index}, host {host.case.name}: no plausible mask in {MOST_ATTEMPTS} attempts (the last: {reason})",
@@ -219,12 +224,15 @@ class Recipes:
         )
 
 
-def with_room(masks: Masks, hosts: Sequence[ModelCase]) -> list[ModelCase]:
+def with_room(masks: Masks, hosts: Sequence[ModelCase], boxes: Boxes | None = None) -> list[ModelCase]:
     """The hosts for which at least 3 of 30 masks are plausible; with fewer, `MOST_ATTEMPTS` might not be enough."""
 
+    def fits(host: ModelCase, seed: int) -> bool:
+        host = host if boxes is None else boxes.at(host.case, seed)
+        return _rejection(masks, masks.make(np.asarray(host.label), seed), host) is None
+
     def has_room(host: ModelCase) -> bool:
-        tries = (masks.make(np.asarray(host.label), named_seed(0, "room", i)) for i in range(30))
-        return len(list(islice((mask for mask in tries if _rejection(masks, mask, host) is None), 3))) == 3
+        return len(list(islice(filter(None, (fits(host, named_seed(0, "room", i)) for i in range(30))), 3))) == 3
 
     return [host for host in hosts if has_room(host)]
 
@@ -232,8 +240,13 @@ def with_room(masks: Masks, hosts: Sequence[ModelCase]) -> list[ModelCase]:
 def _rejection(masks: Masks, mask: Label, host: ModelCase) -> str | None:
     if masks.inside_scan and foreground(mask).sum() > foreground(mask[host.field_of_view]).sum():
         return Reason("the mask reaches beyond its host's scan", "beyond the scan")
-    if masks.inside_body and (new := foreground(mask) & (mask != host.label)).any():
-        body = np.any([body_mask(volume) for volume in np.asarray(host.image)], axis=0)
-        if body[new].mean() < _IN_BODY:
-            return Reason("the lesion lies outside its host's body", "outside the body")
+    new = foreground(mask) & (mask != host.label)
+    if masks.inside_body and new.any() and _body(host)[new].mean() < _IN_BODY:
+        return Reason("the lesion lies outside its host's body", "outside the body")
     return masks.rejection(mask, np.asarray(host.label))
+
+
+def _body(host: ModelCase) -> NDArray[np.bool_]:
+    if isinstance(host, HostBox):
+        return host.body
+    return np.any([body_mask(volume) for volume in np.asarray(host.image)], axis=0)

@@ -224,7 +224,9 @@ def training_batches(
     soft = [case.soft for case in cases if case.soft is not None]
     make: Callable[..., TrainingBatches] = partial(SoftBatches, num_classes=len(soft[0])) if soft else TrainingBatches
     if budget.labelled_share is None:
-        return make(cases, budget.batch_size, budget.seed, augment, rank, world_size, attributes, sliced).of(patches, field_of_view)
+        return make(cases, budget.batch_size, budget.seed, augment, rank, world_size, attributes, sliced).of(
+            patches, field_of_view
+        )
     labelled = [case for case in cases if case.label is not None]
     unlabelled = [case for case in cases if case.label is None]
     number = round(budget.batch_size * budget.labelled_share)
@@ -243,7 +245,9 @@ def training_batches(
     parts = ((labelled, number, "labelled"), (unlabelled, budget.batch_size - number, "unlabelled"))
     return MixedBatches(
         [
-            make(some, count, named_seed(budget.seed, name), augment, rank, world_size, attributes, sliced).of(patches, field_of_view)
+            make(some, count, named_seed(budget.seed, name), augment, rank, world_size, attributes, sliced).of(
+                patches, field_of_view
+            )
             for some, count, name in parts
         ]
     )
