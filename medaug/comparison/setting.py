@@ -81,7 +81,8 @@ class Setting:
                 )
         synthetic = inputs.load_synthetic()
         if options.benchmark.confidence and inputs.pairs is not None:
-            synthetic = without_doubt(inputs.pairs.manifest, synthetic, inputs.card.preprocessing)
+            space, weight = inputs.card.preprocessing, options.benchmark.doubt_weight
+            synthetic = without_doubt(inputs.pairs.manifest, synthetic, space, weight)
         test = TestSet(cohort, inputs.load_real(split), options.scoring)
         if inputs.external is not None:
             refuse_held_out_masks(test.cases, synthetic)

@@ -239,5 +239,12 @@ class BenchmarkOptions:
     )
     backend: str = option("backend that trains the segmenters", "unet", choices=one_of(table="backends"), identity=None)
     confidence: bool = option(
-        "ignore the voxels that the pairs' confidence maps doubt, if there are maps", True, identity=None
+        "give less weight to the voxels that the pairs' confidence maps doubt, if there are maps", True, identity=None
+    )
+    doubt_weight: float = option(
+        "weight of those voxels in the segmenters' loss; 0: they are ignored, 1: as other voxels",
+        0.0,
+        limits=between(0, 1),
+        applies_when=(only_with("benchmark.confidence"),),
+        identity=None,
     )

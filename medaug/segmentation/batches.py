@@ -32,12 +32,14 @@ def training_batches(
     def batches(step: int) -> SharedBatches:
         synthetic = training_set.synthetic if step < no_synthetic_from else ()
         kinds = replace(training_set, synthetic=synthetic)
-        if pseudo is None or step >= no_pseudo_from:
-            return SharedBatches(_labelled_parts(kinds, batch_size, seed))
-        num_pseudo = batch_size * pseudo.share
-        labelled = _labelled_parts(kinds, batch_size - num_pseudo, seed)
-        softened = [(Softened(part, num_classes), count) for part, count in labelled]
-        return SharedBatches([*softened, (PseudoSamples(pseudo, named_seed(seed, "pseudo")), num_pseudo)])
+        with_pseudo = pseudo is not None and step < no_pseudo_from
+        num_pseudo = batch_size * pseudo.share if pseudo is not None and with_pseudo else 0
+        parts = _labelled_parts(kinds, batch_size - num_pseudo, seed)
+        if with_pseudo or any(case.weight is not None for case in (*kinds.real, *kinds.synthetic)):
+            parts = [(Softened(part, num_classes), count) for part, count in parts]
+        if pseudo is not None and with_pseudo:
+            parts.append((PseudoSamples(pseudo, named_seed(seed, "pseudo")), num_pseudo))
+        return SharedBatches(parts)
 
     return Phases(
         [(start, batches(start)) for start in sorted({0, no_synthetic_from, no_pseudo_from}) if start < steps]
@@ -51,7 +53,7 @@ def _labelled_parts(training_set: TrainingSet, batch_size: float, seed: int) -> 
         (training_set.synthetic, num_synthetic, "synthetic"),
     )
     return [
-        (TrainingBatches(cases, 1, named_seed(seed, name), training_set.augment), count)
+        (WeightedBatches(cases, 1, named_seed(seed, name), training_set.augment), count)
         for cases, count, name in parts
         if count
     ]
@@ -67,6 +69,21 @@ class Phases(Dataset[dict[str, Tensor]]):
         return [batches for start, batches in self.phases if start <= step][-1][step]
 
 
+class WeightedBatches(TrainingBatches):
+    """Batches with weights of the voxels, `weight` (B, X, Y, Z) in 0..1, for cases that have weights."""
+
+    def sample(self, position: int) -> dict[str, Tensor]:
+        """Sample number `position` of the run."""
+        sample = super().sample(position)
+        case = self.cases[shuffled_index(position, len(self.cases), named_seed(self.seed, "order"))]
+        if case.weight is None:
+            return sample
+        weight = torch.from_numpy(case.weight).long()
+        if self.augment is not None:  # the weights move as the label does
+            _, weight = self.augment(torch.from_numpy(np.array(case.image)), weight, int(sample["seed"]))
+        return sample | {"weight": weight / 255}
+
+
 class Softened:
     """Samples whose labels are given as probabilities; ignored voxels have weight 0."""
 
@@ -78,7 +95,7 @@ class Softened:
         sample = self.samples.sample(position)
         label = sample["label"]
         soft = one_hot(label[None], self.num_classes)[0].float()
-        return {"image": sample["image"], "soft": soft, "weight": (label != IGNORE).float()}
+        return {"image": sample["image"], "soft": soft, "weight": (label != IGNORE) * sample.get("weight", 1.0)}
 
 
 def random_block(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[slice, ...]:

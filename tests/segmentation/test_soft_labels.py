@@ -43,6 +43,32 @@ def test_certain_probabilities_give_the_loss_of_labels():
     assert batch_loss(levels, batch) == pytest.approx(float(expected), rel=1e-6)
 
 
+def test_weights_of_voxels_reach_the_loss_and_move_with_the_label():
+    case = CASES[0]
+    # The doubted voxels are a class, so that one can be told from the other after augmentation.
+    doubted = replace(case, weight=np.where(case.label == 1, 51, 255).astype(np.uint8))
+    batches = training_batches(TrainingSet([case], [doubted], 0.5), 2, 3, 6, 0)
+    for step in range(6):
+        batch = batches[step]
+        trusted, other = batch["weight"]
+        assert trusted.eq(1).all()
+        torch.testing.assert_close(other, torch.where(batch["soft"][1].argmax(0) == 1, 0.2, 1.0))
+    plain = training_batches(TrainingSet([case], [case], 0.5), 2, 3, 6, 0)
+    assert "label" in plain[0] and torch.equal(plain[0]["image"], batches[0]["image"])
+
+    batch = training_batches(TrainingSet([case], [doubted], 0.5, None), 2, 3, 1, 0)[0]
+    logits = torch.randn(batch["soft"].shape, generator=torch.Generator().manual_seed(0))
+    shares = np.exp(logits.double().numpy())
+    shares /= shares.sum(1, keepdims=True)
+    truth = np.stack([SCHEMA.one_hot(case.label)] * 2).astype(float)
+    weight = np.stack([np.ones(case.label.shape), np.where(case.label == 1, 0.2, 1.0)])[:, None]
+    entropy = -(truth * np.log(shares) * weight).sum() / weight.sum()
+    axes = (0, 2, 3, 4)
+    overlap, sizes = (shares * truth * weight**2).sum(axes), ((shares + truth) * weight).sum(axes)
+    dice = np.mean(1 - (2 * overlap[1:] + 1e-5) / (sizes[1:] + 1e-5))
+    assert float(batch_loss(logits, batch)) == pytest.approx(entropy + dice, rel=1e-5)
+
+
 def test_confidence_is_one_where_a_class_is_certain_and_zero_where_all_are_equal():
     shares = torch.tensor([[1.0, 1 / 3, 0.6], [0.0, 1 / 3, 0.4], [0.0, 1 / 3, 0.0]])[:, :, None, None]
     assert confidence(shares).flatten().tolist() == pytest.approx([1, 0, 0.4], abs=1e-6)

@@ -106,6 +106,9 @@ def test_segmenters_ignore_what_a_map_doubts(run, card, tmp_path):
     expected = np.where(map_ == 0, IGNORE, cases[at_home].label)
     np.testing.assert_array_equal(trusted[at_home].label, expected)
     assert 0 < (map_ == 0).mean() < 1 and all((case.label == IGNORE).any() for case in trusted)
+    weighted = without_doubt(manifest, cases, card.preprocessing, 0.2)[at_home]
+    assert weighted.weight is not None and weighted.label is cases[at_home].label
+    np.testing.assert_array_equal(weighted.weight, np.where(map_ == 0, 51, 255))
     without = [replace(case, case=replace(case.case, confidence=None)) for case in cases]
     assert without_doubt(manifest, without, card.preprocessing) == without
     write_volume(tmp_path / "pairs" / manifest.cases[at_home].confidence, map_ * 2, cases[at_home].affine)
