@@ -49,6 +49,7 @@ class ModelCase:
         placement: how to return to the scan's own grid.
         soft: what teachers predict for a scan without a label: probability of every class, (C, X, Y, Z) uint8 in 1/255.
         trust: how far `soft` is trusted, 0..1.
+        weight: (X, Y, Z) uint8, weights of the label's voxels in a segmenter's loss, in 1/255; None: 1 everywhere.
         content: digest of the image in model space; "" if it was not cached.
     """
 
@@ -61,6 +62,7 @@ class ModelCase:
     content: str = ""
     soft: NDArray[np.uint8] | None = None
     trust: float = 1.0
+    weight: NDArray[np.uint8] | None = None
 
     @property
     def slices(self) -> slice:
@@ -135,13 +137,16 @@ def load_cases(
     return [replace(_restore(case, stems[case.name], memory), content=contents[case.name]) for case in cases]
 
 
-def without_doubt(manifest: Manifest, cases: Sequence[ModelCase], preprocessing: Preprocessing) -> list[ModelCase]:
-    """Cases whose labels are ignored where their confidence maps doubt them; cases without a map are left as they are.
+def without_doubt(
+    manifest: Manifest, cases: Sequence[ModelCase], preprocessing: Preprocessing, weight: float = 0.0
+) -> list[ModelCase]:
+    """Cases whose labels count less where their confidence maps doubt them; cases without a map are left as they are.
 
     Args:
         manifest: the manifest that lists the cases.
         cases: the cases in model space.
         preprocessing: the preprocessing that defines the model space.
+        weight: weight of doubted voxels, 0..1; with 0 they are ignored.
 
     Raises:
         UserError: as for `read_doubt`.
@@ -154,8 +159,11 @@ def without_doubt(manifest: Manifest, cases: Sequence[ModelCase], preprocessing:
         if doubt is None or case.label is None:
             found.append(case)
             continue
-        placed = preprocessing.apply_label(doubt, case.placement)
-        found.append(replace(case, label=np.where(placed == 1, np.uint8(IGNORE), case.label)))
+        doubted = preprocessing.apply_label(doubt, case.placement) == 1
+        if weight:
+            found.append(replace(case, weight=np.where(doubted, round(255 * weight), 255).astype(np.uint8)))
+        else:
+            found.append(replace(case, label=np.where(doubted, np.uint8(IGNORE), case.label)))
     return found
 
 

@@ -11,6 +11,7 @@ from medaug.cohort.manifest import Manifest
 from medaug.cohort.splits import Strata, assign_splits, subject_of
 from medaug.cohort.tables import read_splits, read_subjects
 from medaug.data.attributes import check_attributes
+from medaug.data.quantiles import find_quantiles, is_quantile
 from medaug.data.volumes import split_by_volume, subject_volumes
 from medaug.errors import UserError
 from medaug.layouts import read_layout
@@ -68,11 +69,13 @@ def require_data(options: DataOptions) -> None:
     """Check that the files that `data` names can exist, before anything is written.
 
     Raises:
-        UserError: as for `find_root` and `check_attributes`, or the manifest cannot be read.
+        UserError: as for `find_root`, `find_quantiles` and `check_attributes`, or the manifest cannot be read.
     """
     if options.manifest is not None:
-        cases = _stored_manifest(options, options.manifest).cases
-        check_attributes(options.attributes, [case for case in cases if case.split != "test"])
+        manifest = _stored_manifest(options, options.manifest)
+        find_quantiles(options.attributes, manifest.schema, manifest.modalities)
+        names = [name for name in options.attributes if not is_quantile(name)]
+        check_attributes(names, [case for case in manifest.cases if case.split != "test"])
     elif options.layout != "phantom":
         find_root(options)
 

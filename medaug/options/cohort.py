@@ -98,7 +98,10 @@ class DataOptions(SplitOptions):
     )
     unlabelled: bool = option("also train on scans without a label, as unconditional samples", True)
     attributes: list[str] = option(
-        "further conditions besides the mask: attributes of the manifest, or spacing", [], items=Items(distinct=True)
+        "further conditions besides the mask: attributes of the manifest, spacing, or quantiles of intensities in a "
+        "structure, as in p90/oedema/FLAIR",
+        [],
+        items=Items(distinct=True),
     )
     max_side: int | None = option(
         "maximum number of voxels per side; a larger grid is made coarser, isotropically; null: no maximum",

@@ -77,7 +77,8 @@ class Predictor:
         for some in (seeds[i : i + size] for i in range(0, len(seeds), size)):
             labels = torch.from_numpy(label).long()[None].expand(len(some), -1, -1, -1)
             images = None if given is None else given.expand(len(some), -1, -1, -1, -1).to(device)
-            context = Context(images, attributes.expand(len(some), -1), None, inside.expand(len(some), -1, -1, -1))
+            number = len(some)
+            context = Context(images, attributes.expand(number, -1), field_of_view=inside.expand(number, -1, -1, -1))
             samples.append(
                 self.model.sample(
                     labels.to(device),

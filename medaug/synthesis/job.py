@@ -13,6 +13,7 @@ import numpy as np
 from medaug.cohort.manifest import Case, Manifest
 from medaug.data.cases import ModelCase, load_cases
 from medaug.data.contents import case_contents
+from medaug.data.quantiles import find_quantiles, with_quantiles
 from medaug.errors import UserError
 from medaug.options import (
     GenerateOptions,
@@ -140,16 +141,17 @@ class Job:
             self.masks.seen.refuse_test_scans("the mask generator", self.cohort, tested)
         if self.generate.box is not None:
             return self._boxed_recipes(labelled)
-        hosts = load_cases(self.cohort, labelled, self.card.preprocessing, self.cache)
+        card = self.card
+        hosts = load_cases(self.cohort, labelled, card.preprocessing, self.cache)
+        names = [attribute.name for attribute in card.attributes.attributes]
+        hosts = with_quantiles(hosts, find_quantiles(names, card.schema, card.modalities))
         masks = self.masks.fitted(TrainingMasks.of(hosts, self.cache))
         if self.generate.mode != PAIRS:
             hosts = self._edited_hosts(hosts)
         if isinstance(masks, ComposedMasks | EditedMasks):
             hosts = _with_room(masks, hosts)
-        card, checkpoint = self.card, self.checkpoint
-        return Recipes(
-            hosts, masks, self.generate, self.sampler, self.source, checkpoint, card.attributes, self.max_per_host
-        )
+        options = self.generate, self.sampler, self.source, self.checkpoint, card.attributes
+        return Recipes(hosts, masks, *options, self.max_per_host)
 
     def _boxed_recipes(self, labelled: list[Case]) -> Recipes:
         """As `recipes`, for boxes of the hosts: no whole scan is brought to model space."""

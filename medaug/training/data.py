@@ -17,6 +17,7 @@ from medaug.data.contents import case_contents, refuse_copies, refuse_shared
 from medaug.data.grid import Shape
 from medaug.data.patches import Patches, find_classes
 from medaug.data.preprocessing import Preprocessing, common_scale, fit_preprocessing
+from medaug.data.quantiles import find_quantiles, is_quantile, with_quantiles
 from medaug.diffusion.noise import named_seed
 from medaug.errors import UserError
 from medaug.imaging.volume import shape_text
@@ -72,14 +73,20 @@ def load_training_data(
     manifest = find_cohort(options.data, folder.parent / "phantom")
     task = resolve_task(identity["task"], manifest.modalities, manifest.schema.num_classes)
     cases = _cases(options, manifest)
+    names = options.data.attributes
+    quantiles = find_quantiles(names, manifest.schema, manifest.modalities)
     grids = read_grids(manifest, cases["train"], options.data.crop)
     affines = [affine for _, affine in grids]
-    attributes = fit_attributes(options.data.attributes, list(zip(cases["train"], affines, strict=True)))
-    attributes = with_label_source(attributes) if options.trainer.pseudo_labels else attributes
+    scans = list(zip(cases["train"], affines, strict=True))
+    attributes = fit_attributes([name for name in names if not is_quantile(name)], scans)
     preprocessing = fit_preprocessing(grids, options.data, multiple=side_multiple(options))
     if options.data.patch is not None:
         _check_grid(options, preprocessing.shape)
     loaded, contents = _load(options, manifest, cases, preprocessing, folder.parent / "cache")
+    if quantiles:  # they can only be measured on scans in model space
+        loaded = {split: with_quantiles(members, quantiles) for split, members in loaded.items()}
+        attributes = fit_attributes(names, [(case.case, case.affine) for case in loaded["train"]])
+    attributes = with_label_source(attributes) if options.trainer.pseudo_labels else attributes
     card = Card(
         experiment=options.experiment,
         options=identity,

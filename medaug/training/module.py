@@ -193,8 +193,8 @@ class DiffusionData(LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         ranks, accumulate = (trainer.global_rank, trainer.world_size), self.budget.accumulate
-        kinds = self.attributes, self.sliced, self.patches, self.field_of_view
-        batches = training_batches(self.train_cases, self.budget, *ranks, *kinds)
+        conditions = self.attributes, self.sliced, self.patches, self.field_of_view
+        batches = training_batches(self.train_cases, self.budget, ranks[0], ranks[1], *conditions)
         steps = StepsFrom(trainer.global_step * accumulate, self.budget.max_steps * accumulate)
         return make_loader(batches, steps, self.budget.num_workers)
 
