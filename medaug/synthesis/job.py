@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +150,10 @@ class Job:
             hosts = self._edited_hosts(hosts)
         if isinstance(masks, ComposedMasks | EditedMasks):
             hosts = _with_room(masks, hosts)
-        options = self.generate, self.sampler, self.source, self.checkpoint, card.attributes
-        return Recipes(hosts, masks, *options, self.max_per_host)
+        checkpoint = self.checkpoint
+        return Recipes(
+            hosts, masks, self.generate, self.sampler, self.source, checkpoint, card.attributes, self.max_per_host
+        )
 
     def _boxed_recipes(self, labelled: list[Case]) -> Recipes:
         """As `recipes`, for boxes of the hosts: no whole scan is brought to model space."""
@@ -163,8 +165,8 @@ class Job:
         boxes = Boxes(self.cohort, box_space(space, self.generate.box), space.grid, lesions, remove)
         cases = labelled if remove else [*labelled, *self._unlabelled()]
         hosts = _with_room(masks, [boxes.at(case, 0) for case in cases], boxes)
-        options = self.generate, self.sampler, self.source, self.checkpoint, self.card.attributes
-        return Recipes(hosts, masks, *options, self.max_per_host, boxes)
+        recipes = Recipes(hosts, masks, self.generate, self.sampler, self.source, self.checkpoint, self.card.attributes)
+        return replace(recipes, max_per_host=self.max_per_host, boxes=boxes)
 
     def _unlabelled(self) -> list[Case]:
         """The training scans without a label, if they can be hosts."""

@@ -63,8 +63,7 @@ class Context:
         attributes: (B, A), see `AttributeEncoder`; None: all unknown.
         labelled: (B,) bool, which samples have a label; None: all. The others get the null condition.
         place: (B, 6), where patches lie in whole volumes, see `medaug.diffusion.windows.place`; None: whole volumes.
-        field_of_view: (B, X, Y, Z) bool, which voxels lie in the scan; None: all. Read by models that were trained with
-            `network.field_of_view`.
+        field_of_view: (B, X, Y, Z) bool, which voxels lie in the scan (`network.field_of_view`); None: all.
     """
 
     images: Tensor | None = None
