@@ -41,7 +41,6 @@ preset: cpu  # size and budget: smoke (a minute, means nothing), cpu, gpu, multi
 
 data:
   manifest: {manifest}
-  # max_side: 64                       # voxels of the longest side of the model's grid; scans are resampled to fit
   # spacing: [1.0, 1.0, 1.0]           # voxel size of the model in mm
   # intensity: window                  # for CT, with window: [-1000, 1000]; give it to ingest as well
   # attributes: []                     # what the model is conditioned on besides the mask

@@ -27,8 +27,14 @@ def set_of_pairs(options: Options) -> str | None:
     Raises:
         UserError: it is not a name.
     """
-    nodes = (options.generate, options.audit, options.benchmark, options.export, options.gallery)
-    name = next((node.name for node in nodes if node.name is not None), None)
+    named = (
+        options.generate.name,
+        options.audit.name,
+        options.benchmark.name,
+        options.export.name,
+        options.gallery.name,
+    )
+    name = next((one for one in named if one is not None), None)
     if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f"name={name}: is not a name", "use letters, digits, point, _ and -")
     return name

@@ -41,7 +41,7 @@ def test_the_file_is_an_experiment_for_the_manifest_and_every_suggestion_in_it_i
     (home / "conf/experiment/all.yaml").write_text(text)
     options = config.load_options("train", ["experiment=all"])
     assert (options.codec.name, options.process.noise_schedule, options.network.spatial_dims) == ("kl", "edm", 2)
-    assert (options.data.max_side, options.network.coordinates) == (64, True)
+    assert (options.data.spacing, options.network.coordinates) == ([1.0, 1.0, 1.0], True)
 
 
 def indented(found: re.Match[str]) -> str:
