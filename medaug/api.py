@@ -143,7 +143,10 @@ class Model:
                 f"masks: the shape is {array.shape}, but the model needs {self.shape} or (B, *{self.shape})",
                 "resample them to the model's grid",
             )
-        return self.card.schema.to_indices(array.reshape(-1, *self.shape))
+        try:
+            return self.card.schema.to_indices(array.reshape(-1, *self.shape))
+        except UserError as error:
+            raise UserError(f"masks: {error.what}", "give the values of the cohort's label files") from error
 
 
 def _generate_options(

@@ -25,7 +25,7 @@ _RESULTS = (
     *("metrics.csv", "metrics.json"),
     *("judge.pt", "faithfulness.json", "faithfulness.csv", "measures.csv", "guidance.png"),
     *("jobs", "folds", "slurm", "scores.csv", "comparison.csv", "breakdown.csv", "summary.json", "primary.json"),
-    *("report.html", "report.json", "cases.png", "deformations", "pseudo_labels*"),
+    *("report.html", "report.json", "checklists.csv", "external", "cases.png", "deformations", "pseudo_labels*"),
 )
 # Removed last, so that an interrupted removal can be repeated.
 _KEPT = ("config.yaml", MARKER, ".lock*")

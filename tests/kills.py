@@ -74,13 +74,17 @@ class Tally:
 def results(home: Path) -> dict[str, Any]:
     """What a run left below a folder, by path: contents, no times.
 
-    Tensors count bit by bit. Left out are locks, the cache's list of digests by inode, and the logger's files, which
-    are no results: a killed run has some lines twice, and lacks the last.
+    Tensors count bit by bit. Left out are locks, the cache's list of digests by inode, logs and the logger's files,
+    which are no results: a killed run has some lines twice, and lacks the last.
     """
     found: dict[str, Any] = {}
     for path in sorted(path for path in home.rglob("*") if path.is_file() or path.name.startswith(".tmp-")):
         name = str(path.relative_to(home))
-        if path.suffix == ".lock" or path.name in {".lock", "files.index"} or path.parent.name == "tensorboard":
+        if (
+            path.suffix in {".lock", ".log"}
+            or path.name in {".lock", "files.index"}
+            or path.parent.name == "tensorboard"
+        ):
             continue
         if path.is_dir():
             found[name] = None

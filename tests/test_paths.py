@@ -29,6 +29,8 @@ NEEDED = {
     "codec.checkpoint": ["codec=kl"],
     "masks.checkpoint": ["masks=generated"],
     "benchmark.pairs_seen": ["pairs=x"],
+    "audit.cohort": ["pairs=x"],
+    "audit.pairs_seen": ["pairs=x"],
     "gallery.key": ["answers=x"],
 }
 

@@ -50,7 +50,7 @@ class Toy:
     test: Any = Cases(None, range(10), None)
     elsewhere: Any = None
 
-    def segmenter(self):
+    def segmenter(self, job):
         return Segmenter()
 
     def training_set(self, job, folder):

@@ -63,11 +63,11 @@ def test_a_damaged_file_of_a_run_is_named(demo, tmp_path, stage, file, harm):
 
 
 def listing(root: Path) -> dict[str, int | None]:
-    """Sizes of files by path, without locks, markers and the digests that the cache stores."""
+    """Sizes of files by path, without locks, markers, logs and the digests that the cache stores."""
     return {
         str(path.relative_to(root)): path.stat().st_size if path.is_file() else None
         for path in root.rglob("*")
-        if not path.name.startswith(".") and path.name != "files.index"
+        if not path.name.startswith(".") and path.name != "files.index" and path.suffix != ".log"
     }
 
 

@@ -30,10 +30,10 @@ def records(loop):
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
-    """Time and digest of every file; a report (HTML, JSON) that was written again must have the same content."""
+    """Time and digest of every file but the logs; a report that was written again must have the same content."""
     found = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != ".lock"):
-        stamp = 0 if path.stem == "report" else path.stat().st_mtime_ns
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != ".lock" and p.suffix != ".log"):
+        stamp = 0 if path.stem in {"report", "checklists"} else path.stat().st_mtime_ns
         found[str(path.relative_to(folder))] = (stamp, hashlib.sha256(path.read_bytes()).hexdigest())
     return found
 

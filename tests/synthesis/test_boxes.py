@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -198,7 +199,10 @@ def test_memory_is_bounded_by_the_box_and_the_stored_scan(tmp_path):
     peaks = {}
     for box in ("32", "96"):
         command = [sys.executable, __file__, "96", box, str(tmp_path / box)]
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        paths = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parents[1])])
+        found = subprocess.run(
+            command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": paths}
+        )
         peaks[box] = int(found.stdout.split()[-1])
     assert peaks["32"] < peaks["96"] / 3
 

@@ -166,7 +166,7 @@ def test_a_finished_run_is_left_alone_and_can_grow(uninterrupted, tmp_path):
     assert "finished already" in train(uninterrupted)
     assert (checkpoint(uninterrupted).read_bytes(), checkpoint(uninterrupted).stat().st_mtime_ns) == before
     refused = train(uninterrupted, "trainer.max_steps=16", status=2)
-    about_smoke, line = refused.splitlines()
+    _, about_smoke, line = refused.splitlines()
     assert "preset=smoke" in about_smoke and "trainer.max_steps: 12 -> 16" in line
 
     train(tmp_path, "trainer.max_steps=4")
