@@ -22,6 +22,7 @@ def main(options: Options) -> None:
     from rich.console import Console
 
     from medaug.auditing.audit import audit, check_pairs, log_audit
+    from medaug.auditing.results import Audit
     from medaug.comparison.inputs import audit_inputs
     from medaug.reporting.console import print_audit
 
@@ -32,6 +33,7 @@ def main(options: Options) -> None:
     identity = part(options, "audit", "segmenter") | inputs.identity
     identity |= how_made(folder)
     if not claim(folder, identity, options.overwrite, recorded=("cohort",), keep=KEEP_SETS):
+        print_audit(Audit.load(folder), Console())
         return
     result = audit(inputs, options, folder)
     pictures = [path for path in [folder / "guidance.png"] if path.exists()]

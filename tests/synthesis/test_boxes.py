@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -229,7 +228,7 @@ def measure(side: int, box: int, folder: Path) -> int:
     model, sampler = card.build().eval(), SamplerOptions(num_inference_steps=1)
     torch.set_num_threads(1)
     chosen = dataclasses.replace(options("insert"), box=[box] * 3)
-    begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begun = peak()
     composed = ComposedMasks(MasksOptions(lesions=["core"], rotation=0.0, scaling=0.0), (CORE,))
     lesions = Lesions.gathered(own_labels(scans, scans.cases, space), (CORE,))
     masks = edited_masks(composed, chosen, ())
@@ -238,7 +237,13 @@ def measure(side: int, box: int, folder: Path) -> int:
     hosts = [boxes.at(case, 0)]
     recipes = Recipes(hosts, masks.with_lesions(lesions), chosen, sampler, "composed", "sum", boxes=boxes)
     generate_pairs(model, card, recipes, 1, 1, folder / "out", Manner(recipes.record, Insertion(scans, MARGIN, 1)))
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begun)
+    return peak() - begun
+
+
+def peak() -> int:
+    """Peak memory of this process in bytes; `ru_maxrss` would include that of the process that started it."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
 if __name__ == "__main__":
