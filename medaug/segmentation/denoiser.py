@@ -75,8 +75,7 @@ def build_denoiser(
     Raises:
         UserError: the checkpoint is damaged, or its model does not generate images of all modalities.
     """
-    card, _ = read_checkpoint(generator)
-    model = load_model(generator, torch.device("cpu"))[1] if pretrained else card.build()
+    model = load_model(generator, torch.device("cpu"))[1] if pretrained else read_checkpoint(generator)[0].build()
     task = model.task
     if task.target != "image" or task.num_targets != num_modalities or task.num_images or model.sliced:
         raise UserError(
